@@ -1,0 +1,332 @@
+"""Configuration: YAML to checked sections; unknown keys are refused with the nearest spelling."""
+
+import importlib.resources
+import importlib.util
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import ichkit
+from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.tasks import TASKS
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def runtime(default: Any) -> Any:
+    """A field that changes how fast a result comes, never the result: it stays out of `Section.settings`."""
+    return Field(default, json_schema_extra={"runtime": True})
+
+
+class Section(BaseModel):
+    """A part of the configuration; a stage sees only its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything in the section that can change a result, as JSON values."""
+        kept = {}
+        for name, info in type(self).model_fields.items():
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("runtime"):
+                continue
+            value = getattr(self, name)
+            kept[name] = (
+                value.settings() if isinstance(value, Section) else self.model_dump(mode="json", include={name})[name]
+            )
+        return kept
+
+
+class ChannelsConfig(Section):
+    """How a slice becomes an image; `kind` is a row of `imaging.windows.CHANNELS`, windows are (level, width) in HU."""
+
+    kind: str = "windows"
+    windows: tuple[tuple[float, Positive], ...] = ((40, 80), (75, 215), (600, 2800))
+
+    def hull_hu(self) -> tuple[int, int]:
+        """Lowest and highest HU the store keeps: the hull of the windows, at least [-800, 2000]."""
+        low = min(level - width / 2 for level, width in self.windows)
+        high = max(level + width / 2 for level, width in self.windows)
+        return min(-800, int(low)), max(2000, int(-(-high // 1)))
+
+
+class PrepareConfig(Section):
+    """DICOM to the Hounsfield store."""
+
+    size: Count | None = None
+    num_folds: Annotated[int, Field(ge=2)] = 5
+    rsna: Path | None = runtime(None)
+    cq500: Path | None = runtime(None)
+    workers: int | None = runtime(None)
+
+
+class AugmentConfig(Section):
+    """Geometry and noise of training images; each `*_probability` is per draw, one draw per block or per slice."""
+
+    per: Literal["block", "slice"] = "block"
+    crop_scale: tuple[Positive, Positive] = (0.7, 1.0)
+    crop_probability: Probability = 1.0
+    horizontal_flip_probability: Probability = 0.5
+    vertical_flip_probability: Probability = 0.0
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
+    shift_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    rotation_probability: Probability = 0.7
+    distortion_limit: Annotated[float, Field(ge=0, le=1)] = 0.2
+    distortion_probability: Probability = 0.2
+    noise_std: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.01, 0.05)
+    noise_probability: Probability = 0.2
+
+
+class CutMixConfig(Section):
+    """CutMix over blocks; probability 0 switches it off."""
+
+    probability: Probability = 0.5
+    alpha: Positive = 1.0
+
+
+class TrainConfig(Section):
+    """Stage 1: a 2D network on blocks of adjacent slices."""
+
+    backbone: str = "resnet50"
+    pretrained: str = "hub"
+    image_size: Annotated[int, Field(ge=32)] = 512
+    block_size: Annotated[int, Field(ge=1)] = 7
+    batch_blocks: Count = 16
+    sampling: Literal["blocks", "slices"] = "blocks"
+    epochs: Count = 20
+    optimizer: str = "adam"
+    learning_rate: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    loss: str = "weighted-bce"
+    drop_rate: Probability = 0.0
+    label_prior_bias: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    augment: AugmentConfig = AugmentConfig()
+    cutmix: CutMixConfig = CutMixConfig()
+    tta: Literal["none", "hflip"] = "none"
+    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
+    accelerator: str = runtime("auto")
+    workers: int | None = runtime(None)
+    threads: int | None = runtime(None)
+    predict_batch: Count = runtime(64)
+
+    @model_validator(mode="after")
+    def _check_block(self) -> "TrainConfig":
+        if self.block_size % 2 == 0:
+            raise ValueError(
+                f"train.block_size must be odd, so that a block has a middle slice; found {self.block_size}"
+            )
+        return self
+
+
+class FusionConfig(Section):
+    """The axial-fusion CNN of the paper: two convolutions and one linear layer."""
+
+    window: Annotated[int, Field(ge=1)] = 7
+    channels: tuple[Count, Count] = (32, 64)
+    epochs: Count = 20
+    batch_size: Count = 512
+    learning_rate: Positive = 2e-3
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = (1e-3, 1e-1)
+    num_seeds: Count = 2
+
+    @model_validator(mode="after")
+    def _check_window(self) -> "FusionConfig":
+        if self.window % 2 == 0:
+            raise ValueError(f"stack.fusion.window must be odd, so that it has a middle; found {self.window}")
+        return self
+
+
+class LightgbmConfig(Section):
+    """Boosted trees on neighbours' descriptors; the strength of regularisation is chosen on inner patients."""
+
+    window: Annotated[int, Field(ge=1)] = 7
+    learning_rate: Positive = 0.05
+    max_rounds: Count = 300
+    patience: Count = 30
+    strengths: tuple[str, ...] = ("light", "medium", "strong", "base")
+    num_threads: int | None = runtime(None)
+
+
+class BlendConfig(Section):
+    """Convex weights per class on logits, fitted on inner patients of each fold's training part."""
+
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+
+
+class StackConfig(Section):
+    """Stage 2: descriptors of adjacent slices to the final probability."""
+
+    stackers: tuple[str, ...] = ("fusion", "lightgbm")
+    num_parts: Annotated[int, Field(ge=2)] = 5
+    num_inner: Annotated[int, Field(ge=2)] = 3
+    fusion: FusionConfig = FusionConfig()
+    lightgbm: LightgbmConfig = LightgbmConfig()
+    blend: BlendConfig = BlendConfig()
+
+
+class EvaluateConfig(Section):
+    """Scores and their intervals."""
+
+    num_draws: Count = 2000
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class PhantomConfig(Section):
+    """What `demo` asks of the phantom."""
+
+    studies: Count = 60
+    test_studies: Count = 15
+    cq500_studies: Count = 20
+    size: Annotated[int, Field(ge=64)] = 512
+
+
+class Config(Section):
+    """The whole configuration; `configs/default.yaml` names the choices and their reasons."""
+
+    task: str = "hemorrhage"
+    seed: int = 0
+    channels: ChannelsConfig = ChannelsConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    train: TrainConfig = TrainConfig()
+    stack: StackConfig = StackConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    phantom: PhantomConfig = PhantomConfig()
+
+    @model_validator(mode="after")
+    def _check_task(self) -> "Config":
+        if self.task not in TASKS:
+            raise ValueError(f'unknown task "{self.task}". {nearest(self.task, TASKS)}')
+        return self
+
+
+def load_config(name: str = "default", overrides: tuple[str, ...] = ()) -> Config:
+    """A configuration by shipped name or file path, with `section.key=value` overrides applied last.
+
+    Raises:
+        ConfigError: no such config, unreadable YAML, an unknown key, or a value out of range.
+
+    Example:
+        >>> load_config("default", ("train.epochs=3",)).train.epochs
+        3
+    """
+    tree, where = _read_extended(name, seen=())
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from error
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configs."""
+    return _yaml_names(shipped_folder("configs"))
+
+
+def pipeline_names() -> list[str]:
+    """Names of the shipped pipelines."""
+    return _yaml_names(shipped_folder("pipelines"))
+
+
+def shipped_folder(name: str) -> Traversable:
+    """`configs` or `pipelines`: inside the installed package, or beside it in a checkout that is not installed."""
+    if importlib.util.find_spec(f"ichkit.{name}") is not None:
+        return importlib.resources.files(f"ichkit.{name}")
+    return Path(ichkit.__file__).resolve().parents[1] / name
+
+
+def find_yaml(name: str, folder: str) -> Traversable:
+    """The YAML file of a shipped name, or the file at that path.
+
+    Raises:
+        ConfigError: neither a shipped name nor a file.
+    """
+    shipped = shipped_folder(folder)
+    if name in _yaml_names(shipped):
+        return shipped / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    what = folder.removesuffix("s")
+    raise ConfigError(f'{what}: "{name}" is neither a shipped {what} nor a file. {nearest(name, _yaml_names(shipped))}')
+
+
+def read_yaml(path: Traversable) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+
+
+def _yaml_names(folder: Traversable) -> list[str]:
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The merged tree of a config and of what it extends, and where it was read."""
+    if name in seen:
+        raise ConfigError(f"config: {' extends '.join((*seen, name))}, which goes round in a circle.")
+    path = find_yaml(name, "configs")
+    tree = read_yaml(path) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as `train:`, found {type(tree).__name__}.")
+    parent = tree.pop("extends", None)
+    if parent is not None:
+        base, _ = _read_extended(str(parent), (*seen, name))
+        tree = _merge(base, tree)
+    return tree, str(path)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f'--set: expected section.key=value, found "{override}".')
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise ConfigError(f'--set {override}: "{section}" is not a section.')
+        tree = tree[section]
+    try:
+        tree[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            section = _section_at(problem["loc"][:-1])
+            lines.append(f'unknown key "{place}". {nearest(str(problem["loc"][-1]), section.model_fields)}')
+        else:
+            found = f", found {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
+            lines.append(f"{place or 'config'}: {problem['msg']}{found}")
+    return f"config {where}: " + "; ".join(lines)
+
+
+def _section_at(place: tuple[int | str, ...]) -> type[Section]:
+    section: type[Section] = Config
+    for name in place:
+        annotation = section.model_fields[str(name)].annotation
+        choices = [annotation, *get_args(annotation)]
+        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section))
+    return section

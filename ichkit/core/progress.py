@@ -1,0 +1,143 @@
+"""What a person sees while work goes on, and the flag that a stop signal raises."""
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ichkit.core.errors import Stopped
+
+logger = logging.getLogger("ichkit")
+PLAIN_INTERVAL_SECONDS = 10.0
+
+
+class Meter:
+    """Counts finished items: a bar with rate and ETA on a terminal, a plain line every 10 s otherwise.
+
+    Silent unless the `ichkit` logger is at INFO, as the command line sets it, so library calls print nothing.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.note = 0, ""
+        self._began = self._said = time.monotonic()
+        self._bar: Progress | None = None
+        self._row: TaskID | None = None
+        if logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._row = self._bar.add_task(label, total=total, rate="", note="")
+            self._bar.start()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Counts `count` more finished items; `note` stands behind the figures, e.g. the loss."""
+        self.done, self.note = self.done + count, note or self.note
+        now = time.monotonic()
+        rate = self.done / max(now - self._began, 1e-9)
+        if self._bar is not None and self._row is not None:
+            self._bar.update(self._row, completed=self.done, rate=f"{rate:.1f} {self.unit}/s", note=self.note)
+        elif now - self._said >= PLAIN_INTERVAL_SECONDS:
+            self._said = now
+            left = (self.total - self.done) / rate if rate else float("nan")
+            logger.info(
+                "%s: %d of %d, %.1f %s/s, %.0f s left%s",
+                self.label,
+                self.done,
+                self.total,
+                rate,
+                self.unit,
+                left,
+                f", {self.note}" if self.note else "",
+            )
+
+
+class StopFlag:
+    """True once a stop was asked for; stages look at it where everything is saved."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Asks for a stop at the next safe point."""
+        self._event.set()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def check(self, saved: str) -> None:
+        """Stops here when asked to.
+
+        Raises:
+            Stopped: a stop was asked for; `saved` says what is safe.
+        """
+        if self:
+            raise Stopped(f"stopped: {saved}. Run the same command again to go on.")
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[StopFlag]:
+    """Turns SIGTERM and SIGINT into a flag for as long as the block runs; a second SIGINT interrupts at once.
+
+    Outside the main thread signals cannot be caught, and the flag stays down.
+    """
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def raise_flag(number: int, _frame: FrameType | None) -> None:
+        if flag and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        logger.info("stopping at the next safe point (signal %d)", number)
+        flag.set()
+
+    before = {number: signal.signal(number, raise_flag) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people.
+
+    Example:
+        >>> format_seconds(3700)
+        '1 h 02 min'
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

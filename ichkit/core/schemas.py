@@ -1,0 +1,133 @@
+"""The columns of every table, and the checks that stand at the door of a stage."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.errors import ContractError
+from ichkit.core.tasks import Task
+
+KEY = ["study_id", "slice_index"]
+FOLDS = ["patient_id", "fold"]
+REJECTED = ["dataset", "split", "slice_id", "study_id", "series_id", "position_mm", "file", "reason"]
+SERIES_CHOICE = ["study_id", "series_id", "series", "num_slices", "coverage_mm", "gap_mm", "chosen", "reason"]
+_SLICE_FACTS = {
+    "slice_id": "str",
+    "dataset": "str",
+    "split": "str",
+    "study_id": "str",
+    "series_id": "str",
+    "patient_id": "str",
+    "slice_index": "int64",
+    "num_slices": "int64",
+    "position_mm": "float64",
+    "gap_mm": "float64",
+    "rows": "int64",
+    "columns": "int64",
+    "spacing_row_mm": "float64",
+    "spacing_col_mm": "float64",
+    "pixel_format": "str",
+    "hu_repaired": "bool",
+    "padded": "bool",
+    "volume": "str",
+}
+_STUDY_FACTS = {"study_id": "str", "dataset": "str", "split": "str", "patient_id": "str", "num_slices": "int64"}
+PROBABILITY_CLIP = (1e-6, 1 - 1e-6)
+
+
+def slices_dtypes(task: Task) -> dict[str, str]:
+    """Column to dtype of `slices.parquet`, in order; labels and fold are nullable integers."""
+    return {**_SLICE_FACTS, **dict.fromkeys(task.classes, "Int8"), "fold": "Int16"}
+
+
+def studies_dtypes(task: Task) -> dict[str, str]:
+    """Column to dtype of `studies.parquet`, in order."""
+    return {**_STUDY_FACTS, **dict.fromkeys(task.classes, "Int8")}
+
+
+def predictions_columns(task: Task) -> list[str]:
+    """Columns of every predictions table, in order."""
+    return ["slice_id", "study_id", "slice_index", "fold", *task.probability_columns]
+
+
+def conform(frame: pd.DataFrame, dtypes: dict[str, str]) -> pd.DataFrame:
+    """The table with exactly these columns, in this order, with these dtypes.
+
+    Raises:
+        ContractError: a column is missing.
+    """
+    missing = [name for name in dtypes if name not in frame]
+    if missing:
+        raise ContractError(f"table: expected columns {list(dtypes)}, missing {missing}.")
+    return frame[list(dtypes)].astype(dtypes).reset_index(drop=True)
+
+
+def make_predictions(
+    slices: pd.DataFrame, probabilities: np.ndarray, task: Task, fold: int | None = None
+) -> pd.DataFrame:
+    """A predictions table, sorted by study_id and slice_index, clipped and float32.
+
+    Args:
+        slices: (N rows) with slice_id, study_id, slice_index, and fold where `fold` is None.
+        probabilities: (N, C) float in [0, 1].
+        fold: the fold to write in every row (k for a run's test tables, -1 for averages); None keeps the row's own.
+
+    Raises:
+        ContractError: a probability is not finite.
+    """
+    assert probabilities.shape == (len(slices), task.num_classes)
+    if not np.isfinite(probabilities).all():
+        row = int(np.flatnonzero(~np.isfinite(probabilities).all(1))[0])
+        raise ContractError(f"predictions: {slices.slice_id.iloc[row]} has a probability that is not finite.")
+    table = slices[["slice_id", "study_id", "slice_index"]].reset_index(drop=True)
+    table["fold"] = (slices["fold"].to_numpy() if fold is None else np.full(len(slices), fold)).astype("int64")
+    # float32 cannot hold 1 - 1e-6 exactly; its nearest value inside the interval is used.
+    low, high = np.float32(PROBABILITY_CLIP[0]), np.nextafter(np.float32(PROBABILITY_CLIP[1]), np.float32(0))
+    table[task.probability_columns] = np.clip(probabilities.astype(np.float32), np.nextafter(low, np.float32(1)), high)
+    return table.sort_values(KEY, ignore_index=True)
+
+
+def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.DataFrame | None = None) -> None:
+    """Refuses a predictions table that breaks the contract.
+
+    Args:
+        where: named in the message.
+        slices: the rows it must hold, with slice_id and, for an out-of-fold table, the fold each row must have.
+
+    Raises:
+        ContractError: a column is missing, a slice repeats, the order is wrong, a probability is not inside (0, 1),
+            a slice is missing or foreign, or a row's fold is not its own.
+    """
+    missing = [name for name in predictions_columns(task) if name not in table]
+    if missing:
+        raise ContractError(f"{where}: expected columns {predictions_columns(task)}, missing {missing}.")
+    if table.slice_id.duplicated().any():
+        raise ContractError(f"{where}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} stands in two rows.")
+    p = table[task.probability_columns].to_numpy(np.float64)
+    if not (np.isfinite(p).all() and (p > 0).all() and (p < 1).all()):
+        raise ContractError(f"{where}: expected probabilities inside (0, 1).")
+    if not is_sorted(table):
+        raise ContractError(f"{where}: expected rows sorted by study_id, then slice_index.")
+    if slices is None:
+        return
+    foreign = set(table.slice_id) ^ set(slices.slice_id)
+    if foreign:
+        raise ContractError(
+            f"{where}: expected exactly the {len(slices)} prepared slices, found {len(table)} rows; "
+            f"{len(foreign)} differ, e.g. {min(foreign)}. Run `ichkit train` again to remake the tables."
+        )
+    if "fold" in slices:
+        own = slices.set_index("slice_id").fold.reindex(table.slice_id).to_numpy()
+        wrong = np.flatnonzero(table.fold.to_numpy() != own)
+        if len(wrong):
+            row = table.iloc[wrong[0]]
+            raise ContractError(
+                f"{where}: slice {row.slice_id} has fold {row.fold}, its own is {own[wrong[0]]}; a second stage on it "
+                "would learn from a model that saw its label. Train the fold again with `ichkit train --fresh`."
+            )
+
+
+def is_sorted(table: pd.DataFrame, by: Sequence[str] = KEY) -> bool:
+    """True where the rows stand in ascending order of the columns."""
+    return table[list(by)].reset_index(drop=True).equals(table[list(by)].sort_values(list(by), ignore_index=True))
