@@ -85,6 +85,21 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def list_differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """One line per value that differs between two trees of settings.
+
+    Example:
+        >>> list_differences({"train": {"epochs": 20}}, {"train": {"epochs": 3}})
+        ['train.epochs: 20, now 3']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        parts = [list_differences(old.get(key), new.get(key), f"{place}.{key}".lstrip(".")) for key in keys]
+        return [line for part in parts for line in part]
+    old, new = json.loads(json.dumps(old, default=str)), json.loads(json.dumps(new, default=str))
+    return [] if old == new else [f"{place}: {old}, now {new}"]
+
+
 def digest_table(frame: pd.DataFrame) -> str:
     """First 16 hex digits of a SHA-256 over the column names and every value of a table, row order included."""
     sha = hashlib.sha256("\x1f".join(map(str, frame.columns)).encode())

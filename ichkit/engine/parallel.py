@@ -1,7 +1,7 @@
 """Independent tasks on worker processes; the one module that knows joblib."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +22,26 @@ def count_cores() -> int:
 
 
 def run_tasks(
-    function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int | None = None
+    function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int | None = None, isolated: bool = False
 ) -> Iterator[tuple[int, Any]]:
     """(position, result) of each task as it finishes, in any order.
 
     Args:
         function: a module-level function of one picklable argument; what it raises is raised here.
         workers: processes; None for one a core; 1 runs in this process.
+        isolated: never in this process, not even a single task.
 
     A worker that dies (out of memory, a crash in a decoder) takes its task with it: every task unfinished then is done
     again alone, and one whose process dies again gives a `WorkerDied`.
     """
     workers = min(workers or count_cores(), max(len(tasks), 1))
-    if workers == 1:
+    if workers == 1 and not isolated:
         for position, task in enumerate(tasks):
             yield position, function(task)
         return
     done: set[int] = set()
     try:
-        for position, result in _pooled(function, list(enumerate(tasks)), workers):
+        for position, result in _pooled(function, enumerate(tasks), max(workers, 2)):
             done.add(position)
             yield position, result
     except TerminatedWorkerError:
@@ -51,15 +52,15 @@ def run_tasks(
         if position in done:
             continue
         try:
-            # Two jobs keep joblib from running the task in this process; the second does nothing.
-            results = list(_pooled(function, [(position, task)], 2))
-            yield results[0]
+            yield from _pooled(function, [(position, task)], 2)
         except TerminatedWorkerError as error:
             yield position, WorkerDied(f"its worker died twice ({str(error).splitlines()[0]})")
 
 
-def _pooled(function: Callable[[Any], Any], numbered: list[tuple[int, Any]], workers: int) -> Iterator[tuple[int, Any]]:
-    # batch_size 1: a task here is a study or a fold, long enough to travel alone.
+def _pooled(
+    function: Callable[[Any], Any], numbered: Iterable[tuple[int, Any]], workers: int
+) -> Iterator[tuple[int, Any]]:
+    # With one job joblib would run the task in this process. batch_size 1: a task is long enough to travel alone.
     pool = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1)
     yield from pool(joblib.delayed(_numbered)(function, position, task) for position, task in numbered)
 

@@ -1,0 +1,141 @@
+"""Every study to its volume on a pool of workers, with a record of each so that nothing is done twice."""
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from ichkit.core.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
+from ichkit.core.errors import DataError
+from ichkit.core.progress import Meter, StopFlag, logger
+from ichkit.engine.parallel import WorkerDied, run_tasks
+from ichkit.imaging.store import volume_path
+from ichkit.sources.plan import StudyTasks
+from ichkit.sources.study import StudyRecord, StudyTask, decode_study, store_study
+
+RECORDS_FILE = "records.json"
+_RECORDS_FOLDER = "records"
+
+
+def decode_all(
+    sources: Sequence[StudyTasks], folder: Path, earlier: Path, *, workers: int | None, strict: bool, stop: StopFlag
+) -> dict[str, StudyRecord]:
+    """A record by key for every study: those of earlier calls, and those decoded now.
+
+    Args:
+        folder: where volumes are written.
+        earlier: a finished store, whose volumes are linked where a study has not changed.
+        workers: processes; None for one a core.
+        strict: stop at the first file that cannot be read.
+
+    Raises:
+        DataError: a file cannot be read and `strict` is on.
+        Stopped: after the study at hand was recorded.
+    """
+    keys = {tasks.key(position): (tasks, position) for tasks in sources for position in range(len(tasks))}
+    records = _earlier_records(folder, earlier, keys)
+    left = _Chosen([place for key, place in keys.items() if key not in records])
+    if records and len(left):
+        logger.info("prepare: %d of %d studies were finished before", len(records), len(keys))
+    store = partial(store_study, folder)
+    with Meter("studies", len(left), "studies") as meter:
+        for position, result in run_tasks(store, left, workers=workers):
+            record = _without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
+            if strict and record.failures:
+                raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
+            write_bytes_atomically(_record_path(folder, record.key), encode_json(asdict(record)))
+            records[record.key] = record
+            meter.advance()
+            stop.check(f"{len(records)} of {len(keys)} studies are finished")
+    return records
+
+
+def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> None:
+    """Puts all records into one file of the artifact, names its volumes, and removes what no study needs any more."""
+    for record in records.values():
+        if record.volume:
+            writer.record(record.volume, FileDigest(record.sha256, record.num_bytes))
+    writer.write_json(RECORDS_FILE, {key: asdict(records[key]) for key in sorted(records)})
+    shutil.rmtree(writer.folder / _RECORDS_FOLDER, ignore_errors=True)
+    for path in (writer.folder / "volumes").glob("*/*"):
+        if str(path.relative_to(writer.folder)) not in writer.files:
+            path.unlink()
+
+
+class _Chosen(Sequence[StudyTask]):
+    """The tasks at the given places, each built when it is asked for."""
+
+    def __init__(self, places: list[tuple[StudyTasks, int]]) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, position: int) -> StudyTask:  # type: ignore[override]
+        tasks, inside = self._places[position]
+        return tasks[inside]
+
+
+def _earlier_records(folder: Path, earlier: Path, keys: dict) -> dict[str, StudyRecord]:
+    """Records of wanted studies whose volume is whole: of an interrupted call, else of the finished store."""
+    found = {}
+    if (earlier / RECORDS_FILE).exists():
+        for key, raw in json.loads((earlier / RECORDS_FILE).read_text()).items():
+            if key in keys and _link(earlier / volume_path(key), folder / volume_path(key), raw):
+                found[key] = StudyRecord(**raw)
+    for path in (folder / _RECORDS_FOLDER).glob("*.json"):
+        raw = json.loads(path.read_text())
+        if raw["key"] in keys and _is_whole(folder / volume_path(raw["key"]), raw):
+            found[raw["key"]] = StudyRecord(**raw)
+    return found
+
+
+def _is_whole(path: Path, raw: dict) -> bool:
+    return not raw["volume"] or (path.is_file() and path.stat().st_size == raw["num_bytes"])
+
+
+def _link(old: Path, new: Path, raw: dict) -> bool:
+    """Puts a finished volume into the new store without copying it where the disk allows."""
+    if not _is_whole(old, raw):
+        return False
+    if raw["volume"] and not new.exists():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copyfile(old, new)
+    return True
+
+
+def _record_path(folder: Path, key: str) -> Path:
+    return folder / _RECORDS_FOLDER / f"{key}.json"
+
+
+def _without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
+    """The record of a study whose worker died: the slice at fault is found alone and left out."""
+    probes = [StudyTask(task.key, (files,), task.pixels) for files in task.slices]
+    died = {i for i, result in run_tasks(_probe, probes, isolated=True) if isinstance(result, WorkerDied)}
+    good = [i for i in range(len(probes)) if i not in died]
+    whole = StudyTask(task.key, tuple(task.slices[i] for i in good), task.pixels)
+    ((_, result),) = run_tasks(partial(store_study, folder), [whole], isolated=True)
+    if not isinstance(result, StudyRecord):
+        good, died, result = [], set(range(len(probes))), StudyRecord(task.key, "", "", 0, [], [], [])
+    reason = "its worker died, twice"
+    lost = [(i, inside, reason) for i in sorted(died) for inside in range(len(task.slices[i]))]
+    return StudyRecord(
+        task.key,
+        result.volume,
+        result.sha256,
+        result.num_bytes,
+        [good[i] for i in result.kept],
+        result.padded,
+        sorted(itertools.chain(lost, ((good[i], inside, why) for i, inside, why in result.failures))),
+    )
+
+
+def _probe(task: StudyTask) -> bool:
+    return bool(decode_study(task).kept)

@@ -1,0 +1,130 @@
+"""RSNA 2019 Intracranial Hemorrhage Detection: its folders, its label file, its sample submission."""
+
+import io
+import re
+
+import pandas as pd
+
+from ichkit.core.artifacts import digest_table
+from ichkit.core.errors import DataError
+from ichkit.core.tasks import Task
+from ichkit.sources.files import FileRef, find_one
+from ichkit.sources.plan import SourcePlan, add_positions, make_rejected, split_duplicates
+
+DATASET = "rsna"
+_IMAGE_FOLDER = r"(?:^|/)stage_([12])_(train|test)(?:_images)?/[^/]+$"
+_LAYOUT_HINT = (
+    "Expected stage_2_train.csv, stage_2_sample_submission.csv and the folders stage_2_train/ and stage_2_test/ of "
+    "https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/data, unpacked or in its zip; "
+    "`ichkit phantom OUT` writes the same layout under OUT/rsna."
+)
+
+
+def image_files(files: pd.DataFrame) -> pd.DataFrame:
+    """The files inside the image folders of the newest stage there, with columns split and slice_id.
+
+    Raises:
+        DataError: no such folder.
+    """
+    parts = files["relative"].str.extract(_IMAGE_FOLDER)
+    parts.columns = pd.Index(["stage", "split"])
+    found = files.assign(split=parts["split"], stage=parts["stage"]).dropna(subset=["split"])
+    # Label files sit beside the folders, never in them; anything else in them is an image or is refused.
+    if found.empty:
+        raise DataError(f"rsna: no image folder among {len(files)} files. {_LAYOUT_HINT}")
+    found = found[found["stage"] == found["stage"].max()]
+    slice_ids = found["relative"].str.replace(r"^.*/", "", regex=True).str.replace(r"\.[^.]*$", "", regex=True)
+    return found.drop(columns="stage").assign(slice_id=slice_ids).reset_index(drop=True)
+
+
+def plan_rsna(files: pd.DataFrame, images: pd.DataFrame, index: pd.DataFrame, task: Task) -> SourcePlan:
+    """Every readable slice of every series of the competition, with its labels.
+
+    Args:
+        files: everything under the root.
+        images: from `image_files`.
+        index: of `images`.
+
+    Raises:
+        DataError: the label file or the sample is missing, or the labels contradict themselves.
+    """
+    stage = re.search(_IMAGE_FOLDER, images["relative"].iloc[0]).group(1)
+    labels = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
+    sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
+    index = index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="one_to_one")
+    index = add_positions(index).assign(dataset=DATASET, slab=0)
+    index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
+    good = index[index["reason"] == ""]
+    good, copies = split_duplicates(good, ["split", "slice_id"])
+    unlabelled = good[(good["split"] == "train") & ~good["slice_id"].isin(labels["slice_id"])]
+    good = good.drop(unlabelled.index)
+    refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no label in the label file")]
+    good = good.assign(slab=good.groupby(["study_id", "series_id"]).cumcount())
+    seen = set(index["slice_id"][index["split"] == "train"])
+    return SourcePlan(
+        files=good.drop(columns="reason").assign(study_uid=good["study_id"], series_uid=good["series_id"]),
+        rejected=make_rejected(pd.concat(refused)),
+        labels=labels,
+        sample_ids=sample,
+        facts={"stage": int(stage), "labels_without_image": int((~labels["slice_id"].isin(seen)).sum())},
+        inputs={"labels": digest_table(labels), "sample": digest_table(sample)},
+    )
+
+
+def read_labels(ref: FileRef, task: Task) -> pd.DataFrame:
+    """slice_id and one 0/1 column per class, sorted by slice_id; identical rows are merged.
+
+    Raises:
+        DataError: columns, ids or labels are not as expected; contradicting rows and missing classes are named.
+    """
+    where = ref.relative
+    raw = _read_csv(ref, ["ID", "Label"])
+    if not raw["Label"].isin([0, 1]).all():
+        row = int(raw.index[~raw["Label"].isin([0, 1])][0])
+        raise DataError(f"{where}: expected labels 0 or 1, found {raw.Label[row]} in row {row + 2}.")
+    columns = {}
+    for name in task.classes:
+        rows = raw[raw["ID"].str.endswith(f"_{name}")]
+        rows = pd.DataFrame({"slice_id": rows["ID"].str.slice(stop=-len(name) - 1), name: rows["Label"]})
+        rows = rows.drop_duplicates()
+        twice = rows["slice_id"][rows["slice_id"].duplicated()]
+        if len(twice):
+            raise DataError(
+                f"{where}: {len(twice)} images have two different labels for {name}, e.g. {twice.iloc[0]}. "
+                "Keep the right row of each and run again."
+            )
+        columns[name] = rows.set_index("slice_id")[name]
+    table = pd.concat(columns, axis=1).sort_index()
+    if table.isna().any(axis=None):
+        missing = table.index[table.isna().any(axis=1)]
+        raise DataError(
+            f"{where}: expected {task.num_classes} classes for every image; {len(missing)} images lack one, "
+            f"e.g. {missing[0]} lacks {', '.join(table.columns[table.loc[missing[0]].isna()])}."
+        )
+    return table.astype("int8").rename_axis("slice_id").reset_index()
+
+
+def read_sample(ref: FileRef) -> pd.DataFrame:
+    """Column ID of the sample submission, in its order.
+
+    Raises:
+        DataError: no column ID, or an id stands twice.
+    """
+    sample = _read_csv(ref, ["ID"])
+    if sample["ID"].duplicated().any():
+        raise DataError(f"{ref.relative}: {sample.ID[sample.ID.duplicated()].iloc[0]} stands twice.")
+    return sample
+
+
+def _read_csv(ref: FileRef, columns: list[str]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(io.BytesIO(ref.read()), usecols=columns, dtype={"ID": "str"})[columns]
+    except ValueError as error:
+        raise DataError(f"{ref.relative}: expected a CSV with columns {', '.join(columns)}: {error}") from error
+
+
+def _need(files: pd.DataFrame, pattern: str, what: str) -> FileRef:
+    ref = find_one(files, pattern)
+    if ref is None:
+        raise DataError(f"rsna: no {what} among {len(files)} files. {_LAYOUT_HINT}")
+    return ref

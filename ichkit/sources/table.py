@@ -1,0 +1,104 @@
+"""Where data may come from: one row a source, and how each is found on this machine."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ichkit.core.errors import DataError
+from ichkit.core.tasks import Task
+from ichkit.sources import cq500, rsna
+from ichkit.sources.plan import SourcePlan
+
+PHANTOM_FILE = "phantom.json"
+_KAGGLE_INPUT = Path("/kaggle/input")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source of `prepare`.
+
+    Attributes:
+        name: its `dataset` in every table, and its option.
+        find_images: files below the root to the images among them.
+        plan: files, images, their index and the task to a `SourcePlan`.
+        repair: whether broken intercepts are mended.
+        is_required: whether `prepare` can do without it.
+        variable: environment variable that names its root.
+        folders: where it is looked for after that.
+        description: one sentence.
+        source: where its layout comes from.
+    """
+
+    name: str
+    find_images: Callable[[pd.DataFrame], pd.DataFrame]
+    plan: Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame, Task], SourcePlan]
+    repair: bool
+    is_required: bool
+    variable: str
+    folders: tuple[Path, ...]
+    description: str
+    source: str
+
+
+SOURCES = {
+    "rsna": Source(
+        name=rsna.DATASET,
+        find_images=rsna.image_files,
+        plan=rsna.plan_rsna,
+        repair=True,
+        is_required=True,
+        variable="ICHKIT_RSNA",
+        folders=(
+            Path("data/rsna"),
+            _KAGGLE_INPUT / "rsna",
+            _KAGGLE_INPUT / "rsna-intracranial-hemorrhage-detection",
+        ),
+        description="RSNA 2019: slices labelled with six classes, a test split and a sample submission.",
+        source="https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/data",
+    ),
+    "cq500": Source(
+        name=cq500.DATASET,
+        find_images=cq500.image_files,
+        plan=cq500.plan_cq500,
+        repair=False,
+        is_required=False,
+        variable="ICHKIT_CQ500",
+        folders=(Path("data/cq500"), _KAGGLE_INPUT / "cq500"),
+        description="CQ500: studies read by three radiologists, the external test.",
+        source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
+    ),
+}
+
+
+def locate(source: Source, given: Path | None) -> Path | None:
+    """The root of a source: the one given, else its environment variable, else the first of its folders that is there.
+
+    Raises:
+        DataError: a root that was named is not there, or a required source is nowhere.
+    """
+    named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
+    if named is not None:
+        if not named.exists():
+            origin = f"--{source.name}" if given else source.variable
+            raise DataError(
+                f"{source.name}: {origin} says {named}, and nothing is there. Expected a folder or a zip; "
+                "check the path."
+            )
+        return named
+    found = next((folder for folder in source.folders if folder.exists()), None)
+    if found is None and source.is_required:
+        places = ", ".join(map(str, source.folders))
+        raise DataError(
+            f"{source.name}: no data at {places}. Download it from {source.source} and name it with "
+            f"--{source.name} PATH or {source.variable}; or try `ichkit phantom phantom` and "
+            f"`ichkit prepare --{source.name} phantom/{source.name}`."
+        )
+    return found
+
+
+def is_phantom(root: Path) -> bool:
+    """True where `ichkit phantom` wrote the data."""
+    return (root / PHANTOM_FILE).is_file()
