@@ -18,7 +18,7 @@ setup(
     # configs and pipelines are top-level folders of the repository and sub-packages of the wheel.
     packages=[*packages, "ichkit.configs", "ichkit.pipelines"],
     package_dir={"ichkit": "ichkit", "ichkit.configs": "configs", "ichkit.pipelines": "pipelines"},
-    package_data={"ichkit.configs": ["*.yaml"], "ichkit.pipelines": ["*.yaml"], "ichkit": ["py.typed"]},
+    package_data={"ichkit.configs": ["*.yaml"], "ichkit.pipelines": ["*.yaml"], "ichkit": ["py.typed"], "ichkit.stages": ["*.j2"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",

@@ -319,7 +319,8 @@ def _explain(error: ValidationError, where: str) -> str:
             lines.append(f'unknown key "{place}". {nearest(str(problem["loc"][-1]), section.model_fields)}')
         else:
             found = f", found {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
-            lines.append(f"{place or 'config'}: {problem['msg']}{found}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place or 'config'}: {message}{found}")
     return f"config {where}: " + "; ".join(lines)
 
 

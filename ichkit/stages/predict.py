@@ -91,7 +91,11 @@ def run(
     refused = refused.assign(file=[salted(salt, "file", name) for name in refused["relative"]], dataset="folder")
     parts = [plan.rejected, collect_failures(planned, records), refused.reindex(columns=REJECTED)]
     rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
-    table = _second_stage(chain, descriptors, slices, task)
+    table = (
+        _second_stage(chain, descriptors, slices, task)
+        if len(slices)
+        else make_predictions(slices, _none(task), task, -1)
+    )
     table = table.merge(slices[["slice_id", "study_id", "position_mm"]], on=["study_id", "slice_id"])
     prediction = Prediction(
         slices=table[[*predictions_columns(task), "position_mm"]],
@@ -171,10 +175,10 @@ def _describe(
                     values[name][k].append(predictor.predict_volume(volume))
             meter.advance()
     slices = collect_slices(planned, records, task)
-    empty = np.empty((0, task.num_classes), np.float32)
     tables = {
         name: {
-            k: make_predictions(slices, np.concatenate([empty, *parts]), task, fold=k) for k, parts in of_run.items()
+            k: make_predictions(slices, np.concatenate([_none(task), *parts]), task, fold=k)
+            for k, parts in of_run.items()
         }
         for name, of_run in values.items()
     }
@@ -189,6 +193,11 @@ def _decoded(planned: PlannedSource) -> Iterator[tuple[StudyRecord, np.ndarray]]
         yield StudyRecord(task.key, volume, "", 0, study.kept, study.padded, study.failures), study.volume
 
 
+def _none(task: Task) -> np.ndarray:
+    """(0, C) probabilities."""
+    return np.empty((0, task.num_classes), np.float32)
+
+
 def _second_stage(
     chain: Chain, descriptors: dict[str, dict[int, pd.DataFrame]], slices: pd.DataFrame, task: Task
 ) -> pd.DataFrame:
@@ -201,9 +210,10 @@ def _second_stage(
 
 def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """study_id, num_slices and the maximum of each class over the slices of each study."""
-    columns = task.probability_columns
-    grouped = table.groupby("study_id", sort=True)
-    return grouped[columns].max().assign(num_slices=grouped.size()).reset_index()[["study_id", "num_slices", *columns]]
+    counts = table.groupby("study_id", sort=True).size().to_numpy()
+    studies = study_maximum(table, task)
+    studies.insert(1, "num_slices", counts)
+    return studies
 
 
 def _say_what_came(prediction: Prediction, out: Path) -> None:

@@ -231,9 +231,7 @@ def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:
     rejected = plan.rejected
     known = rejected["study_id"].fillna("").ne("") & rejected["study_id"].isin(studies["study_id"])
     rejected = rejected[~known | rejected["study_id"].isin(kept["study_id"])]
-    slice_ids = set(files["slice_id"][files["split"] == "test"]) | set(
-        rejected["slice_id"][rejected["split"] == "test"]
-    )
+    test = pd.concat([table["slice_id"][table["split"] == "test"] for table in (files, rejected)])
     named = plan.sample_ids["ID"].str.rsplit("_", n=1).str[0]
     sample = plan.sample_ids[named.isin(test)].reset_index(drop=True)
     return replace(plan, files=files, rejected=rejected, sample_ids=sample)

@@ -1,0 +1,46 @@
+"""The state of unfinished training, on disk: written beside its place, synced, then renamed; never a half one."""
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from ichkit.core.artifacts import disk_full
+from ichkit.core.errors import ArtifactError
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes a state of tensors, numbers, text, lists and dicts; the one before stays until this one is on disk.
+
+    Raises:
+        DiskFullError: no room left; the one before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch's writer wraps a full disk in a RuntimeError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise (disk_full(path, cause) if isinstance(cause, OSError) else error) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state, its tensors on the CPU; nothing in it is executed.
+
+    Raises:
+        ArtifactError: not readable.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise ArtifactError(
+            f"{path}: expected a checkpoint, found a file that cannot be read ({type(error).__name__}). "
+            "Start this fold over with `ichkit train --fresh`."
+        ) from error

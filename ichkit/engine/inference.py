@@ -1,0 +1,197 @@
+"""A trained fold as a predictor: volumes in Hounsfield units to the probabilities of every slice."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ichkit.core.artifacts import read_manifest
+from ichkit.core.config import ChannelsConfig, Config
+from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.tasks import Task, find_task
+from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
+from ichkit.models.descriptor import build_network
+
+WEIGHTS_NAME, CARD_NAME = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything that rebuilds a network and its input; `model.json` beside the weights.
+
+    Attributes:
+        task: name of the task.
+        backbone: name of the backbone.
+        channels: the channels section of the config.
+        image_size: height and width of the images in pixels.
+        prepare_size: `prepare.size` of the store it learnt from; slices of a new study are brought to it first.
+        hull_hu: HU range of that store; slices of a new study are clipped to it.
+        tta: test-time augmentation, "none" or "hflip".
+        batch_size: images per forward pass; stated, because it decides the last bits of a probability.
+    """
+
+    task: str
+    backbone: str
+    channels: dict[str, Any]
+    image_size: int
+    prepare_size: int | None
+    hull_hu: tuple[int, int]
+    tta: str
+    batch_size: int
+
+    @classmethod
+    def of(cls, config: Config, prepare_size: int | None, hull_hu: tuple[int, int]) -> "ModelCard":
+        """The card of a network that this config trains on a store of that size and HU range."""
+        return cls(
+            task=config.task,
+            backbone=config.train.backbone,
+            channels=config.channels.settings(),
+            image_size=config.train.image_size,
+            prepare_size=prepare_size,
+            hull_hu=hull_hu,
+            tta=config.train.tta,
+            batch_size=config.train.predict_batch,
+        )
+
+    def build(self, *, drop_rate: float = 0.0, pretrained: str = "none") -> nn.Module:
+        """The network with random or pretrained weights.
+
+        Raises:
+            ConfigError: see `models.descriptor.build_network`.
+        """
+        channels = make_rendering(ChannelsConfig(**self.channels))
+        return build_network(
+            self.backbone,
+            num_channels=channels.num_channels,
+            num_classes=find_task(self.task).num_classes,
+            image_size=self.image_size,
+            drop_rate=drop_rate,
+            pretrained=pretrained,
+        )
+
+
+class Predictor:
+    """A network that predicts, with all that turns a volume into its input.
+
+    Every volume is predicted by itself in batches of the card's size, so that what stands beside it changes nothing.
+
+    Args:
+        card: see `ModelCard`.
+        network: uint8 images to logits, weights in place.
+        device: where it computes, always in float32.
+    """
+
+    def __init__(self, card: ModelCard, network: nn.Module, device: torch.device) -> None:
+        self.card, self.device = card, device
+        self.rendering = make_rendering(ChannelsConfig(**card.channels))
+        self.network = network.eval().to(device, memory_format=torch.channels_last)
+
+    @property
+    def task(self) -> Task:
+        """What it predicts."""
+        return find_task(self.card.task)
+
+    def predict_volume(self, volume: np.ndarray) -> np.ndarray:
+        """The probabilities of every slice of one study.
+
+        Args:
+            volume: (S, H, W) int16 HU, row i is slice_index i, as the store holds it.
+
+        Returns:
+            (S, K) float32 in [0, 1].
+        """
+        volume = resize_volume(pad_to_square(volume), self.card.image_size)
+        rows = np.arange(len(volume))
+        batches = [rows[at : at + self.card.batch_size] for at in range(0, len(rows), self.card.batch_size)]
+        return np.concatenate([self._predict_images(self.rendering.render(volume, batch)) for batch in batches])
+
+    @torch.inference_mode()
+    def _predict_images(self, images: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8 to (n, K) float32 probabilities."""
+        batch = torch.from_numpy(images).to(self.device)
+        probabilities = self.network(batch).float().sigmoid()
+        if self.card.tta == "hflip":
+            probabilities = (probabilities + self.network(batch.flip(2)).float().sigmoid()) / 2
+        return probabilities.cpu().numpy()
+
+
+def load_predictor(fold_folder: Path, device: str = "auto") -> Predictor:
+    """The predictor of a finished fold.
+
+    Args:
+        device: "auto" for a GPU where there is one, or any name of a torch device.
+
+    Raises:
+        ArtifactError: the fold is missing, unfinished or damaged.
+        ConfigError: no such device.
+    """
+    read_manifest(fold_folder, made_by="ichkit train")
+    return read_predictor(fold_folder, device)
+
+
+def read_predictor(folder: Path, device: str = "auto") -> Predictor:
+    """The predictor whose weights and card lie in a folder, finished or not.
+
+    Raises:
+        ArtifactError: weights or card are missing, damaged or do not fit each other.
+        ConfigError: no such device.
+    """
+    place = find_device(device)
+    try:
+        card = read_card(folder)
+        network = card.build()
+        network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder / WEIGHTS_NAME}: expected the weights that {CARD_NAME} describes: {str(error).splitlines()[0]} "
+            "`ichkit verify` lists what is damaged; train the fold again with `ichkit train --fresh`."
+        ) from error
+    return Predictor(card, network, place)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card in a folder.
+
+    Raises:
+        ArtifactError: missing or not a card.
+    """
+    try:
+        raw = json.loads((folder / CARD_NAME).read_text())
+        return ModelCard(**{**raw, "hull_hu": tuple(raw["hull_hu"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{folder / CARD_NAME}: expected the description of a network ({type(error).__name__}: {error}). "
+            "Train the fold again with `ichkit train --fresh`."
+        ) from error
+
+
+def encode_weights(network: nn.Module) -> bytes:
+    """The network's tensors as safetensors; the same weights give the same bytes."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+
+
+def encode_card(card: ModelCard) -> dict[str, Any]:
+    """The card as a JSON value."""
+    return asdict(card)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: torch knows none, or it is not in this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device("cuda" if name == "gpu" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device: "{name}" cannot be used here ({str(error).splitlines()[0]}). Try "cpu".') from error
+    return device

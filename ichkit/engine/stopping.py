@@ -1,0 +1,53 @@
+"""A stop asked of one process, heard in all: a file that appears is something every worker can look for."""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ichkit.core.progress import StopFlag
+
+_LOOK_SECONDS = 0.2
+
+
+class RelayedStop(StopFlag):
+    """True once a stop was asked for here, or in the process that started this one.
+
+    Args:
+        own: the flag of this process.
+        path: the file that the other process makes.
+    """
+
+    def __init__(self, own: StopFlag, path: Path) -> None:
+        super().__init__()
+        self._own, self._path = own, path
+
+    def set(self) -> None:
+        """Asks for a stop here."""
+        self._own.set()
+
+    def __bool__(self) -> bool:
+        return bool(self._own) or self._path.exists()
+
+
+@contextmanager
+def relay_stop(stop: StopFlag) -> Iterator[Path]:
+    """The path of a file that appears when the flag is raised while the block runs; for `RelayedStop` in workers."""
+    finished = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="ichkit-") as folder:
+        path = Path(folder) / "stop"
+
+        def watch() -> None:
+            while not finished.wait(_LOOK_SECONDS):
+                if stop:
+                    path.touch()
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield path
+        finally:
+            finished.set()
+            watcher.join()

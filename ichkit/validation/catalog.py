@@ -1,0 +1,209 @@
+"""Every predictor that a work folder holds, first or second stage, behind one row: what can be scored and submitted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.artifacts import Manifest, digest_of, read_manifest, read_table
+from ichkit.core.errors import ArtifactError, ConfigError, ContractError, nearest
+from ichkit.core.layout import WorkFolder
+from ichkit.core.schemas import KEY, check_predictions, make_predictions
+from ichkit.core.tasks import Task
+
+SPLITS = ("oof", "test", "cq500")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One predictor: the folds of a run, or one kind of table of a stack.
+
+    Attributes:
+        name: `<run>` for a run, else `<stack>-<kind>`.
+        kind: "base" for a run, else "fusion", "lightgbm", "blend", ...
+        runs: the first-stage runs behind it.
+        folds: first-stage folds it was scored on, ascending.
+        path: its run folder or out-of-fold table, relative to the work folder.
+        oof_paths: one table per fold of a run, one for a stack; likewise the next two.
+        digests: SHA-256 of each table, keyed by its path relative to the work folder.
+        data: where the scans came from: "rsna", "phantom", "folder".
+        config_digest: digest of the settings it was made from.
+        created_utc: when the newest part of it was finished.
+        git_commit: the commit that made the newest part; empty outside a checkout.
+    """
+
+    name: str
+    kind: str
+    runs: tuple[str, ...]
+    folds: tuple[int, ...]
+    path: str
+    oof_paths: tuple[Path, ...]
+    test_paths: tuple[Path, ...]
+    cq500_paths: tuple[Path, ...]
+    digests: dict[str, str]
+    data: str
+    config_digest: str
+    created_utc: str
+    git_commit: str
+    task: Task
+
+    @property
+    def folds_label(self) -> str:
+        """The folds as the board writes them, e.g. "0+1+2"."""
+        return "+".join(map(str, self.folds))
+
+    @property
+    def remedy(self) -> str:
+        """The command that makes its tables anew."""
+        return "ichkit train" if self.kind == "base" else "ichkit stack"
+
+    def paths(self, split: str) -> tuple[Path, ...]:
+        """The tables of "oof", "test" or "cq500"."""
+        return {"oof": self.oof_paths, "test": self.test_paths, "cq500": self.cq500_paths}[split]
+
+    def digests_of(self, work: WorkFolder, split: str) -> dict[str, str]:
+        """The part of `digests` that belongs to one split."""
+        names = [path.relative_to(work.root).as_posix() for path in self.paths(split)]
+        return {name: self.digests[name] for name in names}
+
+
+def find_sources(work: WorkFolder, task: Task) -> list[Source]:
+    """Every finished run, then every kind of every finished stack, each by name.
+
+    Raises:
+        ArtifactError: a manifest is damaged, lacks a table, or was made for another task.
+        ContractError: two sources would have the same name.
+    """
+    sources = [_run_source(work, run, folds, task) for run, folds in work.finished_runs().items()]
+    for stack in work.finished_stacks():
+        sources += _stack_sources(work, stack, task)
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if source.name in seen:
+            raise ContractError(
+                f'work: {seen[source.name].path} and {source.path} are both called "{source.name}"; a name has one '
+                "source. Rename the run's folder, or remove one of the two."
+            )
+        seen[source.name] = source
+    return sources
+
+
+def pick_source(sources: Sequence[Source], name: str) -> Source:
+    """The source of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists the choices.
+    """
+    for source in sources:
+        if source.name == name:
+            return source
+    raise ConfigError(
+        f'source: "{name}" is not a finished run or stack. {nearest(name, [source.name for source in sources])}'
+    )
+
+
+def load_out_of_fold(source: Source) -> pd.DataFrame:
+    """The out-of-fold predictions of all its folds, sorted by study_id and slice_index; each row has its own fold.
+
+    Raises:
+        ArtifactError: a table cannot be read.
+        ContractError: a table breaks the contract of predictions.
+    """
+    table = pd.concat([read_table(path) for path in source.oof_paths]).sort_values(KEY, ignore_index=True)
+    check_predictions(table, source.task, f"{source.path} (out of fold)")
+    return table
+
+
+def load_split(source: Source, split: str) -> pd.DataFrame:
+    """The predictions for "test" or "cq500", fold = -1: for a run the arithmetic mean of its folds' models.
+
+    Raises:
+        ArtifactError: a table cannot be read.
+        ContractError: a table breaks the contract, or the folds' tables hold different slices.
+    """
+    paths = source.paths(split)
+    tables = [read_table(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        check_predictions(table, source.task, str(path))
+        if not table.slice_id.equals(tables[0].slice_id):
+            raise ContractError(
+                f"{path}: expected the same slices as {paths[0]}, found others ({len(table)} and {len(tables[0])} "
+                f"rows). Run `{source.remedy}` again to remake the tables."
+            )
+    columns = source.task.probability_columns
+    mean = np.mean([table[columns].to_numpy(np.float64) for table in tables], axis=0)
+    return make_predictions(tables[0], mean, source.task, fold=-1)
+
+
+def _run_source(work: WorkFolder, run: str, folds: list[int], task: Task) -> Source:
+    manifests = {work.fold(run, k): read_manifest(work.fold(run, k), made_by="ichkit train") for k in folds}
+    paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in SPLITS}
+    identity = {"name": run, "kind": "base", "runs": (run,), "folds": tuple(folds), "path": f"runs/{run}"}
+    return _make_source(work, task, manifests, paths, identity)
+
+
+def _stack_sources(work: WorkFolder, stack: str, task: Task) -> list[Source]:
+    folder = work.stacks / stack
+    manifest = read_manifest(folder, made_by="ichkit stack")
+    kinds = [name.removesuffix("_oof.parquet") for name in sorted(manifest.files) if name.endswith("_oof.parquet")]
+    try:
+        shared = {"runs": tuple(manifest.facts["runs"]), "folds": tuple(sorted(manifest.facts["folds"]))}
+    except KeyError as error:
+        raise ArtifactError(f"{folder}: its manifest lacks {error}. Remove the folder and make it again.") from error
+    sources = []
+    for kind in kinds:
+        paths = {split: (folder / f"{kind}_{split}.parquet",) for split in SPLITS}
+        identity = {"name": f"{stack}-{kind}", "kind": kind, "path": f"stacks/{stack}/{kind}_oof.parquet", **shared}
+        sources.append(_make_source(work, task, {folder: manifest}, paths, identity))
+    return sources
+
+
+def _make_source(
+    work: WorkFolder,
+    task: Task,
+    manifests: dict[Path, Manifest],
+    paths: dict[str, tuple[Path, ...]],
+    identity: dict[str, Any],
+) -> Source:
+    """The row of one predictor, with what its manifests say about it.
+
+    Args:
+        manifests: by artifact folder.
+        paths: by split; each lies directly in one of those folders.
+        identity: name, kind, runs, folds and path.
+    """
+    digests = {}
+    for path in (path for group in paths.values() for path in group):
+        held = manifests[path.parent].files
+        if path.name not in held:
+            raise ArtifactError(
+                f"{path.parent}: expected {path.name}, its manifest does not list it. `ichkit verify` lists what is "
+                "damaged."
+            )
+        digests[path.relative_to(work.root).as_posix()] = held[path.name].sha256
+    for folder, manifest in manifests.items():
+        lacking = {"data", "task"} - manifest.facts.keys()
+        if lacking:
+            raise ArtifactError(f"{folder}: its manifest lacks {sorted(lacking)}. Remove the folder and make it again.")
+        if manifest.facts["task"] != task.name:
+            raise ArtifactError(
+                f'{folder}: expected the task "{task.name}", found "{manifest.facts["task"]}". Use the config it was '
+                "made with, or another --work folder."
+            )
+    newest = max(manifests.values(), key=lambda manifest: manifest.created_utc)
+    settings = sorted({manifest.settings_digest for manifest in manifests.values()})
+    return Source(
+        **identity,
+        oof_paths=paths["oof"],
+        test_paths=paths["test"],
+        cq500_paths=paths["cq500"],
+        digests=digests,
+        data="+".join(sorted({str(manifest.facts["data"]) for manifest in manifests.values()})),
+        config_digest=settings[0] if len(settings) == 1 else digest_of(settings),
+        created_utc=newest.created_utc,
+        git_commit=newest.git_commit,
+        task=task,
+    )

@@ -1,0 +1,102 @@
+"""`<name>.json` beside a submission: what the CSV was made from, and the scores the competition site gave it."""
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ichkit.core.artifacts import digest_file, encode_json, write_bytes_atomically
+from ichkit.core.errors import ArtifactError, ConfigError, nearest
+
+_SCORES = ("public_score", "private_score", "recorded_utc")
+
+
+def note_path(submissions: Path, name: str) -> Path:
+    """Where the note of a submission lies."""
+    return submissions / f"{name}.json"
+
+
+def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
+    """The note of a submission; None where there is none.
+
+    Raises:
+        ArtifactError: the file is no note.
+    """
+    path = note_path(submissions, name)
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"name", "csv", "sha256", "tables", "earlier_scores", *_SCORES} - note.keys()
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: expected the note of a submission, found no JSON object ({error}).") from error
+    if lacking:
+        raise ArtifactError(
+            f"{path}: expected the note of a submission, it lacks {sorted(lacking)}. Move it away and run "
+            "`ichkit submit` again."
+        )
+    return note
+
+
+def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes the note of a submission and returns it; scores recorded for the same CSV stay, others become earlier.
+
+    Args:
+        facts: at least csv, sha256 (of the CSV) and tables (path to digest of what it was made from). Where they say
+            what the old note says, the file keeps its bytes, time of creation included.
+
+    Raises:
+        ArtifactError: there is a file of that name that is no note.
+    """
+    old = read_note(submissions, name)
+    if old is not None and {"name": name, **facts}.items() <= old.items():
+        return old
+    earlier = list(old["earlier_scores"]) if old is not None else []
+    if old is not None and old["recorded_utc"] is not None:
+        earlier.append({"sha256": old["sha256"], **{key: old[key] for key in _SCORES}})
+    scores: dict[str, Any] = dict.fromkeys(_SCORES)
+    for row in [row for row in earlier if row["sha256"] == facts["sha256"]]:
+        earlier.remove(row)
+        scores = {key: row[key] for key in _SCORES}
+    note = {"name": name, **facts, "created_utc": _now(), **scores, "earlier_scores": earlier}
+    write_bytes_atomically(note_path(submissions, name), encode_json(note))
+    return note
+
+
+def record_scores(submissions: Path, name: str, public: float | None, private: float | None) -> dict[str, Any]:
+    """Writes the site's scores into the note of a submission and returns it; a score not given stays as it was.
+
+    Raises:
+        ConfigError: no such submission, no score, or a score that is negative or not finite.
+        ArtifactError: the CSV is not the one that the note describes.
+    """
+    given = {"public_score": public, "private_score": private}
+    given = {key: float(score) for key, score in given.items() if score is not None}
+    if not given or not all(math.isfinite(score) and score >= 0 for score in given.values()):
+        raise ConfigError(
+            f"leaderboard --record {name}: expected --public, --private or both, each a loss of 0 or more, found "
+            f"{given or 'neither'}."
+        )
+    note = read_note(submissions, name)
+    if note is None:
+        names = [path.stem for path in submissions.glob("*.json")]
+        raise ConfigError(f'leaderboard: {submissions} holds no submission "{name}". {nearest(name, names)}')
+    if not is_csv_unchanged(submissions, note):
+        raise ArtifactError(
+            f"{submissions / note['csv']}: expected the CSV with SHA-256 {note['sha256'][:16]}..., it changed or is "
+            "gone, so it is not known what the score belongs to. Run `ichkit submit` again."
+        )
+    note = {**note, **given, "recorded_utc": _now()}
+    write_bytes_atomically(note_path(submissions, name), encode_json(note))
+    return note
+
+
+def is_csv_unchanged(submissions: Path, note: dict[str, Any]) -> bool:
+    """True where the CSV of a note is there with the digest that the note gives."""
+    path = submissions / note["csv"]
+    return path.is_file() and digest_file(path) == note["sha256"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,133 @@
+"""The house keeps its floors: who may import whom, no circles, nothing heavy at the door, every config builds."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ichkit
+from ichkit.core.config import config_names, load_config, pipeline_names
+
+PACKAGE = Path(ichkit.__file__).parent
+FLOORS = {
+    "core": 0,
+    "imaging": 1,
+    "validation": 1,
+    "models": 1,
+    "stacking": 1,
+    "engine": 2,
+    "sources": 2,
+    "phantom": 2,
+    "stages": 3,
+    "cli": 4,
+}
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(path):
+    """Modules of this package that a file imports, those inside functions too; relative to the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {item.name for item in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            found |= {f"{node.module}.{item.name}" for item in node.names} | {node.module}
+    inside = {name.removeprefix("ichkit.") for name in found if name.startswith("ichkit.")}
+    known = {name_of(module) for module in modules()}
+    return inside & known
+
+
+def find_circle(graph):
+    """A path that comes back to its start, or None."""
+    done = set()
+
+    def visit(node, path):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return None
+        for follower in sorted(graph.get(node, ())):
+            circle = visit(follower, [*path, node])
+            if circle:
+                return circle
+        done.add(node)
+        return None
+
+    return next((circle for node in sorted(graph) if (circle := visit(node, []))), None)
+
+
+def test_a_module_imports_only_from_its_own_floor_or_below():
+    for path in modules():
+        floor = FLOORS[name_of(path).split(".")[0]]
+        for imported in imports_of(path):
+            assert FLOORS[imported.split(".")[0]] <= floor, f"{name_of(path)} imports {imported} from above"
+
+
+def test_there_are_no_circles_between_modules_nor_between_packages():
+    graph = {name_of(path): imports_of(path) for path in modules()}
+    assert find_circle(graph) is None
+    packages = {}
+    for name, imported in graph.items():
+        package = name.split(".")[0]
+        packages.setdefault(package, set()).update({other.split(".")[0] for other in imported} - {package})
+    assert find_circle(packages) is None
+
+
+def test_a_circle_would_be_found():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+def test_init_files_are_empty():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert path.read_text() == "", path
+
+
+def test_no_module_is_long_and_every_public_name_has_a_docstring():
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 360, f"{name_of(path)}: split it"
+        tree = ast.parse(text)
+        assert ast.get_docstring(tree), name_of(path)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{name_of(path)}.{node.name}"
+
+
+def test_the_command_line_opens_without_torch_lightgbm_or_albumentations():
+    code = (
+        "import sys, ichkit.cli; print([m for m in ('torch','lightgbm','albumentations','timm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_config_loads_and_says_where_it_comes_from(name):
+    config = load_config(name)
+    assert config.train.block_size % 2 == 1
+
+
+def test_the_shipped_names_are_those_of_the_readme():
+    assert {"default", "demo", "resnet50-midl"} <= set(config_names())
+    assert {"demo", "midl2020"} <= set(pipeline_names())
+
+
+def test_the_paper_config_has_every_number_of_the_paper():
+    config = load_config("resnet50-midl")
+    assert config.channels.windows == ((40, 80), (75, 215), (600, 2800))
+    train = config.train
+    assert (train.backbone, train.pretrained, train.block_size, train.batch_blocks) == ("resnet50", "hub", 7, 16)
+    assert (train.epochs, train.optimizer, train.learning_rate, train.image_size) == (20, "adam", 5e-4, 512)
+    assert train.ema_decay is None
+    assert train.cutmix.probability > 0
+    assert config.stack.fusion.window == 7

@@ -1,0 +1,334 @@
+"""`evaluate` against scikit-learn, its counts and intervals, what it reuses, and what it refuses."""
+
+import io
+import logging
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+from rich.console import Console
+from simulated import TASK, make_stack, make_work, rewrite_slices
+
+from ichkit.core.artifacts import encode_table, read_manifest, read_table
+from ichkit.core.config import Config, EvaluateConfig
+from ichkit.core.errors import ArtifactError, ContractError, DataError, FoldError
+from ichkit.core.layout import WorkFolder
+from ichkit.stages import evaluate
+from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split
+
+CONFIG = Config(evaluate=EvaluateConfig(num_draws=100))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> WorkFolder:
+    root = tmp_path_factory.mktemp("evaluate") / "work"
+    work = make_work(
+        root, runs=("a", "b"), num_folds=3, folds=(0, 1, 2), cq500_studies=30, cq500_missing=2, positive_rate=0.7
+    )
+    make_stack(work, runs=("a", "b"), kinds=("fusion",))
+    evaluate.run(CONFIG, work)
+    return work
+
+
+@pytest.fixture
+def work(made, tmp_path) -> WorkFolder:
+    shutil.copytree(made.root, tmp_path / "work")
+    return WorkFolder(tmp_path / "work")
+
+
+def read(work: WorkFolder) -> pd.DataFrame:
+    return read_table(work.scores / "scores.parquet")
+
+
+def pick(scores: pd.DataFrame, **place) -> pd.Series:
+    for name, value in place.items():
+        scores = scores[scores[name.rstrip("_")] == value]
+    assert len(scores) == 1
+    return scores.iloc[0]
+
+
+def test_every_out_of_fold_score_is_that_of_scikit_learn_pooled_and_per_fold(made):
+    scores, labels = read(made), read_table(made.prepared / "slices.parquet").set_index("slice_id")
+    for source in find_sources(made, TASK):
+        table = load_out_of_fold(source)
+        for fold in (-1, 2):
+            rows = table if fold < 0 else table[table.fold == fold]
+            y = labels.loc[rows.slice_id, list(TASK.classes)].to_numpy(int)
+            p = rows[TASK.probability_columns].to_numpy(np.float64)
+            place = {"source": source.name, "dataset": "rsna", "fold": fold}
+            losses = []
+            for c, name in enumerate(TASK.classes):
+                losses.append(sklearn.metrics.log_loss(y[:, c], p[:, c], labels=[0, 1]))
+                loss = pick(scores, **place, metric="log_loss", class_=name)
+                auc = pick(scores, **place, metric="roc_auc", class_=name)
+                assert loss.value == pytest.approx(losses[-1], abs=1e-9)
+                assert auc.value == pytest.approx(sklearn.metrics.roc_auc_score(y[:, c], p[:, c]), abs=1e-9)
+                assert (loss.n, loss.n_positive) == (auc.n, auc.n_positive) == (len(y), y[:, c].sum())
+            whole = pick(scores, **place, metric="weighted_log_loss")
+            assert whole.value == pytest.approx(np.dot(losses, TASK.weights), abs=1e-9)
+            assert whole["class"] == "all"
+
+
+def test_the_cq500_score_of_a_study_is_that_of_its_highest_slice(made):
+    scores, studies = read(made), read_table(made.prepared / "studies.parquet").set_index("study_id")
+    for source in find_sources(made, TASK):
+        top = load_split(source, "cq500").groupby("study_id")[TASK.probability_columns].max()
+        place = {"source": source.name, "dataset": "cq500", "level": "study", "aggregation": "maximum"}
+        aucs = []
+        for name in TASK.classes:
+            aucs.append(sklearn.metrics.roc_auc_score(studies.loc[top.index, name].astype(int), top[f"p_{name}"]))
+            row = pick(scores, **place, metric="roc_auc", class_=name)
+            assert row.value == pytest.approx(aucs[-1], abs=1e-9)
+            assert row.n == 30
+            assert row.n_positive == studies.loc[top.index, name].sum()
+        assert pick(scores, **place, metric="roc_auc", class_="mean").value == pytest.approx(np.mean(aucs), abs=1e-9)
+
+
+def test_every_interval_holds_its_value_and_every_undefined_score_is_nan_with_its_counts(made):
+    scores = read(made)
+    told = scores[scores.low.notna()]
+    assert ((told.low <= told.value) & (told.value <= told.high)).all()
+    assert (told.num_left_out <= 5).all()
+    assert (scores[scores.num_left_out > 5].low.isna()).all()
+    whole = scores[scores["class"] == "all"]
+    assert (whole.high - whole.low > 0).all()
+    assert not scores.duplicated(["source", "dataset", "split", "level", "fold", "metric", "class"]).any()
+
+
+def test_a_class_without_positives_in_a_fold_has_no_auc_there(work):
+    slices = read_table(work.prepared / "slices.parquet")
+    slices.loc[(slices.fold == 2).fillna(False), "epidural"] = 0
+    rewrite_slices(work, slices)
+    evaluate.run(CONFIG, work)
+    row = pick(read(work), source="a", dataset="rsna", fold=2, metric="roc_auc", class_="epidural")
+    assert np.isnan([row.value, row.low, row.high]).all()
+    assert (row.n, row.n_positive) == (int((slices.fold == 2).sum()), 0)
+    assert row.num_left_out == 100
+
+
+def test_two_sources_are_drawn_alike_so_equal_tables_have_equal_intervals(work):
+    shutil.copytree(work.runs / "a", work.runs / "twin")
+    evaluate.run(CONFIG, work)
+    scores = read(work)
+    a, twin = (scores[scores.source == name].drop(columns="source").reset_index(drop=True) for name in ("a", "twin"))
+    pd.testing.assert_frame_equal(a, twin)
+
+
+def test_scores_are_made_once_and_again_only_for_what_changed(work, caplog):
+    caplog.set_level(logging.INFO, logger="ichkit")
+    before, bytes_before = evaluate.run(CONFIG, work), (work.scores / "scores.parquet").read_bytes()
+    assert "the scores of 3 sources are up to date" in caplog.text
+    assert before.created_utc == read_manifest(work.scores, made_by="").created_utc
+    shutil.rmtree(work.fold("b", 2))
+    caplog.clear()
+    after = evaluate.run(CONFIG, work)
+    assert "scoring 1 of 3 sources: inputs changed" in caplog.text
+    assert after.inputs != before.inputs
+    kept = (work.scores / "scores.parquet").read_bytes()
+    shutil.rmtree(work.scores)
+    evaluate.run(CONFIG, work)
+    assert (work.scores / "scores.parquet").read_bytes() == kept != bytes_before
+
+
+def test_other_labels_or_other_settings_score_everything_again(work, caplog):
+    caplog.set_level(logging.INFO, logger="ichkit")
+    slices = read_table(work.prepared / "slices.parquet")
+    slices.loc[(slices.split == "train").to_numpy(), "epidural"] = 0
+    rewrite_slices(work, slices)
+    evaluate.run(CONFIG, work)
+    assert "scoring 3 of 3 sources: inputs changed" in caplog.text
+    caplog.clear()
+    evaluate.run(Config(evaluate=EvaluateConfig(num_draws=60)), work)
+    assert "scoring 3 of 3 sources" in caplog.text
+
+
+def test_missing_cq500_studies_are_counted_in_the_log_and_named_in_the_manifest(work, caplog):
+    shutil.rmtree(work.scores)
+    caplog.set_level(logging.INFO, logger="ichkit")
+    manifest = evaluate.run(CONFIG, work)
+    assert "CQ500 studies without slices, not scored: 2" in caplog.text
+    assert manifest.facts["cq500_missing"] == ["CQ500-CT-30", "CQ500-CT-31"]
+    assert "CQ500-CT-30" not in caplog.text
+
+
+def test_without_cq500_there_are_only_out_of_fold_scores(tmp_path):
+    work = make_work(tmp_path / "work", num_patients=10, num_folds=2, folds=(0, 1), cq500_studies=0)
+    evaluate.run(CONFIG, work)
+    assert read(work).dataset.unique().tolist() == ["rsna"]
+
+
+def test_nothing_trained_is_refused_with_the_command_to_run(tmp_path):
+    work = make_work(tmp_path / "work", num_patients=10, folds=())
+    with pytest.raises(ArtifactError, match=r"expected a finished fold of a run, found none. Run `ichkit train` first"):
+        evaluate.run(CONFIG, work)
+
+
+def test_a_source_made_before_scans_were_added_is_refused_with_its_remedy(work):
+    slices = read_table(work.prepared / "slices.parquet")
+    extra = slices[slices.fold == 1].iloc[:1].assign(slice_id="ID_new", study_id="ID_zz", slice_index=0, num_slices=1)
+    rewrite_slices(work, pd.concat([slices, extra]))
+    with pytest.raises(ContractError, match=r"runs/a \(oof\).*found .* rows, 1 of other slices.*run `ichkit train`"):
+        evaluate.run(CONFIG, work)
+    shutil.rmtree(work.runs)
+    with pytest.raises(ContractError, match=r"stacks/.*run `ichkit stack`"):
+        evaluate.run(CONFIG, work)
+
+
+def test_a_row_with_a_fold_that_is_not_its_own_is_refused(work):
+    path = work.fold("a", 0) / "oof.parquet"
+    path.write_bytes(encode_table(read_table(path).assign(fold=1), ".parquet"))
+    shutil.rmtree(work.scores)
+    with pytest.raises(ContractError, match=r"has fold 1, its own is 0"):
+        evaluate.run(CONFIG, work)
+
+
+def test_a_patient_in_two_folds_stops_the_scores(work):
+    slices = read_table(work.prepared / "slices.parquet")
+    twice = slices[slices.fold == 0].groupby("patient_id").slice_id.first().iloc[0]
+    slices.loc[slices.slice_id == twice, "fold"] = 1
+    rewrite_slices(work, slices)
+    with pytest.raises(FoldError, match=r"has folds 0 and 1; a patient has one"):
+        evaluate.run(CONFIG, work)
+
+
+def test_scores_older_than_a_source_are_not_read(work):
+    shutil.rmtree(work.fold("b", 2))
+    with pytest.raises(ArtifactError, match=r"made from other tables. Run `ichkit evaluate`"):
+        evaluate.read_scores(work, find_sources(work, TASK))
+
+
+# --- a submission file against a label file ---
+
+
+@pytest.fixture
+def files(tmp_path):
+    """(submission, truth): 300 slices, probabilities down to 1e-12, in files of different order."""
+    rng = np.random.default_rng(0)
+    ids = [f"ID_{i:04x}_{name}" for i in range(300) for name in TASK.classes]
+    p = np.clip(1 / (1 + np.exp(-25 * rng.standard_normal(len(ids)))), 1e-12, 1 - 1e-12)
+    truth = pd.DataFrame({"ID": ids, "Label": (rng.random(len(ids)) < 0.3).astype(int)})
+    submission = pd.DataFrame({"ID": ids, "Label": [repr(float(value)) for value in p]})
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    submission.sample(frac=1, random_state=0).to_csv(tmp_path / "submission.csv", index=False)
+    return tmp_path / "submission.csv", tmp_path / "truth.csv", p.reshape(-1, 6), truth.Label.to_numpy().reshape(-1, 6)
+
+
+def test_a_submission_scores_as_in_scikit_learn_to_nine_digits(files):
+    submission, truth, p, y = files
+    scores = evaluate.score_submission(submission, truth, TASK)
+    losses = [sklearn.metrics.log_loss(y[:, c], p[:, c]) for c in range(6)]
+    assert scores.value[0] == pytest.approx(np.dot(losses, TASK.weights), abs=1e-9)
+    for c, name in enumerate(TASK.classes):
+        loss, auc = (pick(scores, metric=metric, class_=name) for metric in ("log_loss", "roc_auc"))
+        assert loss.value == pytest.approx(losses[c], abs=1e-9)
+        assert auc.value == pytest.approx(sklearn.metrics.roc_auc_score(y[:, c], p[:, c]), abs=1e-9)
+        assert (loss.n, loss.n_positive) == (300, y[:, c].sum())
+
+
+def test_rows_that_say_the_same_twice_count_once(files):
+    submission, truth, _, _ = files
+    once = evaluate.score_submission(submission, truth, TASK)
+    for path in (submission, truth):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, *lines[1:60]]) + "\n")
+    pd.testing.assert_frame_equal(evaluate.score_submission(submission, truth, TASK), once)
+
+
+def change(path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def line_of(path, name: str) -> str:
+    return next(line for line in path.read_text().splitlines() if line.startswith(f"{name},"))
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("many", '"many", which is not a number'),
+        ("", '"", which is not a number'),
+        ("nan", "which is not a number"),
+        ("1.5", r"expected a Label in \[0, 1\], found 1.5. Give probabilities"),
+        ("-0.1", r"expected a Label in \[0, 1\], found -0.1"),
+        ("inf", r"expected a Label in \[0, 1\], found inf"),
+    ],
+)
+def test_a_label_that_is_no_probability_is_refused_with_its_row(files, label, words):
+    submission, truth, _, _ = files
+    number = submission.read_text().splitlines().index(line_of(submission, "ID_0007_subdural")) + 1
+    change(submission, line_of(submission, "ID_0007_subdural"), f"ID_0007_subdural,{label}")
+    with pytest.raises(ContractError, match=rf"submission.csv: row {number} \(ID_0007_subdural\).*{words}"):
+        evaluate.score_submission(submission, truth, TASK)
+
+
+def test_a_missing_row_and_a_missing_slice_are_refused_by_name(files):
+    submission, truth, _, _ = files
+    change(submission, line_of(submission, "ID_0007_any") + "\n", "")
+    with pytest.raises(ContractError, match=r"6 rows for each of 300 slices, 1 are missing, e.g. ID_0007_any"):
+        evaluate.score_submission(submission, truth, TASK)
+    for name in TASK.subtypes:
+        change(submission, line_of(submission, f"ID_0007_{name}") + "\n", "")
+    with pytest.raises(ContractError, match=r"exactly the 300 slices .* found 299: 1 are missing .* e.g. ID_0007"):
+        evaluate.score_submission(submission, truth, TASK)
+
+
+def test_a_slice_that_the_truth_lacks_is_refused(files):
+    submission, truth, _, _ = files
+    submission.write_text(submission.read_text() + "".join(f"ID_ffff_{name},0.5\n" for name in TASK.classes))
+    with pytest.raises(ContractError, match=r"0 are missing and 1 are not in the truth, e.g. ID_ffff"):
+        evaluate.score_submission(submission, truth, TASK)
+
+
+def test_an_id_with_two_labels_is_refused(files):
+    submission, truth, _, _ = files
+    submission.write_text(submission.read_text() + "ID_0007_any,0.123\n")
+    with pytest.raises(ContractError, match=r"ID_0007_any has the labels .* and 0.123; an ID has one"):
+        evaluate.score_submission(submission, truth, TASK)
+
+
+def test_an_unknown_class_is_refused_with_the_nearest(files):
+    submission, truth, _, _ = files
+    change(submission, "ID_0007_subdural", "ID_0007_subdurall")
+    with pytest.raises(ContractError, match=r'found "ID_0007_subdurall". Did you mean "subdural"'):
+        evaluate.score_submission(submission, truth, TASK)
+
+
+def test_probabilities_in_place_of_labels_are_refused(files):
+    submission, _, _, _ = files
+    with pytest.raises(ContractError, match=r"expected the Label 0 or 1, found .* Give the labels with --truth"):
+        evaluate.score_submission(submission, submission, TASK)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (None, DataError, "there is none. Check the path"),
+        ("", DataError, "it cannot be read"),
+        ("ID,Label\n", ContractError, "expected a row for each slice and class, found none"),
+        ("Id,Probability\nx,1\n", ContractError, "expected the columns ID and Label, found Id, Probability"),
+        ("ID,Label\nwhat,1\n", ContractError, 'expected an ID such as "<slice>_epidural", found "what"'),
+    ],
+)
+def test_a_file_that_is_no_submission_is_refused(files, tmp_path, content, error, words):
+    path = tmp_path / "other.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=words):
+        evaluate.score_submission(path, files[1], TASK)
+
+
+def test_a_table_for_the_terminal_shows_counts_and_intervals(made, files):
+    def text_of(table) -> str:
+        console = Console(width=120, file=io.StringIO(), record=True)
+        console.print(table)
+        return console.export_text()
+
+    text = text_of(evaluate.render(read(made)))
+    row = pick(read(made), source="a", dataset="rsna", fold=-1, metric="weighted_log_loss")
+    assert f"{row.value:.5f}" in text
+    assert f"[{row.low:.4f}, {row.high:.4f}]" in text
+    assert "weighted_log_loss" in text_of(evaluate.render(evaluate.score_submission(*files[:2], TASK)))

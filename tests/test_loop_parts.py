@@ -1,0 +1,114 @@
+import math
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from ichkit.core.config import TrainConfig
+from ichkit.core.errors import ArtifactError, ConfigError, DiskFullError
+from ichkit.core.progress import StopFlag
+from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
+from ichkit.engine.devices import make_fabric, make_optimizer, torch_threads
+from ichkit.engine.ema import AveragedWeights
+from ichkit.engine.schedule import learning_rate_factor
+from ichkit.engine.stopping import RelayedStop, relay_stop
+
+
+def test_the_rate_falls_along_half_a_cosine_after_a_linear_rise():
+    factors = [learning_rate_factor(step, 110, 10) for step in range(110)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 100)) for step in range(100)])
+    assert learning_rate_factor(0, 1) == 1.0
+
+
+def test_the_average_is_that_of_the_slow_definition_buffers_included():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    average = AveragedWeights(network, decay=0.5)
+    slow = {name: value.clone().double() for name, value in network.state_dict().items()}
+    for step in range(20):
+        with torch.no_grad():
+            network[0].weight.add_(torch.randn(3, 3))
+            network(torch.randn(8, 3))
+        average.update(network)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            slow[name] = decay * slow[name] + (1 - decay) * value.double() if value.is_floating_point() else value
+    for name, value in average.network.state_dict().items():
+        torch.testing.assert_close(value.double(), slow[name].double(), rtol=1e-5, atol=1e-6)
+    assert average.network[1].num_batches_tracked == 20
+    assert not any(p.requires_grad for p in average.network.parameters())
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+    state = {"a": torch.arange(3.0), "b": {"c": [1, 2.5, "x"], "d": None}}
+    save_checkpoint(tmp_path / "last.ckpt", state)
+    loaded = load_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(loaded.pop("a"), state.pop("a"))
+    assert loaded == state
+
+
+def test_the_checkpoint_before_stays_when_the_disk_is_full(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(path, {"step": 1})
+
+    def full(_state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DiskFullError, match="is full"):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path) == {"step": 1}
+    assert [item.name for item in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"garbage")
+    with pytest.raises(ArtifactError, match=r"last\.ckpt: expected a checkpoint.*--fresh"):
+        load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_an_unknown_optimizer_gets_the_nearest_spelling():
+    with pytest.raises(ConfigError, match=r'train\.optimizer: unknown "adamm". Did you mean "adam'):
+        make_optimizer(nn.Linear(2, 2), TrainConfig(optimizer="adamm"))
+
+
+def test_an_unknown_accelerator_is_refused():
+    with pytest.raises(ConfigError, match=r'train\.accelerator: "abacus" cannot be used here.*Choices: auto, cpu'):
+        make_fabric(TrainConfig(accelerator="abacus"))
+
+
+def test_precision_on_a_cpu_is_full():
+    assert make_fabric(TrainConfig(accelerator="cpu")).strategy.precision.precision == "32-true"
+
+
+def test_the_number_of_threads_is_put_back():
+    before = torch.get_num_threads()
+    with torch_threads(before + 1) as threads:
+        assert threads == torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_stop_asked_for_in_one_process_is_heard_in_another():
+    asked = StopFlag()
+    with relay_stop(asked) as path:
+        heard = RelayedStop(StopFlag(), path)
+        assert not heard
+        asked.set()
+        for _ in range(100):
+            if heard:
+                break
+
+            time.sleep(0.05)
+        assert heard
+    assert not path.exists()
+
+
+def test_a_worker_may_be_stopped_by_its_own_signal(tmp_path):
+    own = StopFlag()
+    relayed = RelayedStop(own, tmp_path / "stop")
+    relayed.set()
+    assert own
+    assert relayed
