@@ -22,6 +22,7 @@ FLOORS = {
     "phantom": 2,
     "stages": 3,
     "cli": 4,
+    "__main__": 4,
 }
 
 

@@ -34,6 +34,8 @@ def test_every_row_of_backbones_keeps_its_contract(name):
 
 def test_every_parameter_gets_a_gradient():
     network = build()
+    for p in network.parameters():  # some start at zero and would hold back the gradient of others
+        torch.nn.init.normal_(p, std=0.1)
     network(IMAGES).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
@@ -112,7 +114,5 @@ def test_weights_of_a_run_are_refused_as_a_leak(tmp_path):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(
-        ConfigError, match=r'"none" or a file of weights, found no file /nowhere/x\.pth'
-    ):
+    with pytest.raises(ConfigError, match=r'"none" or a file of weights, found no file /nowhere/x\.pth'):
         build(pretrained="/nowhere/x.pth")

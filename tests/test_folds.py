@@ -149,7 +149,7 @@ def test_a_training_slice_without_a_fold_is_refused_and_a_test_slice_is_not():
     check_folds(pd.concat([make_slices([1, 1]), make_slices([None, None], split="test")]))
 
 
-def test_parts_are_dealt_by_patient_and_hold_every_class():
+def test_parts_are_dealt_by_patient_and_hold_every_class(caplog):
     rng = np.random.default_rng(0)
     slices = draw_studies(80, 60).drop(columns="num_slices")
     slices["study_id"] = [f"S{i}" for i in range(80)]
@@ -158,6 +158,8 @@ def test_parts_are_dealt_by_patient_and_hold_every_class():
     parts = deal_patients(slices, 3, CLASSES, seed=0)
     assert pd.Series(parts).groupby(slices.patient_id).nunique().eq(1).all()
     assert slices.groupby(parts)["subdural"].sum().gt(0).all()
+    assert slices[slices.epidural > 0].patient_id.nunique() < 3
+    assert "fewer than" not in caplog.text
     order = rng.permutation(len(slices))
     np.testing.assert_array_equal(deal_patients(slices.iloc[order], 3, CLASSES, seed=0), parts[order])
 

@@ -48,7 +48,7 @@ def test_auc_without_both_classes_is_nan(y):
 
 def test_unknown_labels_are_left_out():
     y = np.array([0, 1, np.nan, 1, 0, np.nan])
-    p = np.array([0.1, 0.8, 0.9, 0.05, 0.3, 0.0])
+    p = np.array([0.1, 0.8, 0.9, 0.05, 0.3, 0.95])
     known = ~np.isnan(y)
     assert roc_auc(y, p) == roc_auc(y[known], p[known])
     both = log_loss_by_class(np.stack([p, p], 1), np.stack([y, np.full(6, np.nan)], 1))

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.models import load_state_dict
 from torch import nn
 
 from ichkit.core.errors import ConfigError
@@ -163,25 +165,34 @@ def _from_file(row: Backbone, arguments: dict[str, Any], path: Path) -> nn.Modul
     if not path.is_file():
         raise ConfigError(f'train.pretrained: expected "hub", "none" or a file of weights, found no file {path}.')
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as tensors:
-                _refuse_trained_here(path, list(tensors.keys()))
-        return row.constructor(
-            **arguments, pretrained=True, pretrained_cfg_overlay={"file": str(path), "custom_load": False}
-        )
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        names = _names_in(path)
+        if any(name.startswith("backbone.") for name in names):
+            raise ConfigError(
+                f"train.pretrained: {path} comes from a run of ichkit, which may have seen the labels of this fold. "
+                "Name weights that were trained on other data."
+            )
+        overlay = {"file": str(path), "custom_load": False}
+        backbone = row.constructor(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
+        # timm leaves out what it does not find as soon as the head differs, and would train on from random weights.
+        head = backbone.pretrained_cfg["classifier"]
+        heads = (head,) if isinstance(head, str) else tuple(head)
+        missing = [name for name in backbone.state_dict() if name not in names and not name.startswith(heads)]
+        if missing:
+            raise KeyError(f"{len(missing)} tensors are missing, e.g. {missing[0]}.")
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
         raise ConfigError(
             f"train.pretrained: {path} holds no weights of {row.name}: {str(error).splitlines()[0]} "
             "Expected a state dict of this backbone in safetensors or torch format, as timm publishes it."
         ) from error
+    return backbone
 
 
-def _refuse_trained_here(path: Path, names: list[str]) -> None:
-    if any(name.startswith("backbone.") for name in names):
-        raise ConfigError(
-            f"train.pretrained: {path} comes from a run of ichkit, which may have seen the labels of this fold. "
-            "Name weights that were trained on other data."
-        )
+def _names_in(path: Path) -> set[str]:
+    """Names of the tensors in a file of weights."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as tensors:
+            return set(tensors.keys())
+    return set(load_state_dict(str(path), weights_only=True))
 
 
 BACKBONES = {

@@ -8,6 +8,12 @@ from ichkit.sources.plan import SourcePlan, add_positions, make_rejected, split_
 from ichkit.sources.series import FOLDER_RULE, take_chosen_series
 
 DATASET = "folder"
+_COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|dicomdir|thumbs\.db|\.[^/]*)$"
+
+
+def image_files(files: pd.DataFrame) -> pd.DataFrame:
+    """The files that may be images: all but the companions of data sets (licence, read-me, directory, hidden files)."""
+    return files[~files["relative"].str.contains(_COMPANIONS, regex=True)].reset_index(drop=True)
 
 
 def plan_folder(index: pd.DataFrame, salt: bytes) -> SourcePlan:

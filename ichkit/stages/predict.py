@@ -20,7 +20,7 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.engine.inference import Predictor, load_predictor
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.files import scan_files
-from ichkit.sources.folder import plan_folder, salted
+from ichkit.sources.folder import image_files, plan_folder, salted
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord, decode_study
@@ -78,6 +78,7 @@ def run(
     chain = find_chain(config, work, model, task)
     files, refused = scan_files(path)
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
+    files = image_files(files)
     index = read_index(files, None, workers=config.prepare.workers)
     plan = plan_folder(index, salt)
     networks = {

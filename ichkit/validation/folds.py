@@ -46,29 +46,13 @@ def assign_folds(
         [1, 1]
     """
     existing = pd.DataFrame({"patient_id": [], "fold": []}) if existing is None else existing
-    known = _check_existing(existing, num_folds)
     loads = _patient_loads(patients, classes)
-    num_patients = len(known.index.union(loads.index))
-    if num_patients < num_folds:
-        raise FoldError(
-            f"folds: expected at least {num_folds} patients, one for each fold, found {num_patients}. "
-            "Give more studies, or ask for fewer folds (`--set prepare.num_folds=2` needs two patients)."
-        )
     _warn_of_rare_classes(loads, classes, num_folds)
-    settled = loads.index.isin(known.index)
-    x = _relative(loads.to_numpy(np.float64), num_folds)
-    fold = np.full(len(loads), -1)
-    fold[settled] = known.reindex(loads.index[settled]).to_numpy()
-    rng = make_generator(seed, "folds")
-    _deal_new(x, loads, classes, fold, num_folds, rng)
-    _improve(x, fold, np.flatnonzero(~settled), num_folds, rng)
-    dealt = pd.Series(fold, index=loads.index)[~settled]
-    both = pd.concat([known, dealt]).sort_index()
-    return pd.DataFrame({"patient_id": both.index.astype("str"), "fold": both.to_numpy(np.int64)})[FOLDS]
+    return _assign(loads, _check_existing(existing, num_folds), num_folds, classes, seed)
 
 
 def deal_patients(slices: pd.DataFrame, num_parts: int, classes: Sequence[str], seed: int) -> np.ndarray:
-    """(N,) int64: the part of each slice, dealt by patient with the splitter of the folds.
+    """(N,) int64: the part of each slice, dealt by patient with the splitter of the folds, without its warning.
 
     Args:
         slices: (N rows) patient_id, study_id and the classes, 0 or 1.
@@ -76,7 +60,8 @@ def deal_patients(slices: pd.DataFrame, num_parts: int, classes: Sequence[str], 
     Raises:
         FoldError: fewer patients than parts.
     """
-    parts = assign_folds(tally_studies(slices, classes), num_parts, classes, seed)
+    loads = _patient_loads(tally_studies(slices, classes), classes)
+    parts = _assign(loads, pd.Series(dtype=np.int64), num_parts, classes, seed)
     return slices.patient_id.map(dict(zip(parts.patient_id, parts.fold, strict=True))).to_numpy(np.int64)
 
 
@@ -111,6 +96,26 @@ def check_folds(slices: pd.DataFrame) -> None:
             f"folds: patient {patient} has folds {' and '.join(map(str, found))}; a patient has one. "
             "Run `ichkit prepare --new-folds`."
         )
+
+
+def _assign(loads: pd.DataFrame, known: pd.Series, num_folds: int, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """patient_id and fold of the patients in `loads` and in `known`; see `assign_folds`."""
+    num_patients = len(known.index.union(loads.index))
+    if num_patients < num_folds:
+        raise FoldError(
+            f"folds: expected at least {num_folds} patients, one for each fold, found {num_patients}. "
+            "Give more studies, or ask for fewer folds (`--set prepare.num_folds=2` needs two patients)."
+        )
+    settled = loads.index.isin(known.index)
+    x = _relative(loads.to_numpy(np.float64), num_folds)
+    fold = np.full(len(loads), -1)
+    fold[settled] = known.reindex(loads.index[settled]).to_numpy()
+    rng = make_generator(seed, "folds")
+    _deal_new(x, loads, classes, fold, num_folds, rng)
+    _improve(x, fold, np.flatnonzero(~settled), num_folds, rng)
+    dealt = pd.Series(fold, index=loads.index)[~settled]
+    both = pd.concat([known, dealt]).sort_index()
+    return pd.DataFrame({"patient_id": both.index.astype("str"), "fold": both.to_numpy(np.int64)})[FOLDS]
 
 
 def _check_existing(existing: pd.DataFrame, num_folds: int) -> pd.Series:

@@ -1,0 +1,196 @@
+"""Five kinds of bleeding, each with the anatomy that names it, as shapes in the reference head."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from ichkit.phantom.anatomy import (
+    BONE,
+    BRAIN,
+    DURA,
+    FLUID,
+    INNER_RADII_MM,
+    SCALP,
+    SULCUS_CELL_MM,
+    VENTRICLE,
+    below_falx,
+    in_tent,
+    look_up_noise,
+    skull_depth,
+    tent_height,
+)
+
+SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
+LENS, BLOB, LAYER, SULCI, CRESCENT, ALONG_FALX, ON_TENT = range(7)
+# Class of each shape: its position in SUBTYPES.
+CLASS_OF_SHAPE = np.array([0, 1, 2, 3, 4, 4, 4])
+_OEDEMA_HU = 19.0
+_CORONAL_SUTURE_MM, _LAMBDOID_SUTURE_MM = -22.0, 48.0
+
+
+class Bleed(NamedTuple):
+    """One bleed; which fields count depends on its shape.
+
+    Attributes:
+        shape: LENS, BLOB, LAYER, SULCI, CRESCENT, ALONG_FALX or ON_TENT.
+        x, y, z: centre, reference mm; for LAYER y is the fluid level.
+        rx, ry, rz: half axes, mm; for sheets rx is the greatest thickness.
+        side: +1 left, -1 right, 0 both.
+        hu: fresh blood 55-85, older blood like brain.
+        rim_mm: width of the dark rim of a BLOB.
+    """
+
+    shape: float
+    x: float
+    y: float
+    z: float
+    rx: float
+    ry: float
+    rz: float
+    side: float
+    hu: float
+    rim_mm: float
+
+
+def draw_bleeds(generator: np.random.Generator, subtypes: tuple[str, ...]) -> np.ndarray:
+    """(n, 10) float64, one `Bleed` a row, one or two for each subtype asked for."""
+    rows = []
+    for subtype in subtypes:
+        rows.extend(_DRAWERS[subtype](generator))
+    return np.array(rows, np.float64).reshape(-1, len(Bleed._fields))
+
+
+def _draw_hu(generator: np.random.Generator) -> float:
+    # One in twelve is isodense: some days old, or a patient with little haemoglobin.
+    return generator.uniform(42, 50) if generator.random() < 1 / 20 else generator.uniform(64, 85)
+
+
+def _draw_epidural(generator: np.random.Generator) -> list[Bleed]:
+    side = generator.choice([-1.0, 1.0])
+    y = generator.uniform(_CORONAL_SUTURE_MM + 6, _LAMBDOID_SUTURE_MM - 14)
+    z = generator.uniform(-5, 40)
+    v, w = y / INNER_RADII_MM[1], max(z, 0.0) / INNER_RADII_MM[2]
+    x = side * INNER_RADII_MM[0] * (1 + 0.1 * v) * np.sqrt(max(1 - v * v - w * w, 0.01))
+    radius = generator.uniform(30, 42)
+    return [Bleed(LENS, x, y, z, generator.uniform(18, 30), radius, radius, side, _draw_hu(generator), 0)]
+
+
+def _draw_intraparenchymal(generator: np.random.Generator) -> list[Bleed]:
+    side = generator.choice([-1.0, 1.0])
+    place = generator.random()
+    if place < 0.5:  # basal ganglia and thalamus, where hypertension bleeds
+        x, y, z = generator.uniform(18, 30), generator.uniform(-12, 14), generator.uniform(0, 16)
+    elif place < 0.9:  # lobes
+        x, y, z = generator.uniform(22, 40), generator.uniform(-45, 50), generator.uniform(12, 42)
+    else:  # cerebellum
+        x, y, z = generator.uniform(10, 28), generator.uniform(42, 52), generator.uniform(-38, -24)
+    rx, ry, rz = generator.uniform(13, 21), generator.uniform(15, 27), generator.uniform(16, 27)
+    return [Bleed(BLOB, side * x, y, z, rx, ry, rz, side, _draw_hu(generator), generator.uniform(3, 7))]
+
+
+def _draw_intraventricular(generator: np.random.Generator) -> list[Bleed]:
+    # Blood sinks to the back in a patient who lies on it; a cast fills one ventricle to the front.
+    if generator.random() < 0.3:
+        return [Bleed(LAYER, 0, -60, 5, 0, 0, 0, generator.choice([-1.0, 1.0]), _draw_hu(generator), 0)]
+    return [Bleed(LAYER, 0, generator.uniform(-20, 26), 5, 0, 0, 0, 0, _draw_hu(generator), 0)]
+
+
+def _draw_subarachnoid(generator: np.random.Generator) -> list[Bleed]:
+    hu = _draw_hu(generator)
+    side = generator.choice([-1.0, 1.0])
+    if generator.random() < 0.5:  # aneurysm: basal cisterns and both Sylvian fissures
+        reach = generator.uniform(45, 65)
+        return [Bleed(SULCI, side * 8, -10, -8, reach, reach * 0.8, generator.uniform(24, 38), side, hu, 0)]
+    y, z = generator.uniform(-35, 35), generator.uniform(5, 45)
+    reach = generator.uniform(30, 45)
+    return [Bleed(SULCI, side * 45, y, z, reach, reach, generator.uniform(22, 36), side, hu, 0)]
+
+
+def _draw_subdural(generator: np.random.Generator) -> list[Bleed]:
+    side = generator.choice([-1.0, 1.0])
+    hu = _draw_hu(generator)
+    place = generator.random()
+    if place < 0.75:
+        y, z = generator.uniform(-15, 15), generator.uniform(10, 32)
+        reach, height = generator.uniform(60, 85), generator.uniform(28, 45)
+        return [Bleed(CRESCENT, 0, y, z, generator.uniform(9, 17), reach, height, side, hu, 0)]
+    falx = Bleed(ALONG_FALX, 0, generator.choice([-45.0, 45.0]), 30, generator.uniform(7, 12), 45, 32, side, hu, 0)
+    if place < 0.9:
+        return [falx]
+    return [falx, Bleed(ON_TENT, 0, 40, 0, generator.uniform(6, 9), 40, 40, side, hu, 0)]
+
+
+_DRAWERS = {
+    "epidural": _draw_epidural,
+    "intraparenchymal": _draw_intraparenchymal,
+    "intraventricular": _draw_intraventricular,
+    "subarachnoid": _draw_subarachnoid,
+    "subdural": _draw_subdural,
+}
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def sulcus_factor(x: float, y: float, z: float, bleeds: np.ndarray) -> float:
+    """Factor on the width of the sulci: blood in them holds them open."""
+    for row in range(bleeds.shape[0]):
+        if bleeds[row, 0] == SULCI:
+            _, bx, by, bz, rx, ry, rz, _, _, _ = bleeds[row]
+            if ((x - bx) / rx) ** 2 + ((y - by) / ry) ** 2 + ((z - bz) / rz) ** 2 < 1:
+                return 3.5
+    return 1.0
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _in_sheet(shape: float, x: float, y: float, z: float, depth: float, bleed: np.ndarray) -> bool:
+    """Whether a point lies in a bleed that hugs skull, falx or tentorium."""
+    _, bx, by, bz, rx, ry, rz, side, _, _ = bleed
+    if shape == LENS:
+        if y < _CORONAL_SUTURE_MM or y > _LAMBDOID_SUTURE_MM:
+            return False
+        far = (x - bx) ** 2 + (y - by) ** 2 + (z - bz) ** 2 - depth * depth
+        return depth < rx * (1 - far / (ry * ry))
+    taper = 1 - ((y - by) / ry) ** 2 - ((z - bz) / rz) ** 2
+    if taper <= 0:
+        return False
+    if shape == CRESCENT:
+        return x * side > 3 and depth < rx * np.sqrt(taper)
+    if shape == ALONG_FALX:
+        return 0 < x * side < rx * np.sqrt(taper) and not below_falx(y, z)
+    above = z - tent_height(x)
+    return x * side > 0 and in_tent(x, y) and 0 < above < rx * np.sqrt(taper)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def bleed_at(
+    x: float, y: float, z: float, kind: int, depth: float, hu: float, bleeds: np.ndarray, lattice: np.ndarray
+) -> tuple[float, int]:
+    """HU and shape (-1 for none) at a point of the reference head after bleeding.
+
+    Args:
+        kind, depth, hu: what `tissue_at` says of the point.
+    """
+    if kind not in (BRAIN, FLUID, VENTRICLE, DURA) or depth < 0:
+        return hu, -1
+    found = -1
+    cell = 2.5 * SULCUS_CELL_MM
+    rough = look_up_noise(lattice, x / cell + 11.0, y / cell, z / cell)
+    for row in range(bleeds.shape[0]):
+        shape, bx, by, bz, rx, ry, rz, side, blood_hu, rim_mm = bleeds[row]
+        if shape == BLOB:
+            q = np.sqrt(((x - bx) / rx) ** 2 + ((y - by) / ry) ** 2 + ((z - bz) / rz) ** 2) + 0.14 * rough
+            if q < 1 and kind != DURA:
+                hu, found = blood_hu + 3 * rough, int(shape)
+            elif q < 1 + rim_mm / ry and kind == BRAIN and found < 0:
+                hu = _OEDEMA_HU
+        elif shape == LAYER:
+            if kind == VENTRICLE and y > by + 2 * rough and (side == 0 or x * side > 0):
+                hu, found = blood_hu + 3 * rough, int(shape)
+        elif shape == SULCI:
+            if kind == FLUID:
+                q = ((x - bx) / rx) ** 2 + ((y - by) / ry) ** 2 + ((z - bz) / rz) ** 2
+                if q < 1 + 0.2 * rough:
+                    hu, found = blood_hu + 3 * rough, int(shape)
+        elif kind != DURA and _in_sheet(shape, x, y, z, depth, bleeds[row]):
+            hu, found = blood_hu + 3 * rough, int(shape)
+    return hu, found

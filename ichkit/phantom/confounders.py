@@ -1,0 +1,132 @@
+"""What a scanner adds to a healthy head that looks like blood or hides it: noise, streaks, metal, motion, bright spots."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from ichkit.phantom.render import Grid, Pose, smooth
+
+_PETROUS_LEVEL_MM = -32.0
+_LOWEST_HU, _HIGHEST_HU = -1024, 3071
+_AIR_BELOW_HU = -200
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How well one study was scanned.
+
+    Attributes:
+        noise_hu: standard deviation of the noise in the brain of a 5 mm slice.
+        offset_hu: error of calibration, the same in every slice.
+        cupping_hu: how much brighter the brain is beside the skull than in its middle.
+        petrous_hu: depth of the dark band between the petrous bones.
+        motion_rate, spot_rate: share of slices with motion and with a bright spot; both come slice by slice.
+        metal: (x, y, z) of a piece of metal in head millimetres, or None.
+    """
+
+    noise_hu: float
+    offset_hu: float
+    cupping_hu: float
+    petrous_hu: float
+    motion_rate: float
+    spot_rate: float
+    metal: tuple[float, float, float] | None
+
+
+def draw_scan(generator: np.random.Generator) -> Scan:
+    """The quality of a random study."""
+    uniform = generator.uniform
+    restless = generator.random() < 0.15
+    metal = None
+    if generator.random() < 0.1:
+        low = generator.random() < 0.5  # teeth below, a clip or an electrode in the head
+        metal = (uniform(-35, 35), uniform(-50, 0), uniform(-62, -52) if low else uniform(-20, 40))
+    return Scan(
+        noise_hu=uniform(3, 6),
+        offset_hu=generator.normal(0, 1),
+        cupping_hu=uniform(0, 4),
+        petrous_hu=uniform(4, 16),
+        motion_rate=0.25 if restless else 0.02,
+        spot_rate=uniform(0.02, 0.15),
+        metal=metal,
+    )
+
+
+def finish_slice(
+    generator: np.random.Generator,
+    hounsfield: np.ndarray,
+    grid: Grid,
+    pose: Pose,
+    scan: Scan,
+    *,
+    noise_factor: float = 1.0,
+    sharp: bool = False,
+) -> np.ndarray:
+    """(H, W) int16 HU of a drawn slice with everything the scanner adds.
+
+    Args:
+        hounsfield: (H, W) float32 as drawn.
+        noise_factor: thin slices are noisier.
+        sharp: a bone kernel: no smoothing, noise that is stronger and finer.
+    """
+    image = 3 * hounsfield - 2 * smooth(hounsfield) if sharp else hounsfield
+    rows, columns = image.shape
+    x = (grid.x - pose.centre_mm[0] + grid.spacing * np.arange(columns, dtype=np.float32))[None, :]
+    y = (grid.y - pose.centre_mm[1] + grid.spacing * grid.tilt_cos * np.arange(rows, dtype=np.float32))[:, None]
+    height = grid.z - pose.centre_mm[2] - grid.tilt_sin * (pose.centre_mm[1] - grid.y)
+    added = scan.cupping_hu * ((x / 70) ** 2 + (y / 85) ** 2 - 0.5) + (scan.offset_hu + generator.normal(0, 0.5))
+    weight = float(np.exp(-(((height - _PETROUS_LEVEL_MM) / 9) ** 2)))
+    if weight > 0.05:
+        band = np.exp(-(((y - 16) / 9) ** 2)) * np.exp(-((x / 42) ** 4))
+        added -= generator.uniform(0.5, 1.3) * scan.petrous_hu * weight * band
+    if generator.random() < scan.spot_rate:
+        added += _draw_spot(generator, x, y)
+    if scan.metal is not None and abs(height - scan.metal[2]) < 8:
+        added += _draw_star(generator, x - scan.metal[0], y - scan.metal[1])
+    if generator.random() < scan.motion_rate:
+        image, streaks = _move(generator, image, grid.spacing)
+        added += streaks
+    white = generator.standard_normal(image.shape, dtype=np.float32)
+    deviation = scan.noise_hu * noise_factor * (2.5 if sharp else 8 / 3)
+    return _store(image, added, white if sharp else smooth(white), deviation)
+
+
+def _draw_spot(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(H, W) HU: part of a bony ridge shares the slice and looks like a fresh bleed, in this one slice alone."""
+    angle, far = generator.uniform(0, 2 * np.pi), generator.uniform(0.3, 0.95)
+    sx, sy = 62 * far * np.cos(angle), 76 * far * np.sin(angle)
+    rx, ry = generator.uniform(4, 12, 2)
+    q = ((x - sx) / rx) ** 2 + ((y - sy) / ry) ** 2
+    return generator.uniform(18, 42) * np.exp(-(q**2))
+
+
+def _draw_star(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(H, W) HU: metal with bright and dark rays."""
+    r = np.sqrt(x * x + y * y)
+    rays = np.cos(generator.integers(5, 9) * np.arctan2(y, x) + generator.uniform(0, 6.3)) ** 3
+    return np.where(r < 3, 2500.0, generator.uniform(20, 60) * rays * np.exp(-r / 35))
+
+
+def _move(generator: np.random.Generator, image: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """A head that moved while this slice was taken: two positions blended, and broad streaks (H, W) HU to add."""
+    shift = np.rint(generator.normal(0, 2.5, 2) / spacing).astype(int)
+    moved = np.roll(image, tuple(shift), (0, 1))
+    angle = generator.uniform(0, np.pi)
+    rows, columns = image.shape
+    along = np.cos(angle) * np.arange(columns)[None, :] + np.sin(angle) * np.arange(rows)[:, None]
+    streaks = generator.uniform(3, 9) * np.sin(2 * np.pi * spacing * along / generator.uniform(12, 40))
+    return np.float32(0.6) * image + np.float32(0.4) * moved, streaks
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _store(image: np.ndarray, added: np.ndarray, noise: np.ndarray, deviation: float) -> np.ndarray:
+    """(H, W) int16 HU: image, what is added to tissue but not to air, and noise everywhere."""
+    out = np.empty(image.shape, np.int16)
+    for i in range(image.shape[0]):
+        for j in range(image.shape[1]):
+            value = image[i, j] + deviation * noise[i, j]
+            if image[i, j] > _AIR_BELOW_HU:
+                value += added[i, j]
+            out[i, j] = np.int16(min(max(np.rint(value), _LOWEST_HU), _HIGHEST_HU))
+    return out

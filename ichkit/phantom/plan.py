@@ -1,0 +1,121 @@
+"""Which study of a phantom holds what, decided before anything is drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ichkit.core.progress import logger
+from ichkit.core.seeding import make_generator
+from ichkit.phantom.bleeds import SUBTYPES
+
+POSITIVE_SHARE = 0.4
+MIN_POSITIVES = 3
+_FEW_STUDIES = 15
+_SECOND_STUDY_SHARE = 0.1
+# How often each subtype is dealt beyond the minimum; epidural is the rarest, as in the real data, but not as rare.
+_SUBTYPE_WEIGHTS = (0.1, 0.25, 0.2, 0.22, 0.23)
+_COMMON_FORMATS = ((16, 1, -1024), (12, 0, -1024))
+_RARE_TRAIN_FORMATS = ((12, 0, 0), (12, 0, 1), (16, 1, 0), (12, 1, 0), (12, 0, -1000))
+_RARE_TEST_FORMATS = ((16, 1, 0), (12, 1, 0), (12, 0, -1000))
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """One study before it is drawn.
+
+    Attributes:
+        part: "train", "test" or "cq500".
+        index: position in its part; with the seed it decides every byte of the study.
+        patient: number of the patient inside the part.
+        subtypes: the bleeds it holds; empty for a healthy head.
+        pixel_format: (BitsStored, PixelRepresentation, RescaleIntercept).
+        is_padded: -2000 is stored outside the scan circle.
+        has_ties: some positions along the normal occur twice.
+        has_two_series: the lower and the upper part of the head are series of their own.
+        is_oblong: rows and columns differ.
+        is_truncated: one of its files ends too early.
+    """
+
+    part: str
+    index: int
+    patient: int
+    subtypes: tuple[str, ...]
+    pixel_format: tuple[int, int, int]
+    is_padded: bool
+    has_ties: bool
+    has_two_series: bool
+    is_oblong: bool
+    is_truncated: bool
+
+
+def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:
+    """The studies of one part: who is ill with what, and which scanner wrote it.
+
+    Every subtype gets at least `MIN_POSITIVES` studies of different patients; where the part is too small, as many as it
+    holds, with a warning.
+    """
+    generator = make_generator(seed, "phantom", part, "plan")
+    num_repeats = int(_SECOND_STUDY_SHARE * count) if part != "cq500" else 0
+    num_patients = count - num_repeats
+    patients = [*range(num_patients), *generator.choice(num_patients, num_repeats, replace=False).tolist()]
+    formats = _deal_formats(generator, part, count)
+    padded = [fmt == (16, 1, -1024) and generator.random() < 0.62 for fmt in formats]
+    subtypes = _deal_subtypes(generator, part, num_patients, count, padded)
+    odd = generator.permutation(count).tolist() if part != "cq500" else []
+    shuffled = generator.permutation(count)
+    plans = []
+    for index, old in enumerate(shuffled.tolist()):
+        plans.append(
+            StudyPlan(
+                part=part,
+                index=index,
+                patient=patients[old],
+                subtypes=subtypes[old],
+                pixel_format=formats[old],
+                is_padded=padded[old],
+                has_ties=old in odd[:1] or (count >= 40 and old in odd[1:2]),
+                has_two_series=count >= 4 and old in odd[2:3],
+                is_oblong=part == "train" and count >= _FEW_STUDIES and old in odd[3:4],
+                is_truncated=old in odd[-1:],
+            )
+        )
+    return plans
+
+
+def _deal_formats(generator: np.random.Generator, part: str, count: int) -> list[tuple[int, int, int]]:
+    rare = {"train": _RARE_TRAIN_FORMATS, "test": _RARE_TEST_FORMATS, "cq500": ()}[part]
+    formats = [*_COMMON_FORMATS, *rare][:count]
+    more = generator.choice(2, max(count - len(formats), 0), p=[0.56, 0.44])
+    formats += [_COMMON_FORMATS[choice] for choice in more]
+    return [formats[i] for i in generator.permutation(count)]
+
+
+def _deal_subtypes(
+    generator: np.random.Generator, part: str, num_patients: int, count: int, padded: Sequence[bool]
+) -> list[tuple[str, ...]]:
+    """Subtypes of each study; the first `num_patients` studies are of different patients."""
+    num_positive = max(round(POSITIVE_SHARE * count), 1)
+    # Sick people are scanned on both groups of scanners, but less often on the padded one (.080 against .186 of slices).
+    weights = np.where(padded, 0.4, 1.0)
+    positives = generator.choice(count, num_positive, replace=False, p=weights / weights.sum())
+    different = [study for study in positives.tolist() if study < num_patients]
+    held: dict[int, set[str]] = {study: set() for study in positives.tolist()}
+    least = min(MIN_POSITIVES, len(different))
+    if count < _FEW_STUDIES or least < MIN_POSITIVES:
+        logger.warning(
+            "phantom: %d studies in %s are too few for %d positive ones of every class; each class gets at most %d.",
+            count,
+            part,
+            MIN_POSITIVES,
+            least,
+        )
+    for subtype in generator.permutation(SUBTYPES).tolist():
+        # Those who hold least come first, so that few studies end with everything.
+        order = sorted(different, key=lambda study: (len(held[study]), generator.random()))
+        for study in order[:least]:
+            held[study].add(subtype)
+    for study in positives.tolist():
+        if not held[study] or generator.random() < 0.35:
+            held[study].add(str(generator.choice(SUBTYPES, p=_SUBTYPE_WEIGHTS)))
+    return [tuple(name for name in SUBTYPES if name in held.get(study, ())) for study in range(count)]

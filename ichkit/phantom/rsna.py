@@ -1,0 +1,195 @@
+"""The RSNA layout: anonymous ids, seven pixel formats, label and sample files."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.artifacts import encode_table
+from ichkit.core.seeding import derive_seed, make_generator
+from ichkit.phantom.bleeds import SUBTYPES
+from ichkit.phantom.confounders import finish_slice
+from ichkit.phantom.headers import EXPLICIT_VR, IMPLICIT_VR, encode_file, encode_pixels
+from ichkit.phantom.plan import StudyPlan
+from ichkit.phantom.render import Grid
+from ichkit.phantom.study import draw_scene, draw_stack, draw_steps, draw_visible, label_slices
+
+CLASSES = (*SUBTYPES, "any")
+FOLDERS = {"train": "stage_2_train", "test": "stage_2_test"}
+_NUM_DUPLICATES = 4
+_TRUNCATED_SHARE = 0.6
+_MAX_SLICES = 1024
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """What a worker needs to draw and write one study.
+
+    Attributes:
+        root: folder of the data set, still unfinished.
+        masks: folder for the masks, or None.
+        size: rows and columns of a slice.
+    """
+
+    plan: StudyPlan
+    root: Path
+    masks: Path | None
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How one scanner writes its numbers and its windows."""
+
+    transfer_syntax: str
+    decimals: bool
+    centre: str
+    width: str
+
+
+def make_id(seed: int, digits: int, *place: str | int) -> str:
+    """An id such as `ID_0f3a5b2c1` that says nothing about its place."""
+    return f"ID_{derive_seed(seed, 'phantom', 'id', *place) % 16**digits:0{digits}x}"
+
+
+def write_study(task: StudyTask) -> dict[str, Any]:
+    """Draws one study, writes its files, and returns its facts with slice ids and labels, bottom first."""
+    plan = task.plan
+    generator = make_generator(task.seed, "phantom", plan.part, plan.index)
+    scene = draw_scene(generator, plan.subtypes)
+    steps, thickness = draw_steps(generator)
+    if plan.has_ties:  # some table positions were scanned twice
+        again = generator.choice(len(steps), 3, replace=False)
+        steps = np.sort(np.concatenate([steps, steps[again]]))
+    tilt = round(generator.uniform(5, 20), 3) if generator.random() < 0.5 else 0.0
+    shape = (task.size, task.size * 9 // 8) if plan.is_oblong else (task.size, task.size)
+    stack = draw_stack(generator, scene.pose, shape, steps[:_MAX_SLICES], thickness, tilt)
+    scene, drawn = draw_visible(generator, scene, stack, plan.subtypes)
+    style = _draw_style(generator)
+    slice_ids = [make_id(task.seed, 9, plan.part, plan.index, k) for k in range(len(drawn))]
+    series = _split_series(plan, len(drawn), task.seed)
+    cut = int(generator.integers(len(drawn) // 4, len(drawn) * 3 // 4)) if plan.is_truncated else -1
+    padding = _outside_circle(shape) if plan.is_padded else None
+    for k, (grid, one) in enumerate(zip(stack.grids, drawn, strict=True)):
+        image = finish_slice(generator, one.hounsfield, grid, scene.pose, scene.scan)
+        elements = _slice_elements(plan, task.seed, slice_ids[k], series[k], grid, shape, style)
+        elements["PixelData"] = encode_pixels(image, *plan.pixel_format, padding)
+        data = encode_file(elements, style.transfer_syntax)
+        data = data[: int(_TRUNCATED_SHARE * len(data))] if k == cut else data
+        (task.root / FOLDERS[plan.part] / f"{slice_ids[k]}.dcm").write_bytes(data)
+    if task.masks is not None:
+        write_masks(task.masks / f"{_study_id(plan, task.seed)}.npz", slice_ids, [one.bits for one in drawn])
+    return {
+        **asdict(plan),
+        "study_id": _study_id(plan, task.seed),
+        "patient_id": _patient_id(plan, task.seed),
+        "tilt_degrees": tilt,
+        "transfer_syntax": style.transfer_syntax,
+        "truncated": slice_ids[cut] if plan.is_truncated else None,
+        "slice_ids": slice_ids,
+        "labels": label_slices(drawn).tolist(),
+    }
+
+
+def write_tables(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
+    """The label file with duplicate rows, the sample submission, and the labels of the test part."""
+    generator = make_generator(seed, "phantom", "rsna", "tables")
+    train = _label_table(studies, "train", generator)
+    twice = generator.choice(
+        len(train) // len(CLASSES), min(_NUM_DUPLICATES, len(train) // len(CLASSES)), replace=False
+    )
+    rows = (twice[:, None] * len(CLASSES) + np.arange(len(CLASSES))).ravel()
+    train = pd.concat([train, train.iloc[rows]])
+    test = _label_table(studies, "test", generator)
+    (root / "stage_2_train.csv").write_bytes(encode_table(train, ".csv"))
+    (root / "stage_2_test_labels.csv").write_bytes(encode_table(test, ".csv"))
+    (root / "stage_2_sample_submission.csv").write_bytes(encode_table(test.assign(Label=0.5), ".csv"))
+
+
+def write_masks(path: Path, slice_ids: list[str], bits: list[np.ndarray]) -> None:
+    """One npz a study: slice id to (H, W) uint8, bit c set where class c of `SUBTYPES` is."""
+    np.savez_compressed(path, **dict(zip(slice_ids, bits, strict=True)))
+
+
+def _label_table(studies: list[dict[str, Any]], part: str, generator: np.random.Generator) -> pd.DataFrame:
+    """ID and Label of every slice of a part, slices in random order, classes in file order."""
+    ids = np.array([slice_id for study in studies if study["part"] == part for slice_id in study["slice_ids"]], object)
+    labels = np.array([row for study in studies if study["part"] == part for row in study["labels"]], np.int64)
+    order = generator.permutation(len(ids))
+    names = [f"{slice_id}_{name}" for slice_id in ids[order] for name in CLASSES]
+    return pd.DataFrame({"ID": names, "Label": labels.reshape(-1, len(CLASSES))[order].ravel()})
+
+
+def _study_id(plan: StudyPlan, seed: int) -> str:
+    return make_id(seed, 10, plan.part, plan.index, "study")
+
+
+def _patient_id(plan: StudyPlan, seed: int) -> str:
+    return make_id(seed, 8, plan.part, "patient", plan.patient)
+
+
+def _split_series(plan: StudyPlan, num_slices: int, seed: int) -> list[str]:
+    """The series of each slice: one, or the skull base and the rest."""
+    border = num_slices // 3 if plan.has_two_series else 0
+    ids = [make_id(seed, 10, plan.part, plan.index, "series", number) for number in range(2)]
+    return [ids[0] if k < border else ids[1] for k in range(num_slices)]
+
+
+def _draw_style(generator: np.random.Generator) -> _Style:
+    """Windows are written in five ways in the real files; 45 % of them hold two values."""
+    centre, width = [
+        ("30", "80"),
+        ("35.000000", "100.000000"),
+        ("40", "150"),
+        ("00036\\00036", "00080\\00080"),
+        ("40\\600", "80\\2800"),
+    ][int(generator.choice(5, p=[0.25, 0.15, 0.15, 0.3, 0.15]))]
+    syntax = EXPLICIT_VR if generator.random() < 0.6 else IMPLICIT_VR
+    return _Style(syntax, bool(generator.random() < 0.4), centre, width)
+
+
+def _slice_elements(
+    plan: StudyPlan, seed: int, slice_id: str, series_id: str, grid: Grid, shape: tuple[int, int], style: _Style
+) -> dict[str, str | int | bytes]:
+    """The header of a slice; only the tags the real files hold, pixel data excepted."""
+    bits_stored, pixel_representation, intercept = plan.pixel_format
+    return {
+        "SOPInstanceUID": slice_id,
+        "Modality": "CT",
+        "PatientID": _patient_id(plan, seed),
+        "StudyInstanceUID": _study_id(plan, seed),
+        "SeriesInstanceUID": series_id,
+        "StudyID": "",
+        **geometry_elements(grid, shape),
+        "BitsStored": bits_stored,
+        "HighBit": bits_stored - 1,
+        "PixelRepresentation": pixel_representation,
+        "WindowCenter": style.centre,
+        "WindowWidth": style.width,
+        "RescaleIntercept": f"{intercept}.000000" if style.decimals else f"{intercept}",
+        "RescaleSlope": "1.000000" if style.decimals else ("1" if style.transfer_syntax == IMPLICIT_VR else "1.0"),
+    }
+
+
+def geometry_elements(grid: Grid, shape: tuple[int, int]) -> dict[str, str | int | bytes]:
+    """Tags of position, orientation, size and layout of a slice."""
+    return {
+        "ImagePositionPatient": f"{grid.x:.6f}\\{grid.y:.6f}\\{grid.z:.6f}",
+        "ImageOrientationPatient": f"1.000000\\0.000000\\0.000000\\0.000000\\{grid.tilt_cos:.6f}\\{-grid.tilt_sin:.6f}",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": shape[0],
+        "Columns": shape[1],
+        "PixelSpacing": f"{grid.spacing:.6f}\\{grid.spacing:.6f}",
+        "BitsAllocated": 16,
+    }
+
+
+def _outside_circle(shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool, True outside the circle that the scanner reconstructs."""
+    rows, columns = shape
+    y, x = np.arange(rows)[:, None] - (rows - 1) / 2, np.arange(columns)[None, :] - (columns - 1) / 2
+    return x * x + y * y > (min(shape) / 2) ** 2

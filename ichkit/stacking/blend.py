@@ -1,0 +1,69 @@
+"""Convex weights per class on the members' logits, or the best member alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from ichkit.stacking.rows import log_losses, to_probabilities
+
+_MAX_STEPS = 200
+_SMALLEST_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What each member counts for in each class.
+
+    Attributes:
+        members: names, in the order of the weights.
+        weights: (members, C) float64, not negative, each column summing to 1.
+    """
+
+    members: tuple[str, ...]
+    weights: np.ndarray
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """(N, C) float64 logits of the blend of (members, N, C) logits."""
+        return np.einsum("mnc,mc->nc", np.asarray(logits, np.float64), self.weights)
+
+
+def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], tolerance: float = 0.0) -> Blend:
+    """The convex weights of least log loss, class by class.
+
+    Args:
+        logits: (members, n, C) of inner models for the inner patients of one fold's training part, and of no others.
+        labels: (n, C) of 0 and 1.
+        tolerance: share of the best member's loss that mixing must gain; otherwise that member stands alone.
+
+    Example:
+        >>> sure = np.array([[[2.0], [-2.0]], [[-2.0], [2.0]]])
+        >>> fit_blend(sure, np.array([[1], [0]]), ("good", "bad")).weights[:, 0].tolist()
+        [1.0, 0.0]
+    """
+    assert logits.shape[1:] == labels.shape
+    assert len(members) == len(logits)
+    columns = [_fit_class(logits[:, :, c].astype(np.float64), labels[:, c], tolerance) for c in range(labels.shape[1])]
+    return Blend(tuple(members), np.stack(columns, axis=1))
+
+
+def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.ndarray:
+    """(members,) weights for (members, n) logits; the loss is convex in them, so the order of members is all that ties
+    are decided by: the first of equal members stands alone."""
+    num_members = len(logits)
+    single = log_losses(logits, labels).mean(axis=1)
+    alone = np.zeros(num_members)
+    alone[np.argmin(single)] = 1.0
+    found = minimize(
+        lambda weights: log_losses(weights @ logits, labels).mean(),
+        np.full(num_members, 1 / num_members),
+        jac=lambda weights: logits @ (to_probabilities(weights @ logits) - labels) / len(labels),
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * num_members,
+        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": lambda _: np.ones(num_members)},
+        options={"maxiter": _MAX_STEPS, "ftol": 1e-10},
+    )
+    mixed = np.where(found.x > _SMALLEST_WEIGHT, found.x, 0.0)
+    mixed /= mixed.sum()
+    gained = single.min() - log_losses(mixed @ logits, labels).mean()
+    return mixed if gained > tolerance * single.min() else alone

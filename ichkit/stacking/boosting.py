@@ -1,0 +1,294 @@
+"""LightGBM on neighbours' descriptors: one booster per class, on top of the calibrated base, as weak as it must be.
+
+LightGBM itself is imported where it is trained; what it wrote is read by `stacking.trees`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ichkit.core.artifacts import encode_json
+from ichkit.core.config import LightgbmConfig, StackConfig
+from ichkit.core.errors import ArtifactError, ConfigError, nearest
+from ichkit.core.seeding import derive_seed
+from ichkit.core.tasks import Task
+from ichkit.stacking.features import feature_names, make_features
+from ichkit.stacking.inner import Split, Training
+from ichkit.stacking.rows import Rows, log_losses
+from ichkit.stacking.trees import read_trees
+
+if TYPE_CHECKING:
+    import lightgbm
+
+BASE = "base"
+_NOTE = "lightgbm.json"
+_CHECK_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strongly boosting is held back.
+
+    Attributes:
+        name: key in `STRENGTHS`.
+        settings: LightGBM parameters.
+        description: one sentence.
+        source: where the numbers come from.
+    """
+
+    name: str
+    settings: dict[str, float]
+    description: str
+    source: str
+
+
+# From the strongest to the weakest; `base`, no tree at all, is stronger than any and always a candidate.
+STRENGTHS = {
+    "strong": Strength(
+        name="strong",
+        settings={"num_leaves": 3, "min_data_in_leaf": 60, "lambda_l2": 30.0, "feature_fraction": 0.3},
+        description="Two splits a tree, for tens of studies.",
+        source="chosen here on simulated descriptors of 80 patients",
+    ),
+    "medium": Strength(
+        name="medium",
+        settings={"num_leaves": 6, "min_data_in_leaf": 40, "lambda_l2": 10.0, "feature_fraction": 0.3},
+        description="A few interactions, for hundreds of studies.",
+        source="chosen here on simulated descriptors",
+    ),
+    "light": Strength(
+        name="light",
+        settings={"num_leaves": 24, "min_data_in_leaf": 100, "lambda_l2": 3.0, "feature_fraction": 0.5},
+        description="Deep interactions, for thousands of studies.",
+        source="RSNA 2019 stackers used 20 to 60 leaves",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BoostedModel:
+    """Fitted boosters.
+
+    Attributes:
+        names: the columns of the features, in order.
+        window: slices that the features span.
+        texts: per class, the booster as LightGBM text; empty where the calibrated base was chosen.
+        strengths: per class, the chosen strength; `base` where no tree is left.
+        shares: (C,) float64 in [0, 1], how much of its trees each class takes.
+    """
+
+    names: tuple[str, ...]
+    window: int
+    texts: tuple[str, ...]
+    strengths: tuple[str, ...]
+    shares: np.ndarray
+
+    def predict(self, rows: Rows, base_logits: np.ndarray) -> np.ndarray:
+        """(N, C) float64 logits: the calibrated base plus each class's share of its trees."""
+        logits = np.array(base_logits, np.float64)
+        if not any(self.texts) or not len(rows):
+            return logits
+        features = make_features(rows, self.window)
+        for column, text in enumerate(self.texts):
+            if text:
+                trees = read_trees(text, f"booster of class {column}")
+                logits[:, column] += self.shares[column] * trees.predict(features)
+        return logits
+
+    def encode(self) -> dict[str, bytes]:
+        """File names to bytes, as `load_boosted` reads them."""
+        files = {f"class{column}.txt": text.encode() for column, text in enumerate(self.texts) if text}
+        note = {
+            "window": self.window,
+            "strengths": self.strengths,
+            "shares": self.shares.tolist(),
+            "features": self.names,
+        }
+        return files | {_NOTE: encode_json(note)}
+
+
+def load_boosted(folder: Path) -> BoostedModel:
+    """The boosters that `BoostedModel.encode` wrote.
+
+    Raises:
+        ArtifactError: a file is missing or is not what was written.
+    """
+    try:
+        note = json.loads((folder / _NOTE).read_text())
+        texts = tuple(
+            "" if strength == BASE else (folder / f"class{column}.txt").read_text()
+            for column, strength in enumerate(note["strengths"])
+        )
+        return BoostedModel(
+            names=tuple(note["features"]),
+            window=int(note["window"]),
+            texts=texts,
+            strengths=tuple(note["strengths"]),
+            shares=np.array(note["shares"], np.float64),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder}: no readable boosters ({error}). Run `ichkit stack` again.") from error
+
+
+def fit_boosted(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[BoostedModel, np.ndarray]:
+    """Boosters for every class, and their logits for the training part's own inner patients.
+
+    Strength and number of rounds are those of least loss on inner patients; then each class takes the share of its
+    trees that those patients support, none where the gain on the calibrated base is not clear.
+
+    Returns:
+        The model, and (n, C) float64 logits of the inner models; NaN for rows that take no part in choices.
+
+    Raises:
+        ConfigError: an unknown strength.
+    """
+    settings = config.lightgbm
+    candidates = _candidates(settings.strengths)
+    features = make_features(training.rows, settings.window)
+    corrections = np.zeros(training.labels.shape)
+    found: list[tuple[str, int]] = []
+    search = _Search(training, features, settings)
+    for column, name in enumerate(task.classes):
+        strength, num_rounds, corrections[:, column] = search.choose(column, candidates, _class_seed(seed, name))
+        found.append((strength, num_rounds))
+    shares = training.choose_shares(corrections)
+    base = training.base_logits()
+    whole = _dataset(features, settings)
+    texts = [""] * task.num_classes
+    for column, name in enumerate(task.classes):
+        if shares[column] > 0:
+            whole.set_label(training.labels[:, column].copy()).set_init_score(base[:, column].copy())
+            strength, num_rounds = found[column]
+            booster = _booster(whole, STRENGTHS[strength], settings, _class_seed(seed, name))
+            _boost(booster, num_rounds)
+            texts[column] = booster.model_to_string(importance_type="gain")
+    model = BoostedModel(
+        names=tuple(feature_names(task, training.rows.num_runs, settings.window)),
+        window=settings.window,
+        texts=tuple(texts),
+        strengths=tuple(found[column][0] if text else BASE for column, text in enumerate(texts)),
+        shares=shares,
+    )
+    return model, training.inner_base_logits() + shares * corrections
+
+
+class _Search:
+    """The search for strength and number of rounds, one class after another, on the inner patients alone."""
+
+    def __init__(self, training: Training, features: np.ndarray, settings: LightgbmConfig) -> None:
+        self.training, self.settings = training, settings
+        self.rows = training.chosen_rows()
+        self.mean, self.inner = training.rows.mean_logits(), training.inner_base_logits()
+        self.splits = list(training.splits())
+        self.held = [features[split.held] for split in self.splits]
+        self.fitting_sets = [_dataset(features[split.fitting], settings) for split in self.splits]
+        self.held_sets = [
+            _dataset(held, settings, reference) for held, reference in zip(self.held, self.fitting_sets, strict=True)
+        ]
+
+    def choose(self, column: int, candidates: Sequence[str], seed: int) -> tuple[str, int, np.ndarray]:
+        """Of one class: the strength of least loss, its number of rounds, and the (n,) inner corrections with them."""
+        base, labels = self.inner[self.rows, column], self.training.labels[self.rows, column]
+        self._set_targets(column)
+        best, best_loss = (BASE, 0, np.zeros(len(self.training.labels))), float(log_losses(base, labels).mean())
+        before = np.inf
+        for name in candidates:
+            num_rounds, corrections = self._boost(STRENGTHS[name], seed)
+            loss = float(log_losses(base + corrections[self.rows], labels).mean())
+            if loss < best_loss:
+                best, best_loss = (name, num_rounds, corrections), loss
+            # From the strongest on, a weaker one is tried for as long as that helps: each costs a fit per split.
+            if loss >= before:
+                break
+            before = loss
+        return best
+
+    def _set_targets(self, column: int) -> None:
+        """Points every data set at one class: its labels, and the base calibrated without the held patients."""
+        for split, fitting, held in zip(self.splits, self.fitting_sets, self.held_sets, strict=True):
+            start = split.calibration.apply(self.mean)[:, column]
+            for dataset, rows in ((fitting, split.fitting), (held, split.held)):
+                dataset.set_label(self.training.labels[rows, column]).set_init_score(start[rows])
+
+    def _boost(self, strength: Strength, seed: int) -> tuple[int, np.ndarray]:
+        """Boosts all splits side by side until their pooled loss on held patients no longer falls.
+
+        Returns:
+            The number of rounds of least pooled loss, and the (n,) sums of the trees for the held patients.
+        """
+        boosters = [_booster(dataset, strength, self.settings, seed) for dataset in self.fitting_sets]
+        for booster, held in zip(boosters, self.held_sets, strict=True):
+            booster.add_valid(held, "held")
+        sizes = np.array([len(split.held) for split in self.splits])
+        best_loss, best_rounds = np.inf, 0
+        for num_rounds in range(_CHECK_EVERY, self.settings.max_rounds + 1, _CHECK_EVERY):
+            grown = [_boost(booster, _CHECK_EVERY) for booster in boosters]
+            loss = float(sizes @ [booster.eval_valid()[0][2] for booster in boosters] / sizes.sum())
+            if loss < best_loss:
+                best_loss, best_rounds = loss, num_rounds
+            if num_rounds - best_rounds >= self.settings.patience or not any(grown):
+                break
+        corrections = np.zeros(len(self.training.labels))
+        for booster, split, held in zip(boosters, self.splits, self.held, strict=True):
+            corrections[split.held] = read_trees(booster.model_to_string(), "booster").predict(held, best_rounds)
+        return best_rounds, corrections
+
+
+def _class_seed(seed: int, name: str) -> int:
+    return derive_seed(seed, "lightgbm", name) % 2**31
+
+
+def _candidates(names: Sequence[str]) -> list[str]:
+    """The configured strengths but the base, from the strongest to the weakest."""
+    for name in names:
+        if name != BASE and name not in STRENGTHS:
+            raise ConfigError(
+                f'config: unknown strength "{name}" in stack.lightgbm.strengths. {nearest(name, [BASE, *STRENGTHS])}'
+            )
+    return [name for name in STRENGTHS if name in names]
+
+
+def _dataset(
+    features: np.ndarray, settings: LightgbmConfig, reference: "lightgbm.Dataset | None" = None
+) -> "lightgbm.Dataset":
+    """Binned features; labels and starting logits are set later, class by class."""
+    import lightgbm
+
+    dataset = lightgbm.Dataset(
+        features, label=np.zeros(len(features)), params=_shared_settings(settings), reference=reference
+    )
+    return dataset.construct()
+
+
+def _booster(
+    dataset: "lightgbm.Dataset", strength: Strength, settings: LightgbmConfig, seed: int
+) -> "lightgbm.Booster":
+    import lightgbm
+
+    shared = _shared_settings(settings)
+    return lightgbm.Booster(
+        {**shared, **strength.settings, "learning_rate": settings.learning_rate, "seed": seed}, dataset
+    )
+
+
+def _boost(booster: "lightgbm.Booster", num_rounds: int) -> bool:
+    """Adds at most that many trees; False where no split is allowed any more."""
+    return not any(booster.update() for _ in range(num_rounds))
+
+
+def _shared_settings(settings: LightgbmConfig) -> dict[str, str | int | bool]:
+    """What every data set and booster is told; with these the same bytes come for any number of threads."""
+    return {
+        "objective": "binary",
+        "metric": "binary_logloss",
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": settings.num_threads or 1,
+        "max_bin": 63,
+        "feature_pre_filter": False,
+        "verbosity": -1,
+    }

@@ -1,0 +1,94 @@
+"""What a second stage sees: descriptors of one or more runs for whole studies, and where each slice lies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.errors import ContractError
+from ichkit.core.schemas import KEY
+from ichkit.core.tasks import Task
+
+FACTS = ("slice_index", "num_slices", "position_mm", "gap_mm", "padded")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N slices of whole studies, sorted by study, then slice_index; no label is among them.
+
+    Attributes:
+        logits: (N, M, C) float32, the descriptors of M runs before the sigmoid.
+        study_codes: (N,) int64, equal for rows of one study.
+        facts: (N, 5) float64, the columns of `FACTS`; gap_mm is NaN at the last slice.
+    """
+
+    logits: np.ndarray
+    study_codes: np.ndarray
+    facts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs the descriptors come from."""
+        return self.logits.shape[1]
+
+    def mean_logits(self) -> np.ndarray:
+        """(N, C) float64 mean over the runs: the base that every stacker starts from, not yet calibrated."""
+        return self.logits.mean(axis=1, dtype=np.float64)
+
+    def take(self, chosen: np.ndarray) -> "Rows":
+        """The chosen rows (mask or ascending row numbers); whole studies must be chosen."""
+        return Rows(self.logits[chosen], self.study_codes[chosen], self.facts[chosen])
+
+
+def make_rows(tables: Sequence[pd.DataFrame], slices: pd.DataFrame, task: Task) -> Rows:
+    """The rows of a set of slices with the descriptors of each run.
+
+    Args:
+        tables: one predictions table per run, in the order of the runs, each with exactly these slices, in any order.
+        slices: slice_id, study_id and the columns of `FACTS`, in any order.
+
+    Raises:
+        ContractError: a table does not hold exactly these slices.
+
+    Example:
+        >>> make_rows([oof], slices, task).logits.shape
+        (1920, 1, 6)
+    """
+    slices = slices.sort_values(KEY, ignore_index=True)
+    logits = np.empty((len(slices), len(tables), task.num_classes), np.float32)
+    for run, table in enumerate(tables):
+        table = table.sort_values(KEY, ignore_index=True)
+        if not table.slice_id.equals(slices.slice_id):
+            raise ContractError(
+                f"descriptors of run {run + 1} of {len(tables)}: expected exactly the {len(slices)} slices given, "
+                f"found {len(table)} rows that are not the same. Run `ichkit train` again to remake the tables."
+            )
+        logits[:, run] = to_logits(table[task.probability_columns].to_numpy(np.float64))
+    study_codes, _ = pd.factorize(slices.study_id)
+    return Rows(logits, study_codes.astype(np.int64), slices[list(FACTS)].to_numpy(np.float64, na_value=np.nan))
+
+
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """Log odds of probabilities strictly inside (0, 1), float64."""
+    probabilities = np.asarray(probabilities, np.float64)
+    return np.log(probabilities) - np.log1p(-probabilities)
+
+
+def to_probabilities(logits: np.ndarray) -> np.ndarray:
+    """The sigmoid in float64, without overflow at either end."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+
+
+def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Binary log loss of every element in nats, float64.
+
+    Args:
+        logits: any shape.
+        labels: the same shape, 0 or 1.
+    """
+    logits = np.asarray(logits, np.float64)
+    return np.logaddexp(0.0, logits) - labels * logits

@@ -1,0 +1,139 @@
+"""Sums of boosted trees from LightGBM's text, evaluated by numba: predicting needs neither LightGBM nor its threads.
+
+LightGBM and torch bring an OpenMP each and do not bear each other in one process on every system; so boosters are
+trained in a process of their own, and whoever predicts reads the text.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from ichkit.core.errors import ArtifactError
+
+_VERSION = "v4"
+_CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_NAN = 1, 2, 2, 2
+
+
+@dataclass(frozen=True)
+class Trees:
+    """The trees of one booster, their nodes and leaves in one row each.
+
+    Attributes:
+        node_start: (T + 1,) int64, where each tree's nodes begin.
+        leaf_start: (T + 1,) int64, where each tree's leaves begin.
+        feature: (nodes,) int64, column that a node looks at.
+        threshold: (nodes,) float64, at most this goes left.
+        goes_left_missing: (nodes,) bool, where NaN goes.
+        left, right: (nodes,) int64, the next node of the tree, or ~leaf.
+        leaf_value: (leaves,) float64, already shrunk by the learning rate.
+    """
+
+    node_start: np.ndarray
+    leaf_start: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    goes_left_missing: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    leaf_value: np.ndarray
+
+    @property
+    def num_trees(self) -> int:
+        """How many trees are summed."""
+        return len(self.node_start) - 1
+
+    def predict(self, features: np.ndarray, num_trees: int | None = None) -> np.ndarray:
+        """(N,) float64 sum of the first `num_trees` trees (default all) at each row of (N, F) float32 features."""
+        totals = np.zeros(len(features), np.float64)
+        _sum_trees(
+            np.ascontiguousarray(features, np.float32),
+            self.num_trees if num_trees is None else min(num_trees, self.num_trees),
+            self.node_start,
+            self.leaf_start,
+            self.feature,
+            self.threshold,
+            self.goes_left_missing,
+            self.left,
+            self.right,
+            self.leaf_value,
+            totals,
+        )
+        return totals
+
+
+def read_trees(text: str, where: str) -> Trees:
+    """The trees of a LightGBM model text with one output and numeric features.
+
+    Args:
+        where: named in the message.
+
+    Raises:
+        ArtifactError: another version of the format, categorical splits, or text that is cut short.
+
+    Source: LightGBM 4, `src/io/tree.cpp` (Tree::ToString, decision_type bits: 1 categorical, 2 default left, then two
+        bits for what is missing: 0 nothing, 1 zero, 2 NaN).
+    """
+    head, *blocks = text.split("\nTree=")
+    fields = dict(line.split("=", 1) for line in head.splitlines() if "=" in line)
+    if fields.get("version") != _VERSION or "end of trees" not in text:
+        raise ArtifactError(
+            f"{where}: expected LightGBM text of version {_VERSION} with its end, found version "
+            f'"{fields.get("version", "")}". Run `ichkit stack` again.'
+        )
+    trees = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    kinds = np.concatenate([_numbers(tree, "decision_type", np.int64) for tree in trees] or [np.empty(0, np.int64)])
+    missing = kinds >> _MISSING_SHIFT
+    if (kinds & _CATEGORICAL).any() or not np.isin(missing, (0, _MISSING_NAN)).all():
+        raise ArtifactError(f"{where}: expected numeric splits with NaN as missing. Run `ichkit stack` again.")
+
+    def joined(name: str, dtype: type) -> np.ndarray:
+        return np.concatenate([_numbers(tree, name, dtype) for tree in trees] or [np.empty(0, dtype)])
+
+    def starts(name: str) -> np.ndarray:
+        return np.cumsum([0, *(len(_numbers(tree, name, np.float64)) for tree in trees)])
+
+    threshold = joined("threshold", np.float64)
+    return Trees(
+        node_start=starts("threshold"),
+        leaf_start=starts("leaf_value"),
+        feature=joined("split_feature", np.int64),
+        threshold=threshold,
+        # A feature that was never missing in training has kind 0: LightGBM then reads NaN as zero.
+        goes_left_missing=np.where(missing == _MISSING_NAN, (kinds & _DEFAULT_LEFT) > 0, threshold >= 0),
+        left=joined("left_child", np.int64),
+        right=joined("right_child", np.int64),
+        leaf_value=joined("leaf_value", np.float64),
+    )
+
+
+def _numbers(tree: dict[str, str], name: str, dtype: type) -> np.ndarray:
+    """A line of numbers; a tree of one leaf has no lines about nodes."""
+    return np.array(tree.get(name, "").split(), dtype)
+
+
+@numba.njit(cache=True)
+def _sum_trees(
+    features: np.ndarray,
+    num_trees: int,
+    node_start: np.ndarray,
+    leaf_start: np.ndarray,
+    feature: np.ndarray,
+    threshold: np.ndarray,
+    goes_left_missing: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    leaf_value: np.ndarray,
+    totals: np.ndarray,
+) -> None:
+    """Adds to (N,) totals the leaves that each row of features falls into, tree after tree."""
+    for row in range(len(features)):
+        for tree in range(num_trees):
+            first = node_start[tree]
+            node = 0 if node_start[tree + 1] > first else ~0
+            while node >= 0:
+                at = first + node
+                value = features[row, feature[at]]
+                goes_left = goes_left_missing[at] if np.isnan(value) else value <= threshold[at]
+                node = left[at] if goes_left else right[at]
+            totals[row] += leaf_value[leaf_start[tree] + ~node]
