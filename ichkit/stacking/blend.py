@@ -49,7 +49,8 @@ def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], 
 
 def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.ndarray:
     """(members,) weights for (members, n) logits; the loss is convex in them, so the order of members is all that ties
-    are decided by: the first of equal members stands alone."""
+    are decided by: the first of equal members stands alone.
+    """
     num_members = len(logits)
     single = log_losses(logits, labels).mean(axis=1)
     alone = np.zeros(num_members)

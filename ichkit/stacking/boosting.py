@@ -17,7 +17,7 @@ from ichkit.core.errors import ArtifactError, ConfigError, nearest
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task
 from ichkit.stacking.features import feature_names, make_features
-from ichkit.stacking.inner import Split, Training
+from ichkit.stacking.inner import Training
 from ichkit.stacking.rows import Rows, log_losses
 from ichkit.stacking.trees import read_trees
 

@@ -27,6 +27,7 @@ from ichkit.sources.study import PixelSettings, StudyRecord, decode_study
 from ichkit.stacking.chain import predict_chains
 from ichkit.stages.submit import choose_source
 from ichkit.validation.catalog import find_sources, pick_source
+from ichkit.validation.metrics import study_maximum
 
 RESEARCH_NOTE = "Research use only: not a medical device, not for diagnosis."
 _BEST_KIND = "blend"

@@ -1,0 +1,219 @@
+"""Stage 2: descriptors of one or more runs to final probabilities, every model fitted without the fold it predicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib.externals.loky import get_reusable_executor
+
+from ichkit.core.artifacts import (
+    ArtifactWriter,
+    FileDigest,
+    Manifest,
+    digest_file,
+    digest_of,
+    encode_json,
+    has_artifact,
+    partial_of,
+    read_manifest,
+)
+from ichkit.core.config import Config, StackConfig
+from ichkit.core.errors import ArtifactError
+from ichkit.core.layout import WorkFolder
+from ichkit.core.progress import Meter, StopFlag, logger, stop_on_signal
+from ichkit.core.schemas import make_predictions
+from ichkit.core.seeding import derive_seed
+from ichkit.core.tasks import Task, find_task
+from ichkit.engine.parallel import WorkerDied, run_tasks
+from ichkit.stacking.blend import fit_blend
+from ichkit.stacking.chain import BLEND_FILE, Chain, Chains, predict_chains
+from ichkit.stacking.inner import Training, make_training
+from ichkit.stacking.inputs import ChainPlan, Inputs, check_name, plan_chains, read_inputs
+from ichkit.stacking.rows import Rows, make_rows, to_probabilities
+from ichkit.stacking.table import BASE, find_stacker
+
+KIND = "stack"
+MADE_BY = "ichkit stack"
+_PLAN_FILE = "plan.json"
+_INNER_FILE = "inner.npy"
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """One stacker of one chain, as it travels to a worker: its training part and nothing of the rows it predicts."""
+
+    stacker: str
+    chain: str
+    training: Training
+    task: Task
+    config: StackConfig
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Where the model's files go, relative to the artifact."""
+        return f"{self.stacker}/{self.chain}"
+
+
+def run(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name: str | None = None) -> Manifest:
+    """Makes the stack of some runs, unless it is there already, and returns its manifest.
+
+    Args:
+        runs: names of runs; None takes all complete ones (see `choose_runs`).
+        name: of the stack; None joins the runs by `+`.
+
+    Raises:
+        ArtifactError: nothing was trained, or a run, fold or table is missing or damaged.
+        ContractError: a table breaks the out-of-fold contract.
+        ConfigError: an unknown stacker or strength, or a name that cannot name a folder.
+        Stopped: a stop was asked for; finished fits are kept.
+
+    Example:
+        >>> run(load_config("demo"), WorkFolder(Path("work"))).facts["name"]
+        'demo'
+    """
+    task = find_task(config.task)
+    stackers = [find_stacker(stacker).name for stacker in config.stack.stackers]
+    inputs = read_inputs(work, task, runs)
+    name = check_name(name or "+".join(inputs.runs))
+    final = work.stacks / name
+    settings = {"task": task.name, "seed": config.seed, "runs": inputs.runs, "stack": config.stack.settings()}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    if has_artifact(final):
+        manifest = read_manifest(final, made_by=MADE_BY)
+        changed = _changes(manifest, settings, inputs)
+        if not changed:
+            logger.info("stack %s: up to date", name)
+            return manifest
+        logger.info("stack %s: made again, because %s changed", name, ", ".join(changed))
+    plans = plan_chains(inputs, task, config.stack.num_parts, config.seed)
+    writer = _open_writer(final, {"settings": settings, "inputs": dict(inputs.digests)})
+    trainings = [
+        make_training(
+            _rows_of(inputs, plan, task, ~plan.held),
+            inputs.train[~plan.held].reset_index(drop=True),
+            task,
+            config.stack.num_inner,
+            derive_seed(config.seed, "stack inner", plan.name),
+        )
+        for plan in plans
+    ]
+    tasks = [
+        FitTask(stacker, plan.name, training, task, config.stack, derive_seed(config.seed, "stack", plan.name, stacker))
+        for stacker in stackers
+        for plan, training in zip(plans, trainings, strict=True)
+    ]
+    with stop_on_signal() as flag:
+        _fit_all(writer, tasks, flag)
+    chains = [
+        _make_chain(writer.folder, plan, training, stackers, config.stack)
+        for plan, training in zip(plans, trainings, strict=True)
+    ]
+    stack = Chains(task, inputs.runs, tuple(chains))
+    writer.write_bytes(BLEND_FILE, stack.encode())
+    _write_tables(writer, stack, plans, inputs)
+    for fit in tasks:
+        writer.discard(f"{fit.folder}/{_INNER_FILE}")
+    writer.discard(_PLAN_FILE)
+    facts = {
+        "name": name,
+        "runs": list(inputs.runs),
+        "folds": list(inputs.folds),
+        "kinds": list(stack.kinds),
+        "chains": [plan.name for plan in plans],
+        "data": inputs.data,
+        "num_slices": len(inputs.train),
+        "task": task.name,
+    }
+    manifest = writer.commit(settings=settings, inputs=dict(inputs.digests), facts=facts)
+    logger.info("stack %s: %d chains of %s on %d slices", name, len(plans), ", ".join(stackers), len(inputs.train))
+    return manifest
+
+
+def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray]:
+    """Fits one stacker of one chain; runs in a worker.
+
+    Returns:
+        The model's files, and the (rows of inner parts, C) float64 logits of its inner models.
+    """
+    model, inner = find_stacker(fit.stacker).fit(fit.training, fit.task, fit.config, fit.seed)
+    return model.encode(), inner[fit.training.chosen_rows()]
+
+
+def _changes(manifest: Manifest, settings: dict[str, Any], inputs: Inputs) -> list[str]:
+    """Names of the settings and inputs that differ from those a stack was made from."""
+    before = {**manifest.settings, **manifest.inputs}
+    now = {**settings, **inputs.digests}
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
+    """A writer that keeps the finished fits of an interrupted run of the same plan, and starts empty otherwise."""
+    note = {"digest": digest_of(plan)}
+    plan_path = partial_of(final) / _PLAN_FILE
+    goes_on = plan_path.is_file() and plan_path.read_bytes() == encode_json(note)
+    writer = ArtifactWriter(final, KIND, resume=goes_on)
+    for path in sorted(path for path in writer.folder.rglob("*") if path.is_file()):
+        writer.record(path.relative_to(writer.folder).as_posix(), FileDigest(digest_file(path), path.stat().st_size))
+    writer.write_json(_PLAN_FILE, note)
+    return writer
+
+
+def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -> None:
+    """Fits what is not fitted yet, stackers that shun torch first, in workers that have not loaded it."""
+    pending = [fit for fit in tasks if not (writer.folder / fit.folder / _INNER_FILE).is_file()]
+    with Meter("stack", len(tasks), "fits") as meter:
+        meter.advance(len(tasks) - len(pending))
+        for bears_torch in (False, True):
+            group = [fit for fit in pending if find_stacker(fit.stacker).bears_torch == bears_torch]
+            if not bears_torch and group:
+                get_reusable_executor().shutdown(wait=True)
+            for position, result in run_tasks(fit_member, group, isolated=True) if group else ():
+                fit = group[position]
+                if isinstance(result, WorkerDied):
+                    raise ArtifactError(
+                        f"stack: the fit of {fit.folder} did not end: {result.reason}. Memory is the usual reason: "
+                        f"free some and run `{MADE_BY}` again; finished fits are kept."
+                    )
+                files, inner = result
+                for file_name, data in files.items():
+                    writer.write_bytes(f"{fit.folder}/{file_name}", data)
+                writer.write_array(f"{fit.folder}/{_INNER_FILE}", inner)
+                meter.advance()
+                flag.check(f"{meter.done} of {meter.total} fits are kept")
+
+
+def _rows_of(inputs: Inputs, plan: ChainPlan, task: Task, chosen: pd.Series) -> Rows:
+    """The chosen training slices with every run's out-of-fold descriptors."""
+    slices = inputs.train[chosen]
+    tables = [pd.concat(list(inputs.tables["oof"][run].values()), ignore_index=True) for run in inputs.runs]
+    return make_rows([table[table.slice_id.isin(slices.slice_id)] for table in tables], slices, task)
+
+
+def _make_chain(
+    folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], config: StackConfig
+) -> Chain:
+    """The calibration of a chain and its blend, fitted on the inner patients of its training part."""
+    rows = training.chosen_rows()
+    inner = [np.load(folder / stacker / plan.name / _INNER_FILE, allow_pickle=False) for stacker in stackers]
+    logits = np.stack([training.inner_base_logits()[rows], *inner])
+    blend = fit_blend(logits, training.labels[rows], (BASE, *stackers), config.blend.tolerance)
+    return Chain(plan.name, plan.fold, training.calibration, blend)
+
+
+def _write_tables(writer: ArtifactWriter, stack: Chains, plans: Sequence[ChainPlan], inputs: Inputs) -> None:
+    """Out-of-fold, test and CQ500 tables of every kind, all through the files just written."""
+    parts: dict[str, list[pd.DataFrame]] = {kind: [] for kind in stack.kinds}
+    for plan, chain in zip(plans, stack.chains, strict=True):
+        rows, slices = _rows_of(inputs, plan, stack.task, plan.held), inputs.train[plan.held]
+        for kind, logits in chain.predict(writer.folder, rows).items():
+            parts[kind].append(make_predictions(slices, to_probabilities(logits), stack.task))
+    for kind, tables in parts.items():
+        table = pd.concat(tables, ignore_index=True).sort_values(["study_id", "slice_index"], ignore_index=True)
+        writer.write_table(f"{kind}_oof.parquet", table)
+    for split, slices in (("test", inputs.test), ("cq500", inputs.cq500)):
+        for kind, table in predict_chains(writer.folder, inputs.tables[split], slices).items():
+            writer.write_table(f"{kind}_{split}.parquet", table)
