@@ -12,7 +12,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 from rich.console import Console
+from rich.table import Table
 
+from ichkit.core.artifacts import read_table
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import DiskFullError, IchkitError, Stopped, nearest
 from ichkit.core.layout import WorkFolder
@@ -22,6 +24,7 @@ from ichkit.core.tasks import find_task
 # Stages are imported inside the commands: torch alone takes seconds, and `--help` should not.
 
 _DAMAGED = 2
+_PIPE_WIDTH = 140
 
 
 class _Group(click.Group):
@@ -119,6 +122,12 @@ def _submissions_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Where submissions and the board are kept.",
     )(command)
+
+
+def _show(table: Table) -> None:
+    """Prints a table; wide enough for every column where the output is a file or a pipe."""
+    console = Console()
+    Console(width=None if console.is_terminal else _PIPE_WIDTH).print(table)
 
 
 _PATH = click.Path(path_type=Path)
@@ -223,10 +232,10 @@ def evaluate(settings: _Settings, submission: Path | None, truth: Path | None) -
     config = settings.load()
     if submission is not None and truth is not None:
         scores = stage.score_submission(submission, truth, find_task(config.task))
-        for row in scores.itertuples(index=False):
-            click.echo(f"{row.metric:20s} {getattr(row, 'class'):18s} {row.value:.6f}")
     else:
         stage.run(config, settings.work)
+        scores = read_table(settings.work.scores / stage.SCORES_NAME)
+    _show(stage.render(scores))
 
 
 @main.command(epilog=_epilog("ichkit submit", "ichkit submit --source default-blend"))
@@ -241,7 +250,7 @@ def submit(settings: _Settings, source: str | None, submissions: Path) -> None:
     config = settings.load()
     stage.run(config, settings.work, submissions, source)
     task = find_task(config.task)
-    Console().print(board.render(board.build(settings.work, submissions, task), task))
+    _show(board.render(board.build(settings.work, submissions, task), task))
 
 
 @main.command(epilog=_epilog("ichkit leaderboard", "ichkit leaderboard --record default-blend --private 0.0473"))
@@ -263,7 +272,7 @@ def leaderboard(
         board = stage.record(config, settings.work, submissions, record, public_score, private_score)
     else:
         board = stage.run(config, settings.work, submissions)
-    Console().print(stage.render(board, find_task(config.task)))
+    _show(stage.render(board, find_task(config.task)))
 
 
 @main.command(epilog=_epilog("ichkit predict scans/", "ichkit predict export.zip --model work/stacks/default"))
@@ -277,7 +286,7 @@ def predict(settings: _Settings, dicom_path: Path, model: str | None, out: Path)
 
     config = settings.load()
     made = stage.run(config, settings.work, dicom_path, model=model, out=out)
-    Console().print(stage.make_table(made, find_task(config.task)))
+    _show(stage.make_table(made, find_task(config.task)))
 
 
 @main.command(epilog=_epilog("ichkit report"))

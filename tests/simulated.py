@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from ichkit.core.artifacts import ArtifactWriter, digest_table, encode_json, read_manifest, read_table
+from ichkit.core.artifacts import ArtifactWriter, digest_file, digest_table, encode_json, read_manifest, read_table
 from ichkit.core.layout import WorkFolder
 from ichkit.core.schemas import (
     FOLDS,
@@ -119,7 +119,9 @@ def make_stack(
             fold = None if split == "oof" else -1
             writer.write_table(f"{kind}_{split}.parquet", make_predictions(groups[0], near, TASK, fold))
     facts = {"name": name, "runs": list(runs), "folds": folds, "data": manifest.facts["data"], "task": TASK.name}
-    writer.commit(settings={"stackers": list(kinds)}, inputs={}, facts=facts)
+    used = [f"{run}/fold{k}/{split}.parquet" for run in runs for k in folds for split in ("oof", "test", "cq500")]
+    inputs = {table: digest_file(work.runs / table) for table in used}
+    writer.commit(settings={"stackers": list(kinds)}, inputs=inputs, facts=facts)
     return name
 
 

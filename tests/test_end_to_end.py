@@ -100,7 +100,7 @@ def test_evaluate_scores_a_submission_as_scikit_learn_does(chain, phantom_root, 
     }
     weighted = sum(losses[label] * weight for label, weight in zip(TASK.classes, TASK.weights, strict=True))
     shown = float(re.search(r"weighted_log_loss\s+all\s+([\d.]+)", printed).group(1))
-    assert shown == pytest.approx(weighted, abs=1e-6)
+    assert shown == pytest.approx(weighted, abs=1e-9)
 
 
 def test_everything_is_as_it_was_written_and_a_flipped_byte_is_found(chain, tmp_path, monkeypatch):

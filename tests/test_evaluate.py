@@ -176,6 +176,20 @@ def test_a_source_made_before_scans_were_added_is_refused_with_its_remedy(work):
         evaluate.run(CONFIG, work)
 
 
+def test_a_stack_older_than_the_descriptors_of_its_runs_is_named(work, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="ichkit"):
+        evaluate.run(CONFIG, work)
+        assert not caplog.records
+        other = make_work(tmp_path / "other", runs=("b",), num_folds=3, folds=(1,), seed=1)
+        shutil.rmtree(work.fold("b", 1))
+        shutil.copytree(other.fold("b", 1), work.fold("b", 1))
+        with pytest.raises(ContractError, match=r"runs/b \(oof\)"):
+            evaluate.run(CONFIG, work)
+    assert caplog.messages == [
+        "evaluate: a+b-fusion was made from other descriptors than its runs have now; run `ichkit stack`"
+    ]
+
+
 def test_a_row_with_a_fold_that_is_not_its_own_is_refused(work):
     path = work.fold("a", 0) / "oof.parquet"
     path.write_bytes(encode_table(read_table(path).assign(fold=1), ".parquet"))
@@ -331,4 +345,5 @@ def test_a_table_for_the_terminal_shows_counts_and_intervals(made, files):
     row = pick(read(made), source="a", dataset="rsna", fold=-1, metric="weighted_log_loss")
     assert f"{row.value:.5f}" in text
     assert f"[{row.low:.4f}, {row.high:.4f}]" in text
-    assert "weighted_log_loss" in text_of(evaluate.render(evaluate.score_submission(*files[:2], TASK)))
+    scores = evaluate.score_submission(*files[:2], TASK)
+    assert f"{scores.value[0]:.12f}" in text_of(evaluate.render(scores))

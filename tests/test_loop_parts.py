@@ -31,7 +31,7 @@ def test_the_average_is_that_of_the_slow_definition_buffers_included():
         with torch.no_grad():
             network[0].weight.add_(torch.randn(3, 3))
             network(torch.randn(8, 3))
-        average.update(network)
+        average.update()
         decay = min(0.5, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
             slow[name] = decay * slow[name] + (1 - decay) * value.double() if value.is_floating_point() else value

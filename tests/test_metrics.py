@@ -46,6 +46,15 @@ def test_auc_without_both_classes_is_nan(y):
     assert np.isnan(roc_auc(np.array(y, float), np.linspace(0, 1, len(y))))
 
 
+def test_a_probability_that_is_nan_makes_the_score_nan_unless_its_label_is_unknown():
+    p = np.array([0.1, np.nan, 0.9])
+    labelled, unknown = np.array([0, 1, 1.0]), np.array([0, np.nan, 1])
+    assert np.isnan(roc_auc(labelled, p))
+    assert roc_auc(unknown, p) == 1.0
+    assert np.isnan(log_loss_by_class(p[:, None], labelled[:, None])).all()
+    assert log_loss_by_class(p[:, None], unknown[:, None])[0] == pytest.approx(-np.log(0.9), abs=1e-15)
+
+
 def test_unknown_labels_are_left_out():
     y = np.array([0, 1, np.nan, 1, 0, np.nan])
     p = np.array([0.1, 0.8, 0.9, 0.05, 0.3, 0.95])

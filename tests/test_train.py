@@ -219,6 +219,7 @@ def test_labels_shown_by_the_pixels_are_learnt(tmp_path):
     assert np.median(table.p_any[positive]) > np.median(table.p_any[~positive])
 
 
+@pytest.mark.slow
 def test_several_folds_at_once_give_the_bytes_of_each_alone(fresh_work, work, monkeypatch):
     monkeypatch.setattr(train, "count_cores", lambda: 2)
     train.run(config(), fresh_work, run_name="run")

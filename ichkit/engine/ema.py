@@ -13,7 +13,7 @@ class AveragedWeights:
     leave nothing behind.
 
     Args:
-        network: what is averaged; copied, never changed.
+        network: what is averaged, on its device already; it is copied, watched and never changed.
         decay: share of the average that a step keeps once warmed up, in [0, 1).
 
     Source: the warm-up is TensorFlow's ExponentialMovingAverage(num_updates).
@@ -22,17 +22,17 @@ class AveragedWeights:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.num_updates = decay, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        # Tensors keep their place for as long as a network lives, so they are looked up once.
+        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         """Takes in the weights after one more step."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        averages, values = [], []
-        for average, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value.to(average.dtype))
-            else:
-                average.copy_(value)
+        averages, values = zip(*self._floating, strict=True)
         torch._foreach_lerp_(averages, values, 1 - decay)
+        for average, value in self._counts:
+            average.copy_(value)

@@ -100,7 +100,7 @@ class TrainingLoop:
         self.average = None if config.ema_decay is None else AveragedWeights(self.network.module, config.ema_decay)
         self._loader = fabric.setup_dataloaders(self._make_loader(), use_distributed_sampler=False)
         self._pending: _Pending | None = None
-        self._warm_at = 0.0
+        self._steps_here, self._warm_at = 0, 0.0
         self._label = f"fold {dataset.fold}"
 
     def run(self, stop: StopFlag) -> nn.Module:
@@ -131,14 +131,14 @@ class TrainingLoop:
 
     def _run_epoch(self, stop: StopFlag, meter: Meter | None) -> None:
         progress, began, waited = self.progress, time.monotonic(), 0.0
-        first_step, images_before = progress.step, progress.num_images
-        self.batches.start(progress.epoch, first_step)
+        images_before = progress.num_images
+        self.batches.start(progress.epoch, progress.step)
         for batch, seconds_waited in _timed(self._loader):
             waited += seconds_waited
             self._run_step(batch)
             if meter:
                 meter.advance(1, f"epoch {progress.epoch + 1} of {self.config.epochs}")
-            self._say_how_long(first_step)
+            self._say_how_long()
             if stop and progress.step < self.batches.steps_per_epoch:
                 self._save()
                 stop.check(f"{self._label} is saved at epoch {progress.epoch + 1}, step {progress.step}")
@@ -182,7 +182,7 @@ class TrainingLoop:
         self.fabric.backward(loss)
         self._stepper.step()
         if self.average is not None:
-            self.average.update(self.network.module)
+            self.average.update()
         self._look_at_pending()
         self._pending = _Pending(loss.detach(), len(images), batch.rows[:, batch.rows.shape[1] // 2])
         progress.step += 1
@@ -216,18 +216,19 @@ class TrainingLoop:
         self.progress.loss_sum += loss * pending.num_images
         self.progress.num_images += pending.num_images
 
-    def _say_how_long(self, first_step: int) -> None:
+    def _say_how_long(self) -> None:
         """Once per run, as soon as a few steps have been timed: how long the rest will take."""
-        done = self.progress.step - first_step
-        if done == _WARM_STEPS:
+        self._steps_here += 1
+        if self._steps_here == _WARM_STEPS:
             self._warm_at = time.monotonic()
-        if done == _WARM_STEPS + _TIMED_STEPS and not self.progress.history:
-            per_step = (time.monotonic() - self._warm_at) / _TIMED_STEPS
-            left = self.total_steps - self.progress.step
-            text = format_seconds(per_step * left)
-            logger.info("%s: about %s to go (%.2g s a step)", self._label, text, per_step)
-            if self.fabric.device.type == "cpu" and per_step * left > _LONG_SECONDS:
-                logger.warning("%s: without a GPU this takes about %s; going on", self._label, text)
+        if self._steps_here != _WARM_STEPS + _TIMED_STEPS:
+            return
+        per_step = (time.monotonic() - self._warm_at) / _TIMED_STEPS
+        done = self.progress.epoch * self.batches.steps_per_epoch + self.progress.step
+        seconds = per_step * (self.total_steps - done)
+        logger.info("%s: about %s to go (%.2g s a step)", self._label, format_seconds(seconds), per_step)
+        if self.fabric.device.type == "cpu" and seconds > _LONG_SECONDS:
+            logger.warning("%s: without a GPU this takes about %s; going on", self._label, format_seconds(seconds))
 
     def _make_loader(self) -> DataLoader[Block]:
         on_gpu = self.fabric.device.type == "cuda"

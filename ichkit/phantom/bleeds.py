@@ -5,28 +5,23 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ichkit.phantom.anatomy import (
-    BONE,
-    BRAIN,
-    DURA,
-    FLUID,
+from ichkit.phantom.anatomy import BRAIN, DURA, FLUID, SULCUS_CELL_MM, VENTRICLE
+from ichkit.phantom.landmarks import (
+    CORONAL_SUTURE_MM,
     INNER_RADII_MM,
-    SCALP,
-    SULCUS_CELL_MM,
-    VENTRICLE,
+    LAMBDOID_SUTURE_MM,
+    ball_level,
     below_falx,
     in_tent,
-    look_up_noise,
-    skull_depth,
     tent_height,
 )
+from ichkit.phantom.lattice import look_up_noise
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 LENS, BLOB, LAYER, SULCI, CRESCENT, ALONG_FALX, ON_TENT = range(7)
 # Class of each shape: its position in SUBTYPES.
 CLASS_OF_SHAPE = np.array([0, 1, 2, 3, 4, 4, 4])
 _OEDEMA_HU = 19.0
-_CORONAL_SUTURE_MM, _LAMBDOID_SUTURE_MM = -22.0, 48.0
 
 
 class Bleed(NamedTuple):
@@ -63,13 +58,13 @@ def draw_bleeds(generator: np.random.Generator, subtypes: tuple[str, ...]) -> np
 
 def _draw_hu(generator: np.random.Generator) -> float:
     # One in twelve is isodense: some days old, or a patient with little haemoglobin.
-    return generator.uniform(42, 50) if generator.random() < 1 / 20 else generator.uniform(64, 85)
+    return generator.uniform(42, 50) if generator.random() < 1 / 20 else generator.uniform(58, 85)
 
 
 def _draw_epidural(generator: np.random.Generator) -> list[Bleed]:
     side = generator.choice([-1.0, 1.0])
-    y = generator.uniform(_CORONAL_SUTURE_MM + 6, _LAMBDOID_SUTURE_MM - 14)
-    z = generator.uniform(-5, 40)
+    y = generator.uniform(CORONAL_SUTURE_MM + 6, LAMBDOID_SUTURE_MM - 14)
+    z = generator.uniform(-8, 50)
     v, w = y / INNER_RADII_MM[1], max(z, 0.0) / INNER_RADII_MM[2]
     x = side * INNER_RADII_MM[0] * (1 + 0.1 * v) * np.sqrt(max(1 - v * v - w * w, 0.01))
     radius = generator.uniform(30, 42)
@@ -79,10 +74,10 @@ def _draw_epidural(generator: np.random.Generator) -> list[Bleed]:
 def _draw_intraparenchymal(generator: np.random.Generator) -> list[Bleed]:
     side = generator.choice([-1.0, 1.0])
     place = generator.random()
-    if place < 0.5:  # basal ganglia and thalamus, where hypertension bleeds
+    if place < 0.4:  # basal ganglia and thalamus, where hypertension bleeds
         x, y, z = generator.uniform(18, 30), generator.uniform(-12, 14), generator.uniform(0, 16)
-    elif place < 0.9:  # lobes
-        x, y, z = generator.uniform(22, 40), generator.uniform(-45, 50), generator.uniform(12, 42)
+    elif place < 0.85:  # lobes
+        x, y, z = generator.uniform(22, 40), generator.uniform(-45, 50), generator.uniform(14, 54)
     else:  # cerebellum
         x, y, z = generator.uniform(10, 28), generator.uniform(42, 52), generator.uniform(-38, -24)
     rx, ry, rz = generator.uniform(13, 21), generator.uniform(15, 27), generator.uniform(16, 27)
@@ -99,10 +94,10 @@ def _draw_intraventricular(generator: np.random.Generator) -> list[Bleed]:
 def _draw_subarachnoid(generator: np.random.Generator) -> list[Bleed]:
     hu = _draw_hu(generator)
     side = generator.choice([-1.0, 1.0])
-    if generator.random() < 0.5:  # aneurysm: basal cisterns and both Sylvian fissures
+    if generator.random() < 0.65:  # aneurysm: basal cisterns and both Sylvian fissures
         reach = generator.uniform(45, 65)
         return [Bleed(SULCI, side * 8, -10, -8, reach, reach * 0.8, generator.uniform(24, 38), side, hu, 0)]
-    y, z = generator.uniform(-35, 35), generator.uniform(5, 45)
+    y, z = generator.uniform(-35, 35), generator.uniform(15, 62)
     reach = generator.uniform(30, 45)
     return [Bleed(SULCI, side * 45, y, z, reach, reach, generator.uniform(22, 36), side, hu, 0)]
 
@@ -112,7 +107,7 @@ def _draw_subdural(generator: np.random.Generator) -> list[Bleed]:
     hu = _draw_hu(generator)
     place = generator.random()
     if place < 0.75:
-        y, z = generator.uniform(-15, 15), generator.uniform(10, 32)
+        y, z = generator.uniform(-15, 15), generator.uniform(0, 50)
         reach, height = generator.uniform(60, 85), generator.uniform(28, 45)
         return [Bleed(CRESCENT, 0, y, z, generator.uniform(9, 17), reach, height, side, hu, 0)]
     falx = Bleed(ALONG_FALX, 0, generator.choice([-45.0, 45.0]), 30, generator.uniform(7, 12), 45, 32, side, hu, 0)
@@ -136,7 +131,7 @@ def sulcus_factor(x: float, y: float, z: float, bleeds: np.ndarray) -> float:
     for row in range(bleeds.shape[0]):
         if bleeds[row, 0] == SULCI:
             _, bx, by, bz, rx, ry, rz, _, _, _ = bleeds[row]
-            if ((x - bx) / rx) ** 2 + ((y - by) / ry) ** 2 + ((z - bz) / rz) ** 2 < 1:
+            if ball_level(x, y, z, bx, by, bz, rx, ry, rz) < 1:
                 return 3.5
     return 1.0
 
@@ -146,7 +141,7 @@ def _in_sheet(shape: float, x: float, y: float, z: float, depth: float, bleed: n
     """Whether a point lies in a bleed that hugs skull, falx or tentorium."""
     _, bx, by, bz, rx, ry, rz, side, _, _ = bleed
     if shape == LENS:
-        if y < _CORONAL_SUTURE_MM or y > _LAMBDOID_SUTURE_MM:
+        if y < CORONAL_SUTURE_MM or y > LAMBDOID_SUTURE_MM:
             return False
         far = (x - bx) ** 2 + (y - by) ** 2 + (z - bz) ** 2 - depth * depth
         return depth < rx * (1 - far / (ry * ry))
@@ -178,7 +173,7 @@ def bleed_at(
     for row in range(bleeds.shape[0]):
         shape, bx, by, bz, rx, ry, rz, side, blood_hu, rim_mm = bleeds[row]
         if shape == BLOB:
-            q = np.sqrt(((x - bx) / rx) ** 2 + ((y - by) / ry) ** 2 + ((z - bz) / rz) ** 2) + 0.14 * rough
+            q = np.sqrt(ball_level(x, y, z, bx, by, bz, rx, ry, rz)) + 0.14 * rough
             if q < 1 and kind != DURA:
                 hu, found = blood_hu + 3 * rough, int(shape)
             elif q < 1 + rim_mm / ry and kind == BRAIN and found < 0:
@@ -188,7 +183,7 @@ def bleed_at(
                 hu, found = blood_hu + 3 * rough, int(shape)
         elif shape == SULCI:
             if kind == FLUID:
-                q = ((x - bx) / rx) ** 2 + ((y - by) / ry) ** 2 + ((z - bz) / rz) ** 2
+                q = ball_level(x, y, z, bx, by, bz, rx, ry, rz)
                 if q < 1 + 0.2 * rough:
                     hu, found = blood_hu + 3 * rough, int(shape)
         elif kind != DURA and _in_sheet(shape, x, y, z, depth, bleeds[row]):

@@ -1,4 +1,4 @@
-"""What a scanner adds to a healthy head that looks like blood or hides it: noise, streaks, metal, motion, bright spots."""
+"""What a scanner adds that looks like blood or hides it: noise, streaks, metal, motion, bright spots."""
 
 from dataclasses import dataclass
 
@@ -44,11 +44,11 @@ def draw_scan(generator: np.random.Generator) -> Scan:
         metal = (uniform(-35, 35), uniform(-50, 0), uniform(-62, -52) if low else uniform(-20, 40))
     return Scan(
         noise_hu=uniform(3, 6),
-        offset_hu=generator.normal(0, 1),
-        cupping_hu=uniform(0, 4),
+        offset_hu=generator.normal(0, 2.5),
+        cupping_hu=uniform(0, 6),
         petrous_hu=uniform(4, 16),
         motion_rate=0.25 if restless else 0.02,
-        spot_rate=uniform(0.02, 0.15),
+        spot_rate=uniform(0.05, 0.25),
         metal=metal,
     )
 
@@ -75,7 +75,7 @@ def finish_slice(
     x = (grid.x - pose.centre_mm[0] + grid.spacing * np.arange(columns, dtype=np.float32))[None, :]
     y = (grid.y - pose.centre_mm[1] + grid.spacing * grid.tilt_cos * np.arange(rows, dtype=np.float32))[:, None]
     height = grid.z - pose.centre_mm[2] - grid.tilt_sin * (pose.centre_mm[1] - grid.y)
-    added = scan.cupping_hu * ((x / 70) ** 2 + (y / 85) ** 2 - 0.5) + (scan.offset_hu + generator.normal(0, 0.5))
+    added = scan.cupping_hu * ((x / 70) ** 2 + (y / 85) ** 2 - 0.5) + (scan.offset_hu + generator.normal(0, 1))
     weight = float(np.exp(-(((height - _PETROUS_LEVEL_MM) / 9) ** 2)))
     if weight > 0.05:
         band = np.exp(-(((y - 16) / 9) ** 2)) * np.exp(-((x / 42) ** 4))

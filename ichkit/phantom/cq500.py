@@ -11,10 +11,28 @@ from ichkit.core.artifacts import encode_table
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.phantom.bleeds import SUBTYPES
 from ichkit.phantom.confounders import finish_slice
-from ichkit.phantom.headers import CT_IMAGE_STORAGE, EXPLICIT_VR, IMPLICIT_VR, encode_file, encode_pixels
+from ichkit.phantom.headers import (
+    CT_IMAGE_STORAGE,
+    EXPLICIT_VR,
+    IMPLICIT_VR,
+    encode_file,
+    encode_pixels,
+    geometry_elements,
+    outside_circle,
+)
+from ichkit.phantom.plan import StudyTask
 from ichkit.phantom.render import Drawn, Grid
-from ichkit.phantom.rsna import StudyTask, geometry_elements, write_masks
-from ichkit.phantom.study import Scene, Stack, draw_scene, draw_slices, draw_stack, draw_visible, label_slices
+from ichkit.phantom.study import (
+    Scene,
+    Stack,
+    draw_patient,
+    draw_scene,
+    draw_slices,
+    draw_stack,
+    draw_visible,
+    label_slices,
+    write_masks,
+)
 
 NUM_CQ500 = 491
 _THIN_STEP_MM, _MAX_THIN_SLICES = 1.25, 96
@@ -56,7 +74,7 @@ def write_study(task: tuple[StudyTask, int]) -> dict[str, Any]:
     study, number = task
     plan = study.plan
     generator = make_generator(study.seed, "phantom", plan.part, plan.index)
-    scene = draw_scene(generator, plan.subtypes)
+    scene = draw_scene(generator, draw_patient(plan, study.seed), plan.subtypes)
     shape = (study.size, study.size)
     tilt = round(generator.uniform(5, 15), 3) if generator.random() < 0.4 else 0.0
     steps = np.arange(0, 150 + generator.uniform(-6, 8), 5.0)
@@ -121,7 +139,7 @@ class _StudyFolder:
         }
         uids = self._write_files(name, images, geometry, extra, self.generator.random() < 0.5)
         if self.study.masks is not None:
-            write_masks(self.study.masks / f"{self.name}_{len(self.series)}.npz", uids, [one.bits for one in drawn])
+            write_masks(self.study.masks / f"{self.name}_{len(self.series)}.npz", uids, drawn)
 
     def write_localizer(self, stack: Stack, drawn: list[Drawn]) -> None:
         """A series of one lateral view, made from the mean of the axial slices from left to right."""
@@ -146,6 +164,7 @@ class _StudyFolder:
         folder.mkdir(parents=True)
         plan = self.study.plan
         bits_stored, pixel_representation, intercept = plan.pixel_format
+        padding = outside_circle(images[0].shape) if plan.is_padded and len(images) > 1 else None
         uids = [self._make_uid(name, k) for k in range(len(images))]
         numbers = range(len(images))[::-1] if is_reversed else range(len(images))
         for k, number in enumerate(numbers):
@@ -168,7 +187,7 @@ class _StudyFolder:
                 "WindowWidth": "80",
                 "RescaleIntercept": str(intercept),
                 "RescaleSlope": "1",
-                "PixelData": encode_pixels(images[k], *plan.pixel_format),
+                "PixelData": encode_pixels(images[k], *plan.pixel_format, padding),
             }
             (folder / f"CT{number:06d}.dcm").write_bytes(encode_file(elements, self.syntax))
         self.series[name] = uids

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ichkit.phantom.render import Grid
+
 EXPLICIT_VR, IMPLICIT_VR = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _IMPLEMENTATION_UID = "2.25.208139012345512345871234098712340987"
@@ -105,8 +107,8 @@ def encode_pixels(
 
     Args:
         hounsfield: (H, W) int16.
-        intercept: as in the header. In the two broken formats, 12 bits unsigned with an intercept above -100, the header
-            lies: what is stored is HU modulo 4096, so that (stored + 1000) modulo 4096 - 1000 gives HU back.
+        intercept: as in the header. In the two broken formats, 12 bits unsigned with an intercept above -100, the
+            header lies: what is stored is HU modulo 4096, so that (stored + 1000) modulo 4096 - 1000 gives HU back.
         padding: (H, W) bool, pixels outside the scan circle, stored as -2000; for 16-bit signed formats.
 
     Source: FACTS of the RSNA 2019 data, "Broken intercept" and "Padding".
@@ -124,3 +126,25 @@ def encode_pixels(
     if padding is not None:
         stored = np.where(padding, -2000, stored)
     return stored.astype("<i2" if pixel_representation else "<u2").tobytes()
+
+
+def geometry_elements(grid: Grid, shape: tuple[int, int]) -> dict[str, str | int | bytes]:
+    """Tags of position, orientation, size and layout of a slice."""
+    down = f"0.000000\\{grid.tilt_cos:.6f}\\{0 - grid.tilt_sin:.6f}"  # 0 - x, so that no "-0.000000" is written
+    return {
+        "ImagePositionPatient": f"{grid.x:.6f}\\{grid.y:.6f}\\{grid.z:.6f}",
+        "ImageOrientationPatient": f"1.000000\\0.000000\\0.000000\\{down}",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": shape[0],
+        "Columns": shape[1],
+        "PixelSpacing": f"{grid.spacing:.6f}\\{grid.spacing:.6f}",
+        "BitsAllocated": 16,
+    }
+
+
+def outside_circle(shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool, True outside the circle that the scanner reconstructs."""
+    rows, columns = shape
+    y, x = np.arange(rows)[:, None] - (rows - 1) / 2, np.arange(columns)[None, :] - (columns - 1) / 2
+    return x * x + y * y > (min(shape) / 2) ** 2

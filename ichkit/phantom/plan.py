@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -49,12 +50,31 @@ class StudyPlan:
     is_truncated: bool
 
 
+@dataclass(frozen=True)
+class StudyTask:
+    """What a worker needs to draw and write one study.
+
+    Attributes:
+        root: folder of the data set, still unfinished.
+        masks: folder for the masks, or None.
+        size: rows and columns of a slice.
+    """
+
+    plan: StudyPlan
+    root: Path
+    masks: Path | None
+    size: int
+    seed: int
+
+
 def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:
     """The studies of one part: who is ill with what, and which scanner wrote it.
 
-    Every subtype gets at least `MIN_POSITIVES` studies of different patients; where the part is too small, as many as it
-    holds, with a warning.
+    Every subtype gets at least `MIN_POSITIVES` studies of different patients; where the part is too small, as many as
+    it holds, with a warning.
     """
+    if count == 0:
+        return []
     generator = make_generator(seed, "phantom", part, "plan")
     num_repeats = int(_SECOND_STUDY_SHARE * count) if part != "cq500" else 0
     num_patients = count - num_repeats
@@ -63,6 +83,8 @@ def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:
     padded = [fmt == (16, 1, -1024) and generator.random() < 0.62 for fmt in formats]
     subtypes = _deal_subtypes(generator, part, num_patients, count, padded)
     odd = generator.permutation(count).tolist() if part != "cq500" else []
+    # A file that cannot be read must not take the only positive slice of a class with it.
+    truncated = next((study for study in odd if not subtypes[study]), odd[0]) if odd else None
     shuffled = generator.permutation(count)
     plans = []
     for index, old in enumerate(shuffled.tolist()):
@@ -74,10 +96,10 @@ def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:
                 subtypes=subtypes[old],
                 pixel_format=formats[old],
                 is_padded=padded[old],
-                has_ties=old in odd[:1] or (count >= 40 and old in odd[1:2]),
-                has_two_series=count >= 4 and old in odd[2:3],
-                is_oblong=part == "train" and count >= _FEW_STUDIES and old in odd[3:4],
-                is_truncated=old in odd[-1:],
+                has_ties=old in odd[:1],
+                has_two_series=count >= 4 and old in odd[1:2],
+                is_oblong=part == "train" and count >= _FEW_STUDIES and old in odd[2:3],
+                is_truncated=old == truncated,
             )
         )
     return plans
@@ -96,7 +118,7 @@ def _deal_subtypes(
 ) -> list[tuple[str, ...]]:
     """Subtypes of each study; the first `num_patients` studies are of different patients."""
     num_positive = max(round(POSITIVE_SHARE * count), 1)
-    # Sick people are scanned on both groups of scanners, but less often on the padded one (.080 against .186 of slices).
+    # The group of scanners that pad sees fewer sick people: .080 of its slices are positive, .186 of the others'.
     weights = np.where(padded, 0.4, 1.0)
     positives = generator.choice(count, num_positive, replace=False, p=weights / weights.sum())
     different = [study for study in positives.tolist() if study < num_patients]
@@ -116,6 +138,6 @@ def _deal_subtypes(
         for study in order[:least]:
             held[study].add(subtype)
     for study in positives.tolist():
-        if not held[study] or generator.random() < 0.35:
+        if not held[study] or generator.random() < 0.2:
             held[study].add(str(generator.choice(SUBTYPES, p=_SUBTYPE_WEIGHTS)))
     return [tuple(name for name in SUBTYPES if name in held.get(study, ())) for study in range(count)]

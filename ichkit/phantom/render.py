@@ -1,13 +1,17 @@
 """Slices of a head: analytic shapes sampled at several depths, so that 5 mm of tissue share a pixel as in a scanner."""
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from ichkit.phantom.anatomy import AIR, INNER_RADII_MM, Head, tissue_at
+from ichkit.phantom.anatomy import AIR, tissue_at
 from ichkit.phantom.bleeds import CLASS_OF_SHAPE, SUBTYPES, bleed_at, sulcus_factor
+from ichkit.phantom.head import Head
+from ichkit.phantom.landmarks import INNER_RADII_MM
 
 _HEADREST_HU = 120.0
 # Depth of each pixel of a 2 x 2 tile, as a share of the slice thickness.
@@ -81,9 +85,9 @@ def draw_slice(
 ) -> Drawn:
     """One slice of a head.
 
-    Each pixel is sampled once, at one of four depths that alternate in a 2 x 2 pattern. The binomial filter that stands for
-    the scanner's own sharpness is zero at exactly the frequencies of such a pattern, so what is left is the mean over four
-    depths, at a quarter of its price.
+    Each pixel is sampled once, at one of four depths that alternate in a 2 x 2 pattern. The binomial filter that stands
+    for the scanner's own sharpness is zero at exactly the frequencies of such a pattern, so what is left is the mean
+    over four depths, at a quarter of its price.
 
     Args:
         thickness_mm: extent along the slice normal that is averaged.
@@ -105,6 +109,20 @@ def draw_slice(
     counts = np.bincount(CLASS_OF_SHAPE[shapes[shapes >= 0]], minlength=len(SUBTYPES))
     bits = _gather_bits(shapes) if counts.any() else np.zeros(shape, np.uint8)
     return Drawn(smooth(sampled), bits, counts * grid.spacing**2)
+
+
+def forget_stale_kernels() -> None:
+    """Removes compiled kernels older than any module of this package.
+
+    numba 0.68 looks only at the file a kernel stands in, not at those whose kernels it calls, and would go on drawing
+    the anatomy of an earlier version.
+    """
+    newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    # A folder that cannot be written holds kernels that were not compiled here and cannot be stale.
+    with contextlib.suppress(OSError):
+        for index in Path(_rasterise.stats.cache_path).glob("*.nbi"):
+            if index.stat().st_mtime < newest:
+                index.unlink()
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -155,7 +173,7 @@ def _rasterise(
 
 @njit(cache=True, nogil=True)
 def _gather_bits(shapes: np.ndarray) -> np.ndarray:
-    """(H, W) uint8: bit c is set where class c holds at least two of the four depths around a pixel's lower right corner."""
+    """(H, W) uint8: bit c is set where class c holds two or more of the four depths around a pixel's corner."""
     rows, columns = shapes.shape
     bits = np.zeros((rows, columns), np.uint8)
     count = np.zeros(len(SUBTYPES), np.uint8)

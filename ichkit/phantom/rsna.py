@@ -11,33 +11,32 @@ from ichkit.core.artifacts import encode_table
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.phantom.bleeds import SUBTYPES
 from ichkit.phantom.confounders import finish_slice
-from ichkit.phantom.headers import EXPLICIT_VR, IMPLICIT_VR, encode_file, encode_pixels
-from ichkit.phantom.plan import StudyPlan
+from ichkit.phantom.headers import (
+    EXPLICIT_VR,
+    IMPLICIT_VR,
+    encode_file,
+    encode_pixels,
+    geometry_elements,
+    outside_circle,
+)
+from ichkit.phantom.plan import StudyPlan, StudyTask
 from ichkit.phantom.render import Grid
-from ichkit.phantom.study import draw_scene, draw_stack, draw_steps, draw_visible, label_slices
+from ichkit.phantom.study import (
+    draw_patient,
+    draw_scene,
+    draw_stack,
+    draw_steps,
+    draw_visible,
+    label_slices,
+    write_masks,
+)
 
 CLASSES = (*SUBTYPES, "any")
+_PARTS = ("train", "test")
 FOLDERS = {"train": "stage_2_train", "test": "stage_2_test"}
 _NUM_DUPLICATES = 4
 _TRUNCATED_SHARE = 0.6
 _MAX_SLICES = 1024
-
-
-@dataclass(frozen=True)
-class StudyTask:
-    """What a worker needs to draw and write one study.
-
-    Attributes:
-        root: folder of the data set, still unfinished.
-        masks: folder for the masks, or None.
-        size: rows and columns of a slice.
-    """
-
-    plan: StudyPlan
-    root: Path
-    masks: Path | None
-    size: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,28 @@ class _Style:
     width: str
 
 
-def make_id(seed: int, digits: int, *place: str | int) -> str:
-    """An id such as `ID_0f3a5b2c1` that says nothing about its place."""
-    return f"ID_{derive_seed(seed, 'phantom', 'id', *place) % 16**digits:0{digits}x}"
+def make_id(seed: int, digits: int, kind: str, number: int) -> str:
+    """An id such as `ID_0f3a5b2c1` that says nothing about its number; two numbers never share one.
+
+    A Feistel network of four rounds is a permutation, whatever its round function.
+
+    Args:
+        digits: hexadecimal digits of the id, even or odd.
+        kind: ids of different kinds are unrelated.
+        number: at least 0, below 16 to the power of `digits`.
+    """
+    half = 2 * digits
+    left, right = divmod(number, 1 << half)
+    for turn in range(4):
+        left, right = right, left ^ derive_seed(seed, "phantom", "id", kind, turn, right) % (1 << half)
+    return f"ID_{(left << half) + right:0{digits}x}"
 
 
 def write_study(task: StudyTask) -> dict[str, Any]:
     """Draws one study, writes its files, and returns its facts with slice ids and labels, bottom first."""
     plan = task.plan
     generator = make_generator(task.seed, "phantom", plan.part, plan.index)
-    scene = draw_scene(generator, plan.subtypes)
+    scene = draw_scene(generator, draw_patient(plan, task.seed), plan.subtypes)
     steps, thickness = draw_steps(generator)
     if plan.has_ties:  # some table positions were scanned twice
         again = generator.choice(len(steps), 3, replace=False)
@@ -69,10 +80,10 @@ def write_study(task: StudyTask) -> dict[str, Any]:
     stack = draw_stack(generator, scene.pose, shape, steps[:_MAX_SLICES], thickness, tilt)
     scene, drawn = draw_visible(generator, scene, stack, plan.subtypes)
     style = _draw_style(generator)
-    slice_ids = [make_id(task.seed, 9, plan.part, plan.index, k) for k in range(len(drawn))]
+    slice_ids = [make_id(task.seed, 9, "slice", _number(plan) * _MAX_SLICES + k) for k in range(len(drawn))]
     series = _split_series(plan, len(drawn), task.seed)
     cut = int(generator.integers(len(drawn) // 4, len(drawn) * 3 // 4)) if plan.is_truncated else -1
-    padding = _outside_circle(shape) if plan.is_padded else None
+    padding = outside_circle(shape) if plan.is_padded else None
     for k, (grid, one) in enumerate(zip(stack.grids, drawn, strict=True)):
         image = finish_slice(generator, one.hounsfield, grid, scene.pose, scene.scan)
         elements = _slice_elements(plan, task.seed, slice_ids[k], series[k], grid, shape, style)
@@ -81,7 +92,7 @@ def write_study(task: StudyTask) -> dict[str, Any]:
         data = data[: int(_TRUNCATED_SHARE * len(data))] if k == cut else data
         (task.root / FOLDERS[plan.part] / f"{slice_ids[k]}.dcm").write_bytes(data)
     if task.masks is not None:
-        write_masks(task.masks / f"{_study_id(plan, task.seed)}.npz", slice_ids, [one.bits for one in drawn])
+        write_masks(task.masks / f"{_study_id(plan, task.seed)}.npz", slice_ids, drawn)
     return {
         **asdict(plan),
         "study_id": _study_id(plan, task.seed),
@@ -109,11 +120,6 @@ def write_tables(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
     (root / "stage_2_sample_submission.csv").write_bytes(encode_table(test.assign(Label=0.5), ".csv"))
 
 
-def write_masks(path: Path, slice_ids: list[str], bits: list[np.ndarray]) -> None:
-    """One npz a study: slice id to (H, W) uint8, bit c set where class c of `SUBTYPES` is."""
-    np.savez_compressed(path, **dict(zip(slice_ids, bits, strict=True)))
-
-
 def _label_table(studies: list[dict[str, Any]], part: str, generator: np.random.Generator) -> pd.DataFrame:
     """ID and Label of every slice of a part, slices in random order, classes in file order."""
     ids = np.array([slice_id for study in studies if study["part"] == part for slice_id in study["slice_ids"]], object)
@@ -123,18 +129,23 @@ def _label_table(studies: list[dict[str, Any]], part: str, generator: np.random.
     return pd.DataFrame({"ID": names, "Label": labels.reshape(-1, len(CLASSES))[order].ravel()})
 
 
+def _number(plan: StudyPlan) -> int:
+    """A number that no other study of either part has."""
+    return 2 * plan.index + _PARTS.index(plan.part)
+
+
 def _study_id(plan: StudyPlan, seed: int) -> str:
-    return make_id(seed, 10, plan.part, plan.index, "study")
+    return make_id(seed, 10, "study", _number(plan))
 
 
 def _patient_id(plan: StudyPlan, seed: int) -> str:
-    return make_id(seed, 8, plan.part, "patient", plan.patient)
+    return make_id(seed, 8, "patient", 2 * plan.patient + _PARTS.index(plan.part))
 
 
 def _split_series(plan: StudyPlan, num_slices: int, seed: int) -> list[str]:
     """The series of each slice: one, or the skull base and the rest."""
     border = num_slices // 3 if plan.has_two_series else 0
-    ids = [make_id(seed, 10, plan.part, plan.index, "series", number) for number in range(2)]
+    ids = [make_id(seed, 10, "series", 2 * _number(plan) + number) for number in range(2)]
     return [ids[0] if k < border else ids[1] for k in range(num_slices)]
 
 
@@ -172,24 +183,3 @@ def _slice_elements(
         "RescaleIntercept": f"{intercept}.000000" if style.decimals else f"{intercept}",
         "RescaleSlope": "1.000000" if style.decimals else ("1" if style.transfer_syntax == IMPLICIT_VR else "1.0"),
     }
-
-
-def geometry_elements(grid: Grid, shape: tuple[int, int]) -> dict[str, str | int | bytes]:
-    """Tags of position, orientation, size and layout of a slice."""
-    return {
-        "ImagePositionPatient": f"{grid.x:.6f}\\{grid.y:.6f}\\{grid.z:.6f}",
-        "ImageOrientationPatient": f"1.000000\\0.000000\\0.000000\\0.000000\\{grid.tilt_cos:.6f}\\{-grid.tilt_sin:.6f}",
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": shape[0],
-        "Columns": shape[1],
-        "PixelSpacing": f"{grid.spacing:.6f}\\{grid.spacing:.6f}",
-        "BitsAllocated": 16,
-    }
-
-
-def _outside_circle(shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool, True outside the circle that the scanner reconstructs."""
-    rows, columns = shape
-    y, x = np.arange(rows)[:, None] - (rows - 1) / 2, np.arange(columns)[None, :] - (columns - 1) / 2
-    return x * x + y * y > (min(shape) / 2) ** 2

@@ -1,12 +1,16 @@
 """One study from its plan: a head in a scanner, its slices, and which class each slice shows."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from ichkit.phantom.anatomy import Head, draw_head, draw_lattice
+from ichkit.core.seeding import make_generator
 from ichkit.phantom.bleeds import LENS, SUBTYPES, draw_bleeds
 from ichkit.phantom.confounders import Scan, draw_scan
+from ichkit.phantom.head import Head, draw_head
+from ichkit.phantom.lattice import draw_lattice
+from ichkit.phantom.plan import StudyPlan
 from ichkit.phantom.render import Drawn, Grid, Pose, draw_pose, draw_slice
 
 MIN_AREA_MM2 = 40.0
@@ -40,9 +44,13 @@ class Stack:
     thickness_mm: float
 
 
-def draw_scene(generator: np.random.Generator, subtypes: tuple[str, ...]) -> Scene:
-    """A random head with the bleeds asked for."""
-    head = draw_head(generator)
+def draw_patient(plan: StudyPlan, seed: int) -> Head:
+    """The head of the plan's patient, the same in each of the patient's studies."""
+    return draw_head(make_generator(seed, "phantom", plan.part, "patient", plan.patient))
+
+
+def draw_scene(generator: np.random.Generator, head: Head, subtypes: tuple[str, ...]) -> Scene:
+    """A head in a random scanner, with the bleeds asked for."""
     lattice = draw_lattice(generator)
     pose = draw_pose(generator, generator.uniform(100, 300))
     scan = draw_scan(generator)
@@ -63,7 +71,7 @@ def draw_stack(
         steps_mm: table position of each slice above the first.
         tilt_degrees: gantry tilt; the table still moves along z, so slices are sheared against each other.
     """
-    spacing = round(generator.uniform(215, 250) / min(shape), 6)
+    spacing = round(generator.uniform(215, 265) / min(shape), 6)
     cosine, sine = np.cos(np.deg2rad(tilt_degrees)), np.sin(np.deg2rad(tilt_degrees))
     rows, columns = shape
     z = pose.centre_mm[2] + _BOTTOM_MM + generator.uniform(-6, 6)
@@ -114,9 +122,14 @@ def draw_visible(
         slices = draw_slices(scene, stack)
         shown = label_slices(slices)[:, : len(SUBTYPES)].max(0)
         if all(shown[SUBTYPES.index(name)] for name in subtypes):
-            break
+            return scene, slices
         scene = _with_swelling(replace(scene, bleeds=draw_bleeds(generator, subtypes)), generator)
-    return scene, slices
+    raise AssertionError(f"bleeds are drawn large enough to show, yet {subtypes} did not in {_MAX_ATTEMPTS} attempts")
+
+
+def write_masks(path: Path, slice_ids: list[str], slices: list[Drawn]) -> None:
+    """One npz a study: slice id to (H, W) uint8, bit c set where class c of `SUBTYPES` is."""
+    np.savez_compressed(path, **{name: drawn.bits for name, drawn in zip(slice_ids, slices, strict=True)})
 
 
 def _with_swelling(scene: Scene, generator: np.random.Generator) -> Scene:

@@ -13,9 +13,11 @@ from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, logger, stop_on_signal
 from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
 from ichkit.phantom import cq500, rsna
-from ichkit.phantom.plan import plan_part
-from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
 from ichkit.phantom.confounders import finish_slice
+from ichkit.phantom.head import draw_head
+from ichkit.phantom.plan import StudyTask, plan_part
+from ichkit.phantom.render import forget_stale_kernels
+from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
 
 FACTS_NAME = "phantom.json"
 _VERSION = 1
@@ -41,7 +43,7 @@ def write_phantom(
     Args:
         out: a new or empty folder, or one of an earlier call with the same settings.
         studies, test_studies: RSNA studies with and without published labels; about 32 slices each.
-        cq500_studies: studies in the CQ500 layout, one to five series each.
+        cq500_studies: studies in the CQ500 layout, one to five series each; 0 for no such folder.
         size: rows and columns of a slice, at least 64.
         keep_masks: also write `out/masks/<data set>/*.npz`, slice id to (H, W) uint8, bit c for class c of
             `bleeds.SUBTYPES`.
@@ -59,7 +61,8 @@ def write_phantom(
     }
     _check_counts(size, {"studies": studies, "test-studies": test_studies, "cq500-studies": cq500_studies})
     _check_folder(out)
-    missing = [name for name in _ROOTS if not _is_finished(out / name, settings[name])]
+    wanted = _ROOTS if cq500_studies else ("rsna",)
+    missing = [name for name in wanted if not _is_finished(out / name, settings[name])]
     if not missing:
         logger.info("phantom: %s is finished; nothing to do.", out)
         return
@@ -77,8 +80,9 @@ def _check_counts(size: int, counts: dict[str, int]) -> None:
     if size < 64:
         raise DataError(f"phantom: expected a size of at least 64, found {size}.")
     for name, count in counts.items():
-        if count < 0:
-            raise DataError(f"phantom: expected --{name} of at least 0, found {count}.")
+        least = 1 if name == "studies" else 0
+        if count < least:
+            raise DataError(f"phantom: expected --{name} of at least {least}, found {count}.")
 
 
 def _check_folder(out: Path) -> None:
@@ -134,8 +138,9 @@ def _check_room(out: Path, size: int, num_rsna: int, num_cq500: int) -> None:
 
 def _compile_kernels() -> None:
     """Compiles once here, so that the workers find the machine code in numba's cache."""
+    forget_stale_kernels()
     generator = np.random.default_rng(0)
-    scene = draw_scene(generator, ("subdural",))
+    scene = draw_scene(generator, draw_head(generator), ("subdural",))
     stack = draw_stack(generator, scene.pose, (64, 64), np.array([60.0]), 5.0, 0.0)
     one = draw_slices(scene, stack)[0]
     finish_slice(generator, one.hounsfield, stack.grids[0], scene.pose, scene.scan)
@@ -155,7 +160,7 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
     parts = {"rsna": ("train", "test"), "cq500": ("cq500",)}[name]
     counts = {"train": "studies", "test": "test_studies", "cq500": "cq500_studies"}
     plans = [plan for part in parts for plan in plan_part(part, settings[counts[part]], seed)]
-    tasks = [rsna.StudyTask(plan, partial, masks, size, seed) for plan in plans]
+    tasks = [StudyTask(plan, partial, masks, size, seed) for plan in plans]
     if name == "rsna":
         for folder in rsna.FOLDERS.values():
             (partial / folder).mkdir()

@@ -50,13 +50,13 @@ class Strength:
 STRENGTHS = {
     "strong": Strength(
         name="strong",
-        settings={"num_leaves": 3, "min_data_in_leaf": 60, "lambda_l2": 30.0, "feature_fraction": 0.3},
+        settings={"num_leaves": 3, "min_data_in_leaf": 60, "lambda_l2": 10.0, "feature_fraction": 0.3},
         description="Two splits a tree, for tens of studies.",
         source="chosen here on simulated descriptors of 80 patients",
     ),
     "medium": Strength(
         name="medium",
-        settings={"num_leaves": 6, "min_data_in_leaf": 40, "lambda_l2": 10.0, "feature_fraction": 0.3},
+        settings={"num_leaves": 6, "min_data_in_leaf": 40, "lambda_l2": 5.0, "feature_fraction": 0.3},
         description="A few interactions, for hundreds of studies.",
         source="chosen here on simulated descriptors",
     ),

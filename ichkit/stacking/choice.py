@@ -5,7 +5,7 @@ import numpy as np
 from ichkit.stacking.rows import log_losses
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-_DOUBT = 1.0
+_DOUBT = 1.25
 
 
 def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from ichkit.stacking.rows import Rows, log_losses, to_probabilities
 _NOTE = "fusion.json"
 _WEIGHTS = "networks.safetensors"
 _LENGTHS = (0.25, 0.5, 1.0)
-_MIN_STEPS_PER_EPOCH = 8
+_MIN_STEPS_PER_EPOCH = 4
 _MIN_BATCH = 32
 _PREDICT_BATCH = 8192
 
@@ -180,7 +180,7 @@ class _Fit:
         num_batches = -(-len(rows) // batch)
         network = self.windows.make_network(self.settings.channels, self.seed)
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=self.settings.learning_rate, weight_decay=self.weight_decay
+            network.parameters(), lr=self.settings.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.settings.epochs * num_batches)
         weights = torch.from_numpy(self.class_weights.astype(np.float32))

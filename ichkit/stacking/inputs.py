@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from ichkit.core.artifacts import digest_file, digest_table, read_manifest, read_table
@@ -43,6 +44,10 @@ class Inputs:
     digests: Mapping[str, str]
     data: str
 
+    def out_of_fold(self, run: str) -> pd.DataFrame:
+        """The descriptors of every row of `train`, each by the model of its own fold."""
+        return pd.concat(list(self.tables["oof"][run].values()), ignore_index=True)
+
 
 @dataclass(frozen=True)
 class ChainPlan:
@@ -56,7 +61,7 @@ class ChainPlan:
 
     name: str
     fold: int
-    held: pd.Series
+    held: np.ndarray
 
 
 def choose_runs(
@@ -172,10 +177,11 @@ def plan_chains(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[C
     """
     train = inputs.train
     if len(inputs.folds) > 1:
-        plans = [ChainPlan(f"fold{fold}", fold, train.fold == fold) for fold in inputs.folds]
+        own = train.fold.to_numpy(np.int64)
+        plans = [ChainPlan(f"fold{fold}", fold, own == fold) for fold in inputs.folds]
     else:
         num_parts = max(2, min(num_parts, train.patient_id.nunique()))
-        parts = pd.Series(deal_patients(train, num_parts, task.classes, derive_seed(seed, "stack parts")))
+        parts = deal_patients(train, num_parts, task.classes, derive_seed(seed, "stack parts"))
         plans = [ChainPlan(f"part{part}", inputs.folds[0], parts == part) for part in range(num_parts)]
     fewest = min(train.patient_id[~plan.held].nunique() for plan in plans)
     if fewest < 2:

@@ -32,7 +32,7 @@ from ichkit.validation.scores import (
 from ichkit.validation.submissions import read_submission, read_truth
 
 MADE_BY = "ichkit evaluate"
-_SCORES_NAME = "scores.parquet"
+SCORES_NAME = "scores.parquet"
 _LABEL_FILES = ("slices.parquet", "studies.parquet")
 
 
@@ -49,6 +49,8 @@ def run(config: Config, work: WorkFolder) -> Manifest:
     sources = find_sources(work, prepared.task)
     if not sources:
         raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
+    for name in sorted({source.name for source in sources if source.is_outdated}):
+        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
     inputs = _inputs_of(sources, prepared.manifest)
     old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
@@ -64,7 +66,7 @@ def run(config: Config, work: WorkFolder) -> Manifest:
                 tables[source.name] = _score_source(source, prepared, config)
                 meter.advance(note=source.name)
     writer = ArtifactWriter(work.scores, "scores")
-    writer.write_table(_SCORES_NAME, pd.concat([tables[source.name] for source in sources], ignore_index=True))
+    writer.write_table(SCORES_NAME, pd.concat([tables[source.name] for source in sources], ignore_index=True))
     facts = {
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
@@ -87,7 +89,7 @@ def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:
             f"{work.scores}: expected the scores of the {len(sources)} sources that are there now, found those of "
             f"{len(manifest.facts['sources'])} made from other tables. Run `{MADE_BY}`."
         )
-    return read_table(work.scores / _SCORES_NAME)
+    return read_table(work.scores / SCORES_NAME)
 
 
 def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
@@ -129,15 +131,16 @@ def render(scores: pd.DataFrame) -> Table:
     Args:
         scores: rows of `scores.parquet`, of which those over all folds are shown, or a result of `score_submission`.
     """
+    digits = 12  # another program's score of the same file can be compared to the last digit that means anything
     if "fold" in scores:
-        scores = scores[scores.fold == POOLED]
+        scores, digits = scores[scores.fold == POOLED], 5
     table = Table(box=SIMPLE, padding=0)
     place = [name for name in ("source", "dataset", "level", "metric", "class") if name in scores]
     for name in (*place, "value", "interval", "n", "positive"):
         table.add_column(name, justify="left" if name in place else "right", no_wrap=name not in place, overflow="fold")
     for row in scores.to_dict("records"):
         interval = f"[{row['low']:.4f}, {row['high']:.4f}]" if np.isfinite(row.get("low", np.nan)) else "-"
-        value = f"{row['value']:.5f}" if np.isfinite(row["value"]) else "undefined"
+        value = f"{row['value']:.{digits}f}" if np.isfinite(row["value"]) else "undefined"
         table.add_row(*(str(row[name]) for name in place), value, interval, str(row["n"]), str(row["n_positive"]))
     return table
 
@@ -154,7 +157,7 @@ def _still_valid(
     """The rows, by name, of sources whose tables, labels and settings are those they were scored with."""
     if old is None or old.settings != settings:
         return {}
-    table = read_table(work.scores / _SCORES_NAME)
+    table = read_table(work.scores / SCORES_NAME)
     kept = {}
     for source in sources:
         prefixes = ("prepared/", f"{source.name}:")

@@ -197,7 +197,7 @@ def _draw_training(work: WorkFolder, sources: list[Source]) -> str:
     for source in sources:
         for fold in source.folds if source.kind == "base" else ():
             history = pd.read_csv(work.fold(source.name, fold) / "history.csv")
-            axes.plot(history["epoch"], history["train_loss"], lw=1, label=f"{source.name} fold {fold}")
+            axes.plot(history["epoch"], history["loss"], lw=1, label=f"{source.name} fold {fold}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss")
     axes.legend(fontsize=7)

@@ -24,7 +24,7 @@ from ichkit.core.config import Config, StackConfig
 from ichkit.core.errors import ArtifactError
 from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import Meter, StopFlag, logger, stop_on_signal
-from ichkit.core.schemas import make_predictions
+from ichkit.core.schemas import KEY, make_predictions
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task, find_task
 from ichkit.engine.parallel import WorkerDied, run_tasks
@@ -76,50 +76,37 @@ def run(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name
         'demo'
     """
     task = find_task(config.task)
-    stackers = [find_stacker(stacker).name for stacker in config.stack.stackers]
+    stackers = tuple(find_stacker(stacker).name for stacker in dict.fromkeys(config.stack.stackers))
     inputs = read_inputs(work, task, runs)
-    name = check_name(name or "+".join(inputs.runs))
-    final = work.stacks / name
-    settings = {"task": task.name, "seed": config.seed, "runs": inputs.runs, "stack": config.stack.settings()}
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    if has_artifact(final):
-        manifest = read_manifest(final, made_by=MADE_BY)
-        changed = _changes(manifest, settings, inputs)
-        if not changed:
-            logger.info("stack %s: up to date", name)
-            return manifest
-        logger.info("stack %s: made again, because %s changed", name, ", ".join(changed))
+    final = work.stacks / (check_name(name) if name else "+".join(inputs.runs))
+    settings = {
+        "task": task.name,
+        "seed": config.seed,
+        "runs": list(inputs.runs),
+        "stack": config.stack.settings(),
+    }
+    standing = _find_standing(final, settings, inputs)
+    if standing is not None:
+        return standing
+    rows = make_rows([inputs.out_of_fold(run) for run in inputs.runs], inputs.train, task)
     plans = plan_chains(inputs, task, config.stack.num_parts, config.seed)
-    writer = _open_writer(final, {"settings": settings, "inputs": dict(inputs.digests)})
-    trainings = [
-        make_training(
-            _rows_of(inputs, plan, task, ~plan.held),
-            inputs.train[~plan.held].reset_index(drop=True),
-            task,
-            config.stack.num_inner,
-            derive_seed(config.seed, "stack inner", plan.name),
-        )
-        for plan in plans
-    ]
+    trainings = {plan.name: _make_training(plan, rows, inputs.train, task, config) for plan in plans}
     tasks = [
-        FitTask(stacker, plan.name, training, task, config.stack, derive_seed(config.seed, "stack", plan.name, stacker))
+        FitTask(stacker, chain, training, task, config.stack, derive_seed(config.seed, "stack", chain, stacker))
         for stacker in stackers
-        for plan, training in zip(plans, trainings, strict=True)
+        for chain, training in trainings.items()
     ]
+    writer = _open_writer(final, {"settings": settings, "inputs": dict(inputs.digests)})
     with stop_on_signal() as flag:
         _fit_all(writer, tasks, flag)
-    chains = [
-        _make_chain(writer.folder, plan, training, stackers, config.stack)
-        for plan, training in zip(plans, trainings, strict=True)
-    ]
-    stack = Chains(task, inputs.runs, tuple(chains))
+    chains = tuple(_make_chain(writer.folder, plan, trainings[plan.name], stackers, config.stack) for plan in plans)
+    stack = Chains(task, inputs.runs, chains)
     writer.write_bytes(BLEND_FILE, stack.encode())
-    _write_tables(writer, stack, plans, inputs)
-    for fit in tasks:
-        writer.discard(f"{fit.folder}/{_INNER_FILE}")
-    writer.discard(_PLAN_FILE)
+    _write_tables(writer, stack, plans, rows, inputs)
+    for note in (_PLAN_FILE, *(f"{fit.folder}/{_INNER_FILE}" for fit in tasks)):
+        writer.discard(note)
     facts = {
-        "name": name,
+        "name": final.name,
         "runs": list(inputs.runs),
         "folds": list(inputs.folds),
         "kinds": list(stack.kinds),
@@ -128,9 +115,8 @@ def run(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name
         "num_slices": len(inputs.train),
         "task": task.name,
     }
-    manifest = writer.commit(settings=settings, inputs=dict(inputs.digests), facts=facts)
-    logger.info("stack %s: %d chains of %s on %d slices", name, len(plans), ", ".join(stackers), len(inputs.train))
-    return manifest
+    logger.info("stack %s: %d chains of %s on %d slices", final.name, len(plans), ", ".join(stackers), len(rows))
+    return writer.commit(settings=settings, inputs=dict(inputs.digests), facts=facts)
 
 
 def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray]:
@@ -143,11 +129,25 @@ def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray]:
     return model.encode(), inner[fit.training.chosen_rows()]
 
 
-def _changes(manifest: Manifest, settings: dict[str, Any], inputs: Inputs) -> list[str]:
-    """Names of the settings and inputs that differ from those a stack was made from."""
-    before = {**manifest.settings, **manifest.inputs}
-    now = {**settings, **inputs.digests}
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+def _find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
+    """The manifest of the stack that stands there, if it was made from the same settings and inputs; says which not."""
+    if not has_artifact(final):
+        return None
+    manifest = read_manifest(final, made_by=MADE_BY)
+    before, now = {**manifest.settings, **manifest.inputs}, {**settings, **inputs.digests}
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if not changed:
+        logger.info("stack %s: up to date", final.name)
+        return manifest
+    logger.info("stack %s: made again, because %s changed", final.name, ", ".join(changed))
+    return None
+
+
+def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task, config: Config) -> Training:
+    """The training part of a chain: every row but those it predicts."""
+    others = ~plan.held
+    seed = derive_seed(config.seed, "stack inner", plan.name)
+    return make_training(rows.take(others), train[others], task, config.stack.num_inner, seed)
 
 
 def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
@@ -186,13 +186,6 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
                 flag.check(f"{meter.done} of {meter.total} fits are kept")
 
 
-def _rows_of(inputs: Inputs, plan: ChainPlan, task: Task, chosen: pd.Series) -> Rows:
-    """The chosen training slices with every run's out-of-fold descriptors."""
-    slices = inputs.train[chosen]
-    tables = [pd.concat(list(inputs.tables["oof"][run].values()), ignore_index=True) for run in inputs.runs]
-    return make_rows([table[table.slice_id.isin(slices.slice_id)] for table in tables], slices, task)
-
-
 def _make_chain(
     folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], config: StackConfig
 ) -> Chain:
@@ -204,16 +197,17 @@ def _make_chain(
     return Chain(plan.name, plan.fold, training.calibration, blend)
 
 
-def _write_tables(writer: ArtifactWriter, stack: Chains, plans: Sequence[ChainPlan], inputs: Inputs) -> None:
+def _write_tables(
+    writer: ArtifactWriter, stack: Chains, plans: Sequence[ChainPlan], rows: Rows, inputs: Inputs
+) -> None:
     """Out-of-fold, test and CQ500 tables of every kind, all through the files just written."""
     parts: dict[str, list[pd.DataFrame]] = {kind: [] for kind in stack.kinds}
     for plan, chain in zip(plans, stack.chains, strict=True):
-        rows, slices = _rows_of(inputs, plan, stack.task, plan.held), inputs.train[plan.held]
-        for kind, logits in chain.predict(writer.folder, rows).items():
+        slices = inputs.train[plan.held]
+        for kind, logits in chain.predict(writer.folder, rows.take(plan.held)).items():
             parts[kind].append(make_predictions(slices, to_probabilities(logits), stack.task))
     for kind, tables in parts.items():
-        table = pd.concat(tables, ignore_index=True).sort_values(["study_id", "slice_index"], ignore_index=True)
-        writer.write_table(f"{kind}_oof.parquet", table)
+        writer.write_table(f"{kind}_oof.parquet", pd.concat(tables).sort_values(KEY, ignore_index=True))
     for split, slices in (("test", inputs.test), ("cq500", inputs.cq500)):
         for kind, table in predict_chains(writer.folder, inputs.tables[split], slices).items():
             writer.write_table(f"{kind}_{split}.parquet", table)

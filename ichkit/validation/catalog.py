@@ -33,6 +33,7 @@ class Source:
         config_digest: digest of the settings it was made from.
         created_utc: when the newest part of it was finished.
         git_commit: the commit that made the newest part; empty outside a checkout.
+        is_outdated: a stack whose runs have other descriptors now than those it was made from.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Source:
     config_digest: str
     created_utc: str
     git_commit: str
+    is_outdated: bool
     task: Task
 
     @property
@@ -78,8 +80,9 @@ def find_sources(work: WorkFolder, task: Task) -> list[Source]:
         ContractError: two sources would have the same name.
     """
     sources = [_run_source(work, run, folds, task) for run, folds in work.finished_runs().items()]
+    present = {name: digest for source in sources for name, digest in source.digests.items()}
     for stack in work.finished_stacks():
-        sources += _stack_sources(work, stack, task)
+        sources += _stack_sources(work, stack, task, present)
     seen: dict[str, Source] = {}
     for source in sources:
         if source.name in seen:
@@ -142,10 +145,12 @@ def _run_source(work: WorkFolder, run: str, folds: list[int], task: Task) -> Sou
     manifests = {work.fold(run, k): read_manifest(work.fold(run, k), made_by="ichkit train") for k in folds}
     paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in SPLITS}
     identity = {"name": run, "kind": "base", "runs": (run,), "folds": tuple(folds), "path": f"runs/{run}"}
+    identity |= {"is_outdated": False}
     return _make_source(work, task, manifests, paths, identity)
 
 
-def _stack_sources(work: WorkFolder, stack: str, task: Task) -> list[Source]:
+def _stack_sources(work: WorkFolder, stack: str, task: Task, present: dict[str, str]) -> list[Source]:
+    """Every kind of a stack; `present` holds the digests of the runs' tables as they are now."""
     folder = work.stacks / stack
     manifest = read_manifest(folder, made_by="ichkit stack")
     kinds = [name.removesuffix("_oof.parquet") for name in sorted(manifest.files) if name.endswith("_oof.parquet")]
@@ -153,6 +158,8 @@ def _stack_sources(work: WorkFolder, stack: str, task: Task) -> list[Source]:
         shared = {"runs": tuple(manifest.facts["runs"]), "folds": tuple(sorted(manifest.facts["folds"]))}
     except KeyError as error:
         raise ArtifactError(f"{folder}: its manifest lacks {error}. Remove the folder and make it again.") from error
+    used = manifest.inputs.items()
+    shared |= {"is_outdated": any(present.get(f"runs/{name}", digest) != digest for name, digest in used)}
     sources = []
     for kind in kinds:
         paths = {split: (folder / f"{kind}_{split}.parquet",) for split in SPLITS}
@@ -173,7 +180,7 @@ def _make_source(
     Args:
         manifests: by artifact folder.
         paths: by split; each lies directly in one of those folders.
-        identity: name, kind, runs, folds and path.
+        identity: name, kind, runs, folds, path and is_outdated.
     """
     digests = {}
     for path in (path for group in paths.values() for path in group):

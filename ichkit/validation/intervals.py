@@ -54,10 +54,11 @@ def draw_scores(
     labels = np.asarray(labels, np.float64)
     num_classes = labels.shape[1]
     names, member = np.unique(group, return_inverse=True)
-    losses = log_losses(probabilities, labels)
+    known = ~np.isnan(labels)
+    losses = np.where(known, log_losses(probabilities, labels), 0.0)
     loss_sums, row_counts = np.zeros((2, len(names), num_classes))
-    np.add.at(loss_sums, member, np.nan_to_num(losses))
-    np.add.at(row_counts, member, ~np.isnan(labels))
+    np.add.at(loss_sums, member, losses)
+    np.add.at(row_counts, member, known)
     columns = [_sort_column(probabilities[:, c], labels[:, c], member) for c in range(num_classes)]
     log_loss, auc = np.full((2, num_draws, num_classes), np.nan)
     first = 0

@@ -33,9 +33,10 @@ def log_loss_by_class(probabilities: np.ndarray, labels: np.ndarray, clip: float
         >>> log_loss_by_class(np.array([[0.5], [0.5]]), np.array([[0], [1]])).round(4)
         array([0.6931])
     """
-    losses = log_losses(probabilities, labels, clip)
-    count = np.isfinite(losses).sum(0)
-    return np.divide(np.nansum(losses, axis=0), count, out=np.full(losses.shape[1], np.nan), where=count > 0)
+    known = ~np.isnan(np.asarray(labels, np.float64))
+    sums = np.where(known, log_losses(probabilities, labels, clip), 0.0).sum(0)
+    count = known.sum(0)
+    return np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def weighted_log_loss(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, clip: float = CLIP) -> float:
@@ -57,10 +58,12 @@ def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
         probabilities: (N,) scores of any scale.
 
     Returns:
-        NaN without a positive or without a negative.
+        NaN without a positive or without a negative, and where a labelled row's score is NaN.
     """
     y, p = np.asarray(labels, np.float64), np.asarray(probabilities)
     y, p = y[~np.isnan(y)], p[~np.isnan(y)]
+    if np.isnan(p).any():
+        return float("nan")
     order = np.argsort(p, kind="stable")
     return float(_auc_of_sorted(p[order], y[order] > 0))
 
@@ -73,7 +76,7 @@ def roc_auc_by_class(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
 def study_maximum(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     """One row per study, sorted by study_id: study_id and for each class the highest probability of its slices.
 
-    Source: MIDL 2020, section 3.3: a study is scored by the maximum over its slices.
+    Source: MIDL 2020, section 3.1: a study is scored by the maximum over its slices.
     """
     return predictions.groupby("study_id", sort=True)[task.probability_columns].max().reset_index()
 
@@ -84,7 +87,7 @@ def _auc_of_sorted(p: np.ndarray, is_positive: np.ndarray) -> float:
     negatives_below, twice_won, num_positive = 0, 0, 0
     start = 0
     while start < len(p):
-        end, positives = start, 0
+        end, positives = start + 1, int(is_positive[start])
         while end < len(p) and p[end] == p[start]:
             positives += is_positive[end]
             end += 1
