@@ -134,8 +134,10 @@ def _inner_tissue(
 ) -> tuple[float, int]:
     """HU and tissue code of a point inside the skull, `depth` below its table or above its floor."""
     # Nothing in a brain is as straight as a formula: the inside is bent by some millimetres, less beside the skull.
-    bend = _BEND_MM * smooth_step(0, 25, depth)
-    bent_x = x + bend * look_up_noise(lattice, x / _BEND_CELL_MM, y / _BEND_CELL_MM, z / _BEND_CELL_MM)
+    free = smooth_step(0, 25, depth)
+    bend = _BEND_MM * free
+    shift = free * head.shift_mm * np.exp(-((y / 45) ** 2) - ((z - 10) / 35) ** 2)
+    bent_x = x - shift + bend * look_up_noise(lattice, x / _BEND_CELL_MM, y / _BEND_CELL_MM, z / _BEND_CELL_MM)
     y += bend * look_up_noise(lattice, x / _BEND_CELL_MM + 30, y / _BEND_CELL_MM, z / _BEND_CELL_MM)
     x = bent_x
     dura = _midline_tissue(x, y, z, depth, head)

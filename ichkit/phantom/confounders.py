@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from scipy import ndimage
 
 from ichkit.phantom.render import Grid, Pose, smooth
 
@@ -115,7 +116,9 @@ def _move(generator: np.random.Generator, image: np.ndarray, spacing: float) -> 
     angle = generator.uniform(0, np.pi)
     rows, columns = image.shape
     along = np.cos(angle) * np.arange(columns)[None, :] + np.sin(angle) * np.arange(rows)[:, None]
-    streaks = generator.uniform(3, 9) * np.sin(2 * np.pi * spacing * along / generator.uniform(12, 40))
+    place = (along - along.min()).astype(np.int64)
+    profile = ndimage.gaussian_filter1d(generator.standard_normal(place.max() + 1), generator.uniform(2, 8) / spacing)
+    streaks = (generator.uniform(3, 7) / profile.std() * profile)[place]
     return np.float32(0.6) * image + np.float32(0.4) * moved, streaks
 
 

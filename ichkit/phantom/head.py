@@ -21,6 +21,7 @@ class Head(NamedTuple):
         pineal_hu, choroid_hu, pallidum_hu: calcifications; 0 where there is none.
         swelling_x, swelling_y, swelling_z, swelling_mm: where the scalp is swollen and by how much.
         enhancement_hu: contrast medium in vessels and sinuses; 0 in a plain scan.
+        shift_mm: how far the middle of the brain is pushed to the left by what bleeds on the right, or the other way.
         halo_hu, halo_mm: how much brighter the brain looks at the inner table, and how fast that fades inwards; beam
             hardening and the wide foot of the scanner's point spread do this, differently in every scanner.
     """
@@ -48,6 +49,7 @@ class Head(NamedTuple):
     swelling_z: float
     swelling_mm: float
     enhancement_hu: float
+    shift_mm: float
     halo_hu: float
     halo_mm: float
 
@@ -83,6 +85,7 @@ def draw_head(generator: np.random.Generator) -> Head:
         swelling_z=0.0,
         swelling_mm=0.0,
         enhancement_hu=0.0,
+        shift_mm=0.0,
         halo_hu=uniform(0, 30),
         halo_mm=uniform(1.5, 3.5),
     )

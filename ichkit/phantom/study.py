@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ichkit.core.seeding import make_generator
-from ichkit.phantom.bleeds import LENS, SUBTYPES, draw_bleeds
+from ichkit.phantom.bleeds import BLOB, CRESCENT, LENS, SUBTYPES, draw_bleeds
 from ichkit.phantom.confounders import Scan, draw_scan
 from ichkit.phantom.head import Head, draw_head
 from ichkit.phantom.lattice import draw_lattice
@@ -16,6 +16,7 @@ from ichkit.phantom.render import Drawn, Grid, Pose, draw_pose, draw_slice
 MIN_AREA_MM2 = 40.0
 _BOTTOM_MM, _TOP_MM = -62.0, 90.0
 _MAX_ATTEMPTS = 20
+_MAX_SHIFT_MM = 9.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def draw_scene(generator: np.random.Generator, head: Head, subtypes: tuple[str, 
     lattice = draw_lattice(generator)
     pose = draw_pose(generator, generator.uniform(100, 300))
     scan = draw_scan(generator)
-    return _with_swelling(Scene(head, lattice, draw_bleeds(generator, subtypes), pose, scan), generator)
+    return _with_effects(Scene(head, lattice, draw_bleeds(generator, subtypes), pose, scan), generator)
 
 
 def draw_stack(
@@ -123,7 +124,7 @@ def draw_visible(
         shown = label_slices(slices)[:, : len(SUBTYPES)].max(0)
         if all(shown[SUBTYPES.index(name)] for name in subtypes):
             return scene, slices
-        scene = _with_swelling(replace(scene, bleeds=draw_bleeds(generator, subtypes)), generator)
+        scene = _with_effects(replace(scene, bleeds=draw_bleeds(generator, subtypes)), generator)
     raise AssertionError(f"bleeds are drawn large enough to show, yet {subtypes} did not in {_MAX_ATTEMPTS} attempts")
 
 
@@ -132,14 +133,21 @@ def write_masks(path: Path, slice_ids: list[str], slices: list[Drawn]) -> None:
     np.savez_compressed(path, **{name: drawn.bits for name, drawn in zip(slice_ids, slices, strict=True)})
 
 
-def _with_swelling(scene: Scene, generator: np.random.Generator) -> Scene:
-    """The scalp swollen over a blow: often over an epidural bleed, sometimes with nothing beneath."""
+def _with_effects(scene: Scene, generator: np.random.Generator) -> Scene:
+    """The head as its bleeds leave it: midline pushed away by what takes room, scalp swollen over a blow.
+
+    The scalp swells over most epidural bleeds and sometimes with nothing beneath.
+    """
+    room = scene.bleeds[np.isin(scene.bleeds[:, 0], (LENS, BLOB, CRESCENT))]
+    # Column 4 is a bleed's half axis across or its thickness, column 7 its side: +1 pushes to the right.
+    shift = float(np.clip(-0.3 * (room[:, 4] * room[:, 7]).sum(), -_MAX_SHIFT_MM, _MAX_SHIFT_MM))
+    head = scene.head._replace(shift_mm=shift, swelling_mm=0.0)
     lens = scene.bleeds[scene.bleeds[:, 0] == LENS]
     if len(lens) and generator.random() < 0.6:
-        x, y, z = lens[0, 1:4]
+        x, y, z = lens[0, 1:4].tolist()
     elif generator.random() < 0.12:
-        x, y, z = generator.choice([-66.0, 66.0]), generator.uniform(-40, 40), generator.uniform(0, 40)
+        x, y, z = float(generator.choice([-66.0, 66.0])), generator.uniform(-40, 40), generator.uniform(0, 40)
     else:
-        return scene
-    swollen = scene.head._replace(swelling_x=x, swelling_y=y, swelling_z=z, swelling_mm=generator.uniform(4, 12))
+        return replace(scene, head=head)
+    swollen = head._replace(swelling_x=x, swelling_y=y, swelling_z=z, swelling_mm=generator.uniform(4, 12))
     return replace(scene, head=swollen)

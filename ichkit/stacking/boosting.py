@@ -224,17 +224,19 @@ class _Search:
         for booster, held in zip(boosters, self.held_sets, strict=True):
             booster.add_valid(held, "held")
         sizes = np.array([len(split.held) for split in self.splits])
-        best_loss, best_rounds = np.inf, 0
-        for num_rounds in range(_CHECK_EVERY, self.settings.max_rounds + 1, _CHECK_EVERY):
-            grown = [_boost(booster, _CHECK_EVERY) for booster in boosters]
+        step = min(_CHECK_EVERY, self.settings.max_rounds)
+        best_loss, best_rounds, num_trees = np.inf, 0, [0] * len(boosters)
+        for num_rounds in range(step, self.settings.max_rounds + 1, step):
+            grown = [_boost(booster, step) for booster in boosters]
             loss = float(sizes @ [booster.eval_valid()[0][2] for booster in boosters] / sizes.sum())
             if loss < best_loss:
                 best_loss, best_rounds = loss, num_rounds
+                num_trees = [booster.num_trees() for booster in boosters]
             if num_rounds - best_rounds >= self.settings.patience or not any(grown):
                 break
         corrections = np.zeros(len(self.training.labels))
-        for booster, split, held in zip(boosters, self.splits, self.held, strict=True):
-            corrections[split.held] = read_trees(booster.model_to_string(), "booster").predict(held, best_rounds)
+        for booster, split, held, count in zip(boosters, self.splits, self.held, num_trees, strict=True):
+            corrections[split.held] = read_trees(booster.model_to_string(), "booster").predict(held, count)
         return best_rounds, corrections
 
 
@@ -276,8 +278,8 @@ def _booster(
 
 
 def _boost(booster: "lightgbm.Booster", num_rounds: int) -> bool:
-    """Adds at most that many trees; False where no split is allowed any more."""
-    return not any(booster.update() for _ in range(num_rounds))
+    """Adds a tree a round, none where the round's features allow no split; False where no round added one."""
+    return sum(not booster.update() for _ in range(num_rounds)) > 0
 
 
 def _shared_settings(settings: LightgbmConfig) -> dict[str, str | int | bool]:

@@ -5,6 +5,8 @@ import numpy as np
 from ichkit.stacking.rows import log_losses
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
+# Standard errors that count as no gain at all. At 1, boosters lost 0.3 % to true posteriors of 80 patients; at 1.5 they
+# lost nothing but left half a percent of a 17 % gain behind.
 _DOUBT = 1.25
 
 
@@ -19,8 +21,7 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
         patients: (n,) int64 codes; slices of one patient are not independent, so errors are by patient.
 
     Source: chosen here, because on 80 patients a stacker taken at its best inner loss was measured to lose to its own
-        base: the best of four shares, shrunk by 1 - (error / gain)^2, the positive part of James and Stein (1961),
-        so that a gain within one standard error counts as none.
+        base: the best of four shares, shrunk by `trust`.
 
     Example:
         >>> patients = np.arange(40)
@@ -35,10 +36,12 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
 
 
 def trust(gains: np.ndarray, patients: np.ndarray) -> float:
-    """How far a measured gain can be believed, in [0, 1]: 1 - (error / gain)^2, and 0 within one standard error.
+    """How far a measured gain can be believed, in [0, 1]: nothing within 1.25 standard errors, then ever more.
 
     Args:
         gains: (n,) loss of the base less loss of the candidate.
+
+    Source: 1 - (doubt * error / gain)^2, after the positive part of James and Stein (1961).
 
     Example:
         >>> trust(np.array([1.0, 1.0, 1.0]), np.array([0, 1, 2]))

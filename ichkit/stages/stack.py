@@ -1,4 +1,8 @@
-"""Stage 2: descriptors of one or more runs to final probabilities, every model fitted without the fold it predicts."""
+"""Stage 2: descriptors of one or more runs to final probabilities, every model fitted without the fold it predicts.
+
+What ordinary stacking keeps: the model for fold k learns from descriptors of the other folds, and the networks behind
+those saw fold k. Its own labels never enter: flipping them all leaves its predictions as they are, byte for byte.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
