@@ -40,6 +40,12 @@ def test_slices_warped_together_share_their_geometry(default, slices_hu):
         np.testing.assert_array_equal(default.warp(slices_hu[:1], seed)[0], warped[0])
 
 
+def test_slices_warped_together_come_out_as_they_do_alone(default, slices_hu):
+    for seed in range(8):
+        alone = np.concatenate([default.warp(slices_hu[i : i + 1], seed) for i in range(7)])
+        np.testing.assert_array_equal(default.warp(slices_hu, seed), alone)
+
+
 def test_with_everything_off_every_hounsfield_unit_comes_back():
     everything = np.arange(TABLE_LOW_HU, TABLE_HIGH_HU + 1, dtype=np.int16).reshape(1, 64, 64)
     np.testing.assert_array_equal(Augmenter(OFF, 64).warp(everything, 0), everything)

@@ -73,9 +73,7 @@ def test_neighbours_show_the_slices_before_and_after_and_repeat_the_ends():
 
 
 def test_an_unknown_kind_of_channels_gets_the_nearest_spelling():
-    with pytest.raises(
-        ConfigError, match=r'unknown "neighbors".*Did you mean "neighbours"\? Choices: neighb'
-    ):
+    with pytest.raises(ConfigError, match=r'unknown "neighbors".*Did you mean "neighbours"\? Choices: neighb'):
         make_rendering(ChannelsConfig(kind="neighbors"))
 
 

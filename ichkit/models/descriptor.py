@@ -153,7 +153,7 @@ def _from_hub(row: Backbone, arguments: dict[str, Any]) -> nn.Module:
     try:
         return row.constructor(**arguments, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ConfigError(
             f"train.pretrained: the weights of {row.name} could not be had from the hub ({reason}). "
             "Where the hub is out of reach, fetch the file on another machine and name it: "
@@ -225,6 +225,12 @@ BACKBONES = {
         constructor=partial(timm.create_model, "swin_tiny_patch4_window7_224"),
         description="A hierarchical transformer; 28 M parameters; image sizes that are multiples of 32.",
         source="Liu et al., ICCV 2021; ImageNet weights of timm",
+    ),
+    "test_byobnet": Backbone(
+        name="test_byobnet",
+        constructor=partial(timm.create_model, "test_byobnet"),
+        description="A tiny network that learns fast from nothing: the demo's; 0.2 M parameters.",
+        source="timm, models/byobnet.py",
     ),
     "test_resnet": Backbone(
         name="test_resnet",

@@ -67,7 +67,7 @@ def _draw_epidural(generator: np.random.Generator) -> list[Bleed]:
     z = generator.uniform(-8, 50)
     v, w = y / INNER_RADII_MM[1], max(z, 0.0) / INNER_RADII_MM[2]
     x = side * INNER_RADII_MM[0] * (1 + 0.1 * v) * np.sqrt(max(1 - v * v - w * w, 0.01))
-    radius = generator.uniform(30, 42)
+    radius = generator.uniform(24, 33)
     return [Bleed(LENS, x, y, z, generator.uniform(18, 30), radius, radius, side, _draw_hu(generator), 0)]
 
 
@@ -80,7 +80,7 @@ def _draw_intraparenchymal(generator: np.random.Generator) -> list[Bleed]:
         x, y, z = generator.uniform(22, 40), generator.uniform(-45, 50), generator.uniform(14, 54)
     else:  # cerebellum
         x, y, z = generator.uniform(10, 28), generator.uniform(42, 52), generator.uniform(-38, -24)
-    rx, ry, rz = generator.uniform(13, 21), generator.uniform(15, 27), generator.uniform(16, 27)
+    rx, ry, rz = generator.uniform(13, 21), generator.uniform(15, 27), generator.uniform(14, 23)
     return [Bleed(BLOB, side * x, y, z, rx, ry, rz, side, _draw_hu(generator), generator.uniform(3, 7))]
 
 
@@ -96,10 +96,10 @@ def _draw_subarachnoid(generator: np.random.Generator) -> list[Bleed]:
     side = generator.choice([-1.0, 1.0])
     if generator.random() < 0.65:  # aneurysm: basal cisterns and both Sylvian fissures
         reach = generator.uniform(45, 65)
-        return [Bleed(SULCI, side * 8, -10, -8, reach, reach * 0.8, generator.uniform(24, 38), side, hu, 0)]
+        return [Bleed(SULCI, side * 8, -10, -8, reach, reach * 0.8, generator.uniform(20, 32), side, hu, 0)]
     y, z = generator.uniform(-35, 35), generator.uniform(15, 62)
     reach = generator.uniform(30, 45)
-    return [Bleed(SULCI, side * 45, y, z, reach, reach, generator.uniform(22, 36), side, hu, 0)]
+    return [Bleed(SULCI, side * 45, y, z, reach, reach, generator.uniform(18, 30), side, hu, 0)]
 
 
 def _draw_subdural(generator: np.random.Generator) -> list[Bleed]:
@@ -108,7 +108,7 @@ def _draw_subdural(generator: np.random.Generator) -> list[Bleed]:
     place = generator.random()
     if place < 0.75:
         y, z = generator.uniform(-15, 15), generator.uniform(0, 50)
-        reach, height = generator.uniform(60, 85), generator.uniform(28, 45)
+        reach, height = generator.uniform(55, 80), generator.uniform(20, 32)
         return [Bleed(CRESCENT, 0, y, z, generator.uniform(9, 17), reach, height, side, hu, 0)]
     falx = Bleed(ALONG_FALX, 0, generator.choice([-45.0, 45.0]), 30, generator.uniform(7, 12), 45, 32, side, hu, 0)
     if place < 0.9:

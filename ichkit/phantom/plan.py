@@ -14,8 +14,9 @@ POSITIVE_SHARE = 0.4
 MIN_POSITIVES = 3
 _FEW_STUDIES = 15
 _SECOND_STUDY_SHARE = 0.1
-# How often each subtype is dealt beyond the minimum; epidural is the rarest, as in the real data, but not as rare.
-_SUBTYPE_WEIGHTS = (0.1, 0.25, 0.2, 0.22, 0.23)
+# Epidural is the rarest, as in the real data, but not as rare: sixty studies must hold enough to learn from.
+_BLEEDS_PER_POSITIVE = 1.3
+_SUBTYPE_SHARES = (0.16, 0.21, 0.21, 0.21, 0.21)
 _COMMON_FORMATS = ((16, 1, -1024), (12, 0, -1024))
 _RARE_TRAIN_FORMATS = ((12, 0, 0), (12, 0, 1), (16, 1, 0), (12, 1, 0), (12, 0, -1000))
 _RARE_TEST_FORMATS = ((16, 1, 0), (12, 1, 0), (12, 0, -1000))
@@ -132,12 +133,15 @@ def _deal_subtypes(
             MIN_POSITIVES,
             least,
         )
+    shares = dict(zip(SUBTYPES, _SUBTYPE_SHARES, strict=True))
     for subtype in generator.permutation(SUBTYPES).tolist():
-        # Those who hold least come first, so that few studies end with everything.
-        order = sorted(different, key=lambda study: (len(held[study]), generator.random()))
-        for study in order[:least]:
+        wanted = round(shares[subtype] * _BLEEDS_PER_POSITIVE * num_positive)
+        # Those who hold least come first, so that few studies end with everything and none with nothing.
+        ranks = {study: (len(held[study]), generator.random()) for study in held}
+        chosen = sorted(different, key=ranks.__getitem__)[:least]
+        rest = sorted(held.keys() - set(chosen), key=ranks.__getitem__)
+        for study in [*chosen, *rest[: max(wanted - least, 0)]]:
             held[study].add(subtype)
-    for study in positives.tolist():
-        if not held[study] or generator.random() < 0.2:
-            held[study].add(str(generator.choice(SUBTYPES, p=_SUBTYPE_WEIGHTS)))
+    for study in (study for study in held if not held[study]):
+        held[study].add(str(generator.choice(SUBTYPES, p=_SUBTYPE_SHARES)))
     return [tuple(name for name in SUBTYPES if name in held.get(study, ())) for study in range(count)]
