@@ -337,5 +337,5 @@ def test_kernels_older_than_the_code_they_call_are_forgotten(tmp_path, monkeypat
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (age, age))
     monkeypatch.setattr(render, "_rasterise", Kernel())
-    render.forget_stale_kernels()
+    render.forget_stale_kernels.__wrapped__()
     assert [path.name for path in tmp_path.iterdir()] == ["new.nbi"]

@@ -21,7 +21,7 @@ QUICK = (
     "stack.fusion.num_seeds=1",
     "stack.fusion.weight_decay=[0.01]",
     "stack.fusion.learning_rate=0.02",
-    "stack.lightgbm.max_rounds=30",
+    "stack.lightgbm.max_rounds=15",
     "stack.lightgbm.strengths=[strong,base]",
     "stack.num_inner=2",
     "stack.num_parts=3",
@@ -53,7 +53,7 @@ def differs(before, after, rows):
 
 
 def test_flipping_a_folds_labels_leaves_its_predictions_byte_identical(tmp_path, in_process):
-    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=45, noise=2.5)
+    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=36, noise=2.5)
     before = stacked(work)
     flipped = copied(work, tmp_path / "flipped")
     flip_labels(flipped, 1)
@@ -74,7 +74,7 @@ def test_the_canary_sings_where_a_chain_learns_from_the_rows_it_predicts(tmp_pat
         return honest(Everything, rows, train, *rest)
 
     monkeypatch.setattr(stack, "_make_training", leaking)
-    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=45, noise=2.5)
+    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=36, noise=2.5)
     before = stacked(work)
     flip_labels(work, 1)
     after = stacked(work)

@@ -131,7 +131,7 @@ class FusionConfig(Section):
     channels: tuple[Count, Count] = (32, 64)
     epochs: Count = 20
     batch_size: Count = 512
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 5e-3
     weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = (1e-3, 1e-1)
     num_seeds: Count = 2
 
@@ -146,7 +146,7 @@ class LightgbmConfig(Section):
     """Boosted trees on neighbours' descriptors; the strength of regularisation is chosen on inner patients."""
 
     window: Annotated[int, Field(ge=1)] = 7
-    learning_rate: Positive = 0.05
+    learning_rate: Positive = 0.1
     max_rounds: Count = 300
     patience: Count = 30
     strengths: tuple[str, ...] = ("light", "medium", "strong", "base")

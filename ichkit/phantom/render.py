@@ -1,6 +1,7 @@
 """Slices of a head: analytic shapes sampled at several depths, so that 5 mm of tissue share a pixel as in a scanner."""
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +56,7 @@ class Drawn:
     Attributes:
         hounsfield: (H, W) float32.
         bits: (H, W) uint8; bit c is set where class c of `SUBTYPES` fills at least half of the slice's thickness.
-        area_mm2: (5,) float64 area of each class, averaged over the slice's thickness.
+        area_mm2: (5,) float64 area of each class in `bits`.
     """
 
     hounsfield: np.ndarray
@@ -95,6 +96,7 @@ def draw_slice(
         lattice: (n, n, n) float32 of `draw_lattice`.
         bleeds: (n, 10) float64 of `draw_bleeds`.
     """
+    forget_stale_kernels()
     stretch = np.array(INNER_RADII_MM) / np.array([head.width, head.length, head.height])
     to_head = stretch[:, None] * pose.rotation
     along_row = grid.spacing * to_head @ np.array([1.0, 0.0, 0.0])
@@ -106,13 +108,14 @@ def draw_slice(
     shapes = np.full(shape, -1, np.int8)
     table = (grid.x - pose.centre_mm[0], grid.y - pose.centre_mm[1], grid.spacing)
     _rasterise(starts, along_row, along_column, head, lattice, bleeds, table, sampled, shapes)
-    counts = np.bincount(CLASS_OF_SHAPE[shapes[shapes >= 0]], minlength=len(SUBTYPES))
-    bits = _gather_bits(shapes) if counts.any() else np.zeros(shape, np.uint8)
+    bits = _gather_bits(shapes) if len(bleeds) else np.zeros(shape, np.uint8)
+    counts = np.array([np.count_nonzero(bits & 1 << c) for c in range(len(SUBTYPES))])
     return Drawn(smooth(sampled), bits, counts * grid.spacing**2)
 
 
+@functools.cache
 def forget_stale_kernels() -> None:
-    """Removes compiled kernels older than any module of this package.
+    """Removes compiled kernels older than any module of this package, once a process, before the first is loaded.
 
     numba 0.68 looks only at the file a kernel stands in, not at those whose kernels it calls, and would go on drawing
     the anatomy of an earlier version.

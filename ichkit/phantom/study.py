@@ -107,7 +107,7 @@ def draw_slices(scene: Scene, stack: Stack) -> list[Drawn]:
 
 
 def label_slices(slices: list[Drawn]) -> np.ndarray:
-    """(S, 6) uint8 labels, `SUBTYPES` then any: a class is there from `MIN_AREA_MM2` of it on.
+    """(S, 6) uint8 labels, `SUBTYPES` then any: a class is there from `MIN_AREA_MM2` of its mask on.
 
     Source: 40 mm2, a spot 7 mm wide, is about the least that three readers agree on; chosen here.
     """

@@ -16,7 +16,6 @@ from ichkit.phantom import cq500, rsna
 from ichkit.phantom.confounders import finish_slice
 from ichkit.phantom.head import draw_head
 from ichkit.phantom.plan import StudyTask, plan_part
-from ichkit.phantom.render import forget_stale_kernels
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
 
 FACTS_NAME = "phantom.json"
@@ -138,7 +137,6 @@ def _check_room(out: Path, size: int, num_rsna: int, num_cq500: int) -> None:
 
 def _compile_kernels() -> None:
     """Compiles once here, so that the workers find the machine code in numba's cache."""
-    forget_stale_kernels()
     generator = np.random.default_rng(0)
     scene = draw_scene(generator, draw_head(generator), ("subdural",))
     stack = draw_stack(generator, scene.pose, (64, 64), np.array([60.0]), 5.0, 0.0)

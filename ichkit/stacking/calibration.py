@@ -48,7 +48,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
     Example:
         >>> fit_calibration(np.full((100, 1), 0.0), np.zeros((100, 1))).intercept.round(1)
-        array([-2.6])
+        array([-3.4])
     """
     assert logits.shape == labels.shape
     fits = [_fit_class(np.asarray(logits[:, c], np.float64), labels[:, c]) for c in range(logits.shape[1])]
