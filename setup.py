@@ -18,7 +18,12 @@ setup(
     # configs and pipelines are top-level folders of the repository and sub-packages of the wheel.
     packages=[*packages, "ichkit.configs", "ichkit.pipelines"],
     package_dir={"ichkit": "ichkit", "ichkit.configs": "configs", "ichkit.pipelines": "pipelines"},
-    package_data={"ichkit.configs": ["*.yaml"], "ichkit.pipelines": ["*.yaml"], "ichkit": ["py.typed"], "ichkit.stages": ["*.j2"]},
+    package_data={
+        "ichkit.configs": ["*.yaml"],
+        "ichkit.pipelines": ["*.yaml"],
+        "ichkit": ["py.typed"],
+        "ichkit.stages": ["*.j2"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -46,7 +51,7 @@ setup(
         "dicom": ["pylibjpeg-openjpeg>=2.3", "pyjpegls>=1.4", "python-gdcm>=3.0.24"],
         "kaggle": ["kaggle>=1.6"],
         "ray": ["ray>=2.9"],
-        "test": ["pytest>=8", "ruff>=0.9"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["ichkit = ichkit.cli:main"]},
 )

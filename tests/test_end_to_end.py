@@ -187,7 +187,7 @@ def test_the_report_is_one_file_that_needs_no_network(chain):
 MISTAKES = [
     (["prepare", "--rsna", "nowhere"], "--rsna says nowhere, and nothing is there"),
     (["train"], "prepared: expected a finished artifact, it is not there. Run `ichkit prepare` first."),
-    (["stack"], "Run `ichkit prepare` first"),
+    (["stack"], "expected at least one finished fold of a run in runs/, found none. Run `ichkit train` first."),
     (["train", "--set", "train.epoch=3"], 'unknown key "train.epoch". Did you mean "epochs"?'),
     (["train", "-c", "dmeo"], 'Did you mean "demo"?'),
     (["evaluate", "--submission", "a.csv"], "--submission and --truth go together"),
@@ -212,7 +212,7 @@ def test_mistakes_after_prepare_give_one_message_each(chain, tmp_path, monkeypat
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
     monkeypatch.chdir(copy)
-    assert "fold 7" in call(*options("train", "--fold", "7"), code=2)
+    assert "which are 0, 1, 2; found 7" in call(*options("train", "--fold", "7"), code=2)
     other = call(*options("train", "--fold", "0"), "--set", "train.epochs=9", code=2)
     assert "train.epochs: 1, now 9" in other
     assert "--fresh" in other
@@ -221,9 +221,9 @@ def test_mistakes_after_prepare_give_one_message_each(chain, tmp_path, monkeypat
     name = board["submission"].dropna().iloc[0]
     frame = pd.read_csv(copy / "submissions" / name)
     frame.iloc[6:].to_csv(copy / "short.csv", index=False)
-    frame.assign(Label=0.5).to_csv(copy / "truth.csv", index=False)
     frame.assign(Label=0).to_csv(copy / "truth.csv", index=False)
-    assert "6" in call("evaluate", "--submission", "short.csv", "--truth", "truth.csv", code=2)
+    gap = call("evaluate", "--submission", "short.csv", "--truth", "truth.csv", code=2)
+    assert frame["ID"].iloc[0].rsplit("_", 1)[0] in gap
 
 
 def test_every_command_has_help_with_an_example():

@@ -221,7 +221,7 @@ def test_a_plan_gives_every_class_three_patients(part, count, caplog):
 def test_a_small_plan_warns_and_gives_what_it_can(caplog):
     with caplog.at_level(logging.WARNING, logger="ichkit"):
         plans = plan_part("train", 5, 0)
-    assert "5 studies in train are too few for 3 positive ones of every class" in caplog.text
+    assert "5 studies in train are too few for 3 positive ones of every class; each class gets 2." in caplog.text
     assert {name for plan in plans for name in plan.subtypes} == set(SUBTYPES)
 
 

@@ -125,9 +125,9 @@ def _deal_subtypes(
     different = [study for study in positives.tolist() if study < num_patients]
     held: dict[int, set[str]] = {study: set() for study in positives.tolist()}
     least = min(MIN_POSITIVES, len(different))
-    if count < _FEW_STUDIES or least < MIN_POSITIVES:
+    if least < MIN_POSITIVES:
         logger.warning(
-            "phantom: %d studies in %s are too few for %d positive ones of every class; each class gets at most %d.",
+            "phantom: %d studies in %s are too few for %d positive ones of every class; each class gets %d.",
             count,
             part,
             MIN_POSITIVES,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import get_reusable_executor
 
 from ichkit.core.artifacts import (
     ArtifactWriter,
@@ -173,9 +172,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
         meter.advance(len(tasks) - len(pending))
         for bears_torch in (False, True):
             group = [fit for fit in pending if find_stacker(fit.stacker).bears_torch == bears_torch]
-            if not bears_torch and group:
-                get_reusable_executor().shutdown(wait=True)
-            for position, result in run_tasks(fit_member, group, isolated=True) if group else ():
+            for position, result in run_tasks(fit_member, group, isolated=True, fresh=not bears_torch):
                 fit = group[position]
                 if isinstance(result, WorkerDied):
                     raise ArtifactError(
