@@ -1,5 +1,7 @@
 """Files, series and labels of the sources, on small trees and on the real label file where it is at hand."""
 
+import os
+import signal
 import zipfile
 
 import numpy as np
@@ -10,13 +12,16 @@ from dicoms import write_series, write_slice
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import find_task
 from ichkit.imaging.geometry import gaps_mm, is_axial, positions_along_normal_mm, slab_groups, slice_normals
+from ichkit.imaging.store import open_volume
 from ichkit.sources.cq500 import read_majority
+from ichkit.sources.decode import without_culprit
 from ichkit.sources.files import FileRef, file_refs, scan_files
 from ichkit.sources.folder import plan_folder
-from ichkit.sources.index import read_index
+from ichkit.sources.index import read_headers, read_index
 from ichkit.sources.plan import order_slices
 from ichkit.sources.rsna import read_labels
 from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, choose_series, why_dropped_by_name
+from ichkit.sources.study import PixelSettings, StudyTask
 
 TASK = find_task("hemorrhage")
 
@@ -236,3 +241,21 @@ def test_an_index_is_read_again_only_for_files_that_are_new(tmp_path):
     second = read_index(files, marked, workers=1)
     assert sorted(second["reason"]) == ["", "seen before", "seen before", "seen before"]
     pd.testing.assert_frame_equal(index_of(tmp_path).drop(columns="reason"), second.drop(columns="reason"))
+
+
+class DeadlyRef(FileRef):
+    """A file that takes down the process that reads it, as a crash in a decoder would."""
+
+    def read(self, offset=0, length=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_file_that_kills_its_worker_is_found_and_the_rest_of_its_study_is_kept(tmp_path):
+    good = plain_ref(write_slice(tmp_path / "a.dcm", np.full((8, 8), 1064, np.uint16)))
+    header, _ = read_headers([good])[0]
+    deadly = DeadlyRef("b.dcm", good.container, good.num_bytes, -1, 0, 0)
+    task = StudyTask("ab12", (((good, header),), ((deadly, header),)), PixelSettings(False, (-800, 2000), None))
+    record = without_culprit(tmp_path, task)
+    assert record.kept == [0]
+    assert record.failures == [(1, 0, "its worker died, twice")]
+    assert (np.asarray(open_volume(tmp_path / record.volume)[:]) == 40).all()

@@ -44,7 +44,7 @@ def decode_all(
     store = partial(store_study, folder)
     with Meter("studies", len(left), "studies") as meter:
         for position, result in run_tasks(store, left, workers=workers):
-            record = _without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
+            record = without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
             if strict and record.failures:
                 raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
             write_bytes_atomically(_record_path(folder, record.key), encode_json(asdict(record)))
@@ -115,7 +115,7 @@ def _record_path(folder: Path, key: str) -> Path:
     return folder / _RECORDS_FOLDER / f"{key}.json"
 
 
-def _without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
+def without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
     """The record of a study whose worker died: the slice at fault is found alone and left out."""
     probes = [StudyTask(task.key, (files,), task.pixels) for files in task.slices]
     died = {i for i, result in run_tasks(_probe, probes, isolated=True) if isinstance(result, WorkerDied)}

@@ -101,6 +101,7 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
     folds = _kept_folds(work, options)
     _check_settings(work, settings, options.fresh)
     listings = _list_sources(config, options)
+    _say_what_is_needed(listings, config, work)
     inputs = {f"{item.source.name}_files": digest_table(item.files[["relative", "num_bytes"]]) for item in listings}
     inputs["limit_studies"] = str(options.limit_studies or "all")
     asks_folds = options.new_folds or options.folds_file is not None
@@ -175,19 +176,18 @@ def _list_sources(config: Config, options: PrepareOptions) -> list[_Listing]:
             continue
         files, refused = scan_files(root)
         listings.append(_Listing(source, root, files, source.find_images(files), refused))
-    _say_what_is_needed(listings, config)
     return listings
 
 
-def _say_what_is_needed(listings: list[_Listing], config: Config) -> None:
+def _say_what_is_needed(listings: list[_Listing], config: Config, work: WorkFolder) -> None:
     """Files, and the disk they will take at most beside what is free."""
     num_files = sum(len(item.images) for item in listings)
     pixels = config.prepare.size**2 if config.prepare.size else 512**2
     needed = num_files * pixels * _BYTES_PER_PIXEL
-    folder = Path.cwd()
-    free = shutil.disk_usage(folder).free
+    place = next(folder for folder in (work.root.absolute(), *work.root.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
     logger.info(
-        "prepare: %d files on %d processes; at most %.1f GB of disk, %.1f GB free",
+        "prepare: %d files on %d processes; at most %.2f GB of disk, %.2f GB free",
         num_files,
         config.prepare.workers or count_cores(),
         needed / 1e9,
