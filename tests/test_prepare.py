@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from conftest import phantom_options
 
-from ichkit.core.artifacts import find_damage, read_manifest
+from ichkit.core.artifacts import find_damage, has_artifact, read_manifest
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, DataError, FoldError, Stopped
 from ichkit.core.layout import WorkFolder
@@ -171,6 +171,9 @@ def test_other_settings_are_refused_with_the_difference_and_fresh_keeps_the_fold
     other = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"size": 32})})
     with pytest.raises(ArtifactError, match=r"other settings \(size: None, now 32\).*--fresh"):
         prepare.run(other, prepared_work, phantom_options(phantom_root))
+    with pytest.raises(DataError, match="nothing is there"):
+        prepare.run(other, prepared_work, phantom_options(phantom_root / "nowhere", fresh=True))
+    assert has_artifact(prepared_work.prepared)  # a wrong path costs nothing
     folds = (prepared_work.prepared / "folds.csv").read_bytes()
     reseeded = other.model_copy(update={"seed": 77})
     prepare.run(reseeded, prepared_work, phantom_options(phantom_root, fresh=True))

@@ -99,7 +99,8 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
         "hull_hu": list(config.channels.hull_hu()),
     }
     folds = _kept_folds(work, options)
-    _check_settings(work, settings, options.fresh)
+    if not options.fresh:
+        _check_settings(work, settings)
     listings = _list_sources(config, options)
     _say_what_is_needed(listings, config, work)
     inputs = {f"{item.source.name}_files": digest_table(item.files[["relative", "num_bytes"]]) for item in listings}
@@ -111,10 +112,13 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
             logger.info("prepare: up to date (%d slices)", manifest.facts["num_slices"])
             return manifest
         logger.info("prepare: the files have changed; taking them up")
-    writer = ArtifactWriter(work.prepared, "prepared", resume=True)
+    writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh)
     write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(settings))
     if folds is not None:
         write_bytes_atomically(writer.folder / "folds.csv", encode_table(folds, ".csv"))
+    if options.fresh and work.prepared.exists():
+        # Only now: the data were found and the folds are kept, so that a wrong path or a kill here loses nothing.
+        shutil.rmtree(work.prepared)
     with stop_on_signal() as stop:
         planned = [_plan(item, writer, work, config, options, stop) for item in listings]
         records = decode_all(
@@ -128,20 +132,16 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
     return _write_tables(writer, planned, listings, records, folds, _Stamp(settings, inputs), config)
 
 
-def _check_settings(work: WorkFolder, settings: dict, fresh: bool) -> None:
-    """Clears the way for `--fresh`, or refuses work made from other settings."""
-    unfinished = partial_of(work.prepared)
-    if fresh:
-        for folder in (work.prepared, unfinished):
-            if folder.exists():
-                shutil.rmtree(folder)
-        return
-    found = None
+def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
+    """Refuses to go on with work made from other settings."""
+    unfinished = partial_of(work.prepared) / SETTINGS_FILE
     if has_artifact(work.prepared):
         found = read_manifest(work.prepared, made_by=MADE_BY).settings
-    elif (unfinished / SETTINGS_FILE).exists():
-        found = json.loads((unfinished / SETTINGS_FILE).read_text())
-    if found is not None and (differences := list_differences(found, settings)):
+    elif unfinished.exists():
+        found = json.loads(unfinished.read_text())
+    else:
+        return
+    if differences := list_differences(found, settings):
         raise ArtifactError(
             f"{work.prepared}: made from other settings ({'; '.join(differences)}). "
             "Use the same settings, another --work, or start over with `ichkit prepare --fresh` (folds.csv is kept)."
