@@ -1,9 +1,7 @@
 """Times `ichkit demo` command by command and recomputes what it promises: `python benchmarks/demo.py [--json FILE]`."""
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -12,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from measuring import report
 
-from ichkit.core.artifacts import package_versions
 from ichkit.core.config import find_yaml, read_yaml
 from ichkit.core.tasks import find_task
-from ichkit.engine.parallel import count_cores
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.rows import to_logits, to_probabilities
 from ichkit.validation.metrics import weighted_log_loss
@@ -27,18 +24,14 @@ P = TASK.probability_columns
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--folder", type=Path, help="keep what the demo makes here; must be empty")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         figures = {**time_commands(folder), **measure(folder)}
-    figures |= {"device": platform.processor() or platform.machine(), "cores": count_cores()}
-    for name, value in figures.items():
-        print(f"{name:38s} {value:.4f}" if isinstance(value, float) else f"{name:38s} {value}")
-    if args.json:
-        args.json.write_text(json.dumps({**figures, "versions": package_versions()}, indent=2) + "\n")
+    report(figures, args.json)
 
 
 def time_commands(folder: Path) -> dict[str, float]:

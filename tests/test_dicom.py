@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from dicoms import make_dataset, write_slice
 
-from ichkit.imaging.dicom import UnreadableError, decode_stored, has_broken_intercept, read_header, to_hounsfield
+from ichkit.imaging.dicom import UnreadableError, read_header
+from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
 
 HULL = (-800, 2000)
 
@@ -20,7 +21,9 @@ def hounsfield(path, repair=True):
     header, data = read(path)
     stored = decode_stored(data[header.pixel_offset :], header)
     is_broken = has_broken_intercept(header.bits_stored, header.pixel_representation, header.intercept)
-    return to_hounsfield(stored, header, repair=repair and is_broken, hull_hu=HULL)
+    values = np.empty(stored.shape, np.int16)
+    is_padded, _ = fill_hounsfield(stored, header, values, repair=repair and is_broken, hull_hu=HULL)
+    return values, is_padded
 
 
 # (BitsStored, PixelRepresentation, RescaleIntercept), stored bit pattern, HU worked out by hand.

@@ -16,7 +16,7 @@ from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import StopFlag
 from ichkit.core.schemas import KEY, slices_dtypes, studies_dtypes
 from ichkit.core.tasks import find_task
-from ichkit.imaging.dicom import has_broken_intercept
+from ichkit.imaging.hounsfield import has_broken_intercept
 from ichkit.imaging.store import Prepared
 from ichkit.sources import decode
 from ichkit.stages import prepare
@@ -52,7 +52,7 @@ def test_every_row_of_every_volume_is_the_file_it_names(prepared_once, phantom_r
     paths = {path.stem: path for path in (phantom_root / "rsna").rglob("*.dcm")}
     rows = prepared.slices[prepared.slices["dataset"] == "rsna"]
     formats = set()
-    for volume, study in prepared.studies_of(rows):
+    for volume, study in rows.groupby("volume"):
         held = prepared.read_volume(volume)
         assert len(held) == len(study)
         for row in study.itertuples():

@@ -3,6 +3,7 @@
 import os
 import signal
 import zipfile
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,15 @@ from dicoms import write_series, write_slice
 
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import find_task
-from ichkit.imaging.geometry import gaps_mm, is_axial, positions_along_normal_mm, slab_groups, slice_normals
+from ichkit.engine.parallel import run_tasks
+from ichkit.imaging.geometry import is_axial, slab_groups, slice_normals
 from ichkit.imaging.store import open_volume
 from ichkit.sources.cq500 import read_majority
 from ichkit.sources.decode import without_culprit
 from ichkit.sources.files import FileRef, file_refs, scan_files
 from ichkit.sources.folder import plan_folder
 from ichkit.sources.index import read_headers, read_index
-from ichkit.sources.plan import order_slices
+from ichkit.sources.plan import add_positions, order_slices
 from ichkit.sources.rsna import read_labels
 from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, choose_series, why_dropped_by_name
 from ichkit.sources.study import PixelSettings, StudyTask
@@ -47,13 +49,15 @@ def test_the_normal_points_to_the_head_however_rows_and_columns_run():
     np.testing.assert_allclose(tilted, [[0, np.sin(tilt), np.cos(tilt)]])
 
 
-def test_positions_of_a_tilted_series_are_its_spacing_times_the_cosine_of_the_tilt():
+def test_positions_of_a_tilted_series_are_its_spacing_times_the_cosine_of_the_tilt(tmp_path):
     tilt = np.radians(11)
-    orientation = np.tile([1, 0, 0, 0, np.cos(tilt), -np.sin(tilt)], (5, 1))
-    positions = np.stack([np.zeros(5), np.zeros(5), 155 + 5.1 * np.arange(5)], 1)
-    gaps = gaps_mm(positions_along_normal_mm(positions, orientation))
-    np.testing.assert_allclose(gaps[:-1], 5.1 * np.cos(tilt), atol=1e-5)
-    assert np.isnan(gaps[-1])
+    for i in range(5):
+        place = (0.0, 0.0, 155 + 5.1 * i)
+        orientation = (1, 0, 0, 0, np.cos(tilt), -np.sin(tilt))
+        write_slice(tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i}", position=place, orientation=orientation)
+    placed = add_positions(index_of(tmp_path))
+    np.testing.assert_allclose(np.diff(placed["position_mm"]), 5.1 * np.cos(tilt), atol=1e-5)
+    np.testing.assert_allclose(placed["tilt_degrees"], 11, atol=1e-6)
 
 
 def test_sagittal_and_coronal_images_are_not_axial_and_a_gantry_tilt_of_30_degrees_is():
@@ -109,7 +113,9 @@ def test_a_missing_root_says_what_was_expected(tmp_path):
 
 def test_identical_label_rows_are_merged_and_contradicting_ones_named(tmp_path):
     rows = label_rows("ID_a", ["subdural", "any"]) + label_rows("ID_b")
-    labels = read_labels(write_labels(tmp_path / "l.csv", rows + rows[:6]), TASK).set_index("slice_id")
+    table, num_rows = read_labels(write_labels(tmp_path / "l.csv", rows + rows[:6]), TASK)
+    labels = table.set_index("slice_id")
+    assert num_rows == 18
     assert labels.loc["ID_a"].to_dict() == dict(zip(TASK.classes, (0, 0, 0, 0, 1, 1), strict=True))
     assert labels.loc["ID_b"].sum() == 0
     with pytest.raises(DataError, match="1 images have two different labels for subdural, e.g. ID_a"):
@@ -121,7 +127,7 @@ def test_identical_label_rows_are_merged_and_contradicting_ones_named(tmp_path):
 
 
 def test_the_real_reads_of_cq500_give_the_published_counts(real_data):
-    table = read_majority(plain_ref(real_data / "cq500" / "reads.csv"), TASK)
+    table, batches = read_majority(plain_ref(real_data / "cq500" / "reads.csv"), TASK)
     counts = table.set_index("study_id").sum().to_dict()
     assert len(table) == 491
     assert counts == {
@@ -134,6 +140,7 @@ def test_the_real_reads_of_cq500_give_the_published_counts(real_data):
     }
     orphans = table[(table["any"] == 1) & (table[list(TASK.subtypes)].sum(axis=1) == 0)]["study_id"]
     assert orphans.str.rsplit("-").str[-1].astype(int).to_list() == [12, 106, 159, 228, 362, 370]
+    assert batches["batch"].value_counts().to_dict() == {"B2": 277, "B1": 214}
 
 
 def test_every_real_study_but_the_contrast_only_one_keeps_a_series_by_name(real_data):
@@ -177,7 +184,7 @@ def test_every_candidate_is_given_its_reason():
             series_row("CT short", 5.0, coverage=60),
             series_row("CT few", 5.0, num=3),
             series_row("CT side", 5.0, axial=False),
-            series_row("CT scout", 5.0, kind="original\\primary\\localizer"),
+            series_row("CT scout", 5.0, kind="localizer"),
             series_row("CT Plain Thin", 0.625, num=240),
         ]
     )
@@ -201,7 +208,7 @@ def test_a_folder_falls_back_to_the_axial_series_with_the_most_coverage_and_says
 
 def index_of(root):
     files, _ = scan_files(root)
-    return read_index(files, None, workers=1)
+    return read_index(files, None, run=partial(run_tasks, workers=1))
 
 
 def test_slices_stand_from_the_feet_to_the_head_whatever_the_files_are_called(tmp_path):
@@ -238,7 +245,7 @@ def test_an_index_is_read_again_only_for_files_that_are_new(tmp_path):
     marked = first.assign(reason="seen before")
     write_slice(tmp_path / "new.dcm", slice_uid="1.2.3.99", position=(0, 0, 99))
     files, _ = scan_files(tmp_path)
-    second = read_index(files, marked, workers=1)
+    second = read_index(files, marked, run=partial(run_tasks, workers=1))
     assert sorted(second["reason"]) == ["", "seen before", "seen before", "seen before"]
     pd.testing.assert_frame_equal(index_of(tmp_path).drop(columns="reason"), second.drop(columns="reason"))
 

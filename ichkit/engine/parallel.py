@@ -1,14 +1,23 @@
-"""Independent tasks on worker processes; the one module that knows joblib."""
+"""Independent tasks on worker processes, of this machine or of a Ray cluster; the one module that knows joblib."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from ichkit.core.errors import ConfigError
+
+Backend = Literal["processes", "ray"]
+RunTasks = Callable[..., Iterator[tuple[int, Any]]]
+"""`run_tasks`, or a partial of it that has chosen its workers."""
+_CGROUP = Path("/sys/fs/cgroup")
+_TASKS_PER_ROUND = 8
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,37 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def count_workers(asked: int | None, bytes_each: int) -> int:
+    """How many processes to start: as many as asked for, else one a core, and fewer where memory is short of them.
+
+    Args:
+        bytes_each: the most that one of them holds.
+    """
+    if asked is not None:
+        return asked
+    return max(1, min(count_cores(), free_memory_bytes() // max(bytes_each, 1)))
+
+
+def free_memory_bytes() -> int:
+    """Memory that new work may take: what the machine has available, within the limit of this process's cgroup."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return 2**62
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no cgroup of its own, or its limit is "max"
+        return free
+
+
 def run_tasks(
     function: Callable[[Any], Any],
     tasks: Sequence[Any],
     *,
     workers: int | None = None,
+    backend: Backend = "processes",
     isolated: bool = False,
     fresh: bool = False,
 ) -> Iterator[tuple[int, Any]]:
@@ -35,13 +70,21 @@ def run_tasks(
 
     Args:
         function: a module-level function of one picklable argument; what it raises is raised here.
-        workers: processes; None for one a core; 1 runs in this process.
+        workers: processes; None for one a core, of this machine or of the cluster; 1 runs in this process.
+        backend: "processes" of this machine, or those of the Ray cluster that `RAY_ADDRESS` names (else a local one);
+            there, every machine needs this package and the same paths.
         isolated: never in this process, not even a single task.
         fresh: isolated, in processes that have done nothing yet; workers are otherwise kept for the next call.
 
     A worker that dies (out of memory, a crash in a decoder) takes its task with it: every task unfinished then is done
     again alone, and one whose process dies again gives a `WorkerDied`.
+
+    Raises:
+        ConfigError: Ray is asked for and not installed.
     """
+    if backend == "ray":
+        yield from _on_ray(function, tasks, workers)
+        return
     workers = min(workers or count_cores(), max(len(tasks), 1))
     if fresh and len(tasks):
         get_reusable_executor().shutdown(wait=True)
@@ -64,7 +107,7 @@ def run_tasks(
         try:
             yield from _pooled(function, [(position, task)], 2)
         except TerminatedWorkerError as error:
-            yield position, WorkerDied(f"its worker died twice ({str(error).splitlines()[0]})")
+            yield position, _died(error)
 
 
 def _pooled(
@@ -74,6 +117,47 @@ def _pooled(
     pool = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1)
     here = Path.cwd()
     yield from pool(joblib.delayed(_numbered)(function, position, task, here) for position, task in numbered)
+
+
+def _on_ray(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int | None) -> Iterator[tuple[int, Any]]:
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("backend ray: Ray is not installed. Run `pip install 'ichkit[ray]'` on every machine.")
+    # Health data: nothing about a run is sent anywhere unless somebody asks for it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    here, cores = Path.cwd(), int(ray.cluster_resources().get("CPU", 1))
+    # One job joblib would run in this process, where nothing of the cluster is used.
+    workers = max(2, min(workers or cores, cores))
+    pool = joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1)
+    # joblib's Ray backend gives a list, not a generator: a round at a time, so that finished tasks are not held back.
+    round_size = _TASKS_PER_ROUND * workers
+    for start in range(0, len(tasks), round_size):
+        positions = range(start, min(start + round_size, len(tasks)))
+        try:
+            yield from pool(joblib.delayed(_numbered)(function, i, tasks[i], here) for i in positions)
+        except ray.exceptions.RayActorError:
+            for i in positions:
+                yield from _alone_on_ray(ray.remote(_numbered), function, i, tasks[i], here)
+
+
+def _alone_on_ray(
+    remote: Any, function: Callable[[Any], Any], position: int, task: Any, here: Path
+) -> Iterator[tuple[int, Any]]:
+    import ray
+
+    try:
+        yield ray.get(remote.options(max_retries=0).remote(function, position, task, here))
+    except ray.exceptions.WorkerCrashedError as error:
+        yield position, _died(error)
+
+
+def _died(error: Exception) -> WorkerDied:
+    return WorkerDied(f"its worker died twice ({(str(error).splitlines() or ['killed'])[0]})")
 
 
 def _numbered(function: Callable[[Any], Any], position: int, task: Any, here: Path) -> tuple[int, Any]:

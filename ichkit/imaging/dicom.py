@@ -1,27 +1,24 @@
-"""DICOM headers by allow-list, and stored pixels to Hounsfield units; nothing else of a file is ever kept."""
+"""DICOM headers by allow-list; nothing else of a file is ever kept."""
 
 import io
+import math
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 
-import numba
-import numpy as np
 import pydicom
 from pydicom.multival import MultiValue
 
 from ichkit.core.errors import DataError
+from ichkit.imaging.tags import EXPLICIT_LITTLE, IMPLICIT_LITTLE, walk_tags
 
-PADDING_HU = -1400
-"""Below any tissue, air and its noise: a slice with such a pixel was padded by its scanner (-2000 stored)."""
 MAX_SIDE = 4096
+MAX_FILE_BYTES = 256 * 1024**2
+"""Eight times the largest slice that is taken; a larger file is something else."""
 HEAD_BYTES = (16_384, 1_048_576)
 _PIXEL_TAG = b"\xe0\x7f\x10\x00"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
-_IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
@@ -76,6 +73,7 @@ class Header:
     pixel_bytes: int
 
 
+_Values = pydicom.Dataset | Mapping[str, object]
 HEADER_COLUMNS = [field.name for field in fields(Header)]
 POSITION = ["position_x", "position_y", "position_z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
@@ -93,87 +91,33 @@ def read_header(read_head: Callable[[int], bytes], num_bytes: int) -> Header:
     """
     if num_bytes == 0:
         raise UnreadableError("empty file")
+    if num_bytes > MAX_FILE_BYTES:
+        raise UnreadableError(f"file is larger than {MAX_FILE_BYTES // 1024**2} MB")
     for wanted in (*HEAD_BYTES, num_bytes):
         head = read_head(wanted)
+        header = _read_ordinary(head, num_bytes)
+        if header is not None:
+            return header
         if _DEFLATED in head[:1024]:
             raise UnreadableError("deflated transfer syntax is not supported")
         dataset, offset = _parse(head)
         if head[offset : offset + 4] == _PIXEL_TAG and len(head) >= offset + 12:
-            return _check(dataset, head, offset, num_bytes)
+            syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", IMPLICIT_LITTLE))
+            return _check(dataset, syntax, head, offset, num_bytes)
         if len(head) >= num_bytes:
             break
     raise UnreadableError("no pixel data")
 
 
-def decode_stored(data: bytes, header: Header) -> np.ndarray:
-    """(H, W) uint16 stored values, bit patterns as in the file.
-
-    Args:
-        data: the pixel bytes where they are uncompressed (`header.pixel_bytes` of them), else the whole file.
-
-    Raises:
-        UnreadableError: too few bytes, or a compressed syntax without a working decoder.
-    """
-    if header.pixel_bytes:
-        if len(data) < header.pixel_bytes:
-            raise UnreadableError("truncated: the pixels end too early")
-        return np.frombuffer(data, "<u2", header.rows * header.columns).reshape(header.rows, header.columns)
+def _read_ordinary(head: bytes, num_bytes: int) -> Header | None:
+    """The header of an ordinary file; None where pydicom has to look at it, also to say what is wrong with it."""
+    tags = walk_tags(head)
+    if tags is None or len(head) < tags.pixel_offset + 12:
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stored = pydicom.pixels.pixel_array(io.BytesIO(data), raw=True)
-    # pydicom and its plug-ins raise what they like; whatever it is, the file is rejected and the rest goes on.
-    except Exception as error:
-        text = str(error)
-        missing = "plugins" in text or "missing dependencies" in text
-        hint = "no decoder for its compression; pip install 'ichkit[dicom]'" if missing else type(error).__name__
-        raise UnreadableError(f"pixels cannot be decompressed ({hint})") from error
-    if stored.shape != (header.rows, header.columns):
-        raise UnreadableError("decompressed pixels do not fit Rows and Columns")
-    return np.ascontiguousarray(stored).astype(np.int64).astype(np.uint16)
-
-
-def to_hounsfield(
-    stored: np.ndarray, header: Header, *, repair: bool, hull_hu: tuple[int, int]
-) -> tuple[np.ndarray, bool]:
-    """(H, W) int16 HU clipped to the hull, and whether the scanner padded the slice.
-
-    Args:
-        stored: (H, W) uint16 bit patterns.
-        repair: mend a broken intercept (see `has_broken_intercept`).
-        hull_hu: lowest and highest HU kept.
-    """
-    table, is_padding = _hounsfield_table(
-        header.bits_stored,
-        header.high_bit,
-        header.pixel_representation,
-        header.slope,
-        header.intercept,
-        repair,
-        *hull_hu,
-    )
-    hounsfield = np.empty(stored.shape, np.int16)
-    padded = _look_up(stored.reshape(-1), table, is_padding, hounsfield.reshape(-1))
-    return hounsfield, bool(padded)
-
-
-def has_broken_intercept(bits_stored: int, pixel_representation: int, intercept: float) -> bool:
-    """True for the 12 bit unsigned files of RSNA 2019 whose intercept is lost.
-
-    Source: 123 images of the competition, formats 12,0,0 and 12,0,1. The rule is for that data set only: elsewhere such
-        a header may be right.
-    """
-    return bits_stored == 12 and pixel_representation == 0 and intercept > -100
-
-
-def pixel_format(bits_stored: int, pixel_representation: int, intercept: float) -> str:
-    """BitsStored, PixelRepresentation and RescaleIntercept as the header has them.
-
-    Example:
-        >>> pixel_format(16, 1, -1024.0)
-        '16,1,-1024'
-    """
-    return f"{bits_stored},{pixel_representation},{intercept:g}"
+        return _check(tags.values, tags.syntax, head, tags.pixel_offset, num_bytes)
+    except UnreadableError:
+        return None
 
 
 def _parse(head: bytes) -> tuple[pydicom.Dataset, int]:
@@ -190,8 +134,7 @@ def _parse(head: bytes) -> tuple[pydicom.Dataset, int]:
     return dataset, stream.tell()
 
 
-def _check(dataset: pydicom.Dataset, head: bytes, offset: int, num_bytes: int) -> Header:
-    syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", _IMPLICIT_LITTLE))
+def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: int) -> Header:
     if syntax == _BIG_ENDIAN:
         raise UnreadableError("big-endian transfer syntax is not supported")
     modality = _text(dataset, "Modality")
@@ -213,7 +156,7 @@ def _check(dataset: pydicom.Dataset, head: bytes, offset: int, num_bytes: int) -
         raise UnreadableError("RescaleSlope is 0")
     x, y, z = _numbers(dataset, "ImagePositionPatient", 3)
     orientation = _numbers(dataset, "ImageOrientationPatient", 6)
-    if np.linalg.norm(np.cross(orientation[:3], orientation[3:])) < 0.5:
+    if _parallelogram(orientation) < 0.5:
         raise UnreadableError("ImageOrientationPatient spans no plane")
     spacing_row, spacing_col = _numbers(dataset, "PixelSpacing", 2)
     if not (0 < spacing_row < 100 and 0 < spacing_col < 100):
@@ -253,9 +196,9 @@ def _locate_pixels(head: bytes, offset: int, syntax: str, expected: int, num_byt
 
     Source: DICOM PS3.5 7.1.2 and 7.1.3: tag, VR and 32 bit length, or tag and length alone.
     """
-    explicit = syntax != _IMPLICIT_LITTLE
+    explicit = syntax != IMPLICIT_LITTLE
     (length,) = struct.unpack_from("<I", head, offset + (8 if explicit else 4))
-    if syntax not in (_IMPLICIT_LITTLE, _EXPLICIT_LITTLE):
+    if syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE):
         return 0, 0
     start = offset + (12 if explicit else 8)
     if length == _UNDEFINED_LENGTH or length < expected:
@@ -265,13 +208,19 @@ def _locate_pixels(head: bytes, offset: int, syntax: str, expected: int, num_byt
     return start, expected
 
 
-def _kind(dataset: pydicom.Dataset) -> str:
+def _parallelogram(orientation: list[float]) -> float:
+    """Area spanned by the direction cosines of rows and columns: 1 where they are what they should be."""
+    a, b, c, d, e, f = orientation
+    return math.hypot(b * f - c * e, c * d - a * f, a * e - b * d)
+
+
+def _kind(dataset: _Values) -> str:
     words = [_text(dataset, name) for name in ("ImageType", "SeriesDescription", "ConvolutionKernel")]
     contrast = "contrast agent" if _text(dataset, "ContrastBolusAgent") else ""
     return "|".join([*words, contrast]).lower()
 
 
-def _value(dataset: pydicom.Dataset, name: str) -> object:
+def _value(dataset: _Values, name: str) -> object:
     try:
         return dataset.get(name)
     # A value that cannot be converted raises on access, with any type of exception.
@@ -279,16 +228,16 @@ def _value(dataset: pydicom.Dataset, name: str) -> object:
         raise UnreadableError(f"{name} cannot be read") from error
 
 
-def _text(dataset: pydicom.Dataset, name: str) -> str:
+def _text(dataset: _Values, name: str) -> str:
     value = _value(dataset, name)
     if value is None:
         return ""
     return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
 
 
-def _number(dataset: pydicom.Dataset, name: str, default: float | None = None) -> float:
+def _number(dataset: _Values, name: str, default: float | None = None) -> float:
     value = _value(dataset, name)
-    value = value[0] if isinstance(value, MultiValue) and len(value) else value
+    value = value[0] if isinstance(value, MultiValue | list) and len(value) else value
     if value is None or value == "":
         if default is None:
             raise UnreadableError(f"no {name}")
@@ -297,16 +246,16 @@ def _number(dataset: pydicom.Dataset, name: str, default: float | None = None) -
         number = float(value)
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{name} is not a number") from error
-    if not np.isfinite(number):
+    if not math.isfinite(number):
         raise UnreadableError(f"{name} is not finite")
     return number
 
 
-def _whole(dataset: pydicom.Dataset, name: str, default: int | None = None) -> int:
+def _whole(dataset: _Values, name: str, default: int | None = None) -> int:
     return int(_number(dataset, name, default))
 
 
-def _numbers(dataset: pydicom.Dataset, name: str, count: int) -> list[float]:
+def _numbers(dataset: _Values, name: str, count: int) -> list[float]:
     value = _value(dataset, name)
     if value is None or not isinstance(value, MultiValue | list) or len(value) != count:
         raise UnreadableError(f"no {name} of {count} numbers")
@@ -314,36 +263,6 @@ def _numbers(dataset: pydicom.Dataset, name: str, count: int) -> list[float]:
         numbers = [float(item) for item in value]
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{name} is not numeric") from error
-    if not np.isfinite(numbers).all():
+    if not all(map(math.isfinite, numbers)):
         raise UnreadableError(f"{name} is not finite")
     return numbers
-
-
-@lru_cache(maxsize=64)
-def _hounsfield_table(
-    bits_stored: int, high_bit: int, signed: int, slope: float, intercept: float, repair: bool, low: int, high: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(65536,) int16 HU of every 16 bit pattern, and (65536,) bool whether it is padding.
-
-    Source: DICOM PS3.3 C.7.6.3.1 (bits outside BitsStored are dropped, signed values are two's complement) and
-        C.11.1.1.2 (slope and intercept). Repair: see `has_broken_intercept`; the lost intercept is -1000, and stored
-        values had wrapped at 4096.
-    """
-    patterns = np.arange(65536, dtype=np.int64)
-    values = (patterns >> (high_bit + 1 - bits_stored)) & ((1 << bits_stored) - 1)
-    if signed:
-        values = np.where(values >= 1 << (bits_stored - 1), values - (1 << bits_stored), values)
-    if repair:
-        values, intercept = (values + 1000) % 4096, -1000.0
-    hounsfield = np.rint(values * slope + intercept)
-    return np.clip(hounsfield, low, high).astype(np.int16), hounsfield < PADDING_HU
-
-
-@numba.njit(cache=True, nogil=True)
-def _look_up(stored: np.ndarray, table: np.ndarray, is_padding: np.ndarray, hounsfield: np.ndarray) -> bool:
-    padded = False
-    for i in range(stored.size):
-        value = stored[i]
-        hounsfield[i] = table[value]
-        padded |= is_padding[value]
-    return padded

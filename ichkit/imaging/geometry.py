@@ -22,33 +22,6 @@ def slice_normals(orientations: np.ndarray) -> np.ndarray:
     return normals * np.where(sign == 0, 1.0, sign)[:, None]
 
 
-def positions_along_normal_mm(positions: np.ndarray, orientations: np.ndarray) -> np.ndarray:
-    """(N,) positions in mm of the slices of one series along their common normal, rising from the feet to the head.
-
-    Args:
-        positions: (N, 3) ImagePositionPatient in mm.
-        orientations: (N, 6) ImageOrientationPatient.
-
-    Example:
-        >>> positions_along_normal_mm(np.array([[0, 0, 5.0]]), np.array([[1, 0, 0, 0, 1, 0]]))
-        array([5.])
-    """
-    normal = slice_normals(orientations).mean(0)
-    normal /= max(np.linalg.norm(normal), 1e-12)
-    # Rounded to 1e-6 mm, far below any scanner's precision, so that ties in the header stay ties.
-    return np.round(np.asarray(positions, np.float64) @ normal, 6)
-
-
-def gaps_mm(positions_mm: np.ndarray) -> np.ndarray:
-    """(N,) distance from each slice to the next in mm; NaN at the last.
-
-    Example:
-        >>> gaps_mm(np.array([0.0, 5.0, 7.5]))
-        array([5. , 2.5, nan])
-    """
-    return np.append(np.diff(positions_mm), np.nan) if len(positions_mm) else np.empty(0)
-
-
 def is_axial(orientations: np.ndarray, tolerance_degrees: float = 45.0) -> np.ndarray:
     """(N,) True where the slice normal is within the tolerance of the body's long axis.
 

@@ -23,14 +23,15 @@ def fit_to_square(
     height, width = max(1, round(size * height_mm / longest)), max(1, round(size * width_mm / longest))
     shrinks = height <= rows and width <= columns
     scaled = cv2.resize(hounsfield, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return place_in_centre(scaled, (size, size), fill_hu)
-
-
-def place_in_centre(hounsfield: np.ndarray, shape: tuple[int, int], fill_hu: int) -> np.ndarray:
-    """The slice in the middle of a larger (H, W) int16 frame of `fill_hu`."""
-    if hounsfield.shape == shape:
-        return hounsfield
-    frame = np.full(shape, fill_hu, np.int16)
-    top, left = (shape[0] - hounsfield.shape[0]) // 2, (shape[1] - hounsfield.shape[1]) // 2
-    frame[top : top + hounsfield.shape[0], left : left + hounsfield.shape[1]] = hounsfield
+    frame = np.empty((size, size), np.int16)
+    frame_centre(frame, (height, width), fill_hu)[:] = scaled
     return frame
+
+
+def frame_centre(frame: np.ndarray, shape: tuple[int, int], fill_hu: int) -> np.ndarray:
+    """The (h, w) middle of an (H, W) int16 frame, as a view to be filled; the rest becomes `fill_hu`."""
+    if frame.shape == shape:
+        return frame
+    frame[:] = fill_hu
+    top, left = (frame.shape[0] - shape[0]) // 2, (frame.shape[1] - shape[1]) // 2
+    return frame[top : top + shape[0], left : left + shape[1]]

@@ -1,6 +1,5 @@
 """The Hounsfield store: one compressed int16 volume per study, one chunk per slice, and the tables beside them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ from ichkit.core.schemas import KEY
 from ichkit.core.tasks import Task
 
 MADE_BY = "ichkit prepare"
-_BLOCK_VALUES = 131_072  # 256 kB of int16
+FACTS_NAME = "slice_facts.parquet"
+_BLOCK_VALUES = 32_768  # 64 kB of int16, which stays in the nearest caches: a percent smaller than 256 kB, and faster
 
 
 def encode_volume(volume: np.ndarray) -> bytes:
@@ -133,6 +133,9 @@ class Prepared:
         """(last - first, H, W) int16 HU, slices first to last - 1; only their chunks are read."""
         return np.asarray(open_volume(self.folder / relative)[first:last])
 
-    def studies_of(self, slices: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        """(volume path, its rows) of each study in the order of the table."""
-        yield from slices.groupby("volume", sort=False)
+    def slice_facts(self) -> pd.DataFrame:
+        """What pixels and orientation say of each slice, rows as in `slices`: slice_id, dataset, brain_share, tilt_degrees.
+
+        brain_share is the share of pixels from 0 to 80 HU, tilt_degrees the angle between the slice and the axial plane.
+        """
+        return read_table(self.folder / FACTS_NAME)

@@ -1,16 +1,22 @@
 """Plans and records to the tables of the prepared folder."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from ichkit.core.schemas import KEY, REJECTED, conform, slices_dtypes, studies_dtypes
+from ichkit.core.schemas import REJECTED, conform, slices_dtypes, studies_dtypes
 from ichkit.core.tasks import Task
-from ichkit.imaging.dicom import has_broken_intercept, pixel_format
+from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
 from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected
 from ichkit.sources.study import StudyRecord
+
+BRAIN_SHARE = "brain_share"
+TILT = "tilt_degrees"
+"""Columns of `slice_facts.parquet` beside slice_id and dataset."""
+_FORMAT = ["bits_stored", "pixel_representation", "intercept"]
 
 
 @dataclass(frozen=True)
@@ -28,37 +34,26 @@ class PlannedSource:
 
 
 def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], task: Task) -> pd.DataFrame:
-    """The rows of `slices.parquet` of one source, without folds: slices whose files all failed are gone.
+    """The rows of `slices.parquet` of one source, without folds, and `brain_share` and `tilt_degrees` beside them.
+
+    Slices whose files all failed are gone.
 
     Args:
         records: by key, one for each of `planned.tasks`.
     """
-    facts = []
-    for position, study_id in enumerate(planned.tasks.study_ids):
-        record = records[planned.tasks.key(position)]
-        rows = {"study_id": study_id, "slice_index": record.kept, "padded": record.padded, "volume": record.volume}
-        facts.append(pd.DataFrame(rows))
-    table = planned.slices.merge(pd.concat(facts), on=KEY) if facts else planned.slices.assign(padded=False, volume="")
-    table = table.sort_values(KEY, ignore_index=True)
+    table = _kept_slices(planned, records)
     study = table.groupby("study_id", sort=False)
     table["slice_index"] = study.cumcount()
     table["num_slices"] = study["slice_index"].transform("size")
     series = table.groupby(["study_id", "series_id"], sort=False)["position_mm"]
     table["gap_mm"] = (series.shift(-1) - table["position_mm"]).round(6)
-    formats = table[["bits_stored", "pixel_representation", "intercept"]].drop_duplicates()
-    formats["pixel_format"] = [pixel_format(*row) for row in formats.itertuples(index=False)]
-    formats["hu_repaired"] = [
-        planned.repair and has_broken_intercept(*row[:3]) for row in formats.itertuples(index=False)
-    ]
-    table = table.merge(formats, on=["bits_stored", "pixel_representation", "intercept"], how="left")
-    if planned.plan.labels is not None:
-        labels = planned.plan.labels.astype(dict.fromkeys(task.classes, "Int8"))
-        table = table.merge(labels, on="slice_id", how="left")
-        is_train = table["split"] == "train"
-        table[list(task.classes)] = table[list(task.classes)].where(is_train, pd.NA)
-    else:
-        table = table.assign(**dict.fromkeys(task.classes, pd.array([pd.NA] * len(table), dtype="Int8")))
-    return conform(table.assign(fold=pd.array([pd.NA] * len(table), dtype="Int16")), slices_dtypes(task))
+    formats = table[_FORMAT].drop_duplicates()
+    rows = list(formats.itertuples(index=False))
+    formats["pixel_format"] = pd.array([pixel_format(*row) for row in rows], dtype="str")
+    formats["hu_repaired"] = np.array([planned.repair and has_broken_intercept(*row) for row in rows], bool)
+    table = table.merge(formats, on=_FORMAT, how="left")
+    table = _with_labels(table, planned.plan.labels, task).assign(fold=pd.array([pd.NA] * len(table), dtype="Int16"))
+    return conform(table, {**slices_dtypes(task), BRAIN_SHARE: "float32", TILT: "float32"})
 
 
 def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Task) -> pd.DataFrame:
@@ -73,7 +68,7 @@ def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Tas
     for plan in plans:
         if plan.study_labels is not None:
             known = plan.study_labels.set_index("study_id").astype("Int8")
-            ours = table["study_id"].isin(known.index) & (table["split"] == "external")
+            ours = table["study_id"].isin(known.index) & (table["dataset"] == plan.dataset)
             table.loc[ours, list(task.classes)] = known.loc[table["study_id"][ours]].to_numpy()
     return conform(table, studies_dtypes(task))
 
@@ -81,11 +76,42 @@ def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Tas
 def collect_failures(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:
     """`schemas.REJECTED` rows of the files whose pixels failed, although their header was good."""
     parts = []
-    for position in range(len(planned.tasks)):
-        failures = records[planned.tasks.key(position)].failures
+    for position, key in enumerate(planned.tasks.keys):
+        failures = records[key].failures
         if failures:
             rows = planned.tasks.rows(position)
             starts = np.flatnonzero(np.diff(rows["slice_index"].to_numpy(), prepend=-1))
             failed = rows.iloc[[int(starts[at]) + inside for at, inside, _ in failures]]
             parts.append(make_rejected(failed, reason=[reason for *_, reason in failures]))
     return pd.concat(parts) if parts else pd.DataFrame(columns=REJECTED)
+
+
+def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:
+    """The planned slices that were read, in order, with volume, padded and brain_share."""
+    done = [records[key] for key in planned.tasks.keys]
+    counts = np.fromiter((len(record.kept) for record in done), np.int64, len(done))
+    total = int(counts.sum())
+
+    def flat(name: str, dtype: type) -> np.ndarray:
+        return np.fromiter(itertools.chain.from_iterable(getattr(record, name) for record in done), dtype, total)
+
+    # `planned.slices` is sorted by KEY, and so are the tasks: where a slice stands follows from its study's start.
+    starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
+    table = planned.slices.iloc[np.repeat(starts, counts) + flat("kept", np.int64)].reset_index(drop=True)
+    table["volume"] = np.repeat(np.array([record.volume for record in done], object), counts)
+    table["padded"] = flat("padded", bool)
+    table[BRAIN_SHARE] = flat(BRAIN_SHARE, float)
+    return table
+
+
+def _with_labels(table: pd.DataFrame, labels: pd.DataFrame | None, task: Task) -> pd.DataFrame:
+    """The table with a nullable column per class, filled for training slices alone."""
+    names = list(task.classes)
+    values = pd.DataFrame(pd.NA, index=table.index, columns=names, dtype="Int8")
+    if labels is not None:
+        where = pd.Index(labels["slice_id"]).get_indexer(table["slice_id"])
+        rows = np.flatnonzero((where >= 0) & (table["split"] == "train").to_numpy())
+        taken = labels[names].to_numpy()[where[rows]]
+        for column, name in enumerate(names):
+            values.iloc[rows, values.columns.get_loc(name)] = taken[:, column]
+    return pd.concat([table.drop(columns=names, errors="ignore"), values], axis=1)

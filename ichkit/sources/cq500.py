@@ -9,10 +9,13 @@ from ichkit.core.artifacts import digest_table
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.files import FileRef, find_one
-from ichkit.sources.plan import SourcePlan, add_positions, make_rejected, split_duplicates
+from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
 from ichkit.sources.series import CQ500_RULE, take_chosen_series
 
 DATASET = "cq500"
+FACTS_FILE = "cq500_facts.csv"
+BASELINE_FILE = "cq500_baseline.csv"
+_BASELINE = "prediction_probabilities.csv"
 _STUDY = r"CQ500-?CT-?(\d+)"
 _READER_COLUMNS = {
     "any": "ICH",
@@ -33,7 +36,7 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
     """The files of any study, with columns study_id (`CQ500-CT-n`) and series (the folder's name).
 
     Raises:
-        DataError: none.
+        DataError: no study among them.
     """
     number = files["relative"].str.extract(_STUDY, flags=re.IGNORECASE)[0]
     found = files.assign(study_id="CQ500-CT-" + number).dropna(subset=["study_id"])
@@ -44,43 +47,50 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
     return found.assign(series=folder, split="external").reset_index(drop=True)
 
 
-def plan_cq500(files: pd.DataFrame, images: pd.DataFrame, index: pd.DataFrame, task: Task) -> SourcePlan:
+def plan_cq500(found: Found) -> SourcePlan:
     """The chosen series of every study, with the readers' majority.
-
-    Args:
-        files: everything under the root.
-        images: from `image_files`.
-        index: of `images`.
 
     Raises:
         DataError: reads.csv is missing or not as expected.
     """
-    reads = find_one(files, r"(?:^|/)reads\.csv$")
+    reads = find_one(found.files, r"(?:^|/)reads\.csv$")
     if reads is None:
-        raise DataError(f"cq500: no reads.csv among {len(files)} files. {_LAYOUT_HINT}")
-    study_labels = read_majority(reads, task)
-    index = index.merge(images[["relative", "split", "study_id", "series"]], on="relative", validate="one_to_one")
-    index = add_positions(index).assign(dataset=DATASET)
+        raise DataError(f"cq500: no reads.csv among {len(found.files)} files. {_LAYOUT_HINT}")
+    study_labels, batches = read_majority(reads, found.task)
+    images = found.images[["relative", "split", "study_id", "series"]]
+    index = add_positions(found.index.merge(images, on="relative", validate="one_to_one")).assign(dataset=DATASET)
     # A series is a UID inside a study; folders of the same name in another zip stay apart.
     index["series_id"], index["slice_id"] = index["series_uid"], index["slice_uid"]
     good, copies = split_duplicates(index[index["reason"] == ""], ["study_id", "slice_id"])
     unlabelled = good[~good["study_id"].isin(study_labels["study_id"])]
     good = good.drop(unlabelled.index)
-    kept, choice = take_chosen_series(good, good["series"], CQ500_RULE)
+    kept, choice = take_chosen_series(good, good["series"], CQ500_RULE, found.override)
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no row in reads.csv")]
     missing = study_labels[~study_labels["study_id"].isin(kept["study_id"])]["study_id"]
+    tables = {} if batches is None else {FACTS_FILE: batches}
+    baseline = find_one(found.files, rf"(?:^|/){re.escape(_BASELINE)}$")
+    if baseline is not None:
+        tables[BASELINE_FILE] = read_baseline(baseline, found.task)
     return SourcePlan(
+        dataset=DATASET,
         files=kept.drop(columns=["reason", "series"]).assign(patient_id=kept["study_id"]),
         rejected=make_rejected(pd.concat(refused)),
         series_choice=choice,
         study_labels=study_labels,
-        facts={"missing_studies": sorted(missing, key=study_number), "num_reads": len(study_labels)},
-        inputs={"reads": digest_table(study_labels)},
+        facts={
+            "missing_studies": sorted(missing, key=study_number),
+            "num_reads": len(study_labels),
+            "num_files": len(images),
+        },
+        inputs={"reads": digest_table(study_labels), **{name: digest_table(table) for name, table in tables.items()}},
+        tables=tables,
     )
 
 
-def read_majority(ref: FileRef, task: Task) -> pd.DataFrame:
+def read_majority(ref: FileRef, task: Task) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """study_id and one 0/1 column per class: what at least 2 of 3 readers saw, sorted by study number.
+
+    Beside it study_id and batch (B1 or B2) where the file has the column Category, else None.
 
     `any` is read from the ICH columns: a study may be a hemorrhage by majority without a majority for a subtype.
 
@@ -100,6 +110,31 @@ def read_majority(ref: FileRef, task: Task) -> pd.DataFrame:
     table = pd.DataFrame({"study_id": raw["name"].str.strip()})
     for name, columns in wanted.items():
         table[name] = (raw[columns].sum(axis=1) * 2 > _NUM_READERS).astype("int8")
+    batches = pd.DataFrame({"study_id": table["study_id"], "batch": raw["Category"]}) if "Category" in raw else None
+    return _by_number(table), None if batches is None else _by_number(batches)
+
+
+def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:
+    """study_id and p_<class>: the scores that the data set's own authors publish with it, sorted by study number.
+
+    Raises:
+        DataError: no column name, or not exactly one column for a class (its abbreviation, as in reads.csv).
+    """
+    raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
+    table = pd.DataFrame({"study_id": raw.get("name", pd.Series(dtype="str")).str.strip()})
+    for name in task.classes:
+        word = _READER_COLUMNS[name]
+        found = [column for column in raw if word in re.split(r"[^A-Za-z]+", column)]
+        if len(found) != 1 or "name" not in raw:
+            raise DataError(
+                f"{ref.relative}: expected columns name and one for {word}, found {', '.join(raw.columns)}. "
+                "Rename the columns, or move the file away: it is only needed to compare with its scores."
+            )
+        table[f"p_{name}"] = raw[found[0]].astype("float64")
+    return _by_number(table)
+
+
+def _by_number(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("study_id", key=lambda ids: ids.map(study_number), ignore_index=True)
 
 

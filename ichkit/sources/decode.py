@@ -5,14 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from ichkit.core.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
-from ichkit.core.errors import DataError
+from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, StopFlag, logger
-from ichkit.engine.parallel import WorkerDied, run_tasks
+from ichkit.engine.parallel import RunTasks, WorkerDied, run_tasks
 from ichkit.imaging.store import volume_path
 from ichkit.sources.plan import StudyTasks
 from ichkit.sources.study import StudyRecord, StudyTask, decode_study, store_study
@@ -22,35 +22,44 @@ _RECORDS_FOLDER = "records"
 
 
 def decode_all(
-    sources: Sequence[StudyTasks], folder: Path, earlier: Path, *, workers: int | None, strict: bool, stop: StopFlag
+    sources: Sequence[StudyTasks], folder: Path, earlier: Path, *, run: RunTasks, strict: bool, stop: StopFlag
 ) -> dict[str, StudyRecord]:
     """A record by key for every study: those of earlier calls, and those decoded now.
 
     Args:
         folder: where volumes are written.
         earlier: a finished store, whose volumes are linked where a study has not changed.
-        workers: processes; None for one a core.
+        run: `run_tasks`, or a partial of it with its workers chosen.
         strict: stop at the first file that cannot be read.
 
     Raises:
         DataError: a file cannot be read and `strict` is on.
+        DiskFullError: no room left; finished studies stay, and how many are missing is said.
         Stopped: after the study at hand was recorded.
     """
-    keys = {tasks.key(position): (tasks, position) for tasks in sources for position in range(len(tasks))}
+    keys = {key: (tasks, position) for tasks in sources for position, key in enumerate(tasks.keys)}
     records = _earlier_records(folder, earlier, keys)
     left = _Chosen([place for key, place in keys.items() if key not in records])
     if records and len(left):
         logger.info("prepare: %d of %d studies were finished before", len(records), len(keys))
     store = partial(store_study, folder)
-    with Meter("studies", len(left), "studies") as meter:
-        for position, result in run_tasks(store, left, workers=workers):
-            record = without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
-            if strict and record.failures:
-                raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
-            write_bytes_atomically(_record_path(folder, record.key), encode_json(asdict(record)))
-            records[record.key] = record
-            meter.advance()
-            stop.check(f"{len(records)} of {len(keys)} studies are finished")
+    try:
+        with Meter("studies", len(left), "studies") as meter:
+            for position, result in run(store, left):
+                record = without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
+                if strict and record.failures:
+                    raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
+                write_bytes_atomically(_record_path(folder, record.key), encode_json(asdict(record)))
+                records[record.key] = record
+                meter.advance()
+                stop.check(f"{len(records)} of {len(keys)} studies are finished")
+    except DiskFullError as error:
+        done = list(records.values())
+        missing = len(keys) - len(done)
+        each = sum(record.num_bytes for record in done) / max(len(done), 1)
+        about = f", about {missing * each / 1e9:.2f} GB" if each else ""
+        text = f"{error} {len(done)} of {len(keys)} studies are finished, {missing} are missing{about}."
+        raise DiskFullError(text) from error
     return records
 
 
@@ -123,18 +132,11 @@ def without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
     whole = StudyTask(task.key, tuple(task.slices[i] for i in good), task.pixels)
     ((_, result),) = run_tasks(partial(store_study, folder), [whole], isolated=True)
     if not isinstance(result, StudyRecord):
-        good, died, result = [], set(range(len(probes))), StudyRecord(task.key, "", "", 0, [], [], [])
+        good, died, result = [], set(range(len(probes))), StudyRecord(task.key, "", "", 0, [], [], [], [])
     reason = "its worker died, twice"
     lost = [(i, inside, reason) for i in sorted(died) for inside in range(len(task.slices[i]))]
-    return StudyRecord(
-        task.key,
-        result.volume,
-        result.sha256,
-        result.num_bytes,
-        [good[i] for i in result.kept],
-        result.padded,
-        sorted(itertools.chain(lost, ((good[i], inside, why) for i, inside, why in result.failures))),
-    )
+    failures = sorted(itertools.chain(lost, ((good[i], inside, why) for i, inside, why in result.failures)))
+    return replace(result, kept=[good[i] for i in result.kept], failures=failures)
 
 
 def _probe(task: StudyTask) -> bool:

@@ -4,17 +4,42 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ichkit.core.schemas import REJECTED, SERIES_CHOICE
+from ichkit.core.tasks import Task
 from ichkit.imaging.dicom import ORIENTATION, POSITION, Header
 from ichkit.imaging.geometry import slice_normals
 from ichkit.sources.files import file_refs
-from ichkit.sources.study import PixelSettings, StudyTask
+from ichkit.sources.study import MAX_VOLUME_BYTES, PixelSettings, StudyTask
 
-PLAN_COLUMNS = ["dataset", "split", "study_id", "patient_id", "series_id", "slice_id", "position_mm", "slab"]
+PLAN_COLUMNS = ["dataset", "split", "study_id", "patient_id", "series_id", "slice_id", "position_mm"]
+PLAN_COLUMNS += ["tilt_degrees", "slab"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything a source plans from.
+
+    Attributes:
+        files: all files below its root, `FILE_COLUMNS`.
+        images: those that may be images, with what their paths say of them (`Source.find_images`).
+        index: of the images, `INDEX_COLUMNS`.
+        labels: the label file a user named, for a source that has none of its own.
+        override: column study_id and series: series chosen by hand; or None.
+        salt: secret bytes for digests of what may name a person.
+    """
+
+    files: pd.DataFrame
+    images: pd.DataFrame
+    index: pd.DataFrame
+    task: Task
+    labels: Path | None = None
+    override: pd.DataFrame | None = None
+    salt: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -22,6 +47,7 @@ class SourcePlan:
     """What a source offers.
 
     Attributes:
+        dataset: its name in every table.
         files: one row per file to be used: `PLAN_COLUMNS`, `FILE_COLUMNS`, `HEADER_COLUMNS`; files with the same
             (study_id, slab) make one slice, whose id and place are those of the file named by `slice_id`.
         rejected: `schemas.REJECTED`.
@@ -31,8 +57,11 @@ class SourcePlan:
         sample_ids: column ID; empty where there is no sample.
         facts: counts and names for the manifest.
         inputs: name to digest of label files and the like.
+        tables: further tables for the artifact, by file name.
+        salt: where file names may name people, the secret of the digests that stand for them; else None.
     """
 
+    dataset: str
     files: pd.DataFrame
     rejected: pd.DataFrame
     series_choice: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=SERIES_CHOICE))
@@ -41,22 +70,29 @@ class SourcePlan:
     sample_ids: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"ID": pd.Series(dtype="str")}))
     facts: dict[str, object] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    salt: bytes | None = None
 
 
 def add_positions(index: pd.DataFrame) -> pd.DataFrame:
-    """The index with `position_mm` along the common normal of each series; NaN where there is no geometry."""
-    index = index.copy()
-    index["position_mm"] = np.nan
-    usable = index[ORIENTATION + POSITION].notna().all(axis=1) & (index["rows"] > 0)
+    """The index with `position_mm` along the common normal of each series and `tilt_degrees` of that normal.
+
+    Both are NaN where there is no geometry.
+    """
+    index = index.assign(position_mm=np.nan, tilt_degrees=np.nan)
+    usable = (index[ORIENTATION + POSITION].notna().all(axis=1) & (index["rows"] > 0)).to_numpy()
     if not usable.any():
         return index
-    known = index[usable]
-    normals = pd.DataFrame(slice_normals(known[ORIENTATION].to_numpy()), index=known.index)
-    normals = normals.groupby(known["series_uid"]).transform("mean").to_numpy()
-    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    orientations, where = index[ORIENTATION].to_numpy()[usable], index[POSITION].to_numpy()[usable]
+    series = pd.factorize(index["series_uid"][usable])[0]
+    counts = np.bincount(series)
+    means = np.stack([np.bincount(series, axis) / counts for axis in slice_normals(orientations).T], axis=1)
+    normals = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12))[series]
+    positions, tilts = np.full((2, len(index)), np.nan)
     # Rounded far below any scanner's precision, so that ties in the header stay ties.
-    index.loc[usable, "position_mm"] = np.round((known[POSITION].to_numpy() * normals).sum(1), 6)
-    return index
+    positions[usable] = np.round((where * normals).sum(1), 6)
+    tilts[usable] = np.degrees(np.arccos(np.clip(normals[:, 2], -1, 1)))
+    return index.assign(position_mm=positions, tilt_degrees=tilts)
 
 
 def split_duplicates(index: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -102,13 +138,21 @@ class StudyTasks(Sequence[StudyTask]):
 
     Args:
         files: from `order_slices`.
+
+    Attributes:
+        study_ids, keys: one a study. A key is a digest of the study's name, its files and how pixels are treated:
+            names on disk are digests, never ids.
+        largest_bytes: of the volumes, the largest before compression, as far as headers tell.
     """
 
     def __init__(self, files: pd.DataFrame, pixels: PixelSettings) -> None:
         self._files, self._pixels = files, pixels
-        starts = np.flatnonzero(files["study_id"].ne(files["study_id"].shift()).to_numpy())
-        self._bounds = np.append(starts, len(files))
-        self.study_ids = files["study_id"].iloc[starts].to_list()
+        studies = files["study_id"].to_numpy()
+        starts = np.flatnonzero(studies[1:] != studies[:-1]) + 1 if len(studies) else np.empty(0, np.int64)
+        self._bounds = np.concatenate([[0] if len(studies) else [], starts, [len(files)]]).astype(np.int64)
+        self.study_ids = studies[self._bounds[:-1]].tolist()
+        self.keys = self._make_keys()
+        self.largest_bytes = self._measure_largest()
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -119,19 +163,34 @@ class StudyTasks(Sequence[StudyTask]):
         edges = [*np.flatnonzero(np.diff(where, prepend=-1)).tolist(), len(rows)]
         pairs = list(zip(refs, headers, strict=True))
         slices = tuple(tuple(pairs[a:b]) for a, b in itertools.pairwise(edges))
-        return StudyTask(self.key(position), slices, self._pixels)
+        return StudyTask(self.keys[position], slices, self._pixels)
 
     def rows(self, position: int) -> pd.DataFrame:
         """The files of one study."""
         return self._files.iloc[self._bounds[position] : self._bounds[position + 1]]
 
-    def key(self, position: int) -> str:
-        """A digest of the study's name, its files and how pixels are treated: names on disk are digests, never ids."""
-        rows = self.rows(position)
-        sha = hashlib.sha256(repr((rows["dataset"].iloc[0], rows["study_id"].iloc[0], self._pixels)).encode())
-        for relative, num_bytes, index in zip(rows["relative"], rows["num_bytes"], rows["slice_index"], strict=True):
-            sha.update(f"{relative}\x1f{num_bytes}\x1f{index}\x1e".encode())
-        return sha.hexdigest()[:32]
+    def _make_keys(self) -> list[str]:
+        columns = [self._files[name].to_list() for name in ("relative", "num_bytes", "slice_index")]
+        lines = [f"{relative}\x1f{size}\x1f{index}\x1e" for relative, size, index in zip(*columns, strict=True)]
+        dataset = self._files["dataset"].iloc[0] if len(self._files) else ""
+        keys = []
+        for study_id, (start, end) in zip(self.study_ids, itertools.pairwise(self._bounds), strict=True):
+            sha = hashlib.sha256(repr((dataset, study_id, self._pixels)).encode())
+            sha.update("".join(lines[start:end]).encode())
+            keys.append(sha.hexdigest()[:32])
+        return keys
+
+    def _measure_largest(self) -> int:
+        if self._pixels.size is not None:
+            side = np.full(len(self._files), self._pixels.size)
+            rows, columns = side, side
+        else:
+            rows, columns = self._files["rows"].to_numpy(), self._files["columns"].to_numpy()
+        if not len(self):
+            return 0
+        last = self._files["slice_index"].to_numpy()
+        rows, columns, last = (np.maximum.reduceat(values, self._bounds[:-1]) for values in (rows, columns, last))
+        return min(int((2 * rows * columns * (last + 1)).max()), MAX_VOLUME_BYTES)
 
 
 def headers_of(rows: pd.DataFrame) -> list[Header]:

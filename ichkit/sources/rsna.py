@@ -9,7 +9,7 @@ from ichkit.core.artifacts import digest_table
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.files import FileRef, find_one
-from ichkit.sources.plan import SourcePlan, add_positions, make_rejected, split_duplicates
+from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
 
 DATASET = "rsna"
 _IMAGE_FOLDER = r"(?:^|/)stage_([12])_(train|test)(?:_images)?/[^/]+$"
@@ -37,21 +37,17 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
     return found.drop(columns="stage").assign(slice_id=slice_ids).reset_index(drop=True)
 
 
-def plan_rsna(files: pd.DataFrame, images: pd.DataFrame, index: pd.DataFrame, task: Task) -> SourcePlan:
+def plan_rsna(found: Found) -> SourcePlan:
     """Every readable slice of every series of the competition, with its labels.
-
-    Args:
-        files: everything under the root.
-        images: from `image_files`.
-        index: of `images`.
 
     Raises:
         DataError: the label file or the sample is missing, or the labels contradict themselves.
     """
+    files, images, task = found.files, found.images, found.task
     stage = re.search(_IMAGE_FOLDER, images["relative"].iloc[0]).group(1)
-    labels = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
+    labels, num_rows = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
     sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
-    index = index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="one_to_one")
+    index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="one_to_one")
     index = add_positions(index).assign(dataset=DATASET, slab=0)
     index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
     good = index[index["reason"] == ""]
@@ -60,19 +56,26 @@ def plan_rsna(files: pd.DataFrame, images: pd.DataFrame, index: pd.DataFrame, ta
     good = good.drop(unlabelled.index)
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no label in the label file")]
     good = good.assign(slab=good.groupby(["study_id", "series_id"]).cumcount())
-    seen = set(index["slice_id"][index["split"] == "train"])
+    seen = index["slice_id"][index["split"] == "train"]
+    facts = {
+        "stage": int(stage),
+        "num_files": len(images),
+        "labels_without_image": int((~labels["slice_id"].isin(seen)).sum()),
+        "label_rows_merged": num_rows - len(labels) * task.num_classes,
+    }
     return SourcePlan(
+        dataset=DATASET,
         files=good.drop(columns="reason").assign(study_uid=good["study_id"], series_uid=good["series_id"]),
         rejected=make_rejected(pd.concat(refused)),
         labels=labels,
         sample_ids=sample,
-        facts={"stage": int(stage), "labels_without_image": int((~labels["slice_id"].isin(seen)).sum())},
+        facts=facts,
         inputs={"labels": digest_table(labels), "sample": digest_table(sample)},
     )
 
 
-def read_labels(ref: FileRef, task: Task) -> pd.DataFrame:
-    """slice_id and one 0/1 column per class, sorted by slice_id; identical rows are merged.
+def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:
+    """slice_id and one 0/1 column per class, sorted by slice_id; and the rows read, before identical ones are merged.
 
     Raises:
         DataError: columns, ids or labels are not as expected; contradicting rows and missing classes are named.
@@ -101,7 +104,7 @@ def read_labels(ref: FileRef, task: Task) -> pd.DataFrame:
             f"{where}: expected {task.num_classes} classes for every image; {len(missing)} images lack one, "
             f"e.g. {missing[0]} lacks {', '.join(table.columns[table.loc[missing[0]].isna()])}."
         )
-    return table.astype("int8").rename_axis("slice_id").reset_index()
+    return table.astype("int8").rename_axis("slice_id").reset_index(), len(raw)
 
 
 def read_sample(ref: FileRef) -> pd.DataFrame:

@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ichkit.core.errors import DataError
 from ichkit.core.schemas import SERIES_CHOICE
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.geometry import is_axial, slab_groups
@@ -61,7 +63,7 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
     """One row per (study_id, series_id): series, kind, num_slices, coverage_mm, gap_mm, axial.
 
     Args:
-        index: study_id, series_id, position_mm, kind and orientation of each file.
+        index: study_id, series_id, position_mm, orientation and kind (why its header rules it out) of each file.
         series_names: (N,) name of the series each file belongs to, aligned with the index.
     """
     rows = index[["study_id", "series_id", "position_mm", "kind"]].assign(
@@ -87,21 +89,30 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
     return table
 
 
-def choose_series(candidates: pd.DataFrame, rule: SeriesRule) -> pd.DataFrame:
+def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataFrame | None = None) -> pd.DataFrame:
     """`schemas.SERIES_CHOICE`: at most one chosen series per study, and the reason for each candidate.
 
     Among the series that pass, the one whose spacing is nearest 5 mm; ties by coverage, then by name.
 
     Args:
         candidates: from `describe_series`.
+        override: columns study_id and series (its name or its series_id): taken whatever the rule says.
+
+    Raises:
+        DataError: the override names a series that its study does not have, or two of the same name.
     """
     table = candidates.copy()
+    wanted = {} if override is None else dict(zip(override["study_id"], override["series"], strict=True))
     table["reason"] = [_why_dropped(row, rule) for row in table.itertuples()]
     table["distance"] = (table["gap_mm"].fillna(np.inf) - WANTED_GAP_MM).abs().round(2)
     table["chosen"] = False
-    for _, study in table.groupby("study_id", sort=False):
+    for study_id, study in table.groupby("study_id", sort=False):
         passed = study[study["reason"] == ""]
-        if len(passed):
+        if study_id in wanted:
+            best = _find_series(study, str(study_id), wanted[study_id])
+            table.loc[study.index, "reason"] = "another series was chosen by the override file"
+            table.loc[best, "reason"] = "chosen by the override file"
+        elif len(passed):
             best = passed.sort_values(["distance", "coverage_mm", "series"], ascending=[True, False, True]).index[0]
             table.loc[passed.index, "reason"] = "another series is nearer 5 mm, covers more, or comes first by name"
             table.loc[best, "reason"] = "plain axial series with spacing nearest 5 mm"
@@ -119,15 +130,16 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule) -> pd.DataFrame:
 
 
 def take_chosen_series(
-    files: pd.DataFrame, series_names: pd.Series, rule: SeriesRule
+    files: pd.DataFrame, series_names: pd.Series, rule: SeriesRule, override: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The files of the chosen series, with column slab and the slice_id of each slab's middle file; and the choice.
 
     Args:
         files: study_id, series_id, slice_id, position_mm, kind and orientation.
         series_names: (N,) aligned with files.
+        override: see `choose_series`.
     """
-    choice = choose_series(describe_series(files, series_names), rule)
+    choice = choose_series(describe_series(files, series_names), rule, override)
     pairs = choice[choice["chosen"]][["study_id", "series_id"]]
     kept = files.merge(pairs, on=["study_id", "series_id"])
     kept = kept.sort_values(["study_id", "position_mm", "slice_id"], ignore_index=True)
@@ -137,6 +149,34 @@ def take_chosen_series(
     kept["slab"] = slabs
     kept["slice_id"] = kept.groupby(["study_id", "slab"])["slice_id"].transform(lambda ids: ids.iloc[len(ids) // 2])
     return kept, choice
+
+
+def read_override(path: Path) -> pd.DataFrame:
+    """Series chosen by hand: study_id and series, one row a study.
+
+    Raises:
+        DataError: not a CSV with these columns, or a study stands twice.
+    """
+    try:
+        table = pd.read_csv(path, dtype="str", keep_default_na=False)[["study_id", "series"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: expected a CSV with columns study_id, series as series_choice.csv has them: {error}"
+        ) from error
+    if table["study_id"].duplicated().any():
+        twice = table["study_id"][table["study_id"].duplicated()].iloc[0]
+        raise DataError(f"{path}: study {twice} stands twice; a study has one series.")
+    return table
+
+
+def _find_series(study: pd.DataFrame, study_id: str, wanted: str) -> int:
+    """The row of a study's candidate with that name or series_id."""
+    found = study.index[(study["series"] == wanted) | (study["series_id"] == wanted)]
+    if len(found) != 1:
+        names = ", ".join(sorted(study["series"]))
+        count = "no series" if not len(found) else f"{len(found)} series, name one by its series_id,"
+        raise DataError(f'series override: study {study_id} has {count} "{wanted}". It has: {names}.')
+    return found[0]
 
 
 def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
@@ -149,7 +189,7 @@ def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
 
 
 def _why_dropped(row, rule: SeriesRule) -> str:
-    by_name = why_dropped_by_name(row.series) or why_dropped_by_name(row.kind)
+    by_name = why_dropped_by_name(row.series) or row.kind
     if by_name:
         return by_name
     if not row.axial:

@@ -1,14 +1,19 @@
 """One study from its files to its volume; what runs in a worker."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ichkit.imaging.dicom import Header, UnreadableError, decode_stored, has_broken_intercept, to_hounsfield
-from ichkit.imaging.resample import fit_to_square, place_in_centre
+from ichkit.imaging.dicom import Header, UnreadableError
+from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
+from ichkit.imaging.resample import fit_to_square, frame_centre
 from ichkit.imaging.store import write_volume
 from ichkit.sources.files import FileRef
+
+MAX_VOLUME_BYTES = 2 * 1024**3
+"""1,000 slices of 1024 x 1024; a study beyond it is a mistake or an attack."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class StudyRecord:
         volume: path relative to the store, empty where no slice could be read.
         kept: positions in `task.slices` of the rows of the volume.
         padded: for each kept slice, whether its scanner padded it.
+        brain_share: for each kept slice, the share of its pixels from 0 to 80 HU.
         failures: (position in `task.slices`, position inside it, reason) of each file that could not be read.
     """
 
@@ -57,50 +63,62 @@ class StudyRecord:
     num_bytes: int
     kept: list[int]
     padded: list[bool]
+    brain_share: list[float]
     failures: list[tuple[int, int, str]]
 
 
 @dataclass(frozen=True)
 class DecodedStudy:
-    """A volume in memory: (S, H, W) int16 HU, and what `StudyRecord` says of it."""
+    """A volume in memory, (S, H, W) int16 HU, and what `StudyRecord` says of it."""
 
     volume: np.ndarray
     kept: list[int]
     padded: list[bool]
+    brain_share: list[float]
     failures: list[tuple[int, int, str]]
 
 
 def store_study(folder: Path, task: StudyTask) -> StudyRecord:
     """Decodes a study and writes its volume below `folder`."""
     decoded = decode_study(task)
-    if not decoded.kept:
-        return StudyRecord(task.key, "", "", 0, [], [], decoded.failures)
-    volume, digest = write_volume(folder, task.key, decoded.volume)
-    return StudyRecord(
-        task.key, volume, digest.sha256, digest.num_bytes, decoded.kept, decoded.padded, decoded.failures
-    )
+    volume, sha256, num_bytes = "", "", 0
+    if decoded.kept:
+        volume, digest = write_volume(folder, task.key, decoded.volume)
+        sha256, num_bytes = digest.sha256, digest.num_bytes
+    facts = (decoded.kept, decoded.padded, decoded.brain_share, decoded.failures)
+    return StudyRecord(task.key, volume, sha256, num_bytes, *facts)
 
 
 def decode_study(task: StudyTask) -> DecodedStudy:
     """Reads every file of a study into one volume; a file that cannot be read is left out and named.
 
-    A study of mixed matrix sizes gets the largest rows and columns; smaller slices stand in the middle of air.
+    A study of mixed matrix sizes gets the largest rows and columns; smaller slices stand in the middle of air. A slice
+    whose matrix would swell the volume beyond `MAX_VOLUME_BYTES` is left out like one that cannot be read.
     """
-    kept, padded, images, failures = [], [], [], []
+    shape = _volume_shape(task)
+    volume = np.empty((len(task.slices) if min(shape) else 0, *shape), np.int16)
+    kept, padded, brain, failures = [], [], [], []
     for position, files in enumerate(task.slices):
-        parts = []
+        read, sums = [], None
         for inside, (ref, header) in enumerate(files):
             try:
-                parts.append(_read_slice(ref, header, task.pixels))
+                if not _fits(header, task, shape):
+                    raise UnreadableError(f"its study would take more than {MAX_VOLUME_BYTES // 1024**3} GB")
+                row = volume[len(kept)]
+                read.append(_read_slice(ref, header, task.pixels, row))
             except UnreadableError as error:
                 failures.append((position, inside, str(error)))
-        if parts:
+                continue
+            if len(files) > 1:
+                sums = row.astype(np.float32) if sums is None else sums + row
+        if read:
+            if sums is not None:
+                # HU are linear, so the mean of thin slices is the thicker slice.
+                volume[len(kept)] = np.rint(sums / len(read)).astype(np.int16)
             kept.append(position)
-            images.append(_average([image for image, _ in parts], task.pixels.hull_hu[0]))
-            padded.append(any(is_padded for _, is_padded in parts))
-    if not images:
-        return DecodedStudy(np.empty((0, 0, 0), np.int16), [], [], failures)
-    return DecodedStudy(_stack(images, task.pixels.hull_hu[0]), kept, padded, failures)
+            padded.append(any(is_padded for is_padded, _ in read))
+            brain.append(float(np.mean([share for _, share in read])))
+    return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
 
 
 def is_repaired(header: Header, pixels: PixelSettings) -> bool:
@@ -108,23 +126,31 @@ def is_repaired(header: Header, pixels: PixelSettings) -> bool:
     return pixels.repair and has_broken_intercept(header.bits_stored, header.pixel_representation, header.intercept)
 
 
-def _read_slice(ref: FileRef, header: Header, pixels: PixelSettings) -> tuple[np.ndarray, bool]:
+def _volume_shape(task: StudyTask) -> tuple[int, int]:
+    """(H, W) of a study's volume; (0, 0) where even its most common matrix is too large."""
+    if task.pixels.size is not None:
+        return task.pixels.size, task.pixels.size
+    shapes = Counter((header.rows, header.columns) for files in task.slices for _, header in files)
+    rows = columns = 0
+    for (high, wide), _ in sorted(shapes.items(), key=lambda item: (-item[1], item[0])):
+        taller, wider = max(rows, high), max(columns, wide)
+        if 2 * len(task.slices) * taller * wider <= MAX_VOLUME_BYTES:
+            rows, columns = taller, wider
+    return rows, columns
+
+
+def _fits(header: Header, task: StudyTask, shape: tuple[int, int]) -> bool:
+    return task.pixels.size is not None or (header.rows <= shape[0] and header.columns <= shape[1])
+
+
+def _read_slice(ref: FileRef, header: Header, pixels: PixelSettings, row: np.ndarray) -> tuple[bool, float]:
+    """Fills one (H, W) row of a volume; returns whether the slice is padded, and its share of brain."""
     data = ref.read(header.pixel_offset, header.pixel_bytes) if header.pixel_bytes else ref.read()
     stored = decode_stored(data, header)
-    hounsfield, is_padded = to_hounsfield(stored, header, repair=is_repaired(header, pixels), hull_hu=pixels.hull_hu)
-    if pixels.size is not None:
+    fits = pixels.size is None
+    hounsfield = frame_centre(row, stored.shape, pixels.hull_hu[0]) if fits else np.empty(stored.shape, np.int16)
+    facts = fill_hounsfield(stored, header, hounsfield, repair=is_repaired(header, pixels), hull_hu=pixels.hull_hu)
+    if not fits:
         spacing = (header.spacing_row_mm, header.spacing_col_mm)
-        hounsfield = fit_to_square(hounsfield, *spacing, pixels.size, pixels.hull_hu[0])
-    return hounsfield, is_padded
-
-
-def _average(images: list[np.ndarray], fill_hu: int) -> np.ndarray:
-    """The mean of the slices of a slab, rounded to whole HU; HU are linear, so this is the thicker slice."""
-    if len(images) == 1:
-        return images[0]
-    return np.rint(_stack(images, fill_hu).mean(0, dtype=np.float32)).astype(np.int16)
-
-
-def _stack(images: list[np.ndarray], fill_hu: int) -> np.ndarray:
-    shape = (max(image.shape[0] for image in images), max(image.shape[1] for image in images))
-    return np.stack([place_in_centre(image, shape, fill_hu) for image in images])
+        row[:] = fit_to_square(hounsfield, *spacing, pixels.size, pixels.hull_hu[0])
+    return facts

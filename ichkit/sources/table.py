@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ichkit.core.errors import DataError
-from ichkit.core.tasks import Task
-from ichkit.sources import cq500, rsna
-from ichkit.sources.plan import SourcePlan
+from ichkit.sources import cq500, folder, rsna
+from ichkit.sources.plan import Found, SourcePlan
 
 PHANTOM_FILE = "phantom.json"
 _KAGGLE_INPUT = Path("/kaggle/input")
@@ -23,8 +22,9 @@ class Source:
     Attributes:
         name: its `dataset` in every table, and its option.
         find_images: files below the root to the images among them.
-        plan: files, images, their index and the task to a `SourcePlan`.
+        plan: what was found to a `SourcePlan`.
         repair: whether broken intercepts are mended.
+        keeps_index: whether headers may be kept for the next call; not where ids and paths may name people.
         is_required: whether `prepare` can do without it.
         variable: environment variable that names its root.
         folders: where it is looked for after that.
@@ -34,8 +34,9 @@ class Source:
 
     name: str
     find_images: Callable[[pd.DataFrame], pd.DataFrame]
-    plan: Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame, Task], SourcePlan]
+    plan: Callable[[Found], SourcePlan]
     repair: bool
+    keeps_index: bool
     is_required: bool
     variable: str
     folders: tuple[Path, ...]
@@ -49,6 +50,7 @@ SOURCES = {
         find_images=rsna.image_files,
         plan=rsna.plan_rsna,
         repair=True,
+        keeps_index=True,
         is_required=True,
         variable="ICHKIT_RSNA",
         folders=(
@@ -64,13 +66,27 @@ SOURCES = {
         find_images=cq500.image_files,
         plan=cq500.plan_cq500,
         repair=False,
+        keeps_index=True,
         is_required=False,
         variable="ICHKIT_CQ500",
         folders=(Path("data/cq500"), _KAGGLE_INPUT / "cq500"),
         description="CQ500: studies read by three radiologists, the external test.",
         source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
     ),
+    "folder": Source(
+        name=folder.DATASET,
+        find_images=folder.image_files,
+        plan=folder.plan_labelled_folder,
+        repair=False,
+        keeps_index=False,
+        is_required=True,
+        variable="ICHKIT_FOLDER",
+        folders=(Path("data/folder"),),
+        description="Any tree of DICOM with a label file: your own scans, labelled per slice or per study.",
+        source="chosen here",
+    ),
 }
+TRAINING_SOURCES = ("rsna", "folder")
 
 
 def locate(source: Source, given: Path | None) -> Path | None:

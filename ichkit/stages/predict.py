@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from ichkit.core.progress import Meter, logger
 from ichkit.core.schemas import REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 from ichkit.core.tasks import Task, find_task
 from ichkit.engine.inference import Predictor, load_predictor
+from ichkit.engine.parallel import run_tasks
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.files import scan_files
-from ichkit.sources.folder import image_files, plan_folder, salted
+from ichkit.sources.folder import hide_files, image_files, plan_folder
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord, decode_study
@@ -80,7 +82,7 @@ def run(
     files, refused = scan_files(path)
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
     files = image_files(files)
-    index = read_index(files, None, workers=config.prepare.workers)
+    index = read_index(files, None, run=partial(run_tasks, workers=config.prepare.workers))
     plan = plan_folder(index, salt)
     networks = {
         name: {k: load_predictor(folder, device) for k, folder in of.items()} for name, of in chain.runs.items()
@@ -90,8 +92,8 @@ def run(
     planned = PlannedSource(plan, StudyTasks(ordered, pixels), rows, repair=False)
     logger.info("predict: %d files, %d studies, with %s", len(files), len(planned.tasks), chain.name)
     descriptors, slices, records = _describe(networks, planned, task)
-    refused = refused.assign(file=[salted(salt, "file", name) for name in refused["relative"]], dataset="folder")
-    parts = [plan.rejected, collect_failures(planned, records), refused.reindex(columns=REJECTED)]
+    refused = refused.rename(columns={"relative": "file"}).assign(dataset=plan.dataset).reindex(columns=REJECTED)
+    parts = [plan.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
     rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
     table = (
         _second_stage(chain, descriptors, slices, task)
@@ -192,7 +194,8 @@ def _decoded(planned: PlannedSource) -> Iterator[tuple[StudyRecord, np.ndarray]]
         task = planned.tasks[position]
         study = decode_study(task)
         volume = "memory" if study.kept else ""
-        yield StudyRecord(task.key, volume, "", 0, study.kept, study.padded, study.failures), study.volume
+        facts = (study.kept, study.padded, study.brain_share, study.failures)
+        yield StudyRecord(task.key, volume, "", 0, *facts), study.volume
 
 
 def _none(task: Task) -> np.ndarray:

@@ -1,8 +1,12 @@
 """DICOM to the Hounsfield store: `work/prepared/`."""
 
+import hashlib
 import json
+import os
+import secrets
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,25 +25,31 @@ from ichkit.core.artifacts import (
     write_bytes_atomically,
 )
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, DataError, FoldError
+from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
 from ichkit.core.layout import WorkFolder
-from ichkit.core.progress import StopFlag, logger, stop_on_signal
-from ichkit.core.schemas import FOLDS, KEY, REJECTED, SERIES_CHOICE
-from ichkit.core.tasks import Task, find_task
-from ichkit.engine.parallel import count_cores
+from ichkit.core.progress import StopFlag, format_seconds, logger, stop_on_signal
+from ichkit.core.schemas import FOLDS
+from ichkit.core.tasks import find_task
+from ichkit.engine.parallel import RunTasks, count_cores, count_workers, run_tasks
 from ichkit.imaging.store import MADE_BY
-from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices, collect_studies
-from ichkit.sources.decode import decode_all, keep_records
-from ichkit.sources.files import scan_files
-from ichkit.sources.index import read_index
-from ichkit.sources.plan import SourcePlan, StudyTasks, order_slices
-from ichkit.sources.study import PixelSettings, StudyRecord
-from ichkit.sources.table import SOURCES, Source, is_phantom, locate
-from ichkit.validation.folds import assign_folds, check_folds, tally_studies
+from ichkit.sources.collect import PlannedSource
+from ichkit.sources.decode import decode_all
+from ichkit.sources.files import file_refs, scan_files
+from ichkit.sources.index import KEPT_COLUMNS, read_index
+from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
+from ichkit.sources.series import read_override
+from ichkit.sources.study import PixelSettings
+from ichkit.sources.table import SOURCES, TRAINING_SOURCES, Source, is_phantom, locate
+from ichkit.stages.prepared import Stamp, write_tables
 
 SETTINGS_FILE = "settings.json"
-_BYTES_PER_PIXEL = 0.45
-"""Of a compressed volume; 115 kB for a slice of 512 x 512, the largest of three real sets."""
+_BYTES_PER_PIXEL = 0.51
+"""Of a compressed volume: 132 kB for a slice of 512 x 512, the noisiest of four real sets."""
+_SECONDS_PER_PIXEL = 1.0e-8
+"""Of one core, header included: 2.6 ms for a slice of 512 x 512 (`benchmarks/results/prepare.json`)."""
+_BASE_BYTES = 300 * 1024**2
+_COPIES_OF_A_VOLUME = 2.5
+"""A worker holds the volume, its compressed frame, and what the codec needs on the way."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +57,30 @@ class PrepareOptions:
     """What one call of `prepare` may ask for.
 
     Attributes:
-        rsna, cq500: roots; None looks where `sources.table.locate` says.
+        source: where training data come from, a key of `TRAINING_SOURCES`; None for rsna, or folder where one is named.
+        rsna, cq500, folder: roots; None looks where `sources.table.locate` says.
+        labels: the label file of a folder.
+        series_override: CSV of series chosen by hand (study_id, series).
         limit_studies: the first so many studies of each split, by id.
         fresh: forget what was prepared, except `folds.csv`.
         new_folds: deal the folds anew.
         folds_file: import folds from this CSV (patient_id, fold).
         strict: stop at the first file that cannot be read.
+        backend: "processes" or "ray"; None takes the config's.
     """
 
+    source: str | None = None
     rsna: Path | None = None
     cq500: Path | None = None
+    folder: Path | None = None
+    labels: Path | None = None
+    series_override: Path | None = None
     limit_studies: int | None = None
     fresh: bool = False
     new_folds: bool = False
     folds_file: Path | None = None
     strict: bool = False
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    """What the manifest will say of where the artifact came from."""
-
-    settings: dict[str, object]
-    inputs: dict[str, str]
+    backend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,10 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
         FoldError: folds that do not fit.
         Stopped: a stop signal; the next call goes on.
     """
+    source = _training_source(options)
     settings = {
         "task": config.task,
+        "source": source,
         "size": config.prepare.size,
         "num_folds": config.prepare.num_folds,
         "hull_hu": list(config.channels.hull_hu()),
@@ -101,10 +114,9 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
     folds = _kept_folds(work, options)
     if not options.fresh:
         _check_settings(work, settings)
-    listings = _list_sources(config, options)
-    _say_what_is_needed(listings, config, work)
-    inputs = {f"{item.source.name}_files": digest_table(item.files[["relative", "num_bytes"]]) for item in listings}
-    inputs["limit_studies"] = str(options.limit_studies or "all")
+    override = None if options.series_override is None else read_override(options.series_override)
+    listings = _list_sources(config, options, source)
+    inputs = _digest_inputs(listings, options, override)
     asks_folds = options.new_folds or options.folds_file is not None
     if has_artifact(work.prepared) and not options.fresh and not asks_folds:
         manifest = read_manifest(work.prepared, made_by=MADE_BY)
@@ -112,6 +124,7 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
             logger.info("prepare: up to date (%d slices)", manifest.facts["num_slices"])
             return manifest
         logger.info("prepare: the files have changed; taking them up")
+    _say_what_is_needed(listings, config, work)
     writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh)
     write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(settings))
     if folds is not None:
@@ -119,17 +132,34 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions = PrepareOptio
     if options.fresh and work.prepared.exists():
         # Only now: the data were found and the folds are kept, so that a wrong path or a kill here loses nothing.
         shutil.rmtree(work.prepared)
+    runner = partial(run_tasks, backend=options.backend or config.prepare.backend)
     with stop_on_signal() as stop:
-        planned = [_plan(item, writer, work, config, options, stop) for item in listings]
+        read = partial(runner, workers=config.prepare.workers)
+        planned = [_plan(item, writer, work, config, options, override, read, stop) for item in listings]
+        _check_override(override, planned)
+        largest = max(item.tasks.largest_bytes for item in planned)
+        workers = count_workers(config.prepare.workers, _BASE_BYTES + int(_COPIES_OF_A_VOLUME * largest))
         records = decode_all(
             [item.tasks for item in planned],
             writer.folder,
             work.prepared,
-            workers=config.prepare.workers,
+            run=partial(runner, workers=workers),
             strict=options.strict,
             stop=stop,
         )
-    return _write_tables(writer, planned, listings, records, folds, _Stamp(settings, inputs), config)
+    writer.discard(SETTINGS_FILE)
+    refused = {item.source.name: item.refused for item in listings}
+    data = "phantom" if any(is_phantom(item.root) for item in listings) else source
+    return write_tables(writer, planned, records, refused, folds, Stamp(settings, inputs, data), config)
+
+
+def _training_source(options: PrepareOptions) -> str:
+    name = options.source or ("rsna" if options.folder is None else "folder")
+    if name not in TRAINING_SOURCES:
+        raise ConfigError(f'--source: "{name}" is no source of training data. {nearest(name, TRAINING_SOURCES)}')
+    if name != "folder" and (options.folder or options.labels):
+        raise ConfigError("--folder and --labels belong to --source folder; RSNA brings its own labels.")
+    return name
 
 
 def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
@@ -166,32 +196,64 @@ def _read_folds(path: Path) -> pd.DataFrame:
         raise FoldError(f"{path}: expected a CSV with columns patient_id, fold (a whole number): {error}") from error
 
 
-def _list_sources(config: Config, options: PrepareOptions) -> list[_Listing]:
-    given = {"rsna": options.rsna or config.prepare.rsna, "cq500": options.cq500 or config.prepare.cq500}
+def _list_sources(config: Config, options: PrepareOptions, training: str) -> list[_Listing]:
+    given = {
+        "rsna": options.rsna or config.prepare.rsna,
+        "cq500": options.cq500 or config.prepare.cq500,
+        "folder": options.folder,
+    }
     listings = []
-    for name, source in SOURCES.items():
-        root = locate(source, given[name])
+    for source in (SOURCES[training], SOURCES["cq500"]):
+        root = locate(source, given[source.name])
         if root is None:
-            logger.info("prepare: no %s at %s; going on without it", name, " or ".join(map(str, source.folders)))
+            places = " or ".join(map(str, source.folders))
+            logger.info("prepare: no %s at %s; going on without it", source.name, places)
             continue
         files, refused = scan_files(root)
         listings.append(_Listing(source, root, files, source.find_images(files), refused))
     return listings
 
 
+def _digest_inputs(listings: list[_Listing], options: PrepareOptions, override: pd.DataFrame | None) -> dict[str, str]:
+    """What tells whether there is anything to do: names and sizes of all files, and the content of their tables."""
+    inputs = {"limit_studies": str(options.limit_studies or "all")}
+    for item in listings:
+        inputs[f"{item.source.name}_files"] = digest_table(item.files[["relative", "num_bytes"]])
+        tables = item.files[item.files["relative"].str.lower().str.endswith(".csv")]
+        sha = hashlib.sha256()
+        for ref in file_refs(tables):
+            sha.update(ref.read())
+        inputs[f"{item.source.name}_tables"] = sha.hexdigest()[:16]
+    if options.labels is not None and options.labels.is_file():
+        inputs["label_file"] = hashlib.sha256(options.labels.read_bytes()).hexdigest()[:16]
+    inputs["series_override"] = "none" if override is None else digest_table(override)
+    return inputs
+
+
 def _say_what_is_needed(listings: list[_Listing], config: Config, work: WorkFolder) -> None:
-    """Files, and the disk they will take at most beside what is free."""
+    """Files, the disk they will take at most beside what is free, and about how long it will take."""
     num_files = sum(len(item.images) for item in listings)
-    pixels = config.prepare.size**2 if config.prepare.size else 512**2
-    needed = num_files * pixels * _BYTES_PER_PIXEL
+    num_bytes = sum(int(item.images["num_bytes"].sum()) for item in listings)
+    # Two bytes a stored pixel; headers are short.
+    read_pixels = num_bytes / 2
+    written_pixels = num_files * config.prepare.size**2 if config.prepare.size else read_pixels
+    needed = written_pixels * _BYTES_PER_PIXEL
+    workers = config.prepare.workers or count_cores()
+    seconds = read_pixels * _SECONDS_PER_PIXEL / workers
     place = next(folder for folder in (work.root.absolute(), *work.root.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     logger.info(
-        "prepare: %d files on %d processes; at most %.2f GB of disk, %.2f GB free",
+        "prepare: %d files, %.2f GB, on %d processes; at most %.2f GB of disk, %.2f GB free",
         num_files,
-        config.prepare.workers or count_cores(),
+        num_bytes / 1e9,
+        workers,
         needed / 1e9,
         free / 1e9,
+    )
+    logger.info(
+        "prepare: about %s where the disk reads %.0f MB/s",
+        format_seconds(seconds),
+        num_bytes / 1e6 / max(seconds, 1e-9),
     )
     if needed > free:
         logger.warning("prepare: the disk may be too small; what is finished stays valid if it fills up")
@@ -203,22 +265,51 @@ def _plan(
     work: WorkFolder,
     config: Config,
     options: PrepareOptions,
+    override: pd.DataFrame | None,
+    read: RunTasks,
     stop: StopFlag,
 ) -> PlannedSource:
     """Headers of one source, then which file is which slice of which study."""
-    name = f"index_{listing.source.name}.parquet"
+    source, task = listing.source, find_task(config.task)
+    name = f"index_{source.name}.parquet"
     known = next((path for path in (writer.folder / name, work.prepared / name) if path.exists()), None)
     files = listing.images[listing.files.columns]
-    index = read_index(files, None if known is None else read_table(known), workers=config.prepare.workers, stop=stop)
-    writer.write_table(name, index)
-    plan = listing.source.plan(listing.files, listing.images, index, find_task(config.task))
+    index = read_index(files, None if known is None else read_table(known), run=read, stop=stop)
+    if source.keeps_index:
+        writer.write_table(name, index[KEPT_COLUMNS])
+    salt = b"" if source.keeps_index else _read_salt(work)
+    plan = source.plan(Found(listing.files, listing.images, index, task, options.labels, override, salt))
     plan = _limit(plan, options.limit_studies)
     if options.strict and len(plan.rejected):
         first = plan.rejected.iloc[0]
-        raise DataError(f"{listing.source.name}: {first.file} cannot be taken: {first.reason} (--strict).")
-    pixels = PixelSettings(listing.source.repair, config.channels.hull_hu(), config.prepare.size)
+        raise DataError(f"{source.name}: {first.file} cannot be taken: {first.reason} (--strict).")
+    pixels = PixelSettings(source.repair, config.channels.hull_hu(), config.prepare.size)
     ordered, slices = order_slices(plan.files)
-    return PlannedSource(plan, StudyTasks(ordered, pixels), slices, listing.source.repair)
+    return PlannedSource(plan, StudyTasks(ordered, pixels), slices, source.repair)
+
+
+def _read_salt(work: WorkFolder) -> bytes:
+    """The secret of this work folder: the same patient must have the same digest in every call, or folds would move."""
+    named = os.environ.get("ICHKIT_SALT")
+    if named:
+        return named.encode()[:64]
+    path = work.root / "salt"
+    if not path.exists():
+        write_bytes_atomically(path, secrets.token_hex(16).encode())
+        path.chmod(0o600)
+    return path.read_bytes()
+
+
+def _check_override(override: pd.DataFrame | None, planned: list[PlannedSource]) -> None:
+    if override is None:
+        return
+    known = {study for item in planned for study in item.plan.series_choice["study_id"]}
+    unknown = [study for study in override["study_id"] if study not in known]
+    if unknown:
+        raise DataError(
+            f"series override: {len(unknown)} studies are not among the {len(known)} whose series are chosen, "
+            f"e.g. {unknown[0]}. Use the ids of series_choice.csv."
+        )
 
 
 def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:
@@ -235,78 +326,3 @@ def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:
     named = plan.sample_ids["ID"].str.rsplit("_", n=1).str[0]
     sample = plan.sample_ids[named.isin(test)].reset_index(drop=True)
     return replace(plan, files=files, rejected=rejected, sample_ids=sample)
-
-
-def _write_tables(
-    writer: ArtifactWriter,
-    planned: list[PlannedSource],
-    listings: list[_Listing],
-    records: dict[str, StudyRecord],
-    folds: pd.DataFrame | None,
-    stamp: _Stamp,
-    config: Config,
-) -> Manifest:
-    """Tables, folds and manifest, once every volume is written."""
-    task = find_task(config.task)
-    slices = pd.concat([collect_slices(item, records, task) for item in planned], ignore_index=True)
-    slices = slices.sort_values(["dataset", *KEY], ignore_index=True)
-    train = slices["split"] == "train"
-    if not train.any():
-        raise DataError("prepare: no training slice could be read; see the reasons with --debug, or check the path.")
-    folds = _deal(slices[train], folds, config, task)
-    fold_of = folds.set_index("patient_id")["fold"]
-    slices.loc[train, "fold"] = slices["patient_id"][train].map(fold_of).astype("Int16")
-    check_folds(slices)
-    studies = collect_studies(slices, [item.plan for item in planned], task)
-    failures = [collect_failures(item, records) for item in planned]
-    refused = [_refused_members(item) for item in listings]
-    rejected = [*(item.plan.rejected for item in planned), *failures, *refused]
-    rejected = pd.concat([table for table in rejected if len(table)] or [pd.DataFrame(columns=REJECTED)])
-    choices = [item.plan.series_choice for item in planned if len(item.plan.series_choice)]
-    samples = [item.plan.sample_ids for item in planned if len(item.plan.sample_ids)]
-    writer.write_table("slices.parquet", slices)
-    writer.write_table("studies.parquet", studies)
-    writer.write_table("folds.csv", folds)
-    writer.write_table("rejected.csv", rejected.sort_values(["dataset", "file"], ignore_index=True))
-    writer.write_table("series_choice.csv", pd.concat(choices) if choices else pd.DataFrame(columns=SERIES_CHOICE))
-    writer.write_table("sample_ids.csv", samples[0] if samples else pd.DataFrame(columns=["ID"]))
-    keep_records(writer, records)
-    (writer.folder / SETTINGS_FILE).unlink()
-    facts = {
-        "data": "phantom" if any(is_phantom(item.root) for item in listings) else "rsna",
-        "num_slices": len(slices),
-        "num_studies": len(studies),
-        "num_rejected": len(rejected),
-        **{item.source.name: plan.plan.facts for item, plan in zip(listings, planned, strict=True)},
-    }
-    inputs = dict(stamp.inputs)
-    for item in planned:
-        inputs |= item.plan.inputs
-    manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
-    _say_what_came(slices, studies, rejected, facts)
-    return manifest
-
-
-def _deal(train: pd.DataFrame, existing: pd.DataFrame | None, config: Config, task: Task) -> pd.DataFrame:
-    """Folds of every patient, known ones where they were; patients of `existing` that are not here keep their row."""
-    tally = tally_studies(train, task.classes)
-    return assign_folds(tally, config.prepare.num_folds, task.classes, config.seed, existing)
-
-
-def _refused_members(listing: _Listing) -> pd.DataFrame:
-    table = listing.refused.rename(columns={"relative": "file"}).assign(dataset=listing.source.name)
-    return table.reindex(columns=REJECTED)
-
-
-def _say_what_came(slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict) -> None:
-    for (dataset, split), rows in slices.groupby(["dataset", "split"]):
-        of_split = studies[(studies["dataset"] == dataset) & (studies["split"] == split)]
-        positive = of_split[of_split.columns[-1]].sum()
-        seen = "" if split == "test" else f", {positive} of them positive"
-        logger.info("prepare: %s %s: %d slices of %d studies%s", dataset, split, len(rows), len(of_split), seen)
-    for reason, count in rejected["reason"].value_counts().items():
-        logger.info("prepare: %d rejected: %s", count, reason)
-    missing = facts.get("cq500", {}).get("missing_studies", [])
-    if missing:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        logger.info("prepare: %d CQ500 studies of reads.csv have no usable series: %s", len(missing), shown)
