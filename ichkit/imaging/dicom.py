@@ -5,7 +5,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import pydicom
 from pydicom.multival import MultiValue
@@ -34,23 +34,14 @@ class UnreadableError(DataError):
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What is kept of one file's header.
+class StoredPixels:
+    """How the pixels of one file are stored: all that decoding them takes.
 
     Attributes:
-        position_x, position_y, position_z: ImagePositionPatient in mm.
-        row_x .. column_z: ImageOrientationPatient.
         spacing_row_mm, spacing_col_mm: PixelSpacing (between rows, between columns).
         pixel_offset, pixel_bytes: where the stored pixels lie in the file; 0 bytes where they are compressed.
-        kind: ImageType, SeriesDescription, ConvolutionKernel and ContrastBolusAgent in lower case, only ever matched
-            against key words.
     """
 
-    slice_uid: str
-    study_uid: str
-    series_uid: str
-    patient_id: str
-    kind: str
     rows: int
     columns: int
     bits_stored: int
@@ -58,6 +49,28 @@ class Header:
     pixel_representation: int
     slope: float
     intercept: float
+    spacing_row_mm: float
+    spacing_col_mm: float
+    pixel_offset: int
+    pixel_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header(StoredPixels):
+    """What is kept of one file's header.
+
+    Attributes:
+        kind: ImageType, SeriesDescription, ConvolutionKernel and ContrastBolusAgent in lower case, only ever matched
+            against key words.
+        position_x, position_y, position_z: ImagePositionPatient in mm.
+        row_x .. column_z: ImageOrientationPatient.
+    """
+
+    slice_uid: str
+    study_uid: str
+    series_uid: str
+    patient_id: str
+    kind: str
     position_x: float
     position_y: float
     position_z: float
@@ -67,12 +80,9 @@ class Header:
     column_x: float
     column_y: float
     column_z: float
-    spacing_row_mm: float
-    spacing_col_mm: float
-    pixel_offset: int
-    pixel_bytes: int
 
 
+STORED_COLUMNS = [field.name for field in fields(StoredPixels)]
 _Values = pydicom.Dataset | Mapping[str, object]
 HEADER_COLUMNS = [field.name for field in fields(Header)]
 POSITION = ["position_x", "position_y", "position_z"]
@@ -161,12 +171,12 @@ def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: i
     spacing_row, spacing_col = _numbers(dataset, "PixelSpacing", 2)
     if not (0 < spacing_row < 100 and 0 < spacing_col < 100):
         raise UnreadableError("PixelSpacing is not between 0 and 100 mm")
+    failure = None
+    try:
+        pixel_offset, pixel_bytes = _locate_pixels(head, offset, syntax, 2 * rows * columns, num_bytes)
+    except UnreadableError as error:
+        failure, pixel_offset, pixel_bytes = error, 0, 0
     header = Header(
-        _text(dataset, "SOPInstanceUID"),
-        _text(dataset, "StudyInstanceUID"),
-        _text(dataset, "SeriesInstanceUID"),
-        _text(dataset, "PatientID"),
-        _kind(dataset),
         rows,
         columns,
         stored,
@@ -174,21 +184,24 @@ def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: i
         _whole(dataset, "PixelRepresentation", 0),
         slope,
         intercept,
+        spacing_row,
+        spacing_col,
+        pixel_offset,
+        pixel_bytes,
+        _text(dataset, "SOPInstanceUID"),
+        _text(dataset, "StudyInstanceUID"),
+        _text(dataset, "SeriesInstanceUID"),
+        _text(dataset, "PatientID"),
+        _kind(dataset),
         x,
         y,
         z,
         *orientation,
-        spacing_row,
-        spacing_col,
-        pixel_offset=0,
-        pixel_bytes=0,
     )
-    try:
-        pixel_offset, pixel_bytes = _locate_pixels(head, offset, syntax, 2 * rows * columns, num_bytes)
-    except UnreadableError as error:
-        error.header = header
-        raise
-    return replace(header, pixel_offset=pixel_offset, pixel_bytes=pixel_bytes)
+    if failure is not None:
+        failure.header = header
+        raise failure
+    return header
 
 
 def _locate_pixels(head: bytes, offset: int, syntax: str, expected: int, num_bytes: int) -> tuple[int, int]:
@@ -217,7 +230,7 @@ def _parallelogram(orientation: list[float]) -> float:
 def _kind(dataset: _Values) -> str:
     words = [_text(dataset, name) for name in ("ImageType", "SeriesDescription", "ConvolutionKernel")]
     contrast = "contrast agent" if _text(dataset, "ContrastBolusAgent") else ""
-    return "|".join([*words, contrast]).lower()
+    return "|".join(word for word in (*words, contrast) if word).lower()
 
 
 def _value(dataset: _Values, name: str) -> object:

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pydicom
 
-from ichkit.imaging.dicom import Header, UnreadableError
+from ichkit.imaging.dicom import StoredPixels, UnreadableError
 
 PADDING_HU = -1400
 """Below any tissue, air and its noise: a slice with such a pixel was padded by its scanner (-2000 stored)."""
@@ -18,7 +18,7 @@ _IS_PADDING, _IS_BRAIN = 1 << 16, 1 << 17
 _MISSING_WORDS = ("plugins", "missing dependencies")
 
 
-def decode_stored(data: bytes, header: Header) -> np.ndarray:
+def decode_stored(data: bytes, header: StoredPixels) -> np.ndarray:
     """(H, W) uint16 stored values, bit patterns as in the file.
 
     Args:
@@ -45,7 +45,7 @@ def decode_stored(data: bytes, header: Header) -> np.ndarray:
 
 
 def fill_hounsfield(
-    stored: np.ndarray, header: Header, hounsfield: np.ndarray, *, repair: bool, hull_hu: tuple[int, int]
+    stored: np.ndarray, header: StoredPixels, hounsfield: np.ndarray, *, repair: bool, hull_hu: tuple[int, int]
 ) -> tuple[bool, float]:
     """Writes HU, clipped to the hull, into `hounsfield`; returns whether the scanner padded the slice, and its brain.
 

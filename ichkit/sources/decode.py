@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def decode_all(
                 record = without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
                 if strict and record.failures:
                     raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
-                write_bytes_atomically(_record_path(folder, record.key), encode_json(asdict(record)))
+                write_bytes_atomically(_record_path(folder, record.key), encode_json(vars(record)))
                 records[record.key] = record
                 meter.advance()
                 stop.check(f"{len(records)} of {len(keys)} studies are finished")
@@ -68,7 +68,9 @@ def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> Non
     for record in records.values():
         if record.volume:
             writer.record(record.volume, FileDigest(record.sha256, record.num_bytes))
-    writer.write_json(RECORDS_FILE, {key: asdict(records[key]) for key in sorted(records)})
+    # Compact: with 870,000 slices an indented file takes ten times as long and twice the room.
+    whole = json.dumps({key: vars(records[key]) for key in sorted(records)}, separators=(",", ":"))
+    writer.write_bytes(RECORDS_FILE, whole.encode())
     shutil.rmtree(writer.folder / _RECORDS_FOLDER, ignore_errors=True)
     for path in (writer.folder / "volumes").glob("*/*"):
         if str(path.relative_to(writer.folder)) not in writer.files:

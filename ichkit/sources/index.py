@@ -1,8 +1,9 @@
 """One row per file: where it is and what its header says, read once and kept."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ INDEX_COLUMNS = [*FILE_COLUMNS, *HEADER_COLUMNS, REASON]
 KEPT_COLUMNS = ["relative", "num_bytes", *HEADER_COLUMNS, REASON]
 """What an artifact keeps of an index: where the data lie on this machine is nobody's business."""
 _FILES_PER_TASK = 256
+_values = attrgetter(*HEADER_COLUMNS)
 _TEXT = ["slice_uid", "study_uid", "series_uid", "patient_id", "kind"]
 _WHOLE = ["rows", "columns", "bits_stored", "high_bit", "pixel_representation", "pixel_offset", "pixel_bytes"]
 _BLANKS = {**dict.fromkeys(_TEXT, ""), **dict.fromkeys(_WHOLE, 0)}
@@ -64,7 +66,7 @@ def read_headers(refs: list[FileRef]) -> list[tuple[Header | None, str]]:
             header: Header | None = read_header(partial(ref.read, 0), ref.num_bytes)
         except UnreadableError as error:
             header, reason = error.header, str(error)
-        if header is not None:
+        if header is not None and header.kind:
             header = replace(header, kind=why_dropped_by_name(header.kind))
         found.append((header, reason))
     return found
@@ -93,7 +95,7 @@ def _read_table(refs: list[FileRef]) -> pd.DataFrame:
 
 def _make_table(found: list[tuple[Header | None, str]]) -> pd.DataFrame:
     blank = tuple(_BLANKS.get(name, np.nan) for name in HEADER_COLUMNS)
-    rows = [(*(blank if header is None else astuple(header)), reason) for header, reason in found]
+    rows = [(*(blank if header is None else _values(header)), reason) for header, reason in found]
     return pd.DataFrame(rows, columns=[*HEADER_COLUMNS, REASON]).astype(_DTYPES)
 
 

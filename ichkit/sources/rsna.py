@@ -9,7 +9,7 @@ from ichkit.core.artifacts import digest_table
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.files import FileRef, find_one
-from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
+from ichkit.sources.plan import Found, SourcePlan, add_positions, are_among, make_rejected, split_duplicates
 
 DATASET = "rsna"
 _IMAGE_FOLDER = r"(?:^|/)stage_([12])_(train|test)(?:_images)?/[^/]+$"
@@ -52,15 +52,15 @@ def plan_rsna(found: Found) -> SourcePlan:
     index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
     good = index[index["reason"] == ""]
     good, copies = split_duplicates(good, ["split", "slice_id"])
-    unlabelled = good[(good["split"] == "train") & ~good["slice_id"].isin(labels["slice_id"])]
+    unlabelled = good[(good["split"] == "train") & ~are_among(good["slice_id"], labels["slice_id"])]
     good = good.drop(unlabelled.index)
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no label in the label file")]
     good = good.assign(slab=good.groupby(["study_id", "series_id"]).cumcount())
-    seen = index["slice_id"][index["split"] == "train"]
+    seen = index["slice_id"][index["split"] == "train"].drop_duplicates()
     facts = {
         "stage": int(stage),
         "num_files": len(images),
-        "labels_without_image": int((~labels["slice_id"].isin(seen)).sum()),
+        "labels_without_image": int((~are_among(labels["slice_id"], seen)).sum()),
         "label_rows_merged": num_rows - len(labels) * task.num_classes,
     }
     return SourcePlan(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ _NAME_RULES = (
 )
 
 
+@lru_cache(maxsize=4096)
 def why_dropped_by_name(name: str) -> str:
     """The reason a series' name (or ImageType, description, kernel) rules it out; empty where it does not.
 
@@ -147,7 +149,9 @@ def take_chosen_series(
     for where in kept.groupby("study_id", sort=False).indices.values():
         slabs[where] = _slab_numbers(kept["position_mm"].to_numpy()[where])
     kept["slab"] = slabs
-    kept["slice_id"] = kept.groupby(["study_id", "slab"])["slice_id"].transform(lambda ids: ids.iloc[len(ids) // 2])
+    group = kept.groupby(["study_id", "slab"], sort=False).ngroup().to_numpy()
+    first, sizes = np.unique(group, return_index=True, return_counts=True)[1:]
+    kept["slice_id"] = kept["slice_id"].to_numpy()[(first + sizes // 2)[group]]
     return kept, choice
 
 

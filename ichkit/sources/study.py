@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ichkit.imaging.dicom import Header, UnreadableError
+from ichkit.imaging.dicom import StoredPixels, UnreadableError
 from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
 from ichkit.imaging.resample import fit_to_square, frame_centre
 from ichkit.imaging.store import write_volume
@@ -37,11 +37,12 @@ class StudyTask:
 
     Attributes:
         key: hex digest of everything the volume depends on; names its file.
-        slices: for each slice of the volume its files with their headers; several where a thin series is averaged.
+        slices: for each slice of the volume its files, and how their pixels are stored; several files where a thin
+            series is averaged.
     """
 
     key: str
-    slices: tuple[tuple[tuple[FileRef, Header], ...], ...]
+    slices: tuple[tuple[tuple[FileRef, StoredPixels], ...], ...]
     pixels: PixelSettings
 
 
@@ -121,7 +122,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
 
 
-def is_repaired(header: Header, pixels: PixelSettings) -> bool:
+def is_repaired(header: StoredPixels, pixels: PixelSettings) -> bool:
     """True where the slice's intercept is broken and mended."""
     return pixels.repair and has_broken_intercept(header.bits_stored, header.pixel_representation, header.intercept)
 
@@ -139,11 +140,11 @@ def _volume_shape(task: StudyTask) -> tuple[int, int]:
     return rows, columns
 
 
-def _fits(header: Header, task: StudyTask, shape: tuple[int, int]) -> bool:
+def _fits(header: StoredPixels, task: StudyTask, shape: tuple[int, int]) -> bool:
     return task.pixels.size is not None or (header.rows <= shape[0] and header.columns <= shape[1])
 
 
-def _read_slice(ref: FileRef, header: Header, pixels: PixelSettings, row: np.ndarray) -> tuple[bool, float]:
+def _read_slice(ref: FileRef, header: StoredPixels, pixels: PixelSettings, row: np.ndarray) -> tuple[bool, float]:
     """Fills one (H, W) row of a volume; returns whether the slice is padded, and its share of brain."""
     data = ref.read(header.pixel_offset, header.pixel_bytes) if header.pixel_bytes else ref.read()
     stored = decode_stored(data, header)

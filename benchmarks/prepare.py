@@ -1,0 +1,206 @@
+"""Times `prepare` beside the usual route to PNG files: `python benchmarks/prepare.py [--data DIR] [--json FILE]`.
+
+Both sides read the same files, interleaved round by round, and all their CPU time is counted, writing included:
+(a) this package: headers, decoding, repair, clipping, compression, digests, files on disk; (b) the usual route: pydicom
+with its default settings, NumPy windows, a 3-channel PNG at OpenCV's default level; (c) plain reading of the bytes; and
+(a) once more from a zip of the same files. Files are in the page cache for all of them.
+"""
+
+import tempfile
+import time
+import warnings
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+from measuring import make_parser, report, time_cpu
+
+from ichkit.core.artifacts import encode_json, write_bytes_atomically
+from ichkit.engine.parallel import run_tasks
+from ichkit.imaging.store import open_volume
+from ichkit.phantom.writer import write_phantom
+from ichkit.sources.files import scan_files
+from ichkit.sources.folder import plan_folder
+from ichkit.sources.index import read_index
+from ichkit.sources.plan import StudyTasks, order_slices
+from ichkit.sources.study import PixelSettings, StudyRecord, store_study
+
+WINDOWS = ((40, 80), (75, 215), (600, 2800))
+HULL_HU = (-800, 2000)
+MIN_SLICES = 300
+
+
+def main() -> None:
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--studies", type=int, default=20, help="of the phantom, where no folder is given")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = args.data or make_phantom(Path(scratch), args.studies)
+        report(measure(root, Path(scratch), args.rounds), args.json)
+
+
+def make_phantom(scratch: Path, studies: int) -> Path:
+    write_phantom(scratch / "phantom", studies=studies, test_studies=1, cq500_studies=1, size=512, seed=0)
+    return scratch / "phantom" / "rsna" / "stage_2_train"
+
+
+def measure(root: Path, scratch: Path, rounds: int) -> dict[str, float]:
+    files, _ = scan_files(root)
+    index = read_index(files, None)
+    paths = [Path(row.container) for row in index[index["reason"] == ""].itertuples()]
+    packed = pack(paths, scratch / "packed.zip")
+    # The same files again and again where there are few, so that a round takes long enough to be timed.
+    repeats = max(1, -(-MIN_SLICES // len(paths)))
+    ours, usual, plain, zipped = [], [], [], []
+    for turn in range(rounds + 1):
+        out = scratch / f"out{turn}"
+        timed = [
+            time_cpu(lambda out=out: [prepare(root, out / f"ours{i}") for i in range(repeats)])[1],
+            time_cpu(lambda out=out: [write_pngs(paths, out / f"png{i}") for i in range(repeats)])[1],
+            time_cpu(lambda: [path.read_bytes() for _ in range(repeats) for path in paths])[1],
+            time_cpu(lambda out=out: [prepare(packed, out / f"zip{i}") for i in range(repeats)])[1],
+        ]
+        if turn:  # the first round compiles kernels and fills the page cache
+            for total, seconds in zip((ours, usual, plain, zipped), timed, strict=True):
+                total.append(seconds / repeats)
+    records = prepare(root, scratch / "checked")
+    num_slices = sum(len(record.kept) for record in records)
+    check_lossless(root, scratch / "checked", records)
+    ratios = np.array(usual) / np.array(ours)
+    volume_bytes = sum(record.num_bytes for record in records)
+    png_bytes = sum(path.stat().st_size for path in (scratch / f"out{rounds}" / "png0").glob("*.png"))
+    return {
+        "ratio_vs_png_per_core": float(np.median(ratios)),
+        "ratio_lowest": float(ratios.min()),
+        "ratio_highest": float(ratios.max()),
+        "bytes_vs_png": volume_bytes / png_bytes,
+        "slices_per_s_core": num_slices / float(np.median(ours)),
+        "png_slices_per_s_core": len(paths) / float(np.median(usual)),
+        "read_slices_per_s_core": len(paths) / float(np.median(plain)),
+        "zip_slices_per_s_core": num_slices / float(np.median(zipped)),
+        "kb_per_slice": volume_bytes / num_slices / 1e3,
+        "kb_per_png": png_bytes / len(paths) / 1e3,
+        **measure_efficiency(root, scratch),
+        "num_slices": num_slices,
+    }
+
+
+def pack(paths: list[Path], zip_path: Path) -> Path:
+    with zipfile.ZipFile(zip_path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in paths:
+            archive.write(path, path.name)
+    return zip_path
+
+
+def study_tasks(root: Path) -> StudyTasks:
+    """Scanning, headers and planning, in this process."""
+    files, _ = scan_files(root)
+    index = read_index(files[~files["relative"].str.endswith(".zip")], None, run=in_this_process)
+    # Every series of the folder source's rule, so that any --data serves; RSNA's repair costs nothing extra.
+    plan = plan_folder(index, b"benchmark")
+    return StudyTasks(order_slices(plan.files)[0], PixelSettings(True, HULL_HU, None))
+
+
+def in_this_process(function, tasks, **_):
+    return run_tasks(function, tasks, workers=1)
+
+
+def prepare(root: Path, out: Path) -> list[StudyRecord]:
+    """What `ichkit prepare` does with a data root, but for tables and folds: headers to volumes and records on disk."""
+    records = []
+    for _, record in in_this_process(StoreStudy(out), study_tasks(root)):
+        write_bytes_atomically(out / "records" / f"{record.key}.json", encode_json(asdict(record)))
+        records.append(record)
+    return records
+
+
+class StoreStudy:
+    """`store_study` into one folder; a class, so that it can be sent to a process."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __call__(self, task) -> StudyRecord:
+        return store_study(self.out, task)
+
+
+def write_pngs(paths: list[Path], out: Path) -> None:
+    """The usual route."""
+    out.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pydicom.config.settings.reading_validation_mode = pydicom.config.WARN
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+            hounsfield = dataset.pixel_array.astype(np.float32) * slope + intercept
+            channels = [
+                (np.clip((hounsfield - (level - width / 2)) / width, 0, 1) * 255).astype(np.uint8)
+                for level, width in WINDOWS
+            ]
+            (out / f"{path.stem}.png").write_bytes(cv2.imencode(".png", np.dstack(channels))[1].tobytes())
+
+
+def check_lossless(root: Path, out: Path, records: list[StudyRecord]) -> None:
+    """Every volume against pydicom and NumPy, inside the hull."""
+    tasks = study_tasks(root)
+    by_key = {record.key: record for record in records}
+    for position, key in enumerate(tasks.keys):
+        volume, task = np.asarray(open_volume(out / by_key[key].volume)[:]), tasks[position]
+        for row, at in enumerate(by_key[key].kept):
+            ((ref, header),) = task.slices[at]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dataset = pydicom.dcmread(ref.container)
+                stored, intercept = dataset.pixel_array.astype(np.int64), float(dataset.RescaleIntercept)
+            if header.bits_stored == 12 and header.pixel_representation == 0 and intercept > -100:
+                stored, intercept = (stored + 1000) % 4096, -1000.0
+            expected = np.clip(np.rint(stored * float(dataset.RescaleSlope) + intercept), *HULL_HU)
+            if volume.shape[1:] == expected.shape:
+                np.testing.assert_array_equal(volume[row], expected)
+
+
+def measure_efficiency(root: Path, scratch: Path) -> dict[str, float]:
+    """How much two processes bring over one, for storing studies and for a loop that only computes."""
+    tasks = list(study_tasks(root))
+    tasks = [tasks[i % len(tasks)] for i in range(max(len(tasks), 24))]
+    shares, gains, pure = [], [], []
+    for turn in range(4):
+        out = StoreStudy(scratch / f"both{turn}")
+        gain = wall(out, tasks, 1) / wall(out, tasks, 2)
+        bare = wall(compute, [2_000_000] * len(tasks), 1) / wall(compute, [2_000_000] * len(tasks), 2)
+        if turn:
+            gains.append(gain)
+            pure.append(bare)
+            shares.append(gain / bare)
+    return {
+        "efficiency_2_processes": float(np.median(shares)),
+        "speedup_2_processes": float(np.median(gains)),
+        "speedup_2_processes_pure_compute": float(np.median(pure)),
+    }
+
+
+def wall(function, tasks: list, workers: int) -> float:
+    """Wall seconds of all tasks on so many processes that run already."""
+    if workers > 1:
+        list(run_tasks(compute, [1000] * workers, workers=workers))
+    began = time.perf_counter()
+    list(run_tasks(function, tasks, workers=workers))
+    return time.perf_counter() - began
+
+
+def compute(count: int) -> int:
+    """A loop that touches no memory and no disk."""
+    total = 0
+    for i in range(count):
+        total += i & 3
+    return total
+
+
+if __name__ == "__main__":
+    main()
