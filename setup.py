@@ -48,10 +48,17 @@ setup(
         "Jinja2>=3.1",
     ],
     extras_require={
-        "dicom": ["pylibjpeg-openjpeg>=2.3", "pyjpegls>=1.4", "python-gdcm>=3.0.24"],
+        "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pyjpegls>=1.4", "python-gdcm>=3.0.24"],
         "kaggle": ["kaggle>=1.6"],
         "ray": ["ray>=2.9"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            "pylibjpeg>=2.0",
+            "pylibjpeg-openjpeg>=2.3",
+            "pyjpegls>=1.4",
+        ],
     },
     entry_points={"console_scripts": ["ichkit = ichkit.cli:main"]},
 )

@@ -1,7 +1,9 @@
 """Artifact folders: written beside their final place, manifest last, then renamed; no manifest, no trust."""
 
+import contextlib
 import csv
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -111,7 +113,8 @@ def disk_full(path: Path, error: OSError) -> DiskFullError | OSError:
     """The same error, or where the disk is full one that says how much room is left and that the rest is safe."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
-    free = shutil.disk_usage(path.parent if not path.exists() else path).free
+    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
     return DiskFullError(
         f"disk: {path.parent} is full ({free / 1e6:.0f} MB free). What was finished stays valid. "
         "Free some room, or choose another disk with --work, and run the same command again."
@@ -124,16 +127,17 @@ def write_bytes_atomically(path: Path, data: bytes) -> FileDigest:
     Raises:
         DiskFullError: no room left; the old file, if there was one, is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may not be there
+            temporary.unlink(missing_ok=True)
         raise disk_full(path, error) from error
     return FileDigest(hashlib.sha256(data).hexdigest(), len(data))
 
@@ -215,7 +219,7 @@ class ArtifactWriter:
             files=dict(sorted(self.files.items())),
             created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             git_commit=git_commit(),
-            versions=package_versions(),
+            versions=dict(package_versions()),
         )
         write_bytes_atomically(self.folder / MANIFEST_NAME, encode_json(asdict(manifest)))
         finish_rename(self.final)
@@ -326,6 +330,7 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the bytes of a result."""
     versions = {"python": platform.python_version()}

@@ -15,7 +15,6 @@ PADDING_HU = -1400
 BRAIN_HU = (0, 80)
 """What the brain window shows."""
 _IS_PADDING, _IS_BRAIN = 1 << 16, 1 << 17
-_MISSING_WORDS = ("plugins", "missing dependencies")
 
 
 def decode_stored(data: bytes, header: StoredPixels) -> np.ndarray:
@@ -91,12 +90,16 @@ def pixel_format(bits_stored: int, pixel_representation: int, intercept: float) 
 
 
 def _why_not_decoded(data: bytes, error: Exception) -> str:
-    if not any(words in str(error) for words in _MISSING_WORDS):
-        return f"pixels cannot be decompressed ({type(error).__name__})"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        syntax = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).file_meta.TransferSyntaxUID.name
-    return f"no decoder for {syntax}; pip install 'ichkit[dicom]'"
+        syntax = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).file_meta.TransferSyntaxUID
+    try:
+        is_available = pydicom.pixels.get_decoder(syntax).is_available
+    except NotImplementedError:  # pydicom knows the syntax, but nobody decodes it
+        is_available = False
+    if is_available:
+        return f"pixels cannot be decompressed ({type(error).__name__})"
+    return f"no decoder for {syntax.name}; pip install 'ichkit[dicom]'"
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,79 @@
+"""The same tasks on a Ray cluster; a local one of two workers, where Ray is installed."""
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import phantom_options
+
+from ichkit.core.artifacts import read_manifest
+from ichkit.core.errors import ConfigError
+from ichkit.core.layout import WorkFolder
+from ichkit.engine.parallel import WorkerDied, run_tasks
+from ichkit.stages import prepare
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed (extra ray)")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    # Functions of this module must be found on the other side; those of an installed package are.
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(prepare.__file__).parents[2])])
+    environment = {"env_vars": {"PYTHONPATH": paths}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    yield
+    ray.shutdown()
+
+
+def where(number):
+    return number * number, os.getpid()
+
+
+def square_or_die(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_run_in_the_processes_of_the_cluster(cluster):
+    results = dict(run_tasks(where, list(range(40)), backend="ray"))
+    assert [results[i][0] for i in range(40)] == [i * i for i in range(40)]
+    processes = {pid for _, pid in results.values()}
+    assert os.getpid() not in processes
+    assert len(processes) == 2
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_of_the_cluster_that_dies_is_named_and_the_others_are_done(cluster):
+    results = dict(run_tasks(square_or_die, [1, 2, 3, 4], backend="ray"))
+    assert isinstance(results.pop(2), WorkerDied)
+    assert results == {0: 1, 1: 4, 3: 16}
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_prepare_on_a_cluster_gives_the_bytes_of_one_process(
+    cluster, prepared_once, phantom_root, tiny_config, tmp_path
+):
+    work = WorkFolder(tmp_path)
+    config = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"workers": 2})})
+    prepare.run(config, work, phantom_options(phantom_root, backend="ray"))
+    files = [read_manifest(item.prepared, made_by="test").files for item in (work, prepared_once)]
+    assert files[0] == files[1]
+
+
+def test_without_ray_it_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"pip install 'ichkit\[ray\]'"):
+        dict(run_tasks(abs, [-1], backend="ray"))
