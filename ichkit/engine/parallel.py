@@ -133,16 +133,22 @@ def _on_ray(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int |
     here, cores = Path.cwd(), int(ray.cluster_resources().get("CPU", 1))
     # One job joblib would run in this process, where nothing of the cluster is used.
     workers = max(2, min(workers or cores, cores))
-    pool = joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1)
-    # joblib's Ray backend gives a list, not a generator: a round at a time, so that finished tasks are not held back.
-    round_size = _TASKS_PER_ROUND * workers
-    for start in range(0, len(tasks), round_size):
-        positions = range(start, min(start + round_size, len(tasks)))
-        try:
-            yield from pool(joblib.delayed(_numbered)(function, i, tasks[i], here) for i in positions)
-        except ray.exceptions.RayActorError:
-            for i in positions:
+    start = 0
+    while start < len(tasks):
+        # joblib's Ray backend gives a list, not a generator: a round at a time, so that what is finished is not held
+        # back. Inside `with` the rounds share their workers; one that dies takes the others with it.
+        with joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1) as pool:
+            while start < len(tasks):
+                stop = min(start + _TASKS_PER_ROUND * workers, len(tasks))
+                try:
+                    yield from pool(joblib.delayed(_numbered)(function, i, tasks[i], here) for i in range(start, stop))
+                except ray.exceptions.RayActorError:
+                    break
+                start = stop
+        if start < len(tasks):
+            for i in range(start, stop):
                 yield from _alone_on_ray(ray.remote(_numbered), function, i, tasks[i], here)
+            start = stop
 
 
 def _alone_on_ray(
