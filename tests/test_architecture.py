@@ -21,6 +21,7 @@ FLOORS = {
     "sources": 2,
     "phantom": 2,
     "stages": 3,
+    "terminal": 4,
     "cli": 4,
     "__main__": 4,
 }

@@ -1,79 +1,21 @@
-"""The bootstrap against a plain one that repeats rows, and what an interval must keep to."""
+"""What an interval must keep to: coverage, draws left out, and scores that chance can only raise."""
 
 import numpy as np
 import pytest
 
-from ichkit.core.seeding import make_generator
-from ichkit.validation.intervals import draw_scores, interval_of
-from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class
-
-
-def draw_rows(num_groups: int, per_group: int, digits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, 3) probabilities and labels, and the group of each row; groups bleed or not as a whole, mostly."""
-    rng = np.random.default_rng(seed)
-    group = np.repeat(np.arange(num_groups), per_group)
-    tendency = rng.random((num_groups, 3))[group] * np.array([0.2, 0.5, 1.0])
-    y = (rng.random((len(group), 3)) < tendency).astype(float)
-    p = np.round(np.clip(0.4 * y + 0.5 * rng.random(y.shape), 0.01, 0.99), digits)
-    order = rng.permutation(len(group))
-    return p[order], y[order], group[order]
-
-
-def plain_draws(p, y, group, num_draws, seed):
-    """The definition: draw groups with replacement, put their rows one below the other, score the pile."""
-    rng = make_generator(seed, "bootstrap")
-    names = np.unique(group)
-    losses, aucs = [], []
-    for _ in range(num_draws):
-        rows = np.concatenate([np.flatnonzero(group == names[g]) for g in rng.integers(len(names), size=len(names))])
-        losses.append(log_loss_by_class(p[rows], y[rows]))
-        aucs.append(roc_auc_by_class(p[rows], y[rows]))
-    return np.array(losses), np.array(aucs)
-
-
-@pytest.mark.parametrize("digits", [1, 12], ids=["ties", "no ties"])
-@pytest.mark.parametrize("unknown", [0.0, 0.3], ids=["labelled", "partly labelled"])
-def test_every_draw_scores_like_the_rows_of_its_groups_piled_up(digits, unknown):
-    p, y, group = draw_rows(12, 5, digits)
-    y[np.random.default_rng(9).random(y.shape) < unknown] = np.nan
-    draws = draw_scores(p, y, group, num_draws=70, seed=4)
-    losses, aucs = plain_draws(p, y, group, 70, 4)
-    np.testing.assert_allclose(draws.log_loss, losses, atol=1e-12)
-    np.testing.assert_allclose(draws.roc_auc, aucs, atol=1e-12)
-
-
-def test_the_same_seed_gives_the_same_bytes_and_the_order_of_the_rows_changes_no_auc():
-    p, y, group = draw_rows(20, 4, 2)
-    first, again = (draw_scores(p, y, group, num_draws=50, seed=0) for _ in range(2))
-    assert first.roc_auc.tobytes() == again.roc_auc.tobytes()
-    assert first.log_loss.tobytes() == again.log_loss.tobytes()
-    turned = draw_scores(p[::-1], y[::-1], group[::-1], num_draws=50, seed=0)
-    np.testing.assert_array_equal(turned.roc_auc, first.roc_auc)
-    assert not np.array_equal(draw_scores(p, y, group, num_draws=50, seed=1).roc_auc, first.roc_auc)
-
-
-def test_more_draws_begin_with_the_fewer():
-    p, y, group = draw_rows(10, 4, 2)
-    few, many = (draw_scores(p, y, group, num_draws=count, seed=0).roc_auc for count in (33, 100))
-    np.testing.assert_array_equal(many[:33], few)
-
-
-def test_rows_of_one_patient_that_say_the_same_do_not_narrow_the_interval():
-    """Twenty copies of each row are no more patients: resampling rows would shrink the interval by 4.5."""
-    p, y, group = draw_rows(60, 1, 6)
-    copied = draw_scores(np.repeat(p, 20, 0), np.repeat(y, 20, 0), np.repeat(group, 20), num_draws=400, seed=0)
-    once = draw_scores(p, y, group, num_draws=400, seed=0)
-    np.testing.assert_allclose(copied.roc_auc, once.roc_auc, atol=1e-12)
-    np.testing.assert_allclose(copied.log_loss, once.log_loss, atol=1e-12)
+from ichkit.validation.intervals import interval_of, p_value_of, turned_interval_of
+from ichkit.validation.reliability import bin_numbers, expected_calibration_error
+from ichkit.validation.resampling import resample
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     truth, hits = -np.log(0.8) * 0.8 - np.log(0.2) * 0.2, 0
     for trial in range(200):
         rng = np.random.default_rng(trial)
-        y = np.repeat(rng.random((80, 1)) < 0.8, 3, 0).astype(float)
-        draws = draw_scores(np.full(y.shape, 0.8), y, np.repeat(np.arange(80), 3), num_draws=200, seed=trial)
-        interval = interval_of(draws.log_loss[:, 0], 0.95)
+        y = np.repeat(rng.random(80) < 0.8, 3)
+        losses = -np.log(np.where(y, 0.8, 0.2)).reshape(80, 3).sum(1)
+        drawn = resample(np.stack([losses, np.full(80, 3.0)], 1), [], num_draws=200, seed=trial).sums
+        interval = interval_of(drawn[:, 0] / drawn[:, 1], 0.95)
         hits += interval.low <= truth <= interval.high
     assert 0.89 <= hits / 200 <= 0.99
 
@@ -86,21 +28,48 @@ def test_draws_without_both_classes_are_counted_and_over_five_percent_of_them_un
     assert np.isfinite([interval_of(few, 0.95).low, interval_of(few, 0.95).high]).all()
     assert interval_of(many, 0.95).num_left_out == 51
     assert np.isnan([interval_of(many, 0.95).low, interval_of(many, 0.95).high]).all()
-
-
-def test_a_class_with_one_positive_patient_has_no_interval():
-    p, y, group = draw_rows(30, 3, 6)
-    y[:, 0] = group == 7
-    draws = draw_scores(p, y, group, num_draws=400, seed=0)
-    interval = interval_of(draws.roc_auc[:, 0], 0.95)
-    assert np.isnan(interval.low)
-    # A draw of 30 patients misses one of them with probability (29/30)^30 = 0.36.
-    assert 0.28 < interval.num_left_out / 400 < 0.45
+    assert np.isnan(turned_interval_of(0.5, many, 0.95).low)
 
 
 def test_a_wider_level_gives_a_wider_interval_around_the_same_draws():
-    p, y, group = draw_rows(40, 3, 6)
-    draws = draw_scores(p, y, group, num_draws=400, seed=0).roc_auc[:, 2]
+    draws = np.random.default_rng(0).standard_normal(400)
     narrow, wide = interval_of(draws, 0.5), interval_of(draws, 0.99)
     assert wide.low < narrow.low < narrow.high < wide.high
     assert interval_of(draws, 0.95).low == np.quantile(draws, 0.025)
+
+
+def test_the_turned_interval_is_the_percentile_one_turned_round_the_value_never_negative_never_without_it():
+    draws = np.linspace(0.2, 0.4, 1001)
+    turned = turned_interval_of(0.25, draws, 0.95)
+    assert turned.low == pytest.approx(2 * 0.25 - np.quantile(draws, 0.975), abs=1e-12)
+    assert turned.high == pytest.approx(2 * 0.25 - np.quantile(draws, 0.025), abs=1e-12)
+    assert turned_interval_of(0.21, draws, 0.95).low == pytest.approx(0.025, abs=1e-12)
+    assert turned_interval_of(0.15, draws, 0.95).low == 0.0
+    assert turned_interval_of(0.15, draws, 0.95).high == 0.15
+
+
+def test_a_calibrated_model_on_few_rows_is_not_called_miscalibrated():
+    """Its error is chance: the straight interval nearly always lies far above none, the turned one reaches it."""
+    straight, turned = 0, 0
+    for trial in range(40):
+        rng = np.random.default_rng(trial)
+        p = rng.random(150)
+        y = rng.random(150) < p
+        bins = np.zeros((150, 15, 3))
+        bins[np.arange(150), bin_numbers(p, 15)] = np.stack([np.ones(150), y, p], 1)
+        drawn = resample(bins.reshape(150, -1), [], num_draws=200, seed=trial).sums.reshape(200, 15, 3)
+        draws, value = expected_calibration_error(drawn), float(expected_calibration_error(bins.sum(0)))
+        straight += interval_of(draws, 0.95).low < 0.05
+        turned += turned_interval_of(value, draws, 0.95).low < 0.05
+    assert straight < 4
+    assert turned > 36
+
+
+def test_a_p_value_is_twice_the_smaller_share_of_draws_on_the_far_side_of_zero():
+    draws = np.append(np.full(3, -1.0), np.full(96, 1.0))
+    assert p_value_of(draws) == pytest.approx(2 * 4 / 100)
+    assert p_value_of(-draws) == p_value_of(draws)
+    assert p_value_of(np.append(draws, np.full(500, np.nan))) == p_value_of(draws)
+    assert p_value_of(np.zeros(10)) == 1.0
+    assert p_value_of(np.ones(1999)) == pytest.approx(2 / 2000)
+    assert np.isnan(p_value_of(np.full(3, np.nan)))

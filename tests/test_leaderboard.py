@@ -1,6 +1,7 @@
 """The board: rebuilt from artifacts, ranked within equal folds, and scores of the site only where they belong."""
 
 import io
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError
 from ichkit.core.layout import WorkFolder
 from ichkit.stages import evaluate, leaderboard, submit
+from ichkit.validation.catalog import find_sources
 
 CONFIG = Config(evaluate=EvaluateConfig(num_draws=60))
 SUBTYPES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
@@ -65,7 +67,10 @@ def test_ranks_begin_at_one_among_sources_of_equal_folds_and_larger_groups_come_
 def test_every_number_is_the_pooled_score_of_its_source(work, tmp_path):
     board = leaderboard.run(CONFIG, work, tmp_path / "out").set_index("name")
     scores = read_table(work.scores / "scores.parquet")
-    scores = scores[scores.fold == -1].set_index(["source", "dataset", "metric", "class"])
+    is_main = (scores["level"] == "slice") | (scores.dataset == "cq500") & (scores.aggregation == "maximum")
+    scores = scores[is_main & (scores.fold == -1) & (scores.subgroup == "all")]
+    scores = scores.set_index(["source", "dataset", "metric", "class"])
+    assert scores.index.is_unique
     for name, row in board.iterrows():
         assert row.cv_weighted_log_loss == scores.value[name, "rsna", "weighted_log_loss", "all"]
         assert row.num_slices == scores.n[name, "rsna", "weighted_log_loss", "all"]
@@ -123,14 +128,66 @@ def test_without_cq500_its_columns_are_empty(tmp_path):
     assert board.cv_weighted_log_loss.notna().all()
 
 
-def test_the_terminal_shows_names_numbers_and_that_the_data_are_phantoms(work, tmp_path):
-    board = leaderboard.run(CONFIG, work, tmp_path / "out")
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(leaderboard.render(board, TASK))
-    text = console.export_text()
+def text_of(table, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_terminal_shows_every_number_whole_and_that_the_data_are_phantoms(work, tmp_path, width):
+    out = tmp_path / "out"
+    submit.run(CONFIG, work, out, "a-fusion")
+    board = leaderboard.record(CONFIG, work, out, "a-fusion", 0.66, 0.05)
+    text = text_of(leaderboard.render(work, board, TASK), width)
     assert "data: phantom" in text
-    assert "not a medical device" in text
+    assert "Made from phantoms" in " ".join(text.split())
+    assert "not a medical device" in " ".join(text.split())
+    assert "0.66000" in text
+    assert "0.05000" in text
+    assert max(map(len, text.splitlines())) <= width
     for row in board.itertuples():
         assert row.name in text
-        assert f"{row.cv_weighted_log_loss:.5f}" in text
+        for number in (f"{row.cv_weighted_log_loss:.5f}", f"{row.cv_auc_any:.4f}", f"{row.cq500_auc_any:.3f}"):
+            assert number in text
+        assert f"{row.cq500_low_any:.2f}-{row.cq500_high_any:.2f}" in text
+    main = evaluate.read_scores(work, find_sources(work, TASK))
+    for row in main[(main.metric == "weighted_log_loss") & (main.fold == -1)].itertuples():
+        assert f"{row.low:.4f}-{row.high:.4f}" in text
+
+
+def test_without_recorded_scores_the_terminal_has_no_column_for_them(work, tmp_path):
+    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    text = text_of(leaderboard.render(work, board, TASK), 140)
     assert "public" not in text
+
+
+def test_the_difference_to_the_best_is_the_paired_one_and_starred_where_it_is_real(work, tmp_path):
+    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    lines = text_of(leaderboard.render(work, board, TASK), 200).splitlines()
+    pairs = read_table(work.scores / "comparisons.parquet")
+    pairs = pairs[pairs.metric == "weighted_log_loss"].set_index(["source", "other"])
+    best = board.name[0]
+    for name in board.name[1:3]:
+        row, at = pairs.loc[(name, best)], next(i for i, line in enumerate(lines) if f" {name} " in line)
+        star = "*" if row.low > 0 or row.high < 0 else " "
+        assert f"{row.difference:+.5f}{star}" in lines[at]
+        assert f"{row.low:+.4f} {row.high:+.4f}" in lines[at + 1]
+    # Red where the difference is real, green where it could be none.
+    console = Console(width=200, file=io.StringIO(), record=True, force_terminal=True, color_system="standard")
+    console.print(leaderboard.render(work, board, TASK))
+    styled = console.export_text(styles=True)
+    for row in (pairs.loc[(name, best)] for name in board.name[1:3]):
+        colour = 31 if row.low > 0 or row.high < 0 else 32
+        assert f"\x1b[{colour}m{row.difference:+.5f}" in styled
+    # The best of each group of folds has nobody to be compared with.
+    assert sum(re.search(r" [+-]0\.\d", line) is not None for line in lines) == 4
+
+
+def test_recorded_scores_move_no_rank(work, tmp_path):
+    out = tmp_path / "out"
+    before = leaderboard.run(CONFIG, work, out)
+    worst = before.name[2]
+    submit.run(CONFIG, work, out, worst)
+    after = leaderboard.record(CONFIG, work, out, worst, 0.0, 0.0)
+    pd.testing.assert_frame_equal(after[["rank", "name"]], before[["rank", "name"]])

@@ -7,38 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 import ichkit
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.section import Count, Positive, Probability, Section, runtime
+from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import TASKS
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def runtime(default: Any) -> Any:
-    """A field that changes how fast a result comes, never the result: it stays out of `Section.settings`."""
-    return Field(default, json_schema_extra={"runtime": True})
-
-
-class Section(BaseModel):
-    """A part of the configuration; a stage sees only its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def settings(self) -> dict[str, Any]:
-        """Everything in the section that can change a result, as JSON values."""
-        kept = {}
-        for name, info in type(self).model_fields.items():
-            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("runtime"):
-                continue
-            value = getattr(self, name)
-            kept[name] = (
-                value.settings() if isinstance(value, Section) else self.model_dump(mode="json", include={name})[name]
-            )
-        return kept
 
 
 class ChannelsConfig(Section):
@@ -61,7 +36,8 @@ class PrepareConfig(Section):
     num_folds: Annotated[int, Field(ge=2)] = 5
     rsna: Path | None = runtime(None)
     cq500: Path | None = runtime(None)
-    workers: int | None = runtime(None)
+    workers: Count | None = runtime(None)
+    backend: Literal["processes", "ray"] = runtime("processes")
 
 
 class AugmentConfig(Section):
@@ -114,6 +90,7 @@ class TrainConfig(Section):
     workers: int | None = runtime(None)
     threads: int | None = runtime(None)
     predict_batch: Count = runtime(64)
+    embeddings: bool = runtime(False)
 
     @model_validator(mode="after")
     def _check_block(self) -> "TrainConfig":
@@ -124,57 +101,14 @@ class TrainConfig(Section):
         return self
 
 
-class FusionConfig(Section):
-    """The axial-fusion CNN of the paper: two convolutions and one linear layer."""
-
-    window: Annotated[int, Field(ge=1)] = 7
-    channels: tuple[Count, Count] = (32, 64)
-    epochs: Count = 20
-    batch_size: Count = 512
-    learning_rate: Positive = 5e-3
-    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = (1e-3, 1e-1)
-    num_seeds: Count = 2
-
-    @model_validator(mode="after")
-    def _check_window(self) -> "FusionConfig":
-        if self.window % 2 == 0:
-            raise ValueError(f"stack.fusion.window must be odd, so that it has a middle; found {self.window}")
-        return self
-
-
-class LightgbmConfig(Section):
-    """Boosted trees on neighbours' descriptors; the strength of regularisation is chosen on inner patients."""
-
-    window: Annotated[int, Field(ge=1)] = 7
-    learning_rate: Positive = 0.1
-    max_rounds: Count = 300
-    patience: Count = 30
-    strengths: tuple[str, ...] = ("light", "medium", "strong", "base")
-    num_threads: int | None = runtime(None)
-
-
-class BlendConfig(Section):
-    """Convex weights per class on logits, fitted on inner patients of each fold's training part."""
-
-    tolerance: Annotated[float, Field(ge=0)] = 0.0
-
-
-class StackConfig(Section):
-    """Stage 2: descriptors of adjacent slices to the final probability."""
-
-    stackers: tuple[str, ...] = ("fusion", "lightgbm")
-    num_parts: Annotated[int, Field(ge=2)] = 5
-    num_inner: Annotated[int, Field(ge=2)] = 3
-    fusion: FusionConfig = FusionConfig()
-    lightgbm: LightgbmConfig = LightgbmConfig()
-    blend: BlendConfig = BlendConfig()
-
-
 class EvaluateConfig(Section):
-    """Scores and their intervals."""
+    """Scores and their intervals; `num_parts` is for a single fold, `num_top` slices make the top mean of a study."""
 
     num_draws: Count = 2000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    num_bins: Annotated[int, Field(ge=2)] = 15
+    num_parts: Annotated[int, Field(ge=2)] = 5
+    num_top: Count = 3
 
 
 class PhantomConfig(Section):

@@ -1,39 +1,62 @@
 """`ichkit evaluate`: every run and stack scored, each score with its counts and its interval."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
-from rich.table import Table
 
 from ichkit.core.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ContractError
 from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import Meter, logger
-from ichkit.core.schemas import check_predictions
-from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
-from ichkit.validation.catalog import Source, find_sources, load_out_of_fold, load_split
+from ichkit.stages.scoring import CQ500_FACTS, SourceScores, load_cq500, score_source, study_scores
+from ichkit.validation.catalog import Source, find_sources
+from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
 from ichkit.validation.folds import check_folds
-from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, study_maximum, weighted_log_loss
+from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, weighted_log_loss
 from ichkit.validation.scores import (
     ALL_CLASSES,
     LOG_LOSS,
+    METRICS,
     POOLED,
     ROC_AUC,
-    SCORE_DTYPES,
     WEIGHTED_LOG_LOSS,
-    ScoredRows,
-    score_rows,
+    headlines,
 )
+from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
+from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 from ichkit.validation.submissions import read_submission, read_truth
 
 MADE_BY = "ichkit evaluate"
 SCORES_NAME = "scores.parquet"
-_LABEL_FILES = ("slices.parquet", "studies.parquet")
+RELIABILITY_NAME = "reliability.parquet"
+DRAWS_NAME = "draws.parquet"
+COMPARISONS_NAME = "comparisons.parquet"
+CQ500_BASELINE = "cq500_baseline.csv"
+# File to the part of `SourceScores` it holds of every source.
+_TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
+# What scores are made from besides a source's own tables, where it is there.
+_PREPARED_FILES = ("slices.parquet", "studies.parquet", CQ500_FACTS, CQ500_BASELINE)
+
+
+@dataclass(frozen=True)
+class ScoreTables:
+    """What `work/scores` holds.
+
+    Attributes:
+        scores: columns of `validation.scores.SCORE_DTYPES`.
+        reliability: columns of `validation.scores.CURVE_DTYPES`.
+        comparisons: columns of `validation.comparisons.COMPARISON_DTYPES`.
+        cq500_missing: CQ500 studies that the readers labelled and that have no slices.
+    """
+
+    scores: pd.DataFrame
+    reliability: pd.DataFrame
+    comparisons: pd.DataFrame
+    cq500_missing: list[str]
 
 
 def run(config: Config, work: WorkFolder) -> Manifest:
@@ -51,22 +74,28 @@ def run(config: Config, work: WorkFolder) -> Manifest:
         raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
     for name in sorted({source.name for source in sources if source.is_outdated}):
         logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
+    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
+    settings |= {name: list(table) for name, table in measured.items()}
     inputs = _inputs_of(sources, prepared.manifest)
     old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
     if old is not None and old.settings == settings and old.inputs == inputs:
         logger.info("evaluate: the scores of %d sources are up to date", len(sources))
         return old
-    tables = _still_valid(work, sources, prepared.manifest, old, settings)
+    kept = _still_valid(work, sources, prepared.manifest, old, settings)
     missing = _missing_cq500(prepared)
-    _announce(len(sources) - len(tables), len(sources), old is not None, len(missing))
-    with Meter("evaluate", len(sources) - len(tables), "source") as meter:
+    _announce(len(sources) - len(kept), len(sources), old is not None, len(missing))
+    with Meter("evaluate", len(sources) - len(kept), "source") as meter:
         for source in sources:
-            if source.name not in tables:
-                tables[source.name] = _score_source(source, prepared, config)
+            if source.name not in kept:
+                kept[source.name] = score_source(source, prepared, config)
+                _say(kept[source.name].scores)
                 meter.advance(note=source.name)
     writer = ArtifactWriter(work.scores, "scores")
-    writer.write_table(SCORES_NAME, pd.concat([tables[source.name] for source in sources], ignore_index=True))
+    for name, part in _TABLES.items():
+        tables = [getattr(kept[source.name], part) for source in sources]
+        writer.write_table(name, pd.concat(tables, ignore_index=True))
+    writer.write_table(COMPARISONS_NAME, _compare(sources, kept, prepared, config))
     facts = {
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
@@ -77,7 +106,16 @@ def run(config: Config, work: WorkFolder) -> Manifest:
 
 
 def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:
-    """The score table, after making sure that it belongs to these sources as they are now.
+    """The scores that rank and are quoted (`headlines`), of these sources as they are now.
+
+    Raises:
+        ArtifactError: there are no scores, or they were made from other tables or labels.
+    """
+    return headlines(read_tables(work, sources).scores)
+
+
+def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
+    """Everything that was scored, after making sure that it belongs to these sources as they are now.
 
     Raises:
         ArtifactError: there are no scores, or they were made from other tables or labels.
@@ -89,7 +127,8 @@ def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:
             f"{work.scores}: expected the scores of the {len(sources)} sources that are there now, found those of "
             f"{len(manifest.facts['sources'])} made from other tables. Run `{MADE_BY}`."
         )
-    return read_table(work.scores / SCORES_NAME)
+    names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
+    return ScoreTables(*(read_table(work.scores / name) for name in names), manifest.facts["cq500_missing"])
 
 
 def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
@@ -125,46 +164,73 @@ def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
     return table
 
 
-def render(scores: pd.DataFrame) -> Table:
-    """Scores for a terminal, each with its interval, where it has one, and its counts.
-
-    Args:
-        scores: rows of `scores.parquet`, of which those over all folds are shown, or a result of `score_submission`.
-    """
-    digits = 12  # another program's score of the same file can be compared to the last digit that means anything
-    if "fold" in scores:
-        scores, digits = scores[scores.fold == POOLED], 5
-    table = Table(box=SIMPLE, padding=0)
-    place = [name for name in ("source", "dataset", "level", "metric", "class") if name in scores]
-    for name in (*place, "value", "interval", "n", "positive"):
-        table.add_column(name, justify="left" if name in place else "right", no_wrap=name not in place, overflow="fold")
-    for row in scores.to_dict("records"):
-        interval = f"[{row['low']:.4f}, {row['high']:.4f}]" if np.isfinite(row.get("low", np.nan)) else "-"
-        value = f"{row['value']:.{digits}f}" if np.isfinite(row["value"]) else "undefined"
-        table.add_row(*(str(row[name]) for name in place), value, interval, str(row["n"]), str(row["n_positive"]))
-    return table
-
-
 def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
     """Everything the scores of these sources depend on."""
-    labels = {f"prepared/{name}": prepared.files[name].sha256 for name in _LABEL_FILES}
-    return labels | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
+    present = [name for name in _PREPARED_FILES if name in prepared.files]
+    read = {f"prepared/{name}": prepared.files[name].sha256 for name in present}
+    return read | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
 
 
 def _still_valid(
     work: WorkFolder, sources: list[Source], prepared: Manifest, old: Manifest | None, settings: dict[str, object]
-) -> dict[str, pd.DataFrame]:
-    """The rows, by name, of sources whose tables, labels and settings are those they were scored with."""
+) -> dict[str, SourceScores]:
+    """What was scored, by name, of sources whose tables, labels and settings are those of then."""
     if old is None or old.settings != settings:
         return {}
-    table = read_table(work.scores / SCORES_NAME)
+    tables = {part: read_table(work.scores / name) for name, part in _TABLES.items()}
     kept = {}
     for source in sources:
         prefixes = ("prepared/", f"{source.name}:")
         before = {name: digest for name, digest in old.inputs.items() if name.startswith(prefixes)}
         if before == _inputs_of([source], prepared):
-            kept[source.name] = table[table.source == source.name]
+            own = {part: table[table.source == source.name] for part, table in tables.items()}
+            kept[source.name] = SourceScores(**own)
     return kept
+
+
+def _compare(
+    sources: list[Source], scored: dict[str, SourceScores], prepared: Prepared, config: Config
+) -> pd.DataFrame:
+    """Every pair of sources of the same folds, and each source with the baseline's own CQ500 probabilities.
+
+    Made anew whenever a source changed, from the draws of all: a comparison never outlives one of its two.
+    """
+    task, settings, baseline = prepared.task, config.evaluate, _read_baseline(prepared)
+    studies = {}
+    for source in sources if len(sources) > 1 or baseline is not None else ():
+        table = load_cq500(source, prepared)
+        if table is not None:
+            studies[source.name] = study_scores(table, prepared, MAXIMUM, settings.num_top)
+    draws = {name: scores.draws for name, scores in scored.items()}
+    tables = []
+    for folds in dict.fromkeys(source.folds for source in sources):
+        names = [source.name for source in sources if source.folds == folds]
+        tables.append(compare_pairs(draws, studies, names, task, settings.level))
+    if baseline is not None:
+        for name, own in studies.items():
+            rows = compare_studies(own, baseline, task, settings.level)
+            tables.append(make_comparisons([{"source": name, "other": BASELINE, **row} for row in rows]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _read_baseline(prepared: Prepared) -> StudyScores | None:
+    """The baseline's own probabilities of the CQ500 studies; None where they were not prepared.
+
+    Raises:
+        ContractError: a column is missing, or a study stands twice.
+    """
+    if CQ500_BASELINE not in prepared.manifest.files:
+        return None
+    path, columns = prepared.folder / CQ500_BASELINE, prepared.task.probability_columns
+    table = read_table(path)
+    missing = [name for name in ("study_id", *columns) if name not in table]
+    if missing or table.study_id.duplicated().any():
+        raise ContractError(
+            f"{path}: expected one row for each study with study_id and {', '.join(columns)}, found "
+            f"{f'no column {missing[0]}' if missing else 'a study twice'}. Run `ichkit prepare --fresh`."
+        )
+    probabilities = table.set_index("study_id")[columns].dropna()
+    return StudyScores({}, probabilities, pd.DataFrame(index=probabilities.index))
 
 
 def _announce(num_to_score: int, num_sources: int, is_remade: bool, num_missing: int) -> None:
@@ -179,83 +245,6 @@ def _missing_cq500(prepared: Prepared) -> list[str]:
     labelled = prepared.studies.study_id[prepared.studies.dataset == "cq500"]
     without_series = prepared.manifest.facts.get("cq500", {}).get("missing_studies", [])
     return sorted({*labelled, *without_series} - set(prepared.split("cq500").study_id))
-
-
-def _score_source(source: Source, prepared: Prepared, config: Config) -> pd.DataFrame:
-    """Every score of one source, columns of `SCORE_DTYPES`."""
-    asked = [(rows, (WEIGHTED_LOG_LOSS, LOG_LOSS, ROC_AUC)) for rows in _out_of_fold_rows(source, prepared)]
-    external = _external_rows(source, prepared)
-    if external is not None:
-        asked.append((external, (ROC_AUC,)))
-    tables = [
-        score_rows(
-            rows,
-            prepared.task,
-            metrics,
-            num_draws=config.evaluate.num_draws,
-            level=config.evaluate.level,
-            # The source's name stays out, so that two sources are compared on the same draws.
-            seed=derive_seed(config.seed, "evaluate", rows.place["dataset"], rows.place["fold"]),
-        )
-        for rows, metrics in asked
-    ]
-    scores = pd.concat(tables, ignore_index=True).assign(source=source.name)[list(SCORE_DTYPES)].astype(SCORE_DTYPES)
-    _say(scores)
-    return scores
-
-
-def _out_of_fold_rows(source: Source, prepared: Prepared) -> list[ScoredRows]:
-    """The pooled rows of all folds of a source, then those of each fold."""
-    train = prepared.split("train")
-    train = train[train.fold.isin(source.folds)].reset_index(drop=True)
-    table = load_out_of_fold(source)
-    _check_slices(table, train, source, "oof")
-    check_predictions(table, prepared.task, source.path, train)
-    p = table[prepared.task.probability_columns].to_numpy(np.float64)
-    y = train[list(prepared.task.classes)].to_numpy(np.float64, na_value=np.nan)
-    dataset, fold = "+".join(sorted(train.dataset.unique())), table.fold.to_numpy()
-    place = {"dataset": dataset, "split": "train", "level": "slice", "aggregation": "none", "subgroup": "all"}
-    patients = train.patient_id.to_numpy()
-    groups = [ScoredRows({**place, "fold": POOLED}, p, y, patients)]
-    for k in source.folds:
-        own = fold == k
-        groups.append(ScoredRows({**place, "fold": k}, p[own], y[own], patients[own]))
-    return groups
-
-
-def _external_rows(source: Source, prepared: Prepared) -> ScoredRows | None:
-    """The CQ500 studies by their maximum; None where none were prepared."""
-    slices = prepared.split("cq500")
-    if not len(slices):
-        return None
-    table = load_split(source, "cq500")
-    _check_slices(table, slices, source, "cq500")
-    top = study_maximum(table, prepared.task)
-    studies = prepared.studies[prepared.studies.dataset == "cq500"].set_index("study_id").reindex(top.study_id)
-    return ScoredRows(
-        place={
-            "dataset": "cq500",
-            "split": "external",
-            "level": "study",
-            "aggregation": "maximum",
-            "subgroup": "all",
-            "fold": POOLED,
-        },
-        probabilities=top[prepared.task.probability_columns].to_numpy(np.float64),
-        labels=studies[list(prepared.task.classes)].to_numpy(np.float64, na_value=np.nan),
-        members=top.study_id.to_numpy(),
-    )
-
-
-def _check_slices(table: pd.DataFrame, slices: pd.DataFrame, source: Source, split: str) -> None:
-    """Refuses a table that does not hold exactly these slices in this order."""
-    if table.slice_id.equals(slices.slice_id):
-        return
-    num_differ = len(set(table.slice_id) ^ set(slices.slice_id))
-    raise ContractError(
-        f"{source.path} ({split}): expected exactly the {len(slices)} prepared slices in their order, found "
-        f"{len(table)} rows, {num_differ} of other slices. The scans were prepared again since: run `{source.remedy}`."
-    )
 
 
 def _say(scores: pd.DataFrame) -> None:

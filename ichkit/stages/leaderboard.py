@@ -1,10 +1,11 @@
 """`ichkit leaderboard`: every source and its scores in one table, rebuilt from the artifacts each time."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from ichkit.core.artifacts import encode_table, write_bytes_atomically
@@ -12,17 +13,20 @@ from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import Task, find_task
 from ichkit.stages import evaluate
+from ichkit.stages.summary import NOTHING, data_note, format_interval, format_number, make_table
 from ichkit.validation.catalog import Source, find_sources
 from ichkit.validation.notes import is_csv_unchanged, read_note, record_scores
-from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, MEAN_CLASS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
+from ichkit.validation.scores import (
+    ALL_CLASSES,
+    LOG_LOSS,
+    MEAN_CLASS,
+    POOLED,
+    ROC_AUC,
+    WEIGHTED_LOG_LOSS,
+    headlines,
+)
 
 BOARD_NAME = "leaderboard.csv"
-_NOTHING = "-"
-_CAPTION = (
-    "Out-of-fold weighted log loss and AUC; as in ordinary stacking, a second stage learns from descriptors of "
-    "networks that saw the fold it is scored on. CQ500: AUC of the study maximum with its interval, and the mean of "
-    "all classes. Research use only, not a medical device."
-)
 
 
 def run(config: Config, work: WorkFolder, submissions: Path) -> pd.DataFrame:
@@ -88,35 +92,84 @@ def board_columns(task: Task) -> list[str]:
     ]
 
 
-def render(board: pd.DataFrame, task: Task) -> Table:
-    """The board for a terminal: the columns that decide, the CQ500 interval, and what the numbers are made from."""
+def render(work: WorkFolder, board: pd.DataFrame, task: Task) -> Table:
+    """The board for a terminal, values above their intervals, so that it stays readable where that is narrow.
+
+    The difference to the best of the same folds comes with the interval of the same draws of patients: green where it
+    could be none, red where it is real. Scores of the competition site stand beside the rank and never move it.
+
+    Args:
+        work: where its scores and comparisons are.
+        board: from `build`.
+    """
     data = "+".join(sorted(board.data.unique()))
-    table = Table(title=f"Leaderboard (data: {data})", caption=_CAPTION, box=SIMPLE, padding=0)
-    number, low, high = (f"cq500_{what}_{task.any_class}" for what in ("auc", "low", "high"))
-    columns = {
-        "#": [str(rank) for rank in board["rank"]],
-        "name": list(board["name"]),
-        "folds": list(board["folds"]),
-        "loss": [_number(value, 5) for value in board["cv_weighted_log_loss"]],
-        f"AUC {task.any_class}": [_number(value, 4) for value in board[f"cv_auc_{task.any_class}"]],
-        f"CQ500 {task.any_class}": [
-            f"{_number(value, 3)} ({_number(below, 2)}-{_number(above, 2)})"
-            for value, below, above in zip(board[number], board[low], board[high], strict=True)
-        ],
-        "mean": [_number(value, 3) for value in board["cq500_auc_mean"]],
-        "public": [_number(value, 5) for value in board["public_score"]],
-        "private": [_number(value, 5) for value in board["private_score"]],
-    }
-    shown = {name: cells for name, cells in columns.items() if any(cell != _NOTHING for cell in cells)}
-    for name in shown:
-        # A long name is folded; numbers never are.
-        is_text = name in ("name", "folds")
-        table.add_column(
-            name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold", min_width=len(name)
+    tables = evaluate.read_tables(work, find_sources(work, task))
+    main = headlines(tables.scores)
+    main = main[main.fold == POOLED]
+    best = dict(board.loc[board["rank"] == 1, ["folds", "name"]].itertuples(index=False))
+    rows = []
+    for row in board.to_dict("records"):
+        own = main[main.source == row["name"]]
+        loss = _pick(own[own.dataset != "cq500"], WEIGHTED_LOG_LOSS, ALL_CLASSES)
+        outside = _pick(own[own.dataset == "cq500"], ROC_AUC, task.any_class)
+        rows.append(
+            {
+                "#": str(row["rank"]),
+                "name": _name(row, len(best) > 1),
+                "loss": _stack(loss, 5, 4),
+                "to the best": _difference(tables.comparisons, row["name"], best[row["folds"]]),
+                f"AUC {task.any_class}": format_number(row[f"cv_auc_{task.any_class}"], 4),
+                f"CQ500 {task.any_class}": _stack(outside, 3, 2),
+                "mean": format_number(row["cq500_auc_mean"], 3),
+                "public\nprivate": _site(row),
+            }
         )
-    for cells in zip(*shown.values(), strict=True):
-        table.add_row(*cells)
+    shown = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
+    table = make_table(f"Leaderboard (data: {data})", shown, text=2, caption=_caption(data))
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     return table
+
+
+def _caption(data: str) -> str:
+    return (
+        "Out-of-fold weighted log loss with its interval by resampling patients; as in ordinary stacking, a second "
+        "stage learns from descriptors of networks that saw the fold it is scored on. To the best: of the same folds, "
+        "on the same patients; * where the interval excludes 0, without correction for several comparisons. "
+        f"CQ500: AUC of the study maximum, and the mean of all classes. {data_note(data)}"
+    )
+
+
+def _name(row: dict[str, Any], with_folds: bool) -> str:
+    """The name, bold for the best of its folds; below it these folds, where there are several groups."""
+    name = f"[bold]{escape(row['name'])}[/]" if row["rank"] == 1 else escape(row["name"])
+    return f"{name}\n[dim]folds {row['folds']}[/]" if with_folds else name
+
+
+def _site(row: dict[str, Any]) -> str:
+    """The public score above the private one; a dash where neither was recorded."""
+    scores = [format_number(row[name], 5) for name in ("public_score", "private_score")]
+    return NOTHING if scores == [NOTHING, NOTHING] else "\n".join(scores)
+
+
+def _stack(score: dict[str, float], digits: int, interval_digits: int) -> str:
+    """A value above its interval."""
+    if pd.isna(score["value"]):
+        return NOTHING
+    interval = format_interval(score["low"], score["high"], interval_digits)
+    return f"{format_number(score['value'], digits)}\n[dim]{interval}[/]"
+
+
+def _difference(comparisons: pd.DataFrame, name: str, best: str) -> str:
+    """The loss less that of the best above its interval; a dash for the best itself."""
+    is_asked = (comparisons.source == name) & (comparisons.other == best) & (comparisons.metric == WEIGHTED_LOG_LOSS)
+    found = comparisons[is_asked]
+    if not len(found):
+        return NOTHING
+    row = found.iloc[0]
+    is_real = row.low > 0 or row.high < 0
+    star, colour = ("*", "red") if is_real else ("", "green")
+    return f"[{colour}]{row.difference:+.5f}{star}[/]\n[dim]{row.low:+.4f} {row.high:+.4f}[/]"
 
 
 def _board_row(source: Source, scores: pd.DataFrame, work: WorkFolder, submissions: Path) -> dict[str, object]:
@@ -160,7 +213,3 @@ def _pick(scores: pd.DataFrame, metric: str, name: str) -> dict[str, float]:
     if not len(found):
         return dict.fromkeys(("value", "low", "high", "n"), np.nan)
     return found.iloc[0][["value", "low", "high", "n"]].to_dict()
-
-
-def _number(value: float | None, digits: int) -> str:
-    return _NOTHING if value is None or pd.isna(value) else f"{value:.{digits}f}"

@@ -19,21 +19,12 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.stages import evaluate, leaderboard
 from ichkit.validation.catalog import Source, find_sources, load_out_of_fold
+from ichkit.validation.published import PUBLISHED
 from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, MEAN_CLASS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
 
 _TEMPLATE = "report.html.j2"
 _NUM_CURVE_POINTS = 400
 _PUBLISHED = "MIDL 2020, one ResNet-50"
-_PUBLISHED_AUC = {
-    # MIDL 2020, table 1: (Chilamkurthy et al. 2018, the paper).
-    "any": (0.9419, 0.9612),
-    "intraparenchymal": (0.9544, 0.9691),
-    "intraventricular": (0.9310, 0.9832),
-    "subarachnoid": (0.9574, 0.9596),
-    "subdural": (0.9521, 0.9694),
-    "epidural": (0.9731, 0.9814),
-    MEAN_CLASS: (0.9520, 0.9710),
-}
 
 
 def run(config: Config, work: WorkFolder, submissions: Path) -> Path:
@@ -139,10 +130,10 @@ def _cq500_rows(scores: pd.DataFrame, name: str) -> list[dict[str, str]]:
             "class": label,
             "auc": _interval(rows.loc[label], 3),
             "n": f"{int(rows.loc[label, 'n'])} ({int(rows.loc[label, 'n_positive'])})",
-            "earlier": f"{earlier:.4f}",
-            "paper": f"{paper:.4f}",
+            "earlier": f"{PUBLISHED['baseline'].roc_auc[label]:.4f}",
+            "paper": f"{PUBLISHED['paper'].roc_auc[label]:.4f}",
         }
-        for label, (earlier, paper) in _PUBLISHED_AUC.items()
+        for label in PUBLISHED["paper"].roc_auc
         if label in rows.index
     ]
 

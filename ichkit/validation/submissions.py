@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ichkit.core.errors import ContractError, DataError, nearest
 from ichkit.core.tasks import Task
@@ -45,16 +47,20 @@ def split_ids(ids: pd.Series, task: Task, where: str) -> pd.DataFrame:
     Raises:
         ContractError: an ID that does not end in a class of the task.
     """
-    parts = ids.astype("str").str.rpartition("_")
-    frame = pd.DataFrame({"slice_id": parts[0], "class": parts[2]})
-    wrong = ~frame["class"].isin(task.classes) | (frame.slice_id == "")
-    if wrong.any():
-        found = ids[wrong].iloc[0]
-        raise ContractError(
-            f'{where}: row {_row_number(wrong)}: expected an ID such as "<slice>_{task.classes[0]}", found "{found}". '
-            f"{nearest(frame['class'][wrong].iloc[0], task.classes)}"
-        )
-    return frame
+    # Arrow splits a million ids in a fifth of a second, Python's own strings in three.
+    parts = pc.split_pattern(pa.array(ids.astype("str")), "_", max_splits=1, reverse=True)
+    wrong = pd.Series(pc.not_equal(pc.list_value_length(parts), 2).to_numpy(zero_copy_only=False), index=ids.index)
+    if not wrong.any():
+        columns = {"slice_id": pc.list_element(parts, 0), "class": pc.list_element(parts, 1)}
+        frame = pd.DataFrame({name: pd.Series(part, index=ids.index, dtype="str") for name, part in columns.items()})
+        wrong = ~frame["class"].isin(task.classes) | (frame.slice_id == "")
+        if not wrong.any():
+            return frame
+    found = str(ids[wrong].iloc[0])
+    raise ContractError(
+        f'{where}: row {_row_number(wrong)}: expected an ID such as "<slice>_{task.classes[0]}", found "{found}". '
+        f"{nearest(found.rpartition('_')[2], task.classes)}"
+    )
 
 
 def _read_rows(path: Path, task: Task) -> pd.DataFrame:
@@ -70,14 +76,7 @@ def _read_rows(path: Path, task: Task) -> pd.DataFrame:
     if not len(rows):
         raise ContractError(f"{path}: expected a row for each slice and class, found none.")
     rows = rows[ID_COLUMNS]
-    wrong = pd.to_numeric(rows.Label, errors="coerce").isna()
-    if wrong.any():
-        raise ContractError(
-            f"{path}: row {_row_number(wrong)} ({rows.ID[wrong].iloc[0]}): expected a Label in [0, 1], found "
-            f'"{rows.Label[wrong].iloc[0]}", which is not a number.'
-        )
-    # Python's float is exact to the last digit, which pandas' parser is not: near 1 - 1e-12 it shows in the loss.
-    rows["value"] = rows.Label.to_numpy(object).astype(np.float64)
+    rows["value"] = _to_numbers(rows, path)
     wrong = ~rows.value.between(0, 1)
     if wrong.any():
         raise ContractError(
@@ -87,21 +86,42 @@ def _read_rows(path: Path, task: Task) -> pd.DataFrame:
     return rows.join(split_ids(rows.ID, task, str(path)))
 
 
+def _to_numbers(rows: pd.DataFrame, path: Path) -> np.ndarray:
+    """(rows,) float64 of the column Label.
+
+    Python's float is exact to the last digit, which pandas' parser is not: near 1 - 1e-12 it shows in the loss. It is
+    also fast, but takes "1_0" and "nan" for numbers and does not say which row it stumbled over: pandas does that.
+    """
+    try:
+        values = rows.Label.to_numpy(object).astype(np.float64)
+    except ValueError:
+        values = np.full(len(rows), np.nan)
+    if np.isnan(values).any() or rows.Label.str.contains("_", regex=False).any():
+        wrong = pd.to_numeric(rows.Label, errors="coerce").isna()
+        raise ContractError(
+            f"{path}: row {_row_number(wrong)} ({rows.ID[wrong].iloc[0]}): expected a Label in [0, 1], found "
+            f'"{rows.Label[wrong].iloc[0]}", which is not a number.'
+        )
+    return values
+
+
 def _to_table(rows: pd.DataFrame, path: Path, task: Task) -> pd.DataFrame:
     """(slices, classes) of the values; rows that say the same twice count once."""
-    once = rows.drop_duplicates(["ID", "value"])
-    twice = once[once.ID.duplicated(keep=False)]
-    if len(twice):
+    number, slice_ids = pd.factorize(rows.slice_id)
+    column = pd.Categorical(rows["class"], categories=list(task.classes)).codes
+    values = np.full((len(slice_ids), task.num_classes), np.nan)
+    values[number, column] = rows.value
+    # Of two rows for one cell the later stands there now: where they differ, the earlier is not what it finds.
+    differ = values[number, column] != rows.value.to_numpy()
+    if differ.any():
+        once = rows.drop_duplicates(["ID", "value"])
+        twice = once[once.ID.duplicated(keep=False)]
         first = twice.ID.iloc[0]
         found = twice.Label[twice.ID.eq(first)].tolist()
         raise ContractError(
             f"{path}: {first} has the labels {' and '.join(found)}; an ID has one. "
             f"{twice.ID.nunique()} IDs contradict themselves; keep one row of each."
         )
-    number, slice_ids = pd.factorize(once.slice_id)
-    column = pd.Categorical(once["class"], categories=list(task.classes)).codes
-    values = np.full((len(slice_ids), task.num_classes), np.nan)
-    values[number, column] = once.value
     gaps = np.argwhere(np.isnan(values))
     if len(gaps):
         missing = f"{slice_ids[gaps[0, 0]]}_{task.classes[gaps[0, 1]]}"

@@ -1,0 +1,115 @@
+"""Which differences between sources are real: the same patients drawn for both, and DeLong's test on CQ500."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.tasks import Task
+from ichkit.validation.delong import delong_test
+from ichkit.validation.intervals import interval_of, p_value_of
+from ichkit.validation.scores import ROC_AUC
+
+BOOTSTRAP, DELONG = "bootstrap", "delong"
+BASELINE = "baseline (Chilamkurthy 2018)"  # the `other` of comparisons with the baseline's own CQ500 probabilities
+_SCORE = ["dataset", "split", "level", "aggregation", "metric", "class"]
+DRAWS_DTYPES = {**dict.fromkeys(["source", *_SCORE], "str"), "value": "float64", "n": "int64", "n_positive": "int64"}
+COMPARISON_DTYPES = {
+    **dict.fromkeys(["source", "other", *_SCORE, "method"], "str"),
+    **dict.fromkeys(["value", "other_value", "difference", "low", "high", "p_value"], "float64"),
+    **dict.fromkeys(["n", "n_positive", "num_left_out"], "int64"),
+}
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """Studies and what one source says of them.
+
+    Attributes:
+        place: dataset, split, level, aggregation.
+        probabilities: (N, C), indexed by study_id.
+        labels: (N, C) of 0 and 1, NaN where unknown, indexed alike.
+    """
+
+    place: dict[str, str]
+    probabilities: pd.DataFrame
+    labels: pd.DataFrame
+
+
+def compare_pairs(
+    draws: Mapping[str, pd.DataFrame],
+    studies: Mapping[str, StudyScores],
+    names: Sequence[str],
+    task: Task,
+    level: float,
+) -> pd.DataFrame:
+    """Every pair of sources, both ways round, columns of `COMPARISON_DTYPES`: `source` less `other`.
+
+    Args:
+        draws: source to its scores in every draw of the patients: columns of `DRAWS_DTYPES` and `draws`, (D,) each.
+        studies: source to its study scores, of those that have any; compared by DeLong's test.
+        names: sources scored on the same rows.
+        level: what an interval covers, e.g. 0.95.
+    """
+    rows = []
+    for one, two in combinations(names, 2):
+        found = list(_compare_draws(draws[one], draws[two], level))
+        if one in studies and two in studies:
+            found += compare_studies(studies[one], studies[two], task, level)
+        named = [{"source": one, "other": two, **row} for row in found]
+        rows += [*named, *map(_turn_round, named)]
+    return make_comparisons(rows)
+
+
+def compare_studies(own: StudyScores, other: StudyScores, task: Task, level: float) -> list[dict[str, Any]]:
+    """DeLong's paired test for the AUC of each class on the studies that both score, less `source` and `other`.
+
+    Source: DeLong takes rows as independent; studies of CQ500 are, one for each patient.
+    """
+    shared = own.probabilities.index.intersection(other.probabilities.index)
+    rows = []
+    for c, name in enumerate(task.classes):
+        labels = own.labels.loc[shared].iloc[:, c].to_numpy(np.float64)
+        known = ~np.isnan(labels)
+        first, second = (scores.probabilities.loc[shared].to_numpy(np.float64)[known, c] for scores in (own, other))
+        test = delong_test(labels[known], first, second, level)
+        values = {"value": test.auc, "other_value": test.other_auc, "difference": test.difference}
+        interval = {"low": test.low, "high": test.high, "p_value": test.p_value}
+        counts = {"n": int(known.sum()), "n_positive": int((labels == 1).sum()), "num_left_out": 0}
+        rows.append({**own.place, "metric": ROC_AUC, "class": name, "method": DELONG, **values, **interval, **counts})
+    return rows
+
+
+def make_comparisons(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of comparisons, also of none."""
+    return pd.DataFrame(list(rows), columns=list(COMPARISON_DTYPES)).astype(COMPARISON_DTYPES)
+
+
+def _compare_draws(one: pd.DataFrame, two: pd.DataFrame, level: float) -> Iterator[dict[str, Any]]:
+    """The differences of every score that both have, in the same draws; a class undefined in one of them is NaN."""
+    for row in one.merge(two, on=_SCORE, suffixes=("", "_other")).to_dict("records"):
+        assert (row["n"], row["n_positive"]) == (row["n_other"], row["n_positive_other"])
+        differences = np.asarray(row["draws"]) - np.asarray(row["draws_other"])
+        interval = interval_of(differences, level)
+        yield {
+            **{name: row[name] for name in _SCORE},
+            "method": BOOTSTRAP,
+            "value": row["value"],
+            "other_value": row["value_other"],
+            "difference": row["value"] - row["value_other"],
+            "low": interval.low,
+            "high": interval.high,
+            "p_value": p_value_of(differences) if np.isfinite(interval.low) else np.nan,
+            "n": row["n"],
+            "n_positive": row["n_positive"],
+            "num_left_out": interval.num_left_out,
+        }
+
+
+def _turn_round(row: dict[str, Any]) -> dict[str, Any]:
+    """The same comparison seen from the other source."""
+    turned = {"source": row["other"], "other": row["source"], "value": row["other_value"], "other_value": row["value"]}
+    return {**row, **turned, "difference": -row["difference"], "low": -row["high"], "high": -row["low"]}

@@ -1,0 +1,107 @@
+"""DeLong's variance of an AUC and his test between two AUCs of the same rows.
+
+Rows are taken as independent. Slices of one patient are not: an interval from here on slices would be far too narrow,
+and there the patient bootstrap is the honest one. Used for studies of CQ500, where a study is a patient.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, rankdata
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class DelongAuc:
+    """An AUC, its variance, and its interval cut off at 0 and 1.
+
+    Variance and interval are NaN with fewer than two positives or negatives; the interval also where the variance is
+    0, as for an AUC of 1: that says that no pair was out of order, not that none could be.
+    """
+
+    auc: float
+    variance: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DelongTest:
+    """Two AUCs, the first less the second, its variance and interval, and the two-sided p-value against none."""
+
+    auc: float
+    other_auc: float
+    difference: float
+    variance: float
+    low: float
+    high: float
+    p_value: float
+
+
+def delong_auc(labels: np.ndarray, scores: np.ndarray, level: float) -> DelongAuc:
+    """The AUC of independent rows with DeLong's variance.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        scores: (N,) of any scale.
+        level: the share the interval covers, e.g. 0.95.
+
+    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988; by midranks as in Sun & Xu, IEEE Signal Processing
+        Letters 21, 2014: O(N log N) in place of all pairs.
+    """
+    auc, covariance = delong_covariance(labels, scores[None])
+    low, high = _interval(auc[0], covariance[0, 0], level)
+    return DelongAuc(float(auc[0]), float(covariance[0, 0]), max(low, 0.0), min(high, 1.0))
+
+
+def delong_test(labels: np.ndarray, scores: np.ndarray, other: np.ndarray, level: float) -> DelongTest:
+    """The AUC of `scores` less that of `other` on the same independent rows.
+
+    Scores that order the rows alike differ by 0 with p = 1; a difference without variance has no p-value.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        scores, other: (N,) of any scale.
+
+    Source: as `delong_auc`.
+    """
+    auc, covariance = delong_covariance(labels, np.stack([scores, other]))
+    difference = float(auc[0] - auc[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    # Where nothing varies, rounding leaves some 1e-17 of the two variances, of either sign.
+    if abs(variance) < _ROUNDING * (covariance[0, 0] + covariance[1, 1]):
+        variance = 0.0
+    if variance == 0 and abs(difference) < _ROUNDING:
+        return DelongTest(float(auc[0]), float(auc[1]), 0.0, 0.0, 0.0, 0.0, 1.0)
+    low, high = _interval(difference, variance, level)
+    p_value = 2 * norm.sf(abs(difference) / np.sqrt(variance)) if variance > 0 else np.nan
+    return DelongTest(float(auc[0]), float(auc[1]), difference, variance, low, high, float(p_value))
+
+
+def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) AUCs of S scores of the same rows and their (S, S) covariance; NaN where too few rows are of a kind.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        scores: (S, N) of any scale.
+    """
+    is_positive = np.asarray(labels) > 0
+    num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
+    if not num_positive or not num_negative:
+        return np.full(len(scores), np.nan), np.full((len(scores), len(scores)), np.nan)
+    ranks = rankdata(scores, axis=1)
+    # (S, P): the share of negatives that each positive beats; (S, M): of positives that beat each negative.
+    beats = (ranks[:, is_positive] - rankdata(scores[:, is_positive], axis=1)) / num_negative
+    beaten = 1 - (ranks[:, ~is_positive] - rankdata(scores[:, ~is_positive], axis=1)) / num_positive
+    auc = beats.mean(1)
+    if min(num_positive, num_negative) < 2:
+        return auc, np.full((len(scores), len(scores)), np.nan)
+    return auc, np.atleast_2d(np.cov(beats) / num_positive + np.cov(beaten) / num_negative)
+
+
+def _interval(value: float, variance: float, level: float) -> tuple[float, float]:
+    if not variance > 0:
+        return float("nan"), float("nan")
+    half = float(norm.isf((1 - level) / 2) * np.sqrt(variance))
+    return float(value) - half, float(value) + half

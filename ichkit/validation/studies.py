@@ -1,0 +1,74 @@
+"""From slices to a study: three ways to make one probability of many, one row each in `AGGREGATIONS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.tasks import Task
+from ichkit.validation.metrics import study_maximum
+
+MAXIMUM = "maximum"
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How the slices of a study make its score.
+
+    Attributes:
+        name: key in `AGGREGATIONS`, and the `aggregation` of `scores.parquet`.
+        score: predictions, task and the number of top slices, to one row per study, sorted by study_id.
+    """
+
+    name: str
+    score: Callable[[pd.DataFrame, Task, int], pd.DataFrame]
+    description: str
+    source: str
+
+
+def top_mean(predictions: pd.DataFrame, task: Task, num_top: int) -> pd.DataFrame:
+    """One row per study: study_id and for each class the mean of its `num_top` highest slices, or of all it has."""
+    study, names = pd.factorize(predictions.study_id, sort=True)
+    size = np.bincount(study)
+    first = np.cumsum(size) - size
+    columns = {}
+    for column in task.probability_columns:
+        p = predictions[column].to_numpy(np.float64)
+        order = np.lexsort((-p, study))
+        is_top = np.arange(len(p)) - first[study[order]] < num_top
+        total = np.bincount(study[order], weights=np.where(is_top, p[order], 0.0))
+        columns[column] = total / np.minimum(size, num_top)
+    return pd.DataFrame({"study_id": names, **columns})
+
+
+def noisy_or(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """One row per study: study_id and for each class the probability that not every slice is free of it.
+
+    Slices are taken as independent, which neighbours are not, so it is too high, and higher the more slices there are.
+    """
+    free = np.log1p(-predictions[task.probability_columns].astype(np.float64))
+    table = -np.expm1(free.groupby(predictions.study_id, sort=True).sum())
+    return table.rename_axis("study_id").reset_index()
+
+
+AGGREGATIONS = {
+    MAXIMUM: Aggregation(
+        name=MAXIMUM,
+        score=lambda predictions, task, _num_top: study_maximum(predictions, task),
+        description="The highest slice; what the board shows.",
+        source="MIDL 2020, section 3.1",
+    ),
+    "top_mean": Aggregation(
+        name="top_mean",
+        score=top_mean,
+        description="The mean of the highest slices: one bright artefact alone no longer decides.",
+        source="chosen here, because a bleed rarely shows in a single slice",
+    ),
+    "noisy_or": Aggregation(
+        name="noisy_or",
+        score=lambda predictions, task, _num_top: noisy_or(predictions, task),
+        description="The probability that not every slice is free of it, slices taken as independent.",
+        source="Pearl, Probabilistic Reasoning in Intelligent Systems, 1988, section 4.3.2",
+    ),
+}

@@ -1,0 +1,121 @@
+"""Where a probability becomes a yes: thresholds chosen on some rows, and the rates they give on others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+HALF = 0.5
+# What a threshold is for: a plain half, the best F1, the best Youden's J (sensitivity + specificity - 1).
+HALF_AIM, F1_AIM, YOUDEN_AIM = "half", "best_f1", "youden"
+# What a table of decisions counts, in the order of the last axis of every confusion array.
+TRUE_POSITIVE, FALSE_POSITIVE, POSITIVE, NEGATIVE = range(4)
+
+
+def choose_thresholds(
+    probabilities: np.ndarray, labels: np.ndarray, order: np.ndarray, part: np.ndarray, parts: Sequence[int]
+) -> dict[int, dict[str, np.ndarray]]:
+    """For each part the best thresholds on the rows of all others: part to aim to (C,).
+
+    A row is a yes where its probability is not below the threshold. Candidates are the probabilities of the rows, of
+    equally good ones the highest is taken; NaN where the rows lack positives or negatives.
+
+    Args:
+        probabilities: (N, C) in [0, 1].
+        labels: (N, C) of 0 and 1, or NaN where unknown (left out).
+        order: (C, N) rows of each class by descending probability.
+        part: (N,) the part of each row, e.g. its fold.
+        parts: those that thresholds are wanted for; one that no row is in gets those of all rows.
+
+    Source: Youden, "Index for rating diagnostic tests", Cancer 3, 1950; van Rijsbergen, "Information Retrieval", 1979.
+    """
+    num_classes = labels.shape[1]
+    found = np.full((2, len(parts), num_classes), np.nan)
+    for c in range(num_classes):
+        rows = order[c][~np.isnan(labels[order[c], c])]
+        p, is_positive, own = probabilities[rows, c].astype(np.float64), labels[rows, c] > 0, part[rows]
+        for i, number in enumerate(parts):
+            found[:, i, c] = _best_thresholds(p, is_positive, own != number)
+    return {number: {F1_AIM: found[0, i], YOUDEN_AIM: found[1, i]} for i, number in enumerate(parts)}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Which rows are a yes.
+
+    Attributes:
+        is_yes: (N, C) bool.
+        is_defined: (C,) bool, false where a threshold of the class was NaN.
+    """
+
+    is_yes: np.ndarray
+    is_defined: np.ndarray
+
+
+def decide(probabilities: np.ndarray, thresholds: dict[int, np.ndarray], part: np.ndarray) -> Decisions:
+    """Every row against the thresholds of its part: a yes where its probability is not below.
+
+    Args:
+        probabilities: (N, C) in [0, 1].
+        thresholds: part to (C,).
+        part: (N,) keys of `thresholds`.
+    """
+    is_yes = np.zeros(probabilities.shape, bool)
+    for number, of_class in thresholds.items():
+        rows = part == number
+        is_yes[rows] = probabilities[rows] >= of_class
+    return Decisions(is_yes, np.isfinite(list(thresholds.values())).all(0))
+
+
+def f1_score(confusion: np.ndarray) -> np.ndarray:
+    """The harmonic mean of precision and sensitivity of (..., 4) counts; NaN without a positive."""
+    hits, positives = confusion[..., TRUE_POSITIVE], confusion[..., POSITIVE]
+    return _share(2 * hits, hits + confusion[..., FALSE_POSITIVE] + positives, positives)
+
+
+def sensitivity(confusion: np.ndarray) -> np.ndarray:
+    """The share of positives found, of (..., 4) counts; NaN without a positive."""
+    positives = confusion[..., POSITIVE]
+    return _share(confusion[..., TRUE_POSITIVE], positives, positives)
+
+
+def specificity(confusion: np.ndarray) -> np.ndarray:
+    """The share of negatives left alone, of (..., 4) counts; NaN without a negative."""
+    negatives = confusion[..., NEGATIVE]
+    return _share(negatives - confusion[..., FALSE_POSITIVE], negatives, negatives)
+
+
+def _share(part: np.ndarray, whole: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """The part of the whole in float64, NaN where there is none of what is needed."""
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=needed > 0)
+
+
+@numba.njit(cache=True)
+def _best_thresholds(p: np.ndarray, is_positive: np.ndarray, is_used: np.ndarray) -> tuple[float, float]:
+    """Thresholds of the best F1 and of the best J among the used rows; (N,) each, by descending probability."""
+    positives, negatives = 0, 0
+    for row in range(len(p)):
+        if is_used[row]:
+            positives += is_positive[row]
+            negatives += not is_positive[row]
+    if positives == 0 or negatives == 0:
+        return np.nan, np.nan
+    # Fractions are compared by their whole-number cross products, so that equal ones are equal.
+    f1_hits, f1_size, best_j = 0, 1, -np.int64(positives) * negatives - 1
+    f1_at, j_at = np.nan, np.nan
+    hits, alarms = 0, 0
+    for row in range(len(p)):
+        if is_used[row]:
+            hits += is_positive[row]
+            alarms += not is_positive[row]
+        is_last_of_tie = row + 1 == len(p) or p[row + 1] != p[row]
+        if not is_last_of_tie or hits + alarms == 0:
+            continue
+        size = hits + alarms + positives
+        if hits * f1_size > f1_hits * size:
+            f1_hits, f1_size, f1_at = hits, size, p[row]
+        j = np.int64(hits) * negatives - np.int64(alarms) * positives
+        if j > best_j:
+            best_j, j_at = j, p[row]
+    return f1_at, j_at
