@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -36,7 +36,7 @@ MIN_SLICES = 300
 def main() -> None:
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--studies", type=int, default=20, help="of the phantom, where no folder is given")
+    parser.add_argument("--studies", type=int, default=40, help="of the phantom, where no folder is given")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,12 +137,13 @@ def write_pngs(paths: list[Path], out: Path) -> None:
         pydicom.config.settings.reading_validation_mode = pydicom.config.WARN
         for path in paths:
             dataset = pydicom.dcmread(path)
-            slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
-            hounsfield = dataset.pixel_array.astype(np.float32) * slope + intercept
-            channels = [
-                (np.clip((hounsfield - (level - width / 2)) / width, 0, 1) * 255).astype(np.uint8)
-                for level, width in WINDOWS
-            ]
+            # float64, as NumPy makes of it where nobody says otherwise
+            hounsfield = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+            channels = []
+            for level, width in WINDOWS:
+                low, high = level - width / 2, level + width / 2
+                window = (np.clip(hounsfield, low, high) - low) / (high - low) * 255
+                channels.append(window.astype(np.uint8))
             (out / f"{path.stem}.png").write_bytes(cv2.imencode(".png", np.dstack(channels))[1].tobytes())
 
 
@@ -168,7 +169,8 @@ def check_lossless(root: Path, out: Path, records: list[StudyRecord]) -> None:
 def measure_efficiency(root: Path, scratch: Path) -> dict[str, float]:
     """How much two processes bring over one, for storing studies and for a loop that only computes."""
     tasks = list(study_tasks(root))
-    tasks = [tasks[i % len(tasks)] for i in range(max(len(tasks), 24))]
+    # Each under a key of its own, so that no two processes write one file.
+    tasks = [replace(tasks[i % len(tasks)], key=f"{i:032x}") for i in range(max(len(tasks), 24))]
     shares, gains, pure = [], [], []
     for turn in range(4):
         out = StoreStudy(scratch / f"both{turn}")

@@ -1,18 +1,22 @@
 """The command line: each command is a few lines that call one stage."""
 
+import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ichkit.commands_config import config_commands
+from ichkit.completion import complete_model, complete_pipeline, complete_run, complete_runs, complete_source
 from ichkit.core.progress import logger
 from ichkit.core.tasks import find_task
 from ichkit.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
 
 # Stages are imported inside the commands: torch alone takes seconds, and `--help` should not.
 
-_DAMAGED = 2
+_TO_MEND = 2
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,7 +89,7 @@ def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str
 
 @main.command(epilog=epilog("ichkit train --fold 0", "ichkit train -c resnet50-midl --fold 0,1"))
 @click.option("--fold", "folds", multiple=True, callback=_parse_folds, help='A fold, "0,1", or "all" (default).')
-@click.option("--run", "run_name", help="Name of the run [default: the config's].")
+@click.option("--run", "run_name", shell_complete=complete_run, help="Name of the run [default: the config's].")
 @click.option("--fresh", is_flag=True, help="Train the folds again from the start.")
 @click.option("--embeddings", is_flag=True, help="Keep what the network sees before its last layer, for stage 2.")
 @common_options
@@ -99,7 +103,9 @@ def train(settings: Settings, folds: list[int] | None, run_name: str | None, fre
 
 
 @main.command(epilog=epilog("ichkit stack", "ichkit stack --runs default,resnet50-midl"))
-@click.option("--runs", help="Runs, separated by commas [default: all that are complete].")
+@click.option(
+    "--runs", shell_complete=complete_runs, help="Runs, separated by commas [default: all that are complete]."
+)
 @click.option("--name", help="Name of the stack [default: the runs joined by +].")
 @common_options
 def stack(settings: Settings, runs: str | None, name: str | None) -> None:
@@ -119,7 +125,9 @@ def stack(settings: Settings, runs: str | None, name: str | None) -> None:
         "ichkit evaluate --submission mine.csv --truth labels.csv",
     )
 )
-@click.option("--source", help="Show this run or stack in full [default: the best, less of it].")
+@click.option(
+    "--source", shell_complete=complete_source, help="Show this run or stack in full [default: the best, less of it]."
+)
 @click.option("--all", "is_whole", is_flag=True, help="Print every row of scores.parquet.")
 @click.option("--submission", type=PATH, help="Score this submission file instead (ID,Label).")
 @click.option("--truth", type=PATH, help="Its labels (ID,Label).")
@@ -145,7 +153,9 @@ def evaluate(
 
 
 @main.command(epilog=epilog("ichkit submit", "ichkit submit --source default-blend"))
-@click.option("--source", help="A run or stack of the board [default: the best complete one].")
+@click.option(
+    "--source", shell_complete=complete_source, help="A run or stack of the board [default: the best complete one]."
+)
 @submissions_option
 @common_options
 def submit(settings: Settings, source: str | None, submissions: Path) -> None:
@@ -183,7 +193,11 @@ def leaderboard(
 
 @main.command(epilog=epilog("ichkit predict scans/", "ichkit predict export.zip --model work/stacks/default"))
 @click.argument("dicom_path", type=PATH)
-@click.option("--model", help="A run or stack, by name or folder [default: what submit would take].")
+@click.option(
+    "--model",
+    shell_complete=complete_model,
+    help="A run or stack, by name or folder [default: what submit would take].",
+)
 @click.option("--out", type=PATH, default=Path("predictions"), show_default=True, help="Where the tables go.")
 @common_options
 def predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) -> None:
@@ -206,7 +220,7 @@ def report(settings: Settings, submissions: Path) -> None:
 
 
 @main.command(epilog=epilog("ichkit run midl2020", "ichkit run demo --set train.epochs=1"))
-@click.argument("pipeline")
+@click.argument("pipeline", shell_complete=complete_pipeline)
 @common_options
 def run(settings: Settings, pipeline: str) -> None:
     """Run a recipe of pipelines/, by name or file: the commands above, in order."""
@@ -257,5 +271,31 @@ def verify(settings: Settings, submissions: Path) -> None:
     for line in damage:
         click.echo(line)
     if damage:
-        click.get_current_context().exit(_DAMAGED)
+        click.get_current_context().exit(_TO_MEND)
     click.echo("every artifact is as it was written")
+
+
+@main.command(epilog=epilog("ichkit doctor", "ichkit doctor --json"))
+@click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
+@submissions_option
+@common_options
+def doctor(settings: Settings, submissions: Path, as_json: bool) -> None:
+    """This machine, the data and the work folder at a glance, and what to do next."""
+    from ichkit.stages.packages import check_packages
+
+    check_packages()
+    from ichkit.stages import doctor as stage
+    from ichkit.stages import doctor_table
+
+    name = settings.config_name if settings.is_config_named else None
+    diagnosis = stage.run(settings.load(), settings.work, submissions, name)
+    if as_json:
+        click.echo(json.dumps(asdict(diagnosis), indent=2))
+    else:
+        show(doctor_table.render(diagnosis))
+        click.echo(f"What to do next: {diagnosis.next.command}\n{diagnosis.next.reason}")
+    if diagnosis.problems:
+        click.get_current_context().exit(_TO_MEND)
+
+
+main.add_command(config_commands)

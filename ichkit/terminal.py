@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
+from ichkit.completion import complete_config
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import DiskFullError, IchkitError, Stopped, nearest
 from ichkit.core.layout import WorkFolder
@@ -78,7 +79,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds -c, --set, --work, --quiet and --debug, and hands them over as one `Settings`."""
 
     @click.option(
-        "-c", "--config", default="default", show_default=True, help="A shipped config's name, or a YAML file."
+        "-c",
+        "--config",
+        default="default",
+        show_default=True,
+        shell_complete=complete_config,
+        help="A shipped config's name, or a YAML file.",
     )
     @click.option(
         "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Overrides one value; repeatable."

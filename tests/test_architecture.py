@@ -21,7 +21,9 @@ FLOORS = {
     "sources": 2,
     "phantom": 2,
     "stages": 3,
+    "completion": 4,
     "terminal": 4,
+    "commands_config": 4,
     "cli": 4,
     "__main__": 4,
 }

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import TINY
+from dicoms import write_series
 
 from ichkit.cli import main
 from ichkit.core.tasks import find_task
@@ -251,6 +252,10 @@ def test_every_command_of_the_readme_runs(prepared_once, phantom_root, tmp_path,
     (tmp_path / "data").mkdir()
     for name in ("rsna", "cq500"):
         (tmp_path / "data" / name).symlink_to(phantom_root / name)
+    for i in range(6):
+        write_series(tmp_path / "scans" / str(i), 4, study_uid=f"1.2.{i}", series_uid=f"1.2.{i}.1", patient_id=f"p{i}")
+    labels = pd.DataFrame({"study_id": [f"1.2.{i}" for i in range(6)]})
+    labels.assign(**dict.fromkeys(find_task("hemorrhage").subtypes, 0)).to_csv(tmp_path / "labels.csv", index=False)
     small = [*SMALL, *FAST_STACK, "--set", "train.pretrained=none", "--set", "train.backbone=test_resnet"]
     tiny_phantom = ["--set", "phantom.studies=9", "--set", "phantom.size=64"]
     tiny_phantom += ["--set", "phantom.test_studies=3", "--set", "phantom.cq500_studies=3"]
@@ -260,6 +265,7 @@ def test_every_command_of_the_readme_runs(prepared_once, phantom_root, tmp_path,
         if words[0] == "ichkit":
             call(*words[1:], *small, *(tiny_phantom if words[1] == "demo" else []))
             ran.append(words[1])
-    assert ran == ["demo", "prepare", "train", "stack", "submit"]
+    assert ran == ["demo", "prepare", "train", "stack", "submit", "prepare"]
+    assert (tmp_path / "own" / "prepared" / "audit.html").exists()
     assert (tmp_path / "submissions" / "leaderboard.csv").exists()
     assert (tmp_path / "ichkit-demo" / "work" / "report.html").exists()

@@ -51,7 +51,8 @@ class FileRef:
             UnreadableError: gone, shorter than its zip says, or damaged.
         """
         try:
-            with Path(self.container).open("rb") as file:
+            # Unbuffered and without a path object: opening twice a file is a fiftieth of all the time of `prepare`.
+            with open(self.container, "rb", buffering=0) as file:  # noqa: PTH123
                 if self.zip_offset == _PLAIN:
                     file.seek(offset)
                     return file.read(-1 if length is None else length)

@@ -1,0 +1,108 @@
+"""What `ichkit doctor` found, as a table for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from ichkit.stages.doctor import Diagnosis
+from ichkit.stages.found_data import DataState
+from ichkit.stages.holdings import Holdings
+from ichkit.stages.machine import Machine
+from ichkit.stages.packages import EXTRAS, NOT_INSTALLED
+
+_SHOWN_VERSIONS = ("python", "torch", "timm", "albumentations", "pydicom", "lightgbm", "pandas", "numba")
+_NOTHING = "-"
+
+
+def render(diagnosis: Diagnosis) -> Table:
+    """One row a topic: what was found, and below it what is wrong; `!` warns, `x` says that nothing works like this."""
+    table = Table(box=SIMPLE, padding=(0, 1), show_header=False)
+    table.add_column("mark", no_wrap=True)
+    table.add_column("topic", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for section in (_machine_rows(diagnosis.machine), _data_rows(diagnosis.data), _work_rows(diagnosis.holdings)):
+        for topic, found in section:
+            _add_row(table, topic, found, diagnosis)
+        table.add_section()
+    return table
+
+
+def _add_row(table: Table, topic: str, found: str, diagnosis: Diagnosis) -> None:
+    problem, warning = diagnosis.problems.get(topic), diagnosis.warnings.get(topic)
+    mark = "[red]x[/]" if problem else "[yellow]![/]" if warning else ""
+    lines = [escape(found)] if found else []
+    if problem:
+        lines.append(f"[red]{escape(problem.reason)} Run `{escape(problem.command)}`.[/]")
+    if warning:
+        lines.append(f"[yellow]{escape(warning)}[/]")
+    table.add_row(mark, topic, "\n".join(lines))
+
+
+def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
+    versions = [f"{name} {machine.versions[name]}" for name in _SHOWN_VERSIONS]
+    own = machine.versions["ichkit"]
+    yield "ichkit", "not installed, run from a checkout" if own == NOT_INSTALLED else own
+    yield "packages", ", ".join(versions)
+    gpus = [one.name + ("" if one.memory_bytes is None else f", {_size(one.memory_bytes)}") for one in machine.gpus]
+    yield "GPU", "; ".join(gpus) or "none: training is on the CPU"
+    yield "cores", str(machine.cores)
+    limit = "" if machine.memory_limit_bytes is None else f", the cgroup's limit is {_size(machine.memory_limit_bytes)}"
+    yield "memory", f"{_size(machine.memory_free_bytes)} free of {_size(machine.memory_bytes)}{limit}"
+    yield "/dev/shm", _size(machine.shared_memory_bytes)
+    yield "disk", f"{_size(machine.disk_free_bytes)} free where the work folder is"
+    missing = [family for family, is_there in machine.decoders.items() if not is_there]
+    known = ", ".join(family for family, is_there in machine.decoders.items() if is_there)
+    yield "DICOM", known + (f"; missing: {', '.join(missing)}" if missing else "")
+    extras = [
+        f"{name} {version}" if version != NOT_INSTALLED else f"no {name} ({EXTRAS[name]}: pip install 'ichkit[{name}]')"
+        for name, version in machine.extras.items()
+    ]
+    yield "extras", "; ".join(extras)
+
+
+def _data_rows(data: dict[str, DataState]) -> Iterator[tuple[str, str]]:
+    for name, state in data.items():
+        kind = " (phantom)" if state.is_phantom else ""
+        yield f"data: {name}", f"{state.where}{kind}" if state.is_found else f"none at {' or '.join(state.looked_at)}"
+
+
+def _work_rows(holdings: Holdings) -> Iterator[tuple[str, str]]:
+    yield "prepared", _describe_prepared(holdings)
+    runs = [
+        f"{name}: folds {_numbers(run.folds)}" + (f", begun {_numbers(run.unfinished)}" if run.unfinished else "")
+        for name, run in holdings.runs.items()
+    ]
+    yield "runs", "; ".join(runs) or _NOTHING
+    stacks = [
+        f"{name}: {', '.join(stack.kinds)} on folds {_numbers(stack.folds)}{_age(stack.is_outdated)}"
+        for name, stack in holdings.stacks.items()
+    ]
+    yield "stacks", "; ".join(stacks) or _NOTHING
+    yield "scores", "made" if holdings.has_scores else _NOTHING
+    sent = [f"{name}{_age(note.is_outdated)}" for name, note in holdings.submissions.items()]
+    yield "submissions", ", ".join(sent) or _NOTHING
+    yield "report", "made" if holdings.has_report else _NOTHING
+    if holdings.damaged:
+        yield "damaged", ""
+
+
+def _describe_prepared(holdings: Holdings) -> str:
+    state = holdings.prepared
+    if state is None:
+        return "begun, not finished" if holdings.is_prepare_unfinished else _NOTHING
+    counts = f"{state.num_slices} slices of {state.num_studies} studies ({state.data}), {state.num_rejected} rejected"
+    return f"{counts}; folds {_numbers(state.folds)}"
+
+
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers)) or "none"
+
+
+def _age(is_outdated: bool) -> str:
+    return " (outdated)" if is_outdated else ""
+
+
+def _size(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else f"{num_bytes / 1e9:.1f} GB"

@@ -1,0 +1,119 @@
+"""The one command that goes on from what is there."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ichkit.core.artifacts import list_differences
+from ichkit.core.config import config_names, load_config
+from ichkit.core.errors import ConfigError
+from ichkit.core.layout import WorkFolder
+from ichkit.sources.table import SOURCES, TRAINING_SOURCES
+from ichkit.stages.found_data import DataState
+from ichkit.stages.holdings import Holdings, PreparedState, RunState
+
+_DEFAULT = "default"
+_DEFAULT_WORK = Path("work")
+_WORK_VARIABLE = "ICHKIT_WORK"
+_Words = list[str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command as it would be typed, and why it is the next."""
+
+    command: str
+    reason: str
+
+
+def choose_step(
+    data: Mapping[str, DataState], holdings: Holdings, work: WorkFolder, config_name: str | None = None
+) -> Step:
+    """The next command: data, then `prepare`, a fold, a stack, a submission, the other folds, the report.
+
+    Args:
+        config_name: the config that it should name; None for the one that a run was made with.
+    """
+    if holdings.prepared is None:
+        words, reason = _before_training(data, holdings, config_name)
+    elif not holdings.runs:
+        words = ["train", "--fold", "0", *_named(config_name)]
+        reason = "Everything is prepared, and one fold is enough for a first submission."
+    else:
+        words, reason = _after_training(holdings, holdings.prepared, work, config_name)
+    # `demo` has a work folder of its own.
+    is_implied = words[0] == "demo" or work.root == Path(os.environ.get(_WORK_VARIABLE) or _DEFAULT_WORK)
+    return Step(shlex.join(["ichkit", *words, *([] if is_implied else ["--work", str(work.root)])]), reason)
+
+
+def _before_training(data: Mapping[str, DataState], holdings: Holdings, config_name: str | None) -> tuple[_Words, str]:
+    found = next((name for name in TRAINING_SOURCES if data[name].is_found), None)
+    if found is None:
+        rsna = SOURCES["rsna"]
+        return ["demo"], (
+            "No data yet: the demo shows the whole chain on synthetic scans. The real ones are at "
+            f"{rsna.source}; {rsna.variable}=PATH says where you put them."
+        )
+    own = [] if found == TRAINING_SOURCES[0] else ["--source", found, "--labels", "labels.csv"]
+    state = "it was begun and goes on" if holdings.is_prepare_unfinished else "nothing is prepared"
+    return ["prepare", *own, *_named(config_name)], f"Data are at {data[found].where}, and {state}."
+
+
+def _after_training(
+    holdings: Holdings, prepared: PreparedState, work: WorkFolder, config_name: str | None
+) -> tuple[_Words, str]:
+    for name, run in holdings.runs.items():
+        if run.unfinished:
+            k = run.unfinished[0]
+            words = ["train", "--fold", str(k), *_train_options(name, run, work, config_name)]
+            return words, f"Fold {k} of {name} was begun: with the same settings it goes on, if it is not at work now."
+    name, run = max(holdings.runs.items(), key=lambda item: len(item[1].folds))
+    # The config of what follows is that of the run, where its name still says which.
+    options = _named(config_name or (name if name in config_names() else None))
+    count = f"{len(run.folds)} of {len(prepared.folds)} folds of {name}"
+    current = [stack for stack in holdings.stacks.values() if stack.folds == run.folds and not stack.is_outdated]
+    stacked = {name for stack in current for name in stack.runs}
+    alone = [name for name, other in holdings.runs.items() if other.folds == run.folds and name not in stacked]
+    if alone:
+        return ["stack", *options], f"{count} are trained, and no stack holds {alone[0]} as it is now."
+    if not prepared.has_sample:
+        if not holdings.has_scores:
+            return ["evaluate", *options], "The stack is there. These data have no test split to submit, only scores."
+    elif not any(sent.folds == run.folds and not sent.is_outdated for sent in holdings.submissions.values()):
+        return ["submit", *options], f"The stack of {count} is there, and no submission of it."
+    if len(run.folds) < len(prepared.folds):
+        return ["train", *_train_options(name, run, work, config_name)], f"{count} are trained: the others are left."
+    if not holdings.has_report:
+        return ["report", *options], "Every fold is trained, stacked and scored: one page shows it all."
+    return ["leaderboard", *options], "Everything is made. The board says what is best; `ichkit predict` takes that."
+
+
+def _train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:
+    """What makes `train` go on with a run: other settings than its own would be refused."""
+    written = next((path for k in run.folds if (path := work.fold(name, k) / "config.yaml").is_file()), None)
+    if config_name is None and name in config_names() and (written is None or _is_shipped(written, name)):
+        return _named(name)
+    words = _named(config_name or (None if written is None else str(written)))
+    # A run is called after its config unless it is told otherwise.
+    is_implied = config_name is not None and Path(config_name).stem == name
+    return words if is_implied else [*words, "--run", name]
+
+
+def _is_shipped(written: Path, name: str) -> bool:
+    """True where a fold was trained with the shipped config of that name as it is now."""
+    try:
+        tree = yaml.safe_load(written.read_text(encoding="utf-8"))
+        config = load_config(name)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
+        return False
+    shipped = {"task": config.task, "seed": config.seed}
+    shipped |= {"channels": config.channels.settings(), "train": config.train.settings()}
+    return isinstance(tree, dict) and not list_differences({key: tree.get(key) for key in shipped}, shipped)
+
+
+def _named(config_name: str | None) -> _Words:
+    return [] if config_name in (None, _DEFAULT) else ["-c", str(config_name)]

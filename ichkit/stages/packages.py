@@ -1,0 +1,65 @@
+"""Which packages are installed, told without loading any of them."""
+
+from importlib import metadata
+
+from ichkit.core.artifacts import package_versions
+from ichkit.core.errors import ConfigError
+
+NOT_INSTALLED = "not installed"
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "albumentations",
+    "pydicom",
+    "lightgbm",
+    "pandas",
+    "numba",
+    "click",
+    "lightning",
+    "pydantic",
+    "PyYAML",
+    "blosc2",
+    "pyarrow",
+    "joblib",
+    "scikit-learn",
+    "scipy",
+    "safetensors",
+    "rich",
+    "matplotlib",
+    "Jinja2",
+)
+"""Distributions that the toolkit cannot do without, as in `setup.py`."""
+EXTRAS = {"ray": "prepare on several machines", "kaggle": "submissions to the site"}
+"""Extras that bring one package of the same name, and what for; the decoders of `dicom` are looked at one by one."""
+
+
+def check_packages() -> None:
+    """Makes sure that everything required is installed, before a missing module ends an import.
+
+    Raises:
+        ConfigError: something is not.
+    """
+    missing = [name for name in REQUIRED if _version(name) == NOT_INSTALLED]
+    if missing:
+        raise ConfigError(
+            f"packages: expected {', '.join(missing)}, not installed. Run `pip install {' '.join(missing)}`, or "
+            "install ichkit again, which brings them."
+        )
+
+
+def required_versions() -> dict[str, str]:
+    """Versions of Python, this package and every required one; "not installed" for this package in a checkout."""
+    return package_versions() | {name: _version(name) for name in REQUIRED}
+
+
+def extra_versions() -> dict[str, str]:
+    """Versions of the packages of `EXTRAS`, or "not installed"."""
+    return {name: _version(name) for name in EXTRAS}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return NOT_INSTALLED
