@@ -62,6 +62,7 @@ def make_work(
     contrast: float = 5.0,
     data: str = "phantom",
     cq500_missing: int = 0,
+    embedding_size: int = 0,
 ) -> WorkFolder:
     """Writes `prepared/` (tables only) and the finished folds of each run; returns the work folder.
 
@@ -75,6 +76,8 @@ def make_work(
         slope: what the true logit is multiplied by before the noise; above 1 a run is overconfident.
         contrast: height of a bleed in logits above and below even odds; large values make labels certain.
         cq500_missing: CQ500 studies that have labels and no slices.
+        embedding_size: columns of the embeddings beside the descriptors, none at 0: the true logits of the subtypes and
+            noise, turned by a rotation of each fold's own.
     """
     work = WorkFolder(root)
     rng = make_generator(seed, "simulated")
@@ -92,12 +95,15 @@ def make_work(
     _write_prepared(work, slices, _study_table(studies, labels, missing), dealt, data, seed)
     posterior = np.concatenate([study.posterior for study in studies])
     common = rng.standard_normal(posterior.shape)
+    latent = _draw_latent(make_generator(seed, "simulated latent"), posterior, embedding_size)
     for run in runs:
         for fold in folds:
             own = make_generator(seed, "simulated", run, fold).standard_normal(posterior.shape)
             mixed = np.sqrt(shared_noise) * common + np.sqrt(1 - shared_noise) * own
             seen = posterior if noise == 0 and slope == 1 else expit(slope * logit(posterior) + noise * mixed)
             _write_fold(work, slices, seen, run, fold, data, seed)
+            if embedding_size:
+                _write_embeddings(work, slices, latent, run, fold)
     return work
 
 
@@ -307,4 +313,44 @@ def _write_fold(
         "cq500_slices": digest_table(slices[slices.dataset == "cq500"].sort_values(KEY)),
     }
     facts = {"run": run, "fold": fold, "data": data, "num_slices": int(parts["oof"].sum()), "task": TASK.name}
+    facts["initial_weights"] = "simulated"
     writer.commit(settings={"seed": seed, "run": run, "backbone": "simulated"}, inputs=digests, facts=facts)
+
+
+def rewrite_fold(folder: Path, arrays: dict[str, np.ndarray], **facts: object) -> None:
+    """Puts arrays and facts into a finished fold, manifest included."""
+    old = read_manifest(folder, made_by="the test")
+    contents = {name: (folder / name).read_bytes() for name in old.files}
+    writer = ArtifactWriter(folder, "fold")
+    for name, data in contents.items():
+        writer.write_bytes(name, data)
+    for name, array in arrays.items():
+        writer.write_array(name, array)
+    writer.commit(settings=old.settings, inputs=old.inputs, facts={**old.facts, **facts})
+
+
+def draw_rotation(seed: int, *place: str | int, size: int) -> np.ndarray:
+    """(size, size) float64 orthogonal matrix."""
+    return np.linalg.qr(make_generator(seed, "rotation", *place).standard_normal((size, size)))[0]
+
+
+def _draw_latent(rng: np.random.Generator, posterior: np.ndarray, size: int) -> np.ndarray:
+    """(N, size) float64: what a network could see that its descriptors no longer show."""
+    latent = rng.standard_normal((len(posterior), size))
+    kept = min(size, len(TASK.subtypes))
+    latent[:, :kept] = logit(posterior[:, :kept]) + 0.3 * latent[:, :kept]
+    return latent
+
+
+def _write_embeddings(work: WorkFolder, slices: pd.DataFrame, latent: np.ndarray, run: str, fold: int) -> None:
+    parts = {
+        "oof": (slices.fold == fold).fillna(False).to_numpy(bool),
+        "test": (slices.split == "test").to_numpy(bool),
+        "cq500": (slices.dataset == "cq500").to_numpy(bool),
+    }
+    turned = latent @ draw_rotation(0, run, fold, size=latent.shape[1])
+    arrays = {}
+    for name, rows in parts.items():
+        order = slices[rows].reset_index(drop=True).sort_values(KEY).index
+        arrays[f"embeddings_{name}.npy"] = turned[rows][order].astype(np.float16)
+    rewrite_fold(work.fold(run, fold), arrays)

@@ -15,8 +15,13 @@ from ichkit.core.seeding import make_generator
 from ichkit.stages import stack
 from ichkit.validation.metrics import roc_auc
 
-KINDS = ("fusion", "lightgbm", "blend")
+KINDS = ("fusion", "lightgbm", "sequence", "blend")
 QUICK = (
+    "stack.stackers=[fusion,lightgbm,sequence]",
+    "stack.sequence.epochs=2",
+    "stack.sequence.learning_rate=0.05",
+    "stack.sequence.num_seeds=1",
+    "stack.sequence.hidden=8",
     "stack.fusion.epochs=3",
     "stack.fusion.num_seeds=1",
     "stack.fusion.weight_decay=[0.01]",

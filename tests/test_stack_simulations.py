@@ -1,6 +1,6 @@
 """What a second stage is worth, on data with a known law: a gain where there is one, and never a loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,12 @@ from ichkit.core.config import load_config
 from ichkit.core.schemas import KEY
 from ichkit.core.seeding import make_generator
 from ichkit.stacking.calibration import fit_calibration
-from ichkit.stacking.rows import log_losses, to_logits
+from ichkit.stacking.inner import make_training
+from ichkit.stacking.rows import log_losses, make_rows, to_logits
+from ichkit.stacking.table import STACKERS
 from ichkit.stages import stack
 
-KINDS = ("fusion", "lightgbm", "blend")
+KINDS = ("fusion", "lightgbm", "sequence", "blend")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Outcome:
 def play(root, **settings):
     """Stacks a simulated work folder with the demo's settings and scores it out of fold."""
     work = make_work(root / "work", test_studies=1, cq500_studies=1, **settings)
-    manifest = stack.run(load_config("demo"), work)
+    changes = ("stack.stackers=[fusion,lightgbm,sequence]", "stack.sequence.num_seeds=1")
+    manifest = stack.run(load_config("demo", changes), work)
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "train"].sort_values(KEY, ignore_index=True)
     labels = slices[list(TASK.classes)].to_numpy(float)
@@ -76,6 +79,30 @@ def test_true_posteriors_are_neither_beaten_nor_spoilt(tmp_path, seed):
         assert outcome.ratio(kind, "base") < 1.005, kind
         low, _ = outcome.gain_interval(kind, "base")
         assert low <= 0, kind
+
+
+def loss_of(name, rows, slices, folds):
+    """Weighted loss of one stacker on folds that it never saw."""
+    config, losses = load_config("demo", ("stack.sequence.num_seeds=1",)), []
+    for fold in folds:
+        held = (slices.fold == fold).to_numpy()
+        training = make_training(rows.take(~held), slices[~held], TASK, config.stack.num_inner, seed=fold)
+        model, _ = STACKERS[name].fit(training, TASK, config.stack, fold)
+        own = rows.take(held)
+        logits = model.predict(own, training.calibration.apply(own.mean_logits()))
+        losses.append(log_losses(logits, slices.loc[held, list(TASK.classes)].to_numpy(float)))
+    return np.concatenate(losses).mean(axis=0) @ TASK.weight_array()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STACKERS)
+def test_a_stacker_beats_itself_shown_nothing_but_the_centre_slice(tmp_path, name):
+    work = make_work(tmp_path / "work", num_patients=60, slices_per_study=(28, 36), noise=4.0)
+    slices = read_table(work.prepared / "slices.parquet")
+    slices = slices[slices.split == "train"].sort_values(KEY, ignore_index=True)
+    rows = make_rows([pd.concat([read_table(work.fold("base", k) / "oof.parquet") for k in range(5)])], slices, TASK)
+    alone = replace(rows, study_codes=np.arange(len(rows)))  # each slice a study of its own
+    assert loss_of(name, rows, slices, (0, 1)) < 0.9 * loss_of(name, alone, slices, (0, 1))
 
 
 @pytest.mark.slow

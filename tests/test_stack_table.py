@@ -8,9 +8,9 @@ import pytest
 from simulated import TASK, make_work
 
 from ichkit.core.artifacts import read_table
-from ichkit.core.config import LightgbmConfig, StackConfig
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.schemas import KEY
+from ichkit.core.stack_config import LightgbmConfig, StackConfig
 from ichkit.stacking import inner as inner_module
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.inner import make_training
@@ -18,7 +18,11 @@ from ichkit.stacking.rows import log_losses, make_rows
 from ichkit.stacking.table import STACKERS, find_stacker
 
 CONFIG = StackConfig.model_validate(
-    {"fusion": {"epochs": 4, "num_seeds": 2, "learning_rate": 0.01, "channels": [8, 8]}, "lightgbm": {"max_rounds": 40}}
+    {
+        "fusion": {"epochs": 4, "num_seeds": 2, "learning_rate": 0.01, "channels": [8, 8]},
+        "lightgbm": {"max_rounds": 40},
+        "sequence": {"epochs": 6, "num_seeds": 1, "learning_rate": 0.03, "hidden": 8, "weight_decay": [0.01]},
+    }
 )
 
 

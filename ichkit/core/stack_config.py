@@ -8,7 +8,10 @@ from ichkit.core.section import Count, Positive, Probability, Section, runtime
 
 
 class NetworkConfig(Section):
-    """What the networks of the second stage share; length of training and decay are chosen on inner patients."""
+    """What the networks of the second stage share; decay and length of training are chosen on inner patients.
+
+    `epochs` are the most passes over the rows, and `max_visits` bounds the rows seen in all of them together.
+    """
 
     epochs: Count = 20
     max_visits: Count = 3_000_000

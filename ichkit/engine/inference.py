@@ -1,6 +1,7 @@
 """A trained fold as a predictor: volumes in Hounsfield units to the probabilities of every slice."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ class Predictor:
         """What it predicts."""
         return find_task(self.card.task)
 
+    @property
+    def num_features(self) -> int:
+        """How many features the network's last layer reads."""
+        return self.network.backbone.get_classifier().in_features
+
     def predict_volume(self, volume: np.ndarray) -> np.ndarray:
         """The probabilities of every slice of one study.
 
@@ -106,10 +112,28 @@ class Predictor:
         Returns:
             (S, K) float32 in [0, 1].
         """
+        return np.concatenate([self._predict_images(images) for images in self._render(volume)])
+
+    def describe_volume(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The probabilities of every slice of one study, and the features that the network's last layer reads.
+
+        Args:
+            volume: (S, H, W) int16 HU, as for `predict_volume`.
+
+        Returns:
+            (S, K) float32 in [0, 1], the same bytes as from `predict_volume`; (S, F) float16, averaged over the
+            test-time augmentation.
+        """
+        parts = [self._describe_images(images) for images in self._render(volume)]
+        probabilities, features = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return probabilities, features
+
+    def _render(self, volume: np.ndarray) -> Iterator[np.ndarray]:
+        """(n, H, W, C) uint8 images of the slices, batch by batch."""
         volume = resize_volume(pad_to_square(volume), self.card.image_size)
         rows = np.arange(len(volume))
-        batches = [rows[at : at + self.card.batch_size] for at in range(0, len(rows), self.card.batch_size)]
-        return np.concatenate([self._predict_images(self.rendering.render(volume, batch)) for batch in batches])
+        for first in range(0, len(rows), self.card.batch_size):
+            yield self.rendering.render(volume, rows[first : first + self.card.batch_size])
 
     @torch.inference_mode()
     def _predict_images(self, images: np.ndarray) -> np.ndarray:
@@ -119,6 +143,19 @@ class Predictor:
         if self.card.tta == "hflip":
             probabilities = (probabilities + self.network(batch.flip(2)).float().sigmoid()) / 2
         return probabilities.cpu().numpy()
+
+    @torch.inference_mode()
+    def _describe_images(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, H, W, C) uint8 to (n, K) float32 probabilities and (n, F) float16 features."""
+        batch = torch.from_numpy(images).to(self.device)
+        views = [batch, batch.flip(2)] if self.card.tta == "hflip" else [batch]
+        backbone, found = self.network.backbone, []
+        for view in views:
+            maps = backbone.forward_features(self.network.normalise(view))
+            features = backbone.forward_head(maps, pre_logits=True)
+            found.append((backbone.forward_head(maps).float().sigmoid(), features.float().flatten(1)))
+        probabilities, features = (sum(parts) / len(views) for parts in zip(*found, strict=True))
+        return probabilities.cpu().numpy(), features.half().cpu().numpy()
 
 
 def load_predictor(fold_folder: Path, device: str = "auto") -> Predictor:

@@ -8,10 +8,10 @@ class AxialFusion(nn.Module):
     """Adds to the centre slice's base logits what its neighbours' descriptors say.
 
     The descriptors of a window stand as an image of window x classes, one channel per run and scale. The first
-    kernel spans three slices and every class, the second three slices.
+    kernel spans three slices and every class, the second three slices: convolutions along the axis alone.
 
     Args:
-        num_channels: channels of the input: descriptors (as logits and as probabilities) times runs.
+        num_channels: numbers that describe a slice: classes times scales (logits and probabilities) times runs.
         num_classes: classes of a descriptor.
         window: slices in the window, odd.
         widths: channels after each convolution.
@@ -23,8 +23,8 @@ class AxialFusion(nn.Module):
 
     def __init__(self, num_channels: int, num_classes: int, window: int, widths: tuple[int, int]) -> None:
         super().__init__()
-        self.first = nn.Conv2d(num_channels, widths[0], kernel_size=(3, num_classes), padding=(1, 0))
-        self.second = nn.Conv2d(widths[0], widths[1], kernel_size=(3, 1), padding=(1, 0))
+        self.first = nn.Conv1d(num_channels, widths[0], kernel_size=3, padding=1)
+        self.second = nn.Conv1d(widths[0], widths[1], kernel_size=3, padding=1)
         self.last = nn.Linear(widths[1] * window, num_classes)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -33,17 +33,17 @@ class AxialFusion(nn.Module):
         """Logits of the centre slice.
 
         Args:
-            descriptors: (B, channels, window, C) float32, standardised.
+            descriptors: (B, channels, window) float32, logits standardised.
             base_logits: (B, C) float32.
 
         Returns:
             (B, C) float32.
 
         Example:
-            >>> net = AxialFusion(num_channels=2, num_classes=6, window=7, widths=(32, 64))
-            >>> net(torch.zeros(4, 2, 7, 6), torch.zeros(4, 6)).shape
+            >>> net = AxialFusion(num_channels=12, num_classes=6, window=7, widths=(32, 64))
+            >>> net(torch.zeros(4, 12, 7), torch.zeros(4, 6)).shape
             torch.Size([4, 6])
         """
-        hidden = torch.relu(self.first(descriptors))  # (B, widths[0], window, 1)
-        hidden = torch.relu(self.second(hidden))  # (B, widths[1], window, 1)
+        hidden = torch.relu(self.first(descriptors))  # (B, widths[0], window)
+        hidden = torch.relu(self.second(hidden))  # (B, widths[1], window)
         return base_logits + self.last(hidden.flatten(1))

@@ -34,6 +34,11 @@ class Calibration:
         return Calibration(1 + shares * (self.slope - 1), shares * self.intercept)
 
 
+def no_calibration(num_classes: int) -> Calibration:
+    """The calibration that leaves every logit as it is."""
+    return Calibration(np.ones(num_classes), np.zeros(num_classes))
+
+
 def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """The calibration of least penalised log loss on these rows.
 

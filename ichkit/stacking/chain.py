@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from ichkit.core.schemas import KEY, make_predictions
 from ichkit.core.tasks import Task, find_task
 from ichkit.stacking.blend import Blend
 from ichkit.stacking.calibration import Calibration
-from ichkit.stacking.rows import Rows, make_rows, to_probabilities
+from ichkit.stacking.embeddings import Projection
+from ichkit.stacking.rows import BRAIN_SHARE, Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, BLEND, find_stacker
 
 BLEND_FILE = "blend.json"
@@ -29,23 +31,33 @@ class Chain:
         name: its folder below each stacker's.
         fold: the first-stage models whose descriptors it reads.
         calibration: of the base.
-        blend: of the calibrated base and the stackers.
+        calibrations: of each stacker, by name.
+        blend: of the calibrated base and the calibrated stackers.
     """
 
     name: str
     fold: int
     calibration: Calibration
+    calibrations: Mapping[str, Calibration]
     blend: Blend
+
+    def predict_members(self, stack_folder: Path, rows: Rows) -> dict[str, np.ndarray]:
+        """Name to (N, C) float64 logits: the calibrated base, and every stacker as it is before its calibration."""
+        base = self.calibration.apply(rows.mean_logits())
+        logits = {BASE: base}
+        for name in self.calibrations:
+            logits[name] = find_stacker(name).load(stack_folder / name / self.name).predict(rows, base)
+        return logits
 
     def predict(self, stack_folder: Path, rows: Rows) -> dict[str, np.ndarray]:
         """Kind to (N, C) float64 logits: every stacker and the blend."""
-        base = self.calibration.apply(rows.mean_logits())
-        logits = {BASE: base}
-        for name in self.blend.members:
-            if name != BASE:
-                logits[name] = find_stacker(name).load(stack_folder / name / self.name).predict(rows, base)
-        blended = self.blend.apply(np.stack([logits[name] for name in self.blend.members]))
-        return {name: value for name, value in logits.items() if name != BASE} | {BLEND: blended}
+        return self.combine(self.predict_members(stack_folder, rows))
+
+    def combine(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Kind to (N, C) float64 logits: every stacker calibrated, and the blend; from `predict_members`."""
+        calibrated = {name: calibration.apply(members[name]) for name, calibration in self.calibrations.items()}
+        parts = [members[BASE] if name == BASE else calibrated[name] for name in self.blend.members]
+        return calibrated | {BLEND: self.blend.apply(np.stack(parts))}
 
 
 @dataclass(frozen=True)
@@ -54,16 +66,20 @@ class Chains:
 
     Attributes:
         runs: whose descriptors are read, in this order.
+        has_brain_shares: whether they learnt from slices whose share of brain is known, and so must know it.
+        has_embeddings: whether they look at embeddings; their projections then lie in the stack's folder.
     """
 
     task: Task
     runs: tuple[str, ...]
+    has_brain_shares: bool
+    has_embeddings: bool
     chains: tuple[Chain, ...]
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The tables a stack gives: its stackers, then the blend."""
-        return (*(name for name in self.chains[0].blend.members if name != BASE), BLEND)
+        return (*self.chains[0].calibrations, BLEND)
 
     def encode(self) -> bytes:
         """The bytes of `blend.json`."""
@@ -72,13 +88,17 @@ class Chains:
                 "task": self.task.name,
                 "classes": self.task.classes,
                 "runs": self.runs,
+                "has_brain_shares": self.has_brain_shares,
+                "has_embeddings": self.has_embeddings,
                 "members": self.chains[0].blend.members,
                 "chains": [
                     {
                         "name": chain.name,
                         "fold": chain.fold,
-                        "slope": chain.calibration.slope.tolist(),
-                        "intercept": chain.calibration.intercept.tolist(),
+                        "calibrations": {
+                            name: {"slope": calibration.slope.tolist(), "intercept": calibration.intercept.tolist()}
+                            for name, calibration in ({BASE: chain.calibration} | dict(chain.calibrations)).items()
+                        },
                         "weights": chain.blend.weights.tolist(),
                     }
                     for chain in self.chains
@@ -97,44 +117,68 @@ def read_chains(stack_folder: Path) -> Chains:
     try:
         note = json.loads(path.read_text())
         members = tuple(note["members"])
-        chains = tuple(
-            Chain(
-                name=chain["name"],
-                fold=int(chain["fold"]),
-                calibration=Calibration(np.array(chain["slope"]), np.array(chain["intercept"])),
-                blend=Blend(members, np.array(chain["weights"])),
-            )
-            for chain in note["chains"]
+        return Chains(
+            task=find_task(note["task"]),
+            runs=tuple(note["runs"]),
+            has_brain_shares=bool(note["has_brain_shares"]),
+            has_embeddings=bool(note["has_embeddings"]),
+            chains=tuple(_read_chain(chain, members) for chain in note["chains"]),
         )
-        return Chains(find_task(note["task"]), tuple(note["runs"]), chains)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not readable ({error}). Run `ichkit stack` again.") from error
 
 
+def _read_chain(note: Mapping[str, Any], members: tuple[str, ...]) -> Chain:
+    calibrations = {
+        name: Calibration(np.array(fit["slope"]), np.array(fit["intercept"]))
+        for name, fit in note["calibrations"].items()
+    }
+    return Chain(
+        name=note["name"],
+        fold=int(note["fold"]),
+        calibration=calibrations.pop(BASE),
+        calibrations=calibrations,
+        blend=Blend(members, np.array(note["weights"])),
+    )
+
+
 def predict_chains(
-    stack_folder: Path, descriptors: Mapping[str, Mapping[int, pd.DataFrame]], slices: pd.DataFrame
+    stack_folder: Path,
+    descriptors: Mapping[str, Mapping[int, pd.DataFrame]],
+    slices: pd.DataFrame,
+    embeddings: Mapping[str, Mapping[int, np.ndarray]] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Predictions of every kind, averaged over the chains: each first-stage fold followed by its second-stage models.
 
     Args:
         descriptors: run, then fold, to the predictions table of that first-stage model; more than needed may be there.
-        slices: slice_id, study_id, slice_index, num_slices, position_mm, gap_mm, padded, one row per slice.
+        slices: slice_id, study_id, slice_index, num_slices, position_mm, gap_mm, padded, one row per slice; brain_share
+            where the stack learnt with it.
+        embeddings: run, then fold, to (N, F) features with rows as in that table; where the stack learnt with them.
 
     Returns:
         Kind ("fusion", "lightgbm", "blend", as configured) to a predictions table with fold -1, sorted by study_id
         and slice_index; the probabilities of the chains are averaged arithmetically.
 
     Raises:
-        ContractError: descriptors of a run and fold that a chain needs are not given, or hold other slices.
+        ContractError: descriptors of a run and fold that a chain needs are not given, or hold other slices; or the
+            shares of brain or the embeddings that the stack learnt with are not given.
         ArtifactError: a file of the stack is missing or damaged.
 
     Source: chosen here: the chains averaged are exactly those whose out-of-fold scores are told.
     """
     stack = read_chains(stack_folder)
+    if stack.has_brain_shares and BRAIN_SHARE not in slices:
+        raise ContractError(
+            f"stack: expected the column {BRAIN_SHARE} of every slice, because {stack_folder.name} learnt with it; "
+            "it is not given."
+        )
     slices = slices.sort_values(KEY, ignore_index=True)
     totals = {kind: np.zeros((len(slices), stack.task.num_classes)) for kind in stack.kinds}
     for chain in stack.chains:
-        rows = make_rows(_tables_of(descriptors, stack.runs, chain.fold), slices, stack.task)
+        tables = _tables_of(descriptors, stack.runs, chain.fold)
+        projected = _project(stack_folder, stack, chain.fold, tables, embeddings)
+        rows = make_rows(tables, slices, stack.task, projected)
         for kind, logits in chain.predict(stack_folder, rows).items():
             totals[kind] += to_probabilities(logits)
     return {
@@ -154,3 +198,35 @@ def _tables_of(
                 "Give the tables of every run and fold that the stack was made from."
             )
     return [descriptors[run][fold] for run in runs]
+
+
+def projection_path(stack_folder: Path, run: str, fold: int) -> Path:
+    """Where a stack keeps how one network's features come to the shared space."""
+    return stack_folder / "projections" / run / f"fold{fold}.npy"
+
+
+def _project(
+    stack_folder: Path,
+    stack: Chains,
+    fold: int,
+    tables: Sequence[pd.DataFrame],
+    embeddings: Mapping[str, Mapping[int, np.ndarray]] | None,
+) -> np.ndarray | None:
+    """(N, E) float32 embeddings of all runs, rows sorted by study_id and slice_index; None where none are looked at."""
+    if not stack.has_embeddings:
+        return None
+    parts = []
+    for run, table in zip(stack.runs, tables, strict=True):
+        if embeddings is None or fold not in embeddings.get(run, {}):
+            raise ContractError(
+                f"stack: expected embeddings of run {run}, fold {fold}, because {stack_folder.name} learnt with them; "
+                "they are not given."
+            )
+        path = projection_path(stack_folder, run, fold)
+        try:
+            projection = Projection.of_array(np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: not readable ({error}). Run `ichkit stack` again.") from error
+        order = table.reset_index(drop=True).sort_values(KEY).index
+        parts.append(projection.apply(embeddings[run][fold])[order])
+    return np.concatenate(parts, axis=1)

@@ -1,13 +1,23 @@
 """What the trees look at: every feature by name, in one list."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
+from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.tasks import Task
 from ichkit.stacking.neighbours import neighbour_stacks, running_means, study_starts
 from ichkit.stacking.rows import FACTS, Rows
+from ichkit.stacking.summaries import ranks_in_study, study_quantiles
+
+# Runs keep their own columns this far from the slice and share one beyond: five runs would make 570 columns otherwise.
+_OWN_REACH = 3
+_STEP_REACH = 2
+_QUANTILES = (0.5, 0.75, 0.9)
+_NARROW_REACH = 1
+_BLOCK_ROWS = 32_768
 
 
 @dataclass(frozen=True)
@@ -27,107 +37,179 @@ class FeatureGroup:
     source: str
 
 
-def feature_names(task: Task, num_runs: int, window: int) -> list[str]:
+def find_groups(names: Sequence[str]) -> list[FeatureGroup]:
+    """The groups of those names, in the order of the table.
+
+    Raises:
+        ConfigError: no such group; the message lists the choices.
+    """
+    for name in names:
+        if name not in FEATURE_GROUPS:
+            raise ConfigError(
+                f'config: unknown group "{name}" in stack.lightgbm.features. {nearest(name, FEATURE_GROUPS)}'
+            )
+    return [group for name, group in FEATURE_GROUPS.items() if name in names]
+
+
+def feature_names(task: Task, num_runs: int, window: int, groups: Sequence[str]) -> list[str]:
     """The name of every column of `make_features`, in order.
 
     Example:
-        >>> len(feature_names(find_task("hemorrhage"), num_runs=1, window=7))
-        85
+        >>> len(feature_names(find_task("hemorrhage"), num_runs=1, window=19, groups=tuple(FEATURE_GROUPS)))
+        201
     """
-    return [name for group in FEATURE_GROUPS.values() for name in group.names(task, num_runs, window)]
+    return [name for group in find_groups(groups) for name in group.names(task, num_runs, window)]
 
 
-def make_features(rows: Rows, window: int) -> np.ndarray:
-    """(N, F) float32 features of every row; NaN beyond the ends of a study."""
-    return np.concatenate([group.make(rows, window) for group in FEATURE_GROUPS.values()], axis=1, dtype=np.float32)
+def make_features(rows: Rows, task: Task, window: int, groups: Sequence[str]) -> np.ndarray:
+    """(N, F) float32 features of every row; NaN beyond the ends of a study.
+
+    They are made in blocks of whole studies, so that beside the result hardly any memory is needed.
+    """
+    found = find_groups(groups)
+    features = np.empty((len(rows), len(feature_names(task, rows.num_runs, window, groups))), np.float32)
+    for block in _blocks(rows):
+        part, first = rows.take(block), 0
+        for group in found:
+            values = group.make(part, window)
+            features[block, first : first + values.shape[1]] = values
+            first += values.shape[1]
+    return features
+
+
+def _blocks(rows: Rows) -> list[slice]:
+    """Runs of whole studies of about `_BLOCK_ROWS` rows."""
+    starts = study_starts(rows.study_codes)
+    cuts = starts[np.searchsorted(starts, np.arange(0, len(rows), _BLOCK_ROWS))[1:] - 1]
+    edges = np.unique([0, *cuts, len(rows)])
+    return [slice(first, last) for first, last in pairwise(edges.tolist())]
 
 
 def _neighbour_names(task: Task, num_runs: int, window: int) -> list[str]:
-    offsets = range(-(window // 2), window // 2 + 1)
-    return [
-        f"logit_{name}_{offset:+d}_run{run}" for offset in offsets for run in range(num_runs) for name in task.classes
-    ]
+    names = []
+    for offset in range(-(window // 2), window // 2 + 1):
+        runs = [f"run{run}" for run in range(num_runs)] if abs(offset) <= _OWN_REACH else ["mean"]
+        names += [f"logit_{name}_{offset:+d}_{run}" for run in runs for name in task.classes]
+    return names
 
 
 def _neighbours(rows: Rows, window: int) -> np.ndarray:
-    return neighbour_stacks(rows.logits.reshape(len(rows), -1), rows.study_codes, window, beyond=np.nan).reshape(
-        len(rows), window * rows.num_runs * rows.logits.shape[2]
-    )
+    reach, own = window // 2, min(window // 2, _OWN_REACH)
+    near = neighbour_stacks(rows.logits.reshape(len(rows), -1), rows.study_codes, 2 * own + 1, beyond=np.nan)
+    if own == reach:
+        return near.reshape(len(rows), -1)
+    far = neighbour_stacks(rows.mean_logits(), rows.study_codes, window, beyond=np.nan)
+    parts = (far[:, : reach - own], near, far[:, reach + own + 1 :])
+    return np.concatenate([part.reshape(len(rows), -1) for part in parts], axis=1)
 
 
 def _step_names(task: Task, _num_runs: int, _window: int) -> list[str]:
-    return [f"step_{side}_{name}" for side in ("down", "up") for name in task.classes]
+    offsets = [offset for offset in range(-_STEP_REACH, _STEP_REACH + 1) if offset]
+    return [f"step_{offset:+d}_{name}" for offset in offsets for name in task.classes]
 
 
 def _steps(rows: Rows, _window: int) -> np.ndarray:
-    stacks = neighbour_stacks(rows.mean_logits(), rows.study_codes, 3, beyond=np.nan)
-    return np.concatenate([stacks[:, 0] - stacks[:, 1], stacks[:, 2] - stacks[:, 1]], axis=1)
+    stacks = neighbour_stacks(rows.mean_logits(), rows.study_codes, 2 * _STEP_REACH + 1, beyond=np.nan)
+    steps = stacks - stacks[:, _STEP_REACH : _STEP_REACH + 1]
+    return np.delete(steps, _STEP_REACH, axis=1).reshape(len(rows), -1)
 
 
 def _mean_names(task: Task, _num_runs: int, _window: int) -> list[str]:
-    return [f"mean_{width}_{name}" for width in ("near", "window") for name in task.classes]
+    return [f"mean_{width}_{name}" for width in ("three", "seven", "window") for name in task.classes]
 
 
 def _means(rows: Rows, window: int) -> np.ndarray:
-    mean = rows.mean_logits()
-    return np.concatenate([running_means(mean, rows.study_codes, reach) for reach in (1, window // 2)], axis=1)
+    mean, reaches = rows.mean_logits(), (_NARROW_REACH, _OWN_REACH, window // 2)
+    return np.concatenate([running_means(mean, rows.study_codes, reach) for reach in reaches], axis=1)
 
 
 def _study_names(task: Task, _num_runs: int, _window: int) -> list[str]:
-    return [f"study_{what}_{name}" for what in ("mean", "maximum") for name in task.classes]
+    summaries = ("mean", "maximum", *(f"quantile{round(100 * share)}" for share in _QUANTILES))
+    return [f"study_{summary}_{name}" for summary in summaries for name in task.classes]
 
 
 def _study(rows: Rows, _window: int) -> np.ndarray:
     mean, starts = rows.mean_logits(), study_starts(rows.study_codes)
     if not len(starts):
-        return np.empty((0, 2 * mean.shape[1]))
+        return np.empty((0, (2 + len(_QUANTILES)) * mean.shape[1]))
     lengths = np.diff(np.append(starts, len(rows)))
     means = np.add.reduceat(mean, starts) / lengths[:, None]
-    return np.repeat(np.concatenate([means, np.maximum.reduceat(mean, starts)], axis=1), lengths, axis=0)
+    quantiles = study_quantiles(mean, rows.study_codes, _QUANTILES).reshape(len(starts), -1)
+    return np.repeat(np.concatenate([means, np.maximum.reduceat(mean, starts), quantiles], axis=1), lengths, axis=0)
+
+
+def _rank_names(task: Task, _num_runs: int, _window: int) -> list[str]:
+    return [f"rank_{name}" for name in task.classes]
+
+
+def _ranks(rows: Rows, _window: int) -> np.ndarray:
+    return ranks_in_study(rows.mean_logits(), rows.study_codes)
 
 
 def _position_names(_task: Task, _num_runs: int, _window: int) -> list[str]:
-    return ["position", "slices_below", "slices_above", "num_slices", "gap_below_mm", "gap_above_mm", "padded"]
+    return [
+        "position",
+        "slices_below",
+        "slices_above",
+        "slices_to_edge",
+        "num_slices",
+        "gap_below_mm",
+        "gap_above_mm",
+        "padded",
+        "brain_share",
+    ]
 
 
 def _position(rows: Rows, _window: int) -> np.ndarray:
-    index, num_slices, position_mm, gap_mm, padded = (rows.facts[:, column] for column in range(len(FACTS)))
+    index, num_slices, position_mm, gap_mm, padded, brain_share = (rows.facts[:, c] for c in range(len(FACTS)))
+    above = num_slices - 1 - index
     relative = index / np.maximum(num_slices - 1, 1)
     gap_below_mm = np.full(len(rows), np.nan)
     gap_below_mm[1:] = np.diff(position_mm)
     gap_below_mm[study_starts(rows.study_codes)] = np.nan
-    return np.stack([relative, index, num_slices - 1 - index, num_slices, gap_below_mm, gap_mm, padded], axis=1)
+    edge = np.minimum(index, above)
+    return np.stack(
+        [relative, index, above, edge, num_slices, gap_below_mm, gap_mm, padded, brain_share],
+        axis=1,
+    )
 
 
 FEATURE_GROUPS = {
     "neighbours": FeatureGroup(
         names=_neighbour_names,
         make=_neighbours,
-        description="Logits of every class and run in the slice and its neighbours, missing beyond the ends.",
-        source="RSNA 2019, third place: boosted trees on neighbours' out-of-fold probabilities",
+        description="Logits of every class in the slice and its neighbours, per run up to three slices away.",
+        source="RSNA 2019, third place: boosted trees on out-of-fold probabilities at +-1 to 9; logits serve as well, "
+        "because a tree sees order alone",
     ),
     "steps": FeatureGroup(
         names=_step_names,
         make=_steps,
-        description="How far the logits of the two adjacent slices lie above the slice's own.",
+        description="How far the logits of the slices one and two away lie above the slice's own.",
         source="chosen here, because a tree needs many splits for a difference",
     ),
     "means": FeatureGroup(
         names=_mean_names,
         make=_means,
-        description="Logits averaged over three slices, and over the window, fewer at the ends.",
+        description="Logits averaged over three slices, seven, and the window, fewer at the ends.",
         source="chosen here, because averaging removes the noise of single slices at once",
     ),
     "study": FeatureGroup(
         names=_study_names,
         make=_study,
-        description="Mean and maximum of each class's logit over the study.",
+        description="Mean, maximum and quantiles of each class's logit over the study.",
         source="RSNA 2019, second-stage models of several top solutions",
+    ),
+    "ranks": FeatureGroup(
+        names=_rank_names,
+        make=_ranks,
+        description="Share of the study's other slices whose logit lies below the slice's own, per class.",
+        source="chosen here, because a doubtful slice is another thing as the worst of a study than as one of many",
     ),
     "position": FeatureGroup(
         names=_position_names,
         make=_position,
-        description="Where the slice lies in its study, the gaps to its neighbours, and the padding group.",
+        description="Where the slice lies in its study, the gaps to its neighbours, padding group, share of brain.",
         source="data: end slices are positive 0.84 % of the time, padded ones half as often as others",
     ),
 }

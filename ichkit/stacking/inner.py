@@ -1,7 +1,7 @@
 """Honest inner splits: everything a second-stage model chooses is chosen on patients its training part holds out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,7 @@ class Training:
     Attributes:
         rows: n rows of whole studies.
         labels: (n, C) float64 of 0 and 1.
+        numbers: (n,) int64, where its rows stand among all that the stack is made from.
         patients: (n,) int64, equal for rows of one patient.
         parts: (n,) int64, the inner part of each row; -1 where the row takes no part in choices.
         calibration: of the base, fitted on all n rows.
@@ -51,6 +52,7 @@ class Training:
 
     rows: Rows
     labels: np.ndarray
+    numbers: np.ndarray
     patients: np.ndarray
     parts: np.ndarray
     calibration: Calibration
@@ -78,6 +80,28 @@ class Training:
             logits[split.held] = split.calibration.apply(mean[split.held])
         return logits
 
+    def calibrate(self, logits: np.ndarray) -> tuple[Calibration, np.ndarray]:
+        """The calibration of a stacker, and what inner patients say of it.
+
+        Args:
+            logits: (R, C) of its inner models for `chosen_rows`.
+
+        Returns:
+            The calibration fitted on all these rows, as far as a cross-fit supports it per class, and the (R, C)
+            float64 logits with each inner part calibrated on the others.
+        """
+        rows, num_parts = self.chosen_rows(), len(self.inner_calibrations)
+        parts = self.parts[rows]
+        whole, *inner = _calibrate(logits, self.labels[rows], self.patients[rows], parts, num_parts)
+        calibrated = np.empty(logits.shape, np.float64)
+        for part, calibration in enumerate(inner):
+            calibrated[parts == part] = calibration.apply(logits[parts == part])
+        return whole, calibrated
+
+    def without_embeddings(self) -> "Training":
+        """The same training part, as it is where no embeddings were kept."""
+        return replace(self, rows=self.rows.without_embeddings())
+
     def choose_shares(self, corrections: np.ndarray) -> np.ndarray:
         """(C,) float64 share of (n, C) inner corrections that each class takes."""
         rows, base = self.chosen_rows(), self.inner_base_logits()
@@ -94,6 +118,7 @@ def make_training(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, 
 
     Args:
         slices: (n rows, in the order of `rows`) patient_id, study_id and the labels; no row of the fold to predict.
+            Its index says where the rows stand among all.
         num_inner: inner parts; two patients are the least that can be dealt, so fewer patients give fewer parts.
 
     Raises:
@@ -107,7 +132,15 @@ def make_training(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, 
     taking_part = chosen[patients]
     parts[taking_part] = deal_patients(slices[taking_part], num_inner, task.classes, seed)
     calibrations = _calibrate(rows.mean_logits(), labels, patients, parts, num_inner)
-    return Training(rows, labels, patients.astype(np.int64), parts, calibrations[0], tuple(calibrations[1:]))
+    return Training(
+        rows=rows,
+        labels=labels,
+        numbers=slices.index.to_numpy(np.int64),
+        patients=patients.astype(np.int64),
+        parts=parts,
+        calibration=calibrations[0],
+        inner_calibrations=tuple(calibrations[1:]),
+    )
 
 
 def _calibrate(

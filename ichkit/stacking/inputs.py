@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,11 @@ from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
 from ichkit.core.layout import WorkFolder
 from ichkit.core.schemas import KEY, check_predictions
 from ichkit.core.seeding import derive_seed
+from ichkit.core.stack_config import EmbeddingsConfig
 from ichkit.core.tasks import Task
-from ichkit.imaging.store import Prepared
-from ichkit.stacking.rows import FACTS
+from ichkit.imaging.store import FACTS_NAME, Prepared
+from ichkit.stacking.embeddings import Anchored, read_embeddings
+from ichkit.stacking.rows import BRAIN_SHARE, FACTS, PREPARED_FACTS
 from ichkit.validation.folds import check_folds, deal_patients
 
 TRAINED_BY = "ichkit train"
@@ -31,6 +33,7 @@ class Inputs:
         train: prepared slices of those folds, labels included, sorted by study_id and slice_index.
         test, cq500: prepared slices, without labels.
         tables: split, then run, then fold, to a predictions table.
+        embeddings: run to its embeddings in one space; empty where they are not asked for.
         digests: name to digest of everything read.
         data: "rsna", "phantom" or "folder".
     """
@@ -41,12 +44,28 @@ class Inputs:
     test: pd.DataFrame
     cq500: pd.DataFrame
     tables: Mapping[str, Mapping[str, Mapping[int, pd.DataFrame]]]
+    embeddings: Mapping[str, Anchored]
     digests: Mapping[str, str]
     data: str
+
+    @property
+    def has_brain_shares(self) -> bool:
+        """True where the store knows the share of brain of its slices."""
+        return BRAIN_SHARE in self.train
 
     def out_of_fold(self, run: str) -> pd.DataFrame:
         """The descriptors of every row of `train`, each by the model of its own fold."""
         return pd.concat(list(self.tables["oof"][run].values()), ignore_index=True)
+
+    def out_of_fold_embeddings(self) -> np.ndarray:
+        """(N, E) float32 of every row of `train`, each by the model of its own fold; E = 0 without embeddings."""
+        parts = [np.empty((len(self.train), 0), np.float32)]
+        for run, anchored in self.embeddings.items():
+            tables = self.tables["oof"][run]
+            order = pd.concat(list(tables.values()), ignore_index=True).sort_values(KEY).index
+            values = np.concatenate([anchored.project("oof", fold) for fold in tables])
+            parts.append(values[order])
+        return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -122,11 +141,17 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_inputs(work: WorkFolder, task: Task, requested: Sequence[str] | None) -> Inputs:
+def read_inputs(
+    work: WorkFolder, task: Task, requested: Sequence[str] | None, embeddings: EmbeddingsConfig | None = None
+) -> Inputs:
     """Reads and checks everything a stack is made from.
 
+    Args:
+        embeddings: how embeddings are brought into one space; None, or not enabled, leaves them where they are.
+
     Raises:
-        ArtifactError: nothing prepared or trained, or an artifact is damaged.
+        ArtifactError: nothing prepared or trained, an artifact is damaged, or embeddings are asked for and cannot be
+            brought into one space.
         ContractError: a table does not hold exactly the prepared slices, or a row's fold is not its own.
         FoldError: a patient has two folds.
     """
@@ -135,11 +160,14 @@ def read_inputs(work: WorkFolder, task: Task, requested: Sequence[str] | None) -
         choose_runs(finished, (), requested)
     prepared = Prepared.open(work.prepared, task)
     runs, folds = choose_runs(finished, prepared.fold_numbers, requested)
+    knows_brain = FACTS_NAME in prepared.manifest.files
+    prepared = _with_brain_shares(prepared) if knows_brain else prepared
     train, test, cq500 = (prepared.split(name) for name in ("train", "test", "cq500"))
     check_folds(train)
     train = train[train.fold.isin(folds)].reset_index(drop=True)
     tables: dict[str, dict[str, dict[int, pd.DataFrame]]] = {split: {run: {} for run in runs} for split in SPLITS}
-    facts = ["slice_id", *KEY, *(name for name in FACTS if name not in KEY)]
+    known = FACTS if knows_brain else PREPARED_FACTS
+    facts = ["slice_id", *KEY, *(name for name in known if name not in KEY)]
     digests = {
         "prepared/labels": digest_table(train[[*facts, "patient_id", "fold", *task.classes]]),
         "prepared/test": digest_table(test[facts]),
@@ -166,7 +194,21 @@ def read_inputs(work: WorkFolder, task: Task, requested: Sequence[str] | None) -
         raise ArtifactError(
             f"stack: expected runs trained on the same data, found {', '.join(sorted(data))}. Name runs of one kind."
         )
-    return Inputs(runs, folds, train, test, cq500, tables, digests, data.pop())
+    anchored = {}
+    if embeddings is not None and embeddings.enabled:
+        for run in runs:
+            anchored[run] = read_embeddings(
+                work, run, folds, {split: tables[split][run] for split in SPLITS}, embeddings
+            )
+            digests |= anchored[run].digests
+    return Inputs(runs, folds, train, test, cq500, tables, anchored, digests, data.pop())
+
+
+def _with_brain_shares(prepared: Prepared) -> Prepared:
+    """The store with the share of brain of every slice among its columns."""
+    key = ["dataset", "slice_id"]
+    facts = prepared.slice_facts()[[*key, BRAIN_SHARE]].drop_duplicates(key)
+    return replace(prepared, slices=prepared.slices.merge(facts, on=key, how="left"))
 
 
 def plan_chains(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[ChainPlan]:

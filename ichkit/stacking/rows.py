@@ -1,7 +1,7 @@
 """What a second stage sees: descriptors of one or more runs for whole studies, and where each slice lies."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,9 @@ from ichkit.core.errors import ContractError
 from ichkit.core.schemas import KEY
 from ichkit.core.tasks import Task
 
-FACTS = ("slice_index", "num_slices", "position_mm", "gap_mm", "padded")
+PREPARED_FACTS = ("slice_index", "num_slices", "position_mm", "gap_mm", "padded")
+BRAIN_SHARE = "brain_share"
+FACTS = (*PREPARED_FACTS, BRAIN_SHARE)
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Rows:
     Attributes:
         logits: (N, M, C) float32, the descriptors of M runs before the sigmoid.
         study_codes: (N,) int64, equal for rows of one study.
-        facts: (N, 5) float64, the columns of `FACTS`; gap_mm is NaN at the last slice.
+        facts: (N, 6) float64, the columns of `FACTS`; gap_mm is NaN at the last slice, brain_share where it is unknown.
+        embeddings: (N, E) float32, what the networks saw before their last layer, in one space; E = 0 without them.
     """
 
     logits: np.ndarray
     study_codes: np.ndarray
     facts: np.ndarray
+    embeddings: np.ndarray
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -41,15 +45,22 @@ class Rows:
 
     def take(self, chosen: np.ndarray) -> "Rows":
         """The chosen rows (mask or ascending row numbers); whole studies must be chosen."""
-        return Rows(self.logits[chosen], self.study_codes[chosen], self.facts[chosen])
+        return Rows(self.logits[chosen], self.study_codes[chosen], self.facts[chosen], self.embeddings[chosen])
+
+    def without_embeddings(self) -> "Rows":
+        """The same rows, as they are where no embeddings were kept."""
+        return replace(self, embeddings=self.embeddings[:, :0])
 
 
-def make_rows(tables: Sequence[pd.DataFrame], slices: pd.DataFrame, task: Task) -> Rows:
+def make_rows(
+    tables: Sequence[pd.DataFrame], slices: pd.DataFrame, task: Task, embeddings: np.ndarray | None = None
+) -> Rows:
     """The rows of a set of slices with the descriptors of each run.
 
     Args:
         tables: one predictions table per run, in the order of the runs, each with exactly these slices, in any order.
-        slices: slice_id, study_id and the columns of `FACTS`, in any order.
+        slices: slice_id, study_id and the columns of `FACTS`, in any order; brain_share may be missing.
+        embeddings: (N, E) of the slices, sorted by study_id and slice_index; None for none.
 
     Raises:
         ContractError: a table does not hold exactly these slices.
@@ -69,7 +80,9 @@ def make_rows(tables: Sequence[pd.DataFrame], slices: pd.DataFrame, task: Task) 
             )
         logits[:, run] = to_logits(table[task.probability_columns].to_numpy(np.float64))
     study_codes, _ = pd.factorize(slices.study_id)
-    return Rows(logits, study_codes.astype(np.int64), slices[list(FACTS)].to_numpy(np.float64, na_value=np.nan))
+    facts = slices.reindex(columns=list(FACTS)).to_numpy(np.float64, na_value=np.nan)
+    kept = np.empty((len(slices), 0), np.float32) if embeddings is None else embeddings
+    return Rows(logits, study_codes.astype(np.int64), facts, kept)
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:

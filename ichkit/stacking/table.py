@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ichkit.core.config import StackConfig
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task
 from ichkit.stacking.boosting import fit_boosted, load_boosted
 from ichkit.stacking.inner import Training
@@ -43,6 +43,7 @@ class Stacker:
             training part's inner patients.
         load: a folder of `StackerModel.encode`'s files to the model.
         bears_torch: False where fitting needs a process without torch.
+        takes_embeddings: True where it looks at embeddings, when there are any.
         description: one sentence.
         source: where it comes from.
     """
@@ -51,6 +52,7 @@ class Stacker:
     fit: FitStacker
     load: Callable[[Path], StackerModel]
     bears_torch: bool
+    takes_embeddings: bool
     description: str
     source: str
 
@@ -79,12 +81,25 @@ def _load_fusion(folder: Path) -> StackerModel:
     return load_fusion(folder)
 
 
+def _fit_sequence(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[StackerModel, np.ndarray]:
+    from ichkit.stacking.sequence import fit_sequence
+
+    return fit_sequence(training, task, config, seed)
+
+
+def _load_sequence(folder: Path) -> StackerModel:
+    from ichkit.stacking.sequence import load_sequence
+
+    return load_sequence(folder)
+
+
 STACKERS = {
     "fusion": Stacker(
         name="fusion",
         fit=_fit_fusion,
         load=_load_fusion,
         bears_torch=True,
+        takes_embeddings=False,
         description="A small convolutional network over the descriptors of adjacent slices.",
         source="MIDL 2020, section 2.2",
     ),
@@ -93,7 +108,17 @@ STACKERS = {
         fit=fit_boosted,
         load=load_boosted,
         bears_torch=False,
+        takes_embeddings=False,
         description="Boosted trees on neighbours, study summaries and position, one booster per class.",
         source="RSNA 2019, third place",
+    ),
+    "sequence": Stacker(
+        name="sequence",
+        fit=_fit_sequence,
+        load=_load_sequence,
+        bears_torch=True,
+        takes_embeddings=True,
+        description="A recurrent network that reads the descriptors of a whole study from both ends.",
+        source="RSNA 2019, first and second place: recurrent second stages",
     ),
 }

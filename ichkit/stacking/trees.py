@@ -27,6 +27,7 @@ class Trees:
         goes_left_missing: (nodes,) bool, where NaN goes.
         left, right: (nodes,) int64, the next node of the tree, or ~leaf.
         leaf_value: (leaves,) float64, already shrunk by the learning rate.
+        gain: (nodes,) float64, how much each split lowered the loss in training.
     """
 
     node_start: np.ndarray
@@ -37,6 +38,7 @@ class Trees:
     left: np.ndarray
     right: np.ndarray
     leaf_value: np.ndarray
+    gain: np.ndarray
 
     @property
     def num_trees(self) -> int:
@@ -60,6 +62,10 @@ class Trees:
             totals,
         )
         return totals
+
+    def gains(self, num_features: int) -> np.ndarray:
+        """(F,) float64 total gain of the splits on each column."""
+        return np.bincount(self.feature, weights=self.gain, minlength=num_features)
 
 
 def read_trees(text: str, where: str) -> Trees:
@@ -104,6 +110,7 @@ def read_trees(text: str, where: str) -> Trees:
         left=joined("left_child", np.int64),
         right=joined("right_child", np.int64),
         leaf_value=joined("leaf_value", np.float64),
+        gain=joined("split_gain", np.float64),
     )
 
 

@@ -1,10 +1,11 @@
 """One fold of a run: its identity, its training, its tables."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,12 @@ from ichkit.core.schemas import make_predictions
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
+from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
 from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.validation.metrics import weighted_log_loss
+
+if TYPE_CHECKING:
+    from ichkit.engine.inference import Predictor
 
 MADE_BY = "ichkit train"
 STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
@@ -156,6 +161,7 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest:
     prepared = task.open_prepared()
     identity, parts = identify(task.config, prepared, task.fold), Parts.of(prepared, task.fold)
     writer = ArtifactWriter(task.folder, "fold", resume=task.trains)
+    embeds = task.config.train.embeddings or (not task.trains and has_embeddings(task.folder))
     with torch_threads(task.config.train.threads) as threads:
         facts = _train(task, prepared, parts, identity, writer, stop) if task.trains else _keep_weights(task, writer)
         predictor = read_predictor(writer.folder, task.config.train.accelerator)
@@ -163,7 +169,9 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest:
         num_studies = sum(slices.volume.nunique() for slices, _ in tables.values())
         with Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
             for name, (slices, fold) in tables.items():
-                probabilities = _predict_slices(predictor, prepared, slices, meter, stop)
+                probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
+                if embeds:
+                    writer.write_array(embeddings_name(name), embeddings)
                 table = make_predictions(slices, probabilities, prepared.task, fold)
                 writer.write_table(f"{name}.parquet", table)
                 if name == "oof":
@@ -210,8 +218,10 @@ def _train(
     prevalence = index.labels.mean(0, dtype=np.float64)
     stored = prepared.manifest.settings
     card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]))
-    torch.manual_seed(derive_seed(config.seed, "network", task.fold))
+    # The same for every fold: only then can what the networks see be brought into one space.
+    torch.manual_seed(derive_seed(config.seed, "network"))
     network = card.build(drop_rate=settings.drop_rate, pretrained=settings.pretrained)
+    initial_weights = hashlib.sha256(encode_weights(network)).hexdigest()[:16]
     if settings.label_prior_bias:
         set_prior_bias(network, prevalence)
     dataset = BlockDataset(
@@ -245,7 +255,12 @@ def _train(
     used |= {"prepare": {"size": stored["size"]}, "train": settings.settings()}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
     writer.write_bytes("history.csv", encode_table(pd.DataFrame(loop.progress.history), ".csv"))
-    return {"backbone": settings.backbone, "num_parameters": num_parameters, "num_train_slices": len(parts.train)}
+    return {
+        "backbone": settings.backbone,
+        "num_parameters": num_parameters,
+        "num_train_slices": len(parts.train),
+        INITIAL_WEIGHTS: initial_weights,
+    }
 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
@@ -254,19 +269,35 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
     for name in manifest.files:
         if not name.endswith((".parquet", ".npy")):
             writer.write_bytes(name, (task.folder / name).read_bytes())
-    return {name: manifest.facts[name] for name in ("backbone", "num_parameters", "num_train_slices")}
+    kept = ("backbone", "num_parameters", "num_train_slices", INITIAL_WEIGHTS)
+    return {name: manifest.facts[name] for name in kept if name in manifest.facts}
 
 
 def _predict_slices(
-    predictor: Any, prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag
-) -> np.ndarray:
-    """(N, K) float32 probabilities of the rows, sorted by study_id and slice_index, volume by volume."""
-    parts = [np.empty((0, prepared.task.num_classes), np.float32)]
+    predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag, *, embeds: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) float32 probabilities and (N, F) float16 features of the rows, sorted by study_id and slice_index.
+
+    Without `embeds` there are no features, F = 0.
+    """
+    probabilities = [np.empty((0, prepared.task.num_classes), np.float32)]
+    features = [np.empty((0, predictor.num_features if embeds else 0), np.float16)]
     for relative, rows in slices.groupby("volume", sort=False):
-        parts.append(predictor.predict_volume(prepared.read_volume(relative))[rows.slice_index.to_numpy()])
+        volume, own = prepared.read_volume(relative), rows.slice_index.to_numpy()
+        if embeds:
+            described, seen = predictor.describe_volume(volume)
+            features.append(seen[own])
+        else:
+            described = predictor.predict_volume(volume)
+        probabilities.append(described[own])
         meter.advance()
         stop.check("training is saved, and the tables are made anew")
-    return np.concatenate(parts)
+    return np.concatenate(probabilities), np.concatenate(features)
+
+
+def has_embeddings(folder: Path) -> bool:
+    """True where a finished fold holds what its network sees before its last layer."""
+    return embeddings_name("oof") in read_manifest(folder, made_by=MADE_BY).files
 
 
 def _write_stacks(writer: ArtifactWriter, table: pd.DataFrame, prepared: Prepared) -> None:

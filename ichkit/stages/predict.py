@@ -16,7 +16,7 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, DataError
 from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import Meter, logger
-from ichkit.core.schemas import REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
+from ichkit.core.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 from ichkit.core.tasks import Task, find_task
 from ichkit.engine.inference import Predictor, load_predictor
 from ichkit.engine.parallel import run_tasks
@@ -26,7 +26,7 @@ from ichkit.sources.folder import hide_files, image_files, plan_folder
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord, decode_study
-from ichkit.stacking.chain import predict_chains
+from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stages.submit import choose_source
 from ichkit.validation.catalog import find_sources, pick_source
 from ichkit.validation.metrics import study_maximum
@@ -91,12 +91,13 @@ def run(
     ordered, rows = order_slices(plan.files)
     planned = PlannedSource(plan, StudyTasks(ordered, pixels), rows, repair=False)
     logger.info("predict: %d files, %d studies, with %s", len(files), len(planned.tasks), chain.name)
-    descriptors, slices, records = _describe(networks, planned, task)
+    embeds = chain.stack is not None and read_chains(chain.stack).has_embeddings
+    descriptors, embeddings, slices, records = _describe(networks, planned, task, embeds=embeds)
     refused = refused.rename(columns={"relative": "file"}).assign(dataset=plan.dataset).reindex(columns=REJECTED)
     parts = [plan.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
     rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
     table = (
-        _second_stage(chain, descriptors, slices, task)
+        _second_stage(chain, descriptors, embeddings, slices, task)
         if len(slices)
         else make_predictions(slices, _none(task), task, -1)
     )
@@ -166,19 +167,28 @@ def _pixel_settings(networks: dict[str, dict[int, Predictor]], chain: Chain) -> 
 
 
 def _describe(
-    networks: dict[str, dict[int, Predictor]], planned: PlannedSource, task: Task
-) -> tuple[dict[str, dict[int, pd.DataFrame]], pd.DataFrame, dict[str, StudyRecord]]:
-    """Descriptors of every study by every network; the slices they stand for; what could not be read."""
+    networks: dict[str, dict[int, Predictor]], planned: PlannedSource, task: Task, *, embeds: bool
+) -> tuple[dict[str, dict[int, pd.DataFrame]], dict[str, dict[int, np.ndarray]], pd.DataFrame, dict[str, StudyRecord]]:
+    """Descriptors of every study by every network and, with `embeds`, its features with rows as in those tables; the
+    slices they stand for; what could not be read.
+    """
     values = {name: {k: [] for k in of_run} for name, of_run in networks.items()}
+    features = {name: {k: [] for k in of_run} for name, of_run in networks.items()} if embeds else {}
     records = {}
     with Meter("predict", len(planned.tasks), "studies") as meter:
         for record, volume in _decoded(planned):
             records[record.key] = record
             for name, of_run in networks.items() if record.kept else ():
                 for k, predictor in of_run.items():
-                    values[name][k].append(predictor.predict_volume(volume))
+                    if embeds:
+                        described, seen = predictor.describe_volume(volume)
+                        features[name][k].append(seen)
+                    else:
+                        described = predictor.predict_volume(volume)
+                    values[name][k].append(described)
             meter.advance()
     slices = collect_slices(planned, records, task)
+    order = slices.reset_index(drop=True).sort_values(KEY).index  # the tables are sorted by it
     tables = {
         name: {
             k: make_predictions(slices, np.concatenate([_none(task), *parts]), task, fold=k)
@@ -186,7 +196,11 @@ def _describe(
         }
         for name, of_run in values.items()
     }
-    return tables, slices, records
+    embeddings = {
+        name: {k: np.concatenate(parts)[order] for k, parts in of_run.items() if parts}
+        for name, of_run in features.items()
+    }
+    return tables, embeddings, slices, records
 
 
 def _decoded(planned: PlannedSource) -> Iterator[tuple[StudyRecord, np.ndarray]]:
@@ -204,10 +218,14 @@ def _none(task: Task) -> np.ndarray:
 
 
 def _second_stage(
-    chain: Chain, descriptors: dict[str, dict[int, pd.DataFrame]], slices: pd.DataFrame, task: Task
+    chain: Chain,
+    descriptors: dict[str, dict[int, pd.DataFrame]],
+    embeddings: dict[str, dict[int, np.ndarray]],
+    slices: pd.DataFrame,
+    task: Task,
 ) -> pd.DataFrame:
     if chain.stack is not None:
-        return predict_chains(chain.stack, descriptors, slices)[chain.kind]
+        return predict_chains(chain.stack, descriptors, slices, embeddings)[chain.kind]
     (tables,) = descriptors.values()
     mean = np.mean([table[task.probability_columns].to_numpy(np.float64) for table in tables.values()], axis=0)
     return make_predictions(next(iter(tables.values())), mean, task, fold=-1)

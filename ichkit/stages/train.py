@@ -15,7 +15,7 @@ from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
 from ichkit.engine.stopping import RelayedStop, relay_stop
 from ichkit.imaging.store import Prepared
-from ichkit.stages.fold import MADE_BY, FoldTask, Identity, do_fold, identify, read_started
+from ichkit.stages.fold import MADE_BY, FoldTask, Identity, do_fold, has_embeddings, identify, read_started
 from ichkit.validation.folds import check_folds
 
 
@@ -66,7 +66,9 @@ def run(
             logger.info("fold %d: finished already", fold)
             continue
         if state is _State.PREDICT:
-            logger.info("fold %d: slices to predict have changed; its weights predict them anew", fold)
+            logger.info(
+                "fold %d: slices to predict have changed, or embeddings are new; its weights predict anew", fold
+            )
         tasks.append(FoldTask(config, work, run_name, fold, trains=state is _State.TRAIN))
     if tasks:
         _run_all(tasks, _folds_at_once(config, len(tasks)))
@@ -101,7 +103,8 @@ def _judge(config: Config, prepared: Prepared, folder: Path, fold: int) -> _Stat
         return _State.TRAIN
     manifest = read_manifest(folder, made_by=MADE_BY)
     _refuse_others(folder, Identity(manifest.settings, manifest.inputs), wanted)
-    return _State.DONE if manifest.inputs == wanted.inputs else _State.PREDICT
+    lacks_embeddings = config.train.embeddings and not has_embeddings(folder)
+    return _State.DONE if manifest.inputs == wanted.inputs and not lacks_embeddings else _State.PREDICT
 
 
 def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:

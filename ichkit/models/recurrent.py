@@ -1,0 +1,54 @@
+"""The sequence network: two recurrent layers that read the slices of a whole study, one from each end."""
+
+import torch
+from torch import nn
+
+
+class SequenceNetwork(nn.Module):
+    """Adds to every slice's base logits what the rest of its study says.
+
+    Args:
+        num_channels: numbers that describe a slice.
+        num_classes: classes of a descriptor.
+        hidden: width of each direction.
+
+    Source: RSNA 2019, second-stage recurrent networks of the first places; the widths, and that the output starts at
+        zero and is added to the base's logits, are chosen here, as in `AxialFusion`.
+    """
+
+    def __init__(self, num_channels: int, num_classes: int, hidden: int) -> None:
+        super().__init__()
+        self.entry = nn.Linear(num_channels, hidden)
+        # Two layers rather than a bidirectional one: each reads its studies from their own first slice, so padding
+        # stays behind the end in both, and packing, half as fast again on a CPU, is not needed.
+        self.upward = nn.GRU(hidden, hidden, batch_first=True)
+        self.downward = nn.GRU(hidden, hidden, batch_first=True)
+        self.last = nn.Linear(3 * hidden, num_classes)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, slices: torch.Tensor, lengths: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
+        """Logits of every slice of every study of a batch.
+
+        Args:
+            slices: (B, S, channels) float32, studies padded to the longest; padding has no influence.
+            lengths: (B,) int64, slices of each study, at least 1.
+            base_logits: (sum of lengths, C) float32, study after study.
+
+        Returns:
+            (sum of lengths, C) float32.
+
+        Example:
+            >>> net = SequenceNetwork(num_channels=13, num_classes=6, hidden=32)
+            >>> net(torch.zeros(2, 30, 13), torch.tensor([30, 24]), torch.zeros(54, 6)).shape
+            torch.Size([54, 6])
+        """
+        place = torch.arange(slices.shape[1])[None, :]
+        is_real = place < lengths[:, None]  # (B, S)
+        # Turns each study round and leaves its padding where it is; doing it twice changes nothing.
+        turned = torch.where(is_real, lengths[:, None] - 1 - place, place)[:, :, None]  # (B, S, 1)
+        entered = torch.relu(self.entry(slices))  # (B, S, hidden)
+        upward, _ = self.upward(entered)
+        downward, _ = self.downward(torch.take_along_dim(entered, turned, dim=1))
+        downward = torch.take_along_dim(downward, turned, dim=1)
+        return base_logits + self.last(torch.cat([entered, upward, downward], dim=2)[is_real])

@@ -1,0 +1,228 @@
+"""What the second stage's networks share: how they are fitted on inner patients and then on all, averaged and kept."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from ichkit.core.seeding import derive_seed, make_generator
+from ichkit.core.stack_config import NetworkConfig
+from ichkit.stacking.inner import Training
+from ichkit.stacking.rows import log_losses
+
+State = Mapping[str, torch.Tensor]
+
+_LENGTHS = (0.25, 0.5, 1.0)
+_MIN_STEPS_PER_EPOCH = 4
+_MIN_BATCH = 32
+# Training parts larger than this try the last weight decay alone: at 600,000 rows .001 and .1 were a tenth of a percent
+# of the loss apart.
+_MANY_ROWS = 30_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes.
+
+    Attributes:
+        rows: (n,) row numbers that it gives logits for, in this order.
+        inputs: the network's arguments but the last, the base's logits of these rows.
+    """
+
+    rows: np.ndarray
+    inputs: tuple[torch.Tensor, ...]
+
+
+class NetworkInputs(Protocol):
+    """The rows of a training part, or rows to predict, as a kind of network takes them."""
+
+    def make_network(self, seed: int) -> nn.Module:
+        """A new network for these inputs, the same for the same seed."""
+        ...
+
+    def draw_batches(self, rows: np.ndarray, num_batches: int, generator: np.random.Generator) -> Iterator[Batch]:
+        """One epoch over the ascending rows, shuffled and augmented."""
+        ...
+
+    def plain_batches(self, rows: np.ndarray) -> Iterator[Batch]:
+        """Every one of the ascending rows once, as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Networks of one training part.
+
+    Attributes:
+        states: per seed, the weights; empty where no class takes any of the correction.
+        shares: (C,) float64 in [0, 1], how much of the correction each class takes.
+        choice: what was chosen, for people: weight decay and passes over the rows.
+        inner: (n, C) float64 logits of the inner networks; NaN for rows that take no part in choices.
+    """
+
+    states: tuple[State, ...]
+    shares: np.ndarray
+    choice: dict[str, float]
+    inner: np.ndarray
+
+
+def fit_networks(
+    training: Training, inputs: NetworkInputs, weights: np.ndarray, settings: NetworkConfig, seed: int
+) -> Fitted:
+    """Networks whose weight decay, length of training and share per class are chosen on inner patients.
+
+    Args:
+        inputs: of the training part's rows.
+        weights: (C,) of the classes in the loss.
+    """
+    with one_thread():
+        decay, passes, corrections = _choose_passes(training, inputs, weights, settings, seed)
+        shares = training.choose_shares(corrections)
+        fit = _Fit(inputs, training.base_logits(), training.labels, weights, settings, decay)
+        everything = np.arange(len(training.rows))
+        states = []
+        for number in range(settings.num_seeds if shares.any() else 0):
+            *_, network = fit.run(everything, (passes,), derive_seed(seed, "network", number))
+            states.append({name: value.clone() for name, value in network.state_dict().items()})
+    choice = {"weight_decay": decay, "passes": passes}
+    return Fitted(tuple(states), shares, choice, training.inner_base_logits() + shares * corrections)
+
+
+def correct(network: nn.Module, inputs: NetworkInputs, rows: np.ndarray, num_classes: int) -> np.ndarray:
+    """(n, C) float32: what a network adds to the base's logits in the ascending rows."""
+    corrections = np.empty((len(rows), num_classes), np.float32)
+    with torch.inference_mode():
+        for batch in inputs.plain_batches(rows):
+            nothing = torch.zeros(len(batch.rows), num_classes)
+            corrections[np.searchsorted(rows, batch.rows)] = network(*batch.inputs, nothing).numpy()
+    return corrections
+
+
+def mean_correction(states: Sequence[State], inputs: NetworkInputs, num_rows: int, num_classes: int) -> np.ndarray:
+    """(N, C) float64: what the networks of all seeds add on average."""
+    total = np.zeros((num_rows, num_classes))
+    with one_thread():
+        for state in states:
+            network = inputs.make_network(0)
+            network.load_state_dict(state)
+            total += correct(network, inputs, np.arange(num_rows), num_classes)
+    return total / len(states)
+
+
+def _choose_passes(
+    training: Training, inputs: NetworkInputs, weights: np.ndarray, settings: NetworkConfig, seed: int
+) -> tuple[float, int, np.ndarray]:
+    """Weight decay, passes over the rows, and the (n, C) corrections of the inner networks with them.
+
+    As many passes are safe where the final fit has more rows, because every row is then seen no more often.
+    """
+    rows, inner, mean = training.chosen_rows(), training.inner_base_logits(), training.rows.mean_logits()
+    decays = settings.weight_decay[-1:] if len(training.rows) > _MANY_ROWS else settings.weight_decay
+    ends = sorted({max(1, round(settings.epochs * share)) for share in _LENGTHS})
+    best: tuple[float, float, int, np.ndarray] | None = None
+    for decay in decays:
+        found = {passes: np.zeros(inner.shape) for passes in ends}
+        for part, split in enumerate(training.splits()):
+            fit = _Fit(inputs, split.calibration.apply(mean), training.labels, weights, settings, decay)
+            networks = fit.run(split.fitting, ends, derive_seed(seed, "inner network", part))
+            for passes, network in zip(ends, networks, strict=True):
+                found[passes][split.held] = correct(network, inputs, split.held, inner.shape[1])
+        for passes, corrections in found.items():
+            losses = log_losses((inner + corrections)[rows], training.labels[rows])
+            loss = float(losses.mean(axis=0) @ weights)
+            if best is None or loss < best[0]:
+                best = (loss, decay, passes, corrections)
+    assert best is not None
+    return best[1:]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How networks are trained; the same rows and seed give the same weights, bit by bit, on one thread."""
+
+    inputs: NetworkInputs
+    base: np.ndarray
+    labels: np.ndarray
+    class_weights: np.ndarray
+    settings: NetworkConfig
+    weight_decay: float
+
+    def run(self, rows: np.ndarray, ends: Sequence[int], seed: int) -> Iterator[nn.Module]:
+        """The network after each of the ascending numbers of passes, always the same object, trained on.
+
+        Many rows get fewer passes, so that their visits stay within `max_visits`; the learning rate falls to zero over
+        all that the rows may have, not over those asked for.
+        """
+        settings = self.settings
+        base, labels = (torch.from_numpy(values.astype(np.float32)) for values in (self.base, self.labels))
+        weights = torch.from_numpy(self.class_weights.astype(np.float32))
+        batch = min(settings.batch_size, max(_MIN_BATCH, len(rows) // _MIN_STEPS_PER_EPOCH))
+        num_batches = -(-len(rows) // batch)
+        num_epochs = max(1, min(settings.epochs, settings.max_visits // len(rows)))
+        ends = [min(end, num_epochs) for end in ends]
+        network = self.inputs.make_network(seed)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=settings.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_epochs * num_batches)
+        for epoch in range(max(ends)):
+            for drawn in self.inputs.draw_batches(rows, num_batches, make_generator(seed, "epoch", epoch)):
+                logits = network(*drawn.inputs, base[drawn.rows])
+                losses = nn.functional.binary_cross_entropy_with_logits(logits, labels[drawn.rows], reduction="none")
+                optimizer.zero_grad()
+                (losses.mean(dim=0) @ weights).backward()
+                optimizer.step()
+                schedule.step()
+            for _ in range(ends.count(epoch + 1)):
+                yield network
+
+
+def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the first axis, float32; a constant column is left unscaled."""
+    center, scale = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+    return center.astype(np.float32), np.where(scale > 1e-3, scale, 1.0).astype(np.float32)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread for as long as the block runs: sums in another order would be other bytes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's generator at that seed for as long as the block runs; it is then put back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def encode_states(states: Sequence[State]) -> bytes:
+    """The weights of every seed as safetensors; the same weights give the same bytes."""
+    return safetensors.torch.save(
+        {f"seed{i}.{name}": value for i, state in enumerate(states) for name, value in state.items()}
+    )
+
+
+def decode_states(data: bytes, num_seeds: int) -> tuple[State, ...]:
+    """What `encode_states` wrote.
+
+    Raises:
+        SafetensorError: other bytes.
+    """
+    tensors = safetensors.torch.load(data)
+    prefixes = [f"seed{i}." for i in range(num_seeds)]
+    return tuple(
+        {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    )
