@@ -1,5 +1,6 @@
 """The Hounsfield store: one compressed int16 volume per study, one chunk per slice, and the tables beside them."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,10 @@ from ichkit.core.artifacts import FileDigest, Manifest, read_manifest, read_tabl
 from ichkit.core.errors import ArtifactError
 from ichkit.core.schemas import KEY
 from ichkit.core.tasks import Task
+
+# blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: on a process
+# for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at one.
+os.environ["BLOSC_NTHREADS"] = "1"
 
 MADE_BY = "ichkit prepare"
 FACTS_NAME = "slice_facts.parquet"
