@@ -17,7 +17,8 @@ from ichkit.imaging.store import Prepared
 from ichkit.stacking import inner
 from ichkit.stages import fold as fold_stage
 from ichkit.stages import predict, stack, train
-from ichkit.stages.fold import FoldTask, do_fold
+from ichkit.stages.fold import do_fold
+from ichkit.stages.fold_task import FoldTask
 
 
 def train_folds(work, *changes, folds=(0,)):

@@ -5,9 +5,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import cv2
+import numba
 import numpy as np
 
-from ichkit.core.config import AugmentConfig
+from ichkit.core.train_config import AugmentConfig
 from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU
 
 if TYPE_CHECKING:
@@ -15,17 +16,18 @@ if TYPE_CHECKING:
 
 _SPAN_HU = np.float32(TABLE_HIGH_HU - TABLE_LOW_HU)
 _AIR = 0.0  # TABLE_LOW_HU on the scale below
+_FEW_PIXELS = 160 * 160
 
 
 class Augmenter:
-    """Crops, flips, rotates and distorts slices in HU, and adds noise to the images made of them.
+    """Crops, flips, rotates and distorts slices in HU, and adds noise to them.
 
     albumentations 2.0.8 makes its generator once, in the constructor, so that forked workers and later epochs would
     repeat each other's augmentations; here every use is preceded by `set_random_seed`, and the same seed gives the
     same result in any process.
 
-    Slices that share their geometry go through it together, as the channels of one image: at 128 px that is 2.4 times
-    as fast as one after another, and before the windows there is one channel a slice instead of three.
+    All of it happens before the windows, where a slice is one channel instead of three. Small slices that share their
+    geometry go through it together as the channels of one image, since calls cost more than pixels there.
 
     Args:
         config: what is drawn, how strongly and how often.
@@ -33,8 +35,8 @@ class Augmenter:
     """
 
     def __init__(self, config: AugmentConfig, image_size: int) -> None:
-        self._geometry = _make_geometry(config, image_size)
-        self._noise = _make_noise(config)
+        self._config = config
+        self._geometry = make_geometry(config, image_size)
 
     def warp(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
         """The slices after one draw of geometry, the same for all of them.
@@ -47,35 +49,70 @@ class Augmenter:
             (n, image_size, image_size) int16 HU; what comes in from outside is air.
         """
         # albumentations knows float images in [0, 1] only; 12 bits of HU survive the way there and back exactly.
-        scaled = (np.clip(slices_hu, TABLE_LOW_HU, TABLE_HIGH_HU) - np.float32(TABLE_LOW_HU)) / _SPAN_HU
-        self._geometry.set_random_seed(seed)
-        image = self._geometry(image=np.ascontiguousarray(scaled.transpose(1, 2, 0)))["image"]  # (size, size, n)
-        warped = image.reshape(*image.shape[:2], len(slices_hu)).transpose(2, 0, 1)
-        return np.rint(warped * _SPAN_HU + np.float32(TABLE_LOW_HU)).astype(np.int16)
+        together = len(slices_hu) if slices_hu[0].size <= _FEW_PIXELS else 1
+        warped = []
+        for start in range(0, len(slices_hu), together):
+            self._geometry.set_random_seed(seed)
+            image = self._geometry(image=_to_channels(slices_hu[start : start + together]))["image"]
+            warped.append(_from_channels(image.reshape(*image.shape[:2], -1)))
+        return warped[0] if len(warped) == 1 else np.concatenate(warped)
 
-    def add_noise(self, images: np.ndarray, seed: int) -> np.ndarray:
-        """The images with Gaussian noise, or unchanged where the draw says so.
+    def add_noise(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
+        """The slices with Gaussian noise, or unchanged where the draw says so.
 
-        Whether and how strong is one draw for all images; the noise itself is another in every pixel of every image,
+        Whether and how strong is one draw for all slices; the noise itself is another in every pixel of every slice,
         as a scanner's is: the same pattern on seven slices would be something to learn.
 
         Args:
-            images: (n, H, W, C) uint8.
+            slices_hu: (n, H, W) int16 HU.
             seed: non-negative.
 
         Returns:
-            (n, H, W, C) uint8.
+            (n, H, W) int16 HU.
         """
-        if self._noise is None:
-            return images
-        num_images, height, width, num_channels = images.shape
-        self._noise.set_random_seed(seed)
-        together = np.ascontiguousarray(images.transpose(1, 2, 0, 3)).reshape(height, width, -1)  # (H, W, n * C)
-        noisy = self._noise(image=together)["image"].reshape(height, width, num_images, num_channels)
-        return noisy.transpose(2, 0, 1, 3)
+        generator = np.random.default_rng(seed)
+        if generator.random() >= self._config.noise_probability:
+            return slices_hu
+        std = np.float32(generator.uniform(*self._config.noise_hu))
+        return _add_rounded(slices_hu, generator.standard_normal(slices_hu.shape, np.float32), std)
 
 
-def _make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Compose":
+@numba.njit(cache=True, nogil=True)
+def _to_channels(slices_hu: np.ndarray) -> np.ndarray:
+    """(n, H, W) int16 HU to (H, W, n) float32, the range of the windows' tables from 0 to 1."""
+    num_slices, height, width = slices_hu.shape
+    image = np.empty((height, width, num_slices), np.float32)
+    for i in range(num_slices):
+        for y in range(height):
+            for x in range(width):
+                held = min(max(slices_hu[i, y, x], TABLE_LOW_HU), TABLE_HIGH_HU)
+                image[y, x, i] = np.float32(held - TABLE_LOW_HU) / _SPAN_HU
+    return image
+
+
+@numba.njit(cache=True, nogil=True)
+def _from_channels(image: np.ndarray) -> np.ndarray:
+    """The way back: (H, W, n) float32 to (n, H, W) int16 HU, rounded."""
+    height, width, num_slices = image.shape
+    slices_hu = np.empty((num_slices, height, width), np.int16)
+    for i in range(num_slices):
+        for y in range(height):
+            for x in range(width):
+                slices_hu[i, y, x] = np.int16(np.rint(image[y, x, i] * _SPAN_HU) + TABLE_LOW_HU)
+    return slices_hu
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_rounded(slices_hu: np.ndarray, noise: np.ndarray, std: np.float32) -> np.ndarray:
+    """(n, H, W) int16 HU plus `std` times (n, H, W) float32 noise, rounded."""
+    noisy = np.empty_like(slices_hu)
+    for i in range(slices_hu.size):
+        noisy.flat[i] = np.int16(slices_hu.flat[i] + np.rint(noise.flat[i] * std))
+    return noisy
+
+
+def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Compose":
+    """Crop, resize, flips, rotation with shift, and grid distortion of a float image in [0, 1] or a uint8 one."""
     library = _import_albumentations()
     size = (image_size, image_size)
     steps: list[albumentations.BasicTransform] = []
@@ -116,13 +153,6 @@ def _make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Co
         )
         steps.append(distortion)
     return library.Compose(steps)
-
-
-def _make_noise(config: AugmentConfig) -> "albumentations.Compose | None":
-    if config.noise_probability == 0 or max(config.noise_std) == 0:
-        return None
-    library = _import_albumentations()
-    return library.Compose([library.GaussNoise(std_range=config.noise_std, p=config.noise_probability)])
 
 
 def _import_albumentations() -> ModuleType:
