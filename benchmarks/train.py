@@ -29,7 +29,6 @@ from ichkit.engine.blocks import BlockDataset, VolumeReader
 from ichkit.engine.devices import make_fabric, make_optimizer, prepare_network
 from ichkit.engine.loop import TrainingLoop
 from ichkit.engine.phases import list_phases
-from ichkit.engine.ranks import Ranks
 from ichkit.engine.sampling import SliceIndex
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
@@ -62,7 +61,7 @@ def main() -> None:
 def compare(config: Config, prepared: Prepared, scratch: Path) -> dict[str, float]:
     """Images per second of the loop and of the ceiling."""
     settings = config.train.model_copy(update={"epochs": 10_000})
-    fabric = make_fabric(settings, Ranks())
+    fabric = make_fabric(settings)
     loop = make_loop(fabric, config, settings, prepared, scratch / "last.ckpt")
     run_ceiling = Ceiling(fabric, settings)
     real, ceiling = [], []
@@ -152,7 +151,7 @@ def predict_hours(config: Config) -> dict[str, float]:
     settings = load_config("resnet50-midl", ("train.pretrained=none",)).train
     if not torch.cuda.is_available():
         settings = settings.model_copy(update={"batch_blocks": 1})
-    ceiling = Ceiling(make_fabric(settings, Ranks()), settings)
+    ceiling = Ceiling(make_fabric(settings), settings)
     ceiling(1)
     speed = ceiling(2)
     return {"images_per_s_paper": speed, "hours_of_the_papers_recipe": PAPER_IMAGES / speed / 3600}
@@ -171,7 +170,7 @@ def measure_backbones() -> dict[str, float]:
 def measure_backbone(name: str) -> tuple[float, float]:
     overrides = (f"train.backbone={name}", "train.pretrained=none", "train.image_size=224", "train.batch_blocks=4")
     settings = load_config("default", overrides).train
-    ceiling = Ceiling(make_fabric(settings, Ranks()), settings)
+    ceiling = Ceiling(make_fabric(settings), settings)
     ceiling(1)
     speed = ceiling(2)
     if torch.cuda.is_available():

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from ichkit.core.train_config import AugmentConfig
-from ichkit.imaging import augment
 from ichkit.imaging.augment import Augmenter
 from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU
 
@@ -85,9 +84,3 @@ def test_noise_is_drawn_as_often_as_it_is_asked_for(slices_hu):
     augmenter = Augmenter(OFF.model_copy(update={"noise_probability": 0.3}), SIZE)
     drawn = [augmenter.add_noise(slices_hu, seed) is not slices_hu for seed in range(400)]
     assert np.mean(drawn) == pytest.approx(0.3, abs=0.07)  # three standard deviations
-
-
-def test_large_slices_are_warped_as_small_ones_are(monkeypatch, default, slices_hu):
-    together = default.warp(slices_hu, 5)
-    monkeypatch.setattr(augment, "_FEW_PIXELS", 0)
-    np.testing.assert_array_equal(default.warp(slices_hu, 5), together)

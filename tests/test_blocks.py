@@ -112,7 +112,7 @@ def test_a_reader_without_room_reads_the_same_as_one_that_keeps_everything(prepa
 
 
 def test_the_index_keeps_no_python_objects(slices):
-    index = SliceIndex.of(slices, TASK)
+    index = SliceIndex.of(slices, TASK.classes)
     assert all(not array.dtype.hasobject for array in vars(index).values())
     assert index.paths[index.volume_of].tolist() == slices.volume.tolist()
     lengths = pd.Series(index.first).groupby(slices.study_id.to_numpy()).nunique()

@@ -11,6 +11,7 @@ from simulated import rewrite_slices
 from test_resume import StopAtLook
 from test_train import config, read_files
 
+from ichkit.core.artifacts import read_table
 from ichkit.core.errors import ArtifactError, ConfigError, Stopped
 from ichkit.core.progress import StopFlag
 from ichkit.stages import train
@@ -78,7 +79,8 @@ def test_a_run_begins_with_the_weights_of_the_same_fold_of_an_earlier_one(work):
 def test_weights_that_may_have_seen_the_held_out_fold_are_refused(work, tmp_path):
     other = make_pixel_work(tmp_path)
     train.run(config("train.epochs=1"), other, run_name="first", folds=[0])
-    rewrite_slices(other, lambda slices: slices.assign(fold=(slices.fold + 1) % 2))
+    slices = read_table(other.prepared / "slices.parquet")
+    rewrite_slices(other, slices.assign(fold=(slices.fold + 1) % 2))
     with pytest.raises(ArtifactError, match=r"run:first cannot be the beginning of fold 0.*may have seen labels"):
         train_fold(other, "tuned", "train.phases=[{weights: 'run:first', epochs: 1}]")
     with pytest.raises(ArtifactError, match="none"):

@@ -12,7 +12,7 @@ from torch import nn
 from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.train_config import TrainConfig
 from ichkit.engine.parallel import count_cores
-from ichkit.engine.ranks import Ranks
+from ichkit.engine.ranks import ALONE, Ranks
 from ichkit.models.descriptor import DescriptorNetwork
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MOST_WORKERS = 16
 _PRECISIONS = {"32": "32-true", "64": "64-true"}
 
 
-def make_fabric(config: TrainConfig, ranks: Ranks, device: int | None = None) -> "Fabric":
+def make_fabric(config: TrainConfig, ranks: Ranks = ALONE, device: int | None = None) -> "Fabric":
     """Devices and precision: "auto" is bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
 
     Args:

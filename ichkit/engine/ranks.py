@@ -45,3 +45,6 @@ class Ranks:
     def num_nodes(self) -> int:
         """Machines."""
         return self.world // self.local_world
+
+
+ALONE = Ranks()

@@ -80,5 +80,7 @@ def _is_within(module: nn.Module, held: set[int]) -> bool:
 
 
 def _shared_name(names: tuple[str, ...]) -> str:
-    """The module that all of them are in: "layer1" of "layer1.0.conv1.weight" and "layer1.1.conv1.weight"."""
-    return os.path.commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
+    """The module that all are in, down to its number: "stages.1" of "stages.1.0.conv.weight" and "stages.1.0.bias"."""
+    parts = os.path.commonpath([name.replace(".", "/") for name in names]).split("/")
+    numbered = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return ".".join(parts[: numbered + 1])
