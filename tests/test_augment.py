@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ichkit.core.config import AugmentConfig
+from ichkit.core.train_config import AugmentConfig
 from ichkit.imaging.augment import Augmenter
 from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU
 
@@ -65,16 +65,22 @@ def test_what_comes_in_from_outside_is_air():
 
 
 def test_noise_is_another_in_every_slice_and_the_same_for_the_same_seed():
-    config = OFF.model_copy(update={"noise_probability": 1.0})
-    images = np.full((7, SIZE, SIZE, 3), 128, np.uint8)
-    noisy = Augmenter(config, SIZE).add_noise(images, 3)
+    config = OFF.model_copy(update={"noise_probability": 1.0, "noise_hu": (3.0, 3.0)})
+    flat = np.full((7, SIZE, SIZE), 40, np.int16)
+    noisy = Augmenter(config, SIZE).add_noise(flat, 3)
     for position in range(1, 7):
         assert (noisy[position] != noisy[0]).mean() > 0.5
-    np.testing.assert_array_equal(Augmenter(config, SIZE).add_noise(images, 3), noisy)
-    assert (Augmenter(config, SIZE).add_noise(images, 4) != noisy).mean() > 0.5
-    assert 0.01 * 255 * 0.8 < noisy.std() < 0.05 * 255 * 1.2
+    np.testing.assert_array_equal(Augmenter(config, SIZE).add_noise(flat, 3), noisy)
+    assert (Augmenter(config, SIZE).add_noise(flat, 4) != noisy).mean() > 0.5
+    assert noisy.std() == pytest.approx(3, rel=0.05)
+    assert noisy.mean() == pytest.approx(40, abs=0.2)
 
 
-def test_without_noise_the_images_are_left_alone():
-    images = np.full((1, SIZE, SIZE, 3), 128, np.uint8)
-    assert Augmenter(OFF, SIZE).add_noise(images, 0) is images
+def test_without_noise_the_slices_are_left_alone(slices_hu):
+    assert Augmenter(OFF, SIZE).add_noise(slices_hu, 0) is slices_hu
+
+
+def test_noise_is_drawn_as_often_as_it_is_asked_for(slices_hu):
+    augmenter = Augmenter(OFF.model_copy(update={"noise_probability": 0.3}), SIZE)
+    drawn = [augmenter.add_noise(slices_hu, seed) is not slices_hu for seed in range(400)]
+    assert np.mean(drawn) == pytest.approx(0.3, abs=0.07)  # three standard deviations

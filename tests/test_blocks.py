@@ -7,15 +7,10 @@ from pixels import make_pixel_work
 from simulated import TASK
 from torch.utils.data import DataLoader
 
-from ichkit.core.config import AugmentConfig, ChannelsConfig, TrainConfig
-from ichkit.engine.blocks import (
-    BlockDataset,
-    EpochBatches,
-    SliceIndex,
-    VolumeReader,
-    plan_epoch,
-    stack_blocks,
-)
+from ichkit.core.config import ChannelsConfig
+from ichkit.core.train_config import AugmentConfig, TrainConfig
+from ichkit.engine.blocks import BlockDataset, VolumeReader, stack_blocks
+from ichkit.engine.sampling import EpochBatches, SliceIndex
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 
@@ -43,55 +38,8 @@ def make_dataset(prepared, augment=PLAIN, kind="windows", **train):
     config = TrainConfig(image_size=32, augment=augment, **train)
     windows = ((40, 80),) if kind == "neighbours" else ((40, 80), (75, 215), (600, 2800))
     rendering = make_rendering(ChannelsConfig(kind=kind, windows=windows))
-    index = SliceIndex.of(prepared.split("train"), TASK)
+    index = SliceIndex.of(prepared.split("train"), TASK.classes)
     return BlockDataset(index, VolumeReader(prepared.folder), rendering, config, seed=1, fold=0)
-
-
-def test_an_epoch_draws_one_centre_in_seven_and_none_twice(slices):
-    index = SliceIndex.of(slices, TASK)
-    plan = plan_epoch(index, 7, "blocks", seed=0, fold=0, epoch=0)
-    centres = plan.rows[:, 3]
-    assert len(centres) == len(index) // 7
-    assert len(set(centres.tolist())) == len(centres)
-    assert not np.array_equal(centres, plan_epoch(index, 7, "blocks", seed=0, fold=0, epoch=1).rows[:, 3])
-    assert not np.array_equal(centres, plan_epoch(index, 7, "blocks", seed=0, fold=1, epoch=0).rows[:, 3])
-
-
-def test_over_many_epochs_each_slice_is_the_centre_about_equally_often(slices):
-    index = SliceIndex.of(slices, TASK)
-    plans = [plan_epoch(index, 7, "blocks", 0, 0, epoch) for epoch in range(700)]
-    counts = np.bincount(np.concatenate([plan.rows[:, 3] for plan in plans]), minlength=len(index))
-    assert abs(counts - 100).max() < 50  # a count has a standard deviation of 9
-
-
-def test_blocks_stay_in_their_study_and_padding_repeats_its_end_slices(slices):
-    index = SliceIndex.of(slices, TASK)
-    studies, positions = slices.study_id.to_numpy(), slices.slice_index.to_numpy()
-    plan = plan_epoch(index, 7, "blocks", 0, 0, 0)
-    for rows, is_real in zip(plan.rows, plan.is_real, strict=True):
-        centre = rows[3]
-        assert set(studies[rows]) == {studies[centre]}
-        wanted = positions[centre] + np.arange(-3, 4)
-        inside = (wanted >= 0) & (wanted < (studies == studies[centre]).sum())
-        np.testing.assert_array_equal(is_real, inside)
-        np.testing.assert_array_equal(positions[rows], np.clip(wanted, 0, (studies == studies[centre]).sum() - 1))
-        assert len(set(rows[is_real].tolist())) == is_real.sum()
-
-
-def test_single_slices_are_dealt_exactly_once_but_for_a_remainder(slices):
-    index = SliceIndex.of(slices, TASK)
-    plan = plan_epoch(index, 7, "slices", 0, 0, 0)
-    dealt = plan.rows[plan.is_real]
-    assert len(set(dealt.tolist())) == len(dealt) == len(index) // 7 * 7
-
-
-@pytest.mark.parametrize("sampling", ["blocks", "slices"])
-def test_fewer_slices_than_a_block_make_one_block_in_which_none_counts_twice(slices, sampling):
-    few = slices[slices.study_id == slices.study_id.iloc[0]].head(4)
-    plan = plan_epoch(SliceIndex.of(few, TASK), 7, sampling, 0, 0, 0)
-    assert plan.rows.shape == (1, 7)
-    real = plan.rows[plan.is_real].tolist()
-    assert len(real) == len(set(real)) <= 4
 
 
 @pytest.mark.parametrize("sampling", ["blocks", "slices"])
@@ -154,16 +102,6 @@ def test_a_worker_process_makes_the_same_blocks_as_this_one(prepared):
             np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
-def test_batches_share_an_epoch_evenly_and_begin_where_they_are_told():
-    batches = EpochBatches(17, 8)
-    assert [len(keys) for keys in batches] == [6, 6, 5]
-    assert [key for keys in batches for key in keys] == [(0, number) for number in range(17)]
-    whole = list(batches)
-    batches.start(4, first_step=2)
-    assert list(batches) == [[(4, number) for _, number in whole[2]]]
-    assert len(batches) == 1
-
-
 def test_a_reader_without_room_reads_the_same_as_one_that_keeps_everything(prepared):
     relative = prepared.split("train").volume[0]
     volume = prepared.read_volume(relative)
@@ -174,7 +112,7 @@ def test_a_reader_without_room_reads_the_same_as_one_that_keeps_everything(prepa
 
 
 def test_the_index_keeps_no_python_objects(slices):
-    index = SliceIndex.of(slices, TASK)
+    index = SliceIndex.of(slices, TASK.classes)
     assert all(not array.dtype.hasobject for array in vars(index).values())
     assert index.paths[index.volume_of].tolist() == slices.volume.tolist()
     lengths = pd.Series(index.first).groupby(slices.study_id.to_numpy()).nunique()

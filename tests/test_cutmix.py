@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ichkit.core.config import CutMixConfig
+from ichkit.core.train_config import CutMixConfig
 from ichkit.engine.cutmix import Cut, apply_cut, draw_cut
 
 ALWAYS = CutMixConfig(probability=1.0)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from ichkit.core.config import TrainConfig
 from ichkit.core.errors import ArtifactError, ConfigError, DiskFullError
 from ichkit.core.progress import StopFlag
+from ichkit.core.train_config import TrainConfig
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from ichkit.engine.devices import make_fabric, make_optimizer, torch_threads
 from ichkit.engine.ema import AveragedWeights

@@ -15,7 +15,8 @@ from ichkit.core.progress import StopFlag
 from ichkit.engine.checkpoint import load_checkpoint
 from ichkit.stages import fold as fold_stage
 from ichkit.stages import train
-from ichkit.stages.fold import FoldTask, do_fold
+from ichkit.stages.fold import do_fold
+from ichkit.stages.fold_task import FoldTask
 
 SAME = ("model.safetensors", "oof.parquet", "test.parquet", "cq500.parquet", "stacks_oof.npy")
 EXTRA = ("train.epochs=3", "train.drop_rate=0.2")

@@ -17,7 +17,7 @@ from ichkit.core.errors import ArtifactError, ConfigError, FoldError
 from ichkit.core.schemas import check_predictions
 from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
-from ichkit.stages import train
+from ichkit.stages import fold_lanes, train
 
 TINY = (
     "train.backbone=test_byobnet",
@@ -185,7 +185,7 @@ def test_variants_train_and_predict_something_else(fresh_work, work, change):
     assert not np.array_equal(ours[TASK.probability_columns], theirs[TASK.probability_columns])
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_rows_but_no_patient(fresh_work, monkeypatch):
+def test_a_loss_that_is_no_number_stops_training_and_names_slices_but_no_patient(fresh_work, monkeypatch):
     from ichkit.models import losses
 
     monkeypatch.setitem(
@@ -193,7 +193,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_rows_but_no_patient(f
         "bce",
         losses.Loss("bce", lambda *_: lambda logits, _labels: logits.sum() * float("nan"), "Broken.", "this test"),
     )
-    with pytest.raises(ConfigError, match=r"found nan in fold 0, epoch 1, for the blocks around rows \[\d+") as caught:
+    with pytest.raises(ConfigError, match=r"found nan in fold 0, epoch 1, step 1, for the blocks around \w+") as caught:
         train_fold(fresh_work, "train.loss=bce")
     assert not any(
         patient in str(caught.value) for patient in Prepared.open(fresh_work.prepared, TASK).folds.patient_id
@@ -221,7 +221,7 @@ def test_labels_shown_by_the_pixels_are_learnt(tmp_path):
 
 @pytest.mark.slow
 def test_several_folds_at_once_give_the_bytes_of_each_alone(fresh_work, work, monkeypatch):
-    monkeypatch.setattr(train, "count_cores", lambda: 2)
+    monkeypatch.setattr(fold_lanes, "count_cores", lambda: 2)
     train.run(config(), fresh_work, run_name="run")
     ours, theirs = (read_files(place.fold("run", 0)) for place in (fresh_work, work))
     assert fresh_work.finished_folds("run") == [0, 1]

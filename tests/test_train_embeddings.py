@@ -15,9 +15,9 @@ from ichkit.core.tasks import find_task
 from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
 from ichkit.stacking import inner
-from ichkit.stages import fold as fold_stage
-from ichkit.stages import predict, stack, train
-from ichkit.stages.fold import FoldTask, do_fold
+from ichkit.stages import predict, stack, train, training
+from ichkit.stages.fold import do_fold
+from ichkit.stages.fold_task import FoldTask
 
 
 def train_folds(work, *changes, folds=(0,)):
@@ -66,7 +66,7 @@ def test_a_finished_fold_gets_its_embeddings_without_training_again_and_keeps_th
     work = make_pixel_work(tmp_path)
     train_folds(work)
     before = read_files(work.fold("run", 0))
-    monkeypatch.setattr(fold_stage, "_train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(training, "train_network", lambda *_: pytest.fail("it was trained again"))
     train_folds(work, "train.embeddings=true")
     after = read_files(work.fold("run", 0))
     assert {name for name in after if name.startswith("embeddings")} == {f"embeddings_{name}.npy" for name in TABLES}

@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError, model_validator
 
 import ichkit
 from ichkit.core.errors import ConfigError, nearest
-from ichkit.core.section import Count, Positive, Probability, Section, runtime
+from ichkit.core.section import Count, Positive, Section, runtime
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import TASKS
+from ichkit.core.train_config import TrainConfig
 
 
 class ChannelsConfig(Section):
@@ -38,67 +39,6 @@ class PrepareConfig(Section):
     cq500: Path | None = runtime(None)
     workers: Count | None = runtime(None)
     backend: Literal["processes", "ray"] = runtime("processes")
-
-
-class AugmentConfig(Section):
-    """Geometry and noise of training images; each `*_probability` is per draw, one draw per block or per slice."""
-
-    per: Literal["block", "slice"] = "block"
-    crop_scale: tuple[Positive, Positive] = (0.7, 1.0)
-    crop_probability: Probability = 1.0
-    horizontal_flip_probability: Probability = 0.5
-    vertical_flip_probability: Probability = 0.0
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
-    shift_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    rotation_probability: Probability = 0.7
-    distortion_limit: Annotated[float, Field(ge=0, le=1)] = 0.2
-    distortion_probability: Probability = 0.2
-    noise_std: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.01, 0.05)
-    noise_probability: Probability = 0.2
-
-
-class CutMixConfig(Section):
-    """CutMix over blocks; probability 0 switches it off."""
-
-    probability: Probability = 0.5
-    alpha: Positive = 1.0
-
-
-class TrainConfig(Section):
-    """Stage 1: a 2D network on blocks of adjacent slices."""
-
-    backbone: str = "resnet50"
-    pretrained: str = "hub"
-    image_size: Annotated[int, Field(ge=32)] = 512
-    block_size: Annotated[int, Field(ge=1)] = 7
-    batch_blocks: Count = 16
-    sampling: Literal["blocks", "slices"] = "blocks"
-    epochs: Count = 20
-    optimizer: str = "adam"
-    learning_rate: Positive = 5e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    loss: str = "weighted-bce"
-    drop_rate: Probability = 0.0
-    label_prior_bias: bool = False
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    augment: AugmentConfig = AugmentConfig()
-    cutmix: CutMixConfig = CutMixConfig()
-    tta: Literal["none", "hflip"] = "none"
-    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
-    accelerator: str = runtime("auto")
-    workers: int | None = runtime(None)
-    threads: int | None = runtime(None)
-    predict_batch: Count = runtime(64)
-    embeddings: bool = runtime(False)
-
-    @model_validator(mode="after")
-    def _check_block(self) -> "TrainConfig":
-        if self.block_size % 2 == 0:
-            raise ValueError(
-                f"train.block_size must be odd, so that a block has a middle slice; found {self.block_size}"
-            )
-        return self
 
 
 class EvaluateConfig(Section):

@@ -39,6 +39,11 @@ class Stopped(IchkitError):
 
     exit_code = 75
 
+    @classmethod
+    def after(cls, saved: str) -> "Stopped":
+        """With the words that every stop ends in; `saved` says what is safe."""
+        return cls(f"stopped: {saved}. Run the same command again to go on.")
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A sentence that lists the choices and, where one is close, the nearest spelling.

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ichkit.core.artifacts import has_artifact
 
+# Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
+WEIGHTS_NAME, CARD_NAME, JOURNAL_NAME = "model.safetensors", "model.json", "steps.jsonl"
+
 
 @dataclass(frozen=True)
 class WorkFolder:

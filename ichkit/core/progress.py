@@ -102,7 +102,7 @@ class StopFlag:
             Stopped: a stop was asked for; `saved` says what is safe.
         """
         if self:
-            raise Stopped(f"stopped: {saved}. Run the same command again to go on.")
+            raise Stopped.after(saved)
 
 
 @contextlib.contextmanager

@@ -1,96 +1,21 @@
-"""Blocks of adjacent slices: which ones an epoch draws, and how each becomes a batch of images."""
+"""Blocks of adjacent slices: from the store to augmented images, and to batches of them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from ichkit.core.config import TrainConfig
-from ichkit.core.seeding import derive_seed, make_generator
-from ichkit.core.tasks import Task
+from ichkit.core.seeding import derive_seed
+from ichkit.core.train_config import TrainConfig
+from ichkit.engine.sampling import EpochPlan, SliceIndex, plan_epoch
 from ichkit.imaging.augment import Augmenter
 from ichkit.imaging.store import open_volume
 from ichkit.imaging.windows import Rendering, pad_to_square
 
-# Volumes held decoded in each process; a small set then stays in memory, a large one is read block by block.
+# Volumes held decoded by one reader; a small set then stays in memory, a large one is read block by block.
 CACHE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class SliceIndex:
-    """What training knows of its N slices, all of it in arrays: lists of objects grow in forked workers.
-
-    Attributes:
-        paths: (V,) fixed-width text, the volumes relative to the store.
-        volume_of: (N,) int32, which volume a slice is in.
-        position: (N,) int32, which row of that volume it is.
-        first, last: (N,) int64, rows of this index at which its study begins and ends, both included.
-        labels: (N, K) float32.
-    """
-
-    paths: np.ndarray
-    volume_of: np.ndarray
-    position: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    labels: np.ndarray
-
-    @classmethod
-    def of(cls, slices: pd.DataFrame, task: Task) -> "SliceIndex":
-        """The index of labelled slices, rows sorted by study_id and slice_index."""
-        volumes, paths = pd.factorize(slices.volume)
-        begins = np.flatnonzero(np.diff(volumes, prepend=-1) != 0)
-        lengths = np.diff(begins, append=len(slices))
-        return cls(
-            paths=np.array(paths, dtype=np.str_),
-            volume_of=volumes.astype(np.int32),
-            position=slices.slice_index.to_numpy(np.int32, copy=True),
-            first=np.repeat(begins, lengths),
-            last=np.repeat(begins + lengths - 1, lengths),
-            labels=slices[list(task.classes)].to_numpy(np.float32, copy=True),
-        )
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """The M blocks of one epoch.
-
-    Attributes:
-        rows: (M, P) int64 rows of the index.
-        is_real: (M, P) bool; False marks padding: beyond the ends of a study its end slice is repeated.
-    """
-
-    rows: np.ndarray
-    is_real: np.ndarray
-
-
-def plan_epoch(index: SliceIndex, block_size: int, sampling: str, seed: int, fold: int, epoch: int) -> EpochPlan:
-    """The blocks of an epoch: N / P of them, so that each slice is seen about once.
-
-    Args:
-        block_size: P, odd.
-        sampling: "blocks" draws centres without replacement, each with its neighbours in the study; "slices" deals
-            single slices, each exactly once but for a remainder of fewer than P.
-
-    Source: paper section 2.1 for the blocks; what an epoch is, is open there and chosen here.
-    """
-    order = make_generator(seed, "epoch", fold, epoch).permutation(len(index))
-    num_blocks = max(1, len(index) // block_size)
-    if sampling == "slices":
-        rows = np.resize(order, (num_blocks, block_size))
-        return EpochPlan(rows, np.arange(num_blocks * block_size).reshape(rows.shape) < len(order))
-    centres = order[:num_blocks, None]
-    rows = centres + np.arange(block_size) - block_size // 2  # (M, P)
-    first, last = index.first[centres], index.last[centres]
-    return EpochPlan(np.clip(rows, first, last), (first <= rows) & (rows <= last))
 
 
 class Block(NamedTuple):
@@ -114,12 +39,13 @@ class VolumeReader:
 
     Args:
         folder: the prepared folder.
-        budget_bytes: how much to keep in each process. A small set is soon in memory as a whole; of a large one the
-            first volumes stay, and the others are read slice by slice.
+        budget_bytes: how much to keep in all. A small set is soon in memory as a whole; of a large one the first
+            volumes stay, and the others are read slice by slice.
+        num_sharing: processes that each read for themselves, and share the budget.
     """
 
-    def __init__(self, folder: Path, budget_bytes: int = CACHE_BYTES) -> None:
-        self.folder, self.budget_bytes = folder, budget_bytes
+    def __init__(self, folder: Path, budget_bytes: int = CACHE_BYTES, num_sharing: int = 1) -> None:
+        self.folder, self.budget_bytes = folder, budget_bytes // num_sharing
         self._kept: dict[str, np.ndarray] = {}
         self._kept_bytes = 0
 
@@ -173,8 +99,7 @@ class BlockDataset(Dataset[Block]):
     def plan(self, epoch: int) -> EpochPlan:
         """The blocks of an epoch; only the last one asked for is kept."""
         if epoch not in self._plans:
-            size, sampling = self.config.block_size, self.config.sampling
-            self._plans = {epoch: plan_epoch(self.index, size, sampling, self.seed, self.fold, epoch)}
+            self._plans = {epoch: plan_epoch(self.index, self.config, self.seed, self.fold, epoch)}
         return self._plans[epoch]
 
     def __getitem__(self, key: tuple[int, int]) -> Block:
@@ -208,38 +133,7 @@ class BlockDataset(Dataset[Block]):
         relative = str(self.index.paths[self.index.volume_of[rows[0]]])
         slab = self.reader.read(relative, low, int(positions[-1]) + self.rendering.reach + 1)
         warped = self._augmenter.warp(slab, derive_seed(seed, "geometry"))
-        return self._augmenter.add_noise(self.rendering.render(warped, positions - low), derive_seed(seed, "noise"))
-
-
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of keys of a `BlockDataset`, from any step of any epoch on.
-
-    The blocks of an epoch are spread evenly over its batches, so that no last batch is too small for batch statistics.
-
-    Args:
-        num_blocks: blocks in an epoch.
-        batch_blocks: most blocks in a batch.
-    """
-
-    def __init__(self, num_blocks: int, batch_blocks: int) -> None:
-        self._batches = np.array_split(np.arange(num_blocks), -(-num_blocks // batch_blocks))
-        self.epoch, self.first_step = 0, 0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in a whole epoch."""
-        return len(self._batches)
-
-    def start(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses what the next iteration gives."""
-        self.epoch, self.first_step = epoch, first_step
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch - self.first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for numbers in self._batches[self.first_step :]:
-            yield [(self.epoch, int(number)) for number in numbers]
+        return self.rendering.render(self._augmenter.add_noise(warped, derive_seed(seed, "noise")), positions - low)
 
 
 def stack_blocks(blocks: list[Block]) -> Block:

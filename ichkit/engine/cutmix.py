@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ichkit.core.config import CutMixConfig
+from ichkit.core.train_config import CutMixConfig
 
 if TYPE_CHECKING:
     import torch

@@ -3,39 +3,90 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm.optim
 import torch
 from torch import nn
 
-from ichkit.core.config import TrainConfig
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.train_config import TrainConfig
+from ichkit.engine.parallel import count_cores
+from ichkit.engine.ranks import ALONE, Ranks
+from ichkit.models.descriptor import DescriptorNetwork
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+_MOST_WORKERS = 16
+_PRECISIONS = {"32": "32-true", "64": "64-true"}
 
-def make_fabric(config: TrainConfig) -> "Fabric":
-    """Device and precision: "auto" is bfloat16 on a GPU that has it, float16 on another, float32 on a CPU."""
+
+def make_fabric(config: TrainConfig, ranks: Ranks = ALONE, device: int | None = None) -> "Fabric":
+    """Devices and precision: "auto" is bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
+
+    Args:
+        ranks: where there are several, the processes that `torchrun` started are joined.
+        device: number of the GPU to use, where this process is alone and there are several; None for the first.
+
+    Raises:
+        ConfigError: no such accelerator.
+    """
     # Imported here: it takes seconds, and only training needs it.
     from lightning.fabric import Fabric
 
-    precision = config.precision
+    on_gpu = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    precision = _PRECISIONS.get(config.precision, config.precision)
     if precision == "auto":
-        on_gpu = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if on_gpu else "32-true"
+    places: dict[str, Any] = {"devices": 1 if device is None else [device]}
+    if ranks.world > 1:
+        places = {"devices": ranks.local_world, "num_nodes": ranks.num_nodes, "strategy": "ddp"}
     try:
-        return Fabric(accelerator=config.accelerator, devices=1, precision=precision)
+        fabric = Fabric(accelerator=config.accelerator, precision=precision, **places)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f'train.accelerator: "{config.accelerator}" cannot be used here ({str(error).splitlines()[0]}). '
             "Choices: auto, cpu, cuda, mps."
         ) from error
+    if ranks.world > 1:
+        fabric.launch()
+    return fabric
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """An optimizer by its name in timm.
+def count_gpus(accelerator: str) -> int:
+    """GPUs that this accelerator may use here; 0 on a CPU."""
+    return torch.cuda.device_count() if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else 0
+
+
+def count_loader_workers(config: TrainConfig, device: torch.device) -> int:
+    """Processes that make batches; on a CPU the network wants every core, and they would only take them away."""
+    if config.workers is not None:
+        return config.workers
+    return min(count_cores(), _MOST_WORKERS) if device.type == "cuda" else 0
+
+
+def prepare_network(network: DescriptorNetwork, config: TrainConfig) -> None:
+    """Lays out, checkpoints and compiles a network in place, as the config asks for.
+
+    Raises:
+        ConfigError: this backbone cannot be checkpointed.
+    """
+    network.to(memory_format=torch.channels_last)
+    if config.grad_checkpointing:
+        try:
+            network.backbone.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise ConfigError(
+                f"train.grad_checkpointing: {config.backbone} cannot recompute its activations. "
+                "Use --set train.grad_checkpointing=false, or train.accumulate to save memory."
+            ) from error
+    if config.compile:
+        network.compile()
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig, *, on_gpu: bool = False) -> torch.optim.Optimizer:
+    """An optimizer by its name in timm, for the parameters that need a gradient.
 
     Raises:
         ConfigError: no such optimizer, or one that needs a package or a device that is not here.
@@ -45,14 +96,15 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
         raise ConfigError(f'train.optimizer: unknown "{config.optimizer}". {nearest(config.optimizer, names)}')
     # One call for all tensors, where the optimizer can: calling is a tenth of a small network's step on a CPU.
     constructor = timm.optim.get_optimizer_class(config.optimizer, bind_defaults=False)
-    foreach = True if "foreach" in inspect.signature(constructor).parameters else None
+    known = inspect.signature(constructor).parameters
+    how = next((name for name in (("fused",) if on_gpu else ()) + ("foreach",) if name in known), None)
     try:
         return timm.optim.create_optimizer_v2(
             network,
             opt=config.optimizer,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            foreach=foreach,
+            **({} if how is None else {how: True}),
         )
     except (AssertionError, ImportError) as error:
         raise ConfigError(

@@ -15,11 +15,10 @@ from torch import nn
 from ichkit.core.artifacts import read_manifest
 from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.layout import CARD_NAME, WEIGHTS_NAME
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
-from ichkit.models.descriptor import build_network
-
-WEIGHTS_NAME, CARD_NAME = "model.safetensors", "model.json"
+from ichkit.models.descriptor import DescriptorNetwork, build_network
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,14 @@ class ModelCard:
             batch_size=config.train.predict_batch,
         )
 
-    def build(self, *, drop_rate: float = 0.0, pretrained: str = "none") -> nn.Module:
+    def build(
+        self, *, drop_rate: float = 0.0, pretrained: str = "none", num_classes: int | None = None
+    ) -> DescriptorNetwork:
         """The network with random or pretrained weights.
+
+        Args:
+            drop_rate, pretrained: see `models.descriptor.build_network`.
+            num_classes: of its head; None for those of the task.
 
         Raises:
             ConfigError: see `models.descriptor.build_network`.
@@ -70,7 +75,7 @@ class ModelCard:
         return build_network(
             self.backbone,
             num_channels=channels.num_channels,
-            num_classes=find_task(self.task).num_classes,
+            num_classes=num_classes or find_task(self.task).num_classes,
             image_size=self.image_size,
             drop_rate=drop_rate,
             pretrained=pretrained,

@@ -1,27 +1,26 @@
-"""The training loop of one fold: each step depends on its place alone, so that training can stop and go on anywhere."""
+"""The training loop of one phase of one fold: each step depends on its place alone, so that it can stop and go on."""
 
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ichkit.core.config import TrainConfig
-from ichkit.core.errors import ConfigError
+from ichkit.core.errors import Stopped
+from ichkit.core.layout import JOURNAL_NAME
 from ichkit.core.progress import Meter, StopFlag, format_seconds, logger
-from ichkit.core.seeding import derive_seed, make_generator
-from ichkit.engine.blocks import Block, BlockDataset, EpochBatches, stack_blocks
+from ichkit.engine.blocks import Block, BlockDataset, stack_blocks
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
-from ichkit.engine.cutmix import apply_cut, draw_cut
-from ichkit.engine.devices import make_optimizer
-from ichkit.engine.ema import AveragedWeights
-from ichkit.engine.parallel import count_cores
-from ichkit.engine.schedule import learning_rate_factor
+from ichkit.engine.devices import count_loader_workers
+from ichkit.engine.journal import Journal
+from ichkit.engine.phases import Phase
+from ichkit.engine.step import Stepper, StepResult
+from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.losses import LossFunction
 
 if TYPE_CHECKING:
@@ -35,14 +34,16 @@ _LONG_SECONDS = 3600
 
 @dataclass
 class Progress:
-    """Where training stands; with the weights, all that a checkpoint holds.
+    """Where training stands; with the stepper's state, all that a checkpoint holds.
 
     Attributes:
-        epoch, step: the next step to do, counted inside its epoch.
+        phase: which phase of the run.
+        epoch, step: the next step to do, the epoch counted inside its phase, the step inside its epoch.
         loss_sum, num_images: over the steps of this epoch that are done.
-        history: one row per finished epoch.
+        history: one row per finished epoch of the run.
     """
 
+    phase: int = 0
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
@@ -50,56 +51,65 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose loss has not been looked at yet, so that a GPU need not wait for the look."""
+@dataclass
+class _Pace:
+    """How fast an epoch goes, since this call began with it."""
 
-    loss: torch.Tensor
-    num_images: int
-    rows: torch.Tensor
+    began: float
+    num_images: int = 0
+    waited: float = 0.0
+
+    def measure(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        return {
+            "seconds": seconds,
+            "images_per_second": self.num_images / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
 
 
 class TrainingLoop:
-    """Trains a network on the blocks of one fold's training part.
+    """Trains a network on the blocks of one fold's training part, for one phase of its run.
 
-    Every random number is drawn from a seed derived from its place (epoch, step, block), and the learning rate is a
-    function of the step: a checkpoint holds weights, moments and counts, and no generator, and a run that was stopped
-    between any two steps ends in the same bytes as one that was not.
+    A run that was stopped between any two steps ends in the same bytes as one that was not. Where `fabric` joins
+    several processes, loss and stop are agreed on, and the first of them writes.
 
     Args:
-        fabric: device and precision.
+        fabric: devices and precision.
         network: uint8 images to logits; the loop moves and changes it.
         dataset: the blocks.
         loss_function: see `models.losses`.
-        config: the train section.
-        checkpoint: the file that is written after every epoch and on a stop.
+        phase: which phase this is.
+        checkpoint: the file that is written after every epoch and on a stop; the journal stands beside it.
+        history: rows of the phases before.
         shows_meter: a progress bar; else one line per epoch.
+
+    Raises:
+        ConfigError: see `Stepper`.
     """
 
     def __init__(
         self,
         fabric: "Fabric",
-        network: nn.Module,
+        network: DescriptorNetwork,
         dataset: BlockDataset,
         loss_function: LossFunction,
-        config: TrainConfig,
+        phase: Phase,
         checkpoint: Path,
         *,
+        history: list[dict[str, float]] | None = None,
         shows_meter: bool = True,
     ) -> None:
-        self.fabric, self.dataset, self.loss_function = fabric, dataset, loss_function
-        self.config, self.checkpoint, self.shows_meter = config, checkpoint, shows_meter
-        self.progress = Progress()
-        self.batches = EpochBatches(len(dataset.plan(0).rows), config.batch_blocks)
-        self.total_steps = self.batches.steps_per_epoch * config.epochs
-        self.warmup_steps = round(self.batches.steps_per_epoch * config.warmup_epochs)
-        network = network.to(memory_format=torch.channels_last)
-        # Fabric's optimizer is for stepping; it keeps copies of attributes that loading a state would leave stale.
-        self._optimizer = make_optimizer(network, config)
-        self.network, self._stepper = fabric.setup(network, self._optimizer)
-        self.average = None if config.ema_decay is None else AveragedWeights(self.network.module, config.ema_decay)
+        self.fabric, self.dataset, self.phase, self.config = fabric, dataset, phase, dataset.config
+        self.checkpoint, self.shows_meter = checkpoint, shows_meter and fabric.is_global_zero
+        self.progress = Progress(phase.number, history=list(history or []))
+        self.stepper = Stepper(fabric, network, dataset, loss_function, phase)
+        self.batches = self.stepper.batches
         self._loader = fabric.setup_dataloaders(self._make_loader(), use_distributed_sampler=False)
-        self._pending: _Pending | None = None
+        path = checkpoint.with_name(JOURNAL_NAME)
+        self._journal = Journal(path, self.config.log_every, writes=fabric.is_global_zero)
+        self._pace = _Pace(time.monotonic())
+        self._is_stop_agreed = False
         self._steps_here, self._warm_at = 0, 0.0
         self._label = f"fold {dataset.fold}"
 
@@ -108,49 +118,54 @@ class TrainingLoop:
 
         Raises:
             Stopped: a stop was asked for; the checkpoint holds the step reached.
-            ConfigError: the loss is no longer a number.
+            NonFiniteLossError: the loss is no longer a number.
             DiskFullError: no room for the checkpoint.
         """
-        if self.checkpoint.exists():
-            self._resume()
+        self._resume()
         done = self.progress.epoch * self.batches.steps_per_epoch + self.progress.step
-        meter = Meter(self._label, self.total_steps - done, "steps") if self.shows_meter else None
+        meter = Meter(self._label, self.stepper.total_steps - done, "steps") if self.shows_meter else None
         with meter or nullcontext():
-            while self.progress.epoch < self.config.epochs:
+            while self.progress.epoch < self.phase.config.epochs:
                 self._run_epoch(stop, meter)
-        return self.network.module if self.average is None else self.average.network
+        return self.stepper.trained
 
     def describe(self) -> str:
-        """What an epoch is and where it runs, for the line before the first step."""
-        plan = self.dataset.plan(0)
-        return (
-            f"{self.config.epochs} epochs of {int(plan.is_real.sum())} images in {len(plan.rows)} blocks of "
-            f"{self.config.block_size}, {self.batches.steps_per_epoch} steps each, at {self.config.image_size} px on "
-            f"{self.fabric.device} ({torch.get_num_threads()} CPU threads, {self.fabric.strategy.precision.precision})"
-        )
+        """What an epoch is, where it runs and what it holds, for the line before the first step."""
+        plan = self.dataset.plan(self.phase.first_epoch)
+        parts = [
+            f"{self.phase.config.epochs} epochs of {int(plan.is_real.sum())} images in {len(plan.rows)} blocks of "
+            f"{self.config.block_size}, {self.batches.steps_per_epoch} steps each",
+            f"at {self.config.image_size} px on {self.fabric.device} ({torch.get_num_threads()} CPU threads, "
+            f"{self.fabric.strategy.precision.precision})",
+            f"{self.stepper.held_bytes() / 1e6:.0f} MB for weights and optimizer",
+        ]
+        if self.fabric.world_size > 1:
+            parts.append(f"{self.fabric.world_size} processes")
+        if self.stepper.frozen.names:
+            parts.append(self.stepper.frozen.describe())
+        return ", ".join(parts)
 
     def _run_epoch(self, stop: StopFlag, meter: Meter | None) -> None:
-        progress, began, waited = self.progress, time.monotonic(), 0.0
-        images_before = progress.num_images
-        self.batches.start(progress.epoch, progress.step)
+        progress, epoch = self.progress, self.phase.first_epoch + self.progress.epoch
+        self.batches.start(epoch, progress.step)
+        self._pace = _Pace(time.monotonic())
         for batch, seconds_waited in _timed(self._loader):
-            waited += seconds_waited
-            self._run_step(batch)
+            self._pace.waited += seconds_waited
+            self._take(self.stepper.do(batch, epoch, progress.step, stop))
+            progress.step += 1
             if meter:
-                meter.advance(1, f"epoch {progress.epoch + 1} of {self.config.epochs}")
+                meter.advance(1, f"epoch {epoch + 1} of {self.phase.total_epochs}")
             self._say_how_long()
-            if stop and progress.step < self.batches.steps_per_epoch:
+            if self._is_asked(stop) and progress.step < self.batches.steps_per_epoch:
                 self._save()
-                stop.check(f"{self._label} is saved at epoch {progress.epoch + 1}, step {progress.step}")
-        self._look_at_pending()
-        seconds = max(time.monotonic() - began, 1e-9)
+                raise Stopped.after(f"{self._label} is saved at epoch {epoch + 1}, step {progress.step}")
+        self._take(self.stepper.finish())
         row = {
-            "epoch": progress.epoch + 1,
+            "phase": self.phase.number + 1,
+            "epoch": epoch + 1,
             "loss": progress.loss_sum / progress.num_images,
             "num_images": progress.num_images,
-            "seconds": seconds,
-            "images_per_second": (progress.num_images - images_before) / seconds,
-            "data_wait_share": waited / seconds,
+            **self._pace.measure(),
         }
         progress.history.append(row)
         progress.epoch, progress.step, progress.loss_sum, progress.num_images = progress.epoch + 1, 0, 0.0, 0
@@ -158,63 +173,32 @@ class TrainingLoop:
         logger.info(
             "%s: epoch %d of %d, loss %.4f, %.0f images/s, %.0f %% of the time waiting for data",
             self._label,
-            progress.epoch,
-            self.config.epochs,
+            epoch + 1,
+            self.phase.total_epochs,
             row["loss"],
             row["images_per_second"],
             100 * row["data_wait_share"],
         )
-        stop.check(f"{self._label} is saved after epoch {progress.epoch}")
+        if self._is_asked(stop):
+            raise Stopped.after(f"{self._label} is saved after epoch {epoch + 1}")
 
-    def _run_step(self, batch: Block) -> None:
-        progress, place = self.progress, (self.dataset.fold, self.progress.epoch, self.progress.step)
-        # Dropout and its like draw from torch's generator: seeded here, so that no generator needs saving.
-        torch.manual_seed(derive_seed(self.dataset.seed, "step", *place))
-        factor = learning_rate_factor(
-            progress.epoch * self.batches.steps_per_epoch + progress.step, self.total_steps, self.warmup_steps
-        )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
-        images, labels = self._cut(batch, place)
-        self.network.train()
-        loss = self.loss_function(self.network(images), labels)
-        self._optimizer.zero_grad()
-        self.fabric.backward(loss)
-        self._stepper.step()
-        if self.average is not None:
-            self.average.update()
-        self._look_at_pending()
-        self._pending = _Pending(loss.detach(), len(images), batch.rows[:, batch.rows.shape[1] // 2])
-        progress.step += 1
-
-    def _cut(self, batch: Block, place: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, H, W, C) images and (n, K) labels of the real slices of a batch, after CutMix; padding ends here."""
-        images, labels = batch.images, batch.labels
-        generator = make_generator(self.dataset.seed, "cutmix", *place)
-        cut = draw_cut(len(images), *images.shape[2:4], self.config.cutmix, generator)
-        if cut is not None:
-            images, labels = apply_cut(images, labels, cut)
-        return images[batch.is_real], labels[batch.is_real]
-
-    def _look_at_pending(self) -> None:
-        """Takes the loss of the step before into the epoch's mean.
-
-        Raises:
-            ConfigError: it is not a number.
-        """
-        if self._pending is None:
+    def _take(self, result: StepResult | None) -> None:
+        """Takes what became of a step into the epoch's mean and into the journal."""
+        if result is None:
             return
-        pending, self._pending = self._pending, None
-        loss = pending.loss.item()
-        if not torch.isfinite(pending.loss):
-            raise ConfigError(
-                f"train: expected a finite loss, found {loss} in {self._label}, epoch {self.progress.epoch + 1}, for "
-                f"the blocks around rows {sorted(pending.rows.tolist())} of its training part (from 0, in the order of "
-                f"study_id and slice_index). Lower train.learning_rate (now {self.config.learning_rate:g}) or use "
-                "--set train.precision=32, and start over with --fresh."
-            )
-        self.progress.loss_sum += loss * pending.num_images
-        self.progress.num_images += pending.num_images
+        self.progress.loss_sum += result.loss * result.num_images
+        self.progress.num_images += result.num_images
+        self._pace.num_images += result.num_images
+        self._is_stop_agreed = self._is_stop_agreed or result.asks_to_stop
+        if self._journal.wants(result.step):
+            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if self.fabric.device.type == "cuda" else {}
+            row = {"phase": self.phase.number + 1, "epoch": result.epoch + 1, "step": result.step + 1}
+            row |= {"loss": result.loss, "learning_rate": result.learning_rate}
+            self._journal.add({**row, **self._pace.measure(), **memory})
+
+    def _is_asked(self, stop: StopFlag) -> bool:
+        """True where a stop was asked for; of several processes, once all know it."""
+        return self._is_stop_agreed if self.fabric.world_size > 1 else bool(stop)
 
     def _say_how_long(self) -> None:
         """Once per run, as soon as a few steps have been timed: how long the rest will take."""
@@ -225,49 +209,41 @@ class TrainingLoop:
             return
         per_step = (time.monotonic() - self._warm_at) / _TIMED_STEPS
         done = self.progress.epoch * self.batches.steps_per_epoch + self.progress.step
-        seconds = per_step * (self.total_steps - done)
+        seconds = per_step * (self.stepper.total_steps - done)
         logger.info("%s: about %s to go (%.2g s a step)", self._label, format_seconds(seconds), per_step)
         if self.fabric.device.type == "cpu" and seconds > _LONG_SECONDS:
             logger.warning("%s: without a GPU this takes about %s; going on", self._label, format_seconds(seconds))
 
     def _make_loader(self) -> DataLoader[Block]:
-        on_gpu = self.fabric.device.type == "cuda"
-        # On a CPU the network wants every core, and workers would only take them away.
-        workers = self.config.workers if self.config.workers is not None else (min(count_cores(), 16) if on_gpu else 0)
+        workers = count_loader_workers(self.config, self.fabric.device)
         return DataLoader(
             self.dataset,
             batch_sampler=self.batches,
             num_workers=workers,
             collate_fn=stack_blocks,
-            pin_memory=on_gpu,
+            pin_memory=self.fabric.device.type == "cuda",
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers > 0 else None,
         )
 
     def _save(self) -> None:
-        self._look_at_pending()
-        state: dict[str, Any] = {
-            "progress": vars(self.progress),
-            "network": self.network.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-        }
-        if self.average is not None:
-            state["average"] = self.average.network.state_dict()
-            state["num_updates"] = self.average.num_updates
-        save_checkpoint(self.checkpoint, state)
+        self._take(self.stepper.finish())
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.checkpoint, {"progress": vars(self.progress), **self.stepper.state()})
+        self.fabric.barrier()
 
     def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
         state = load_checkpoint(self.checkpoint)
+        if state["progress"]["phase"] < self.phase.number:  # the end of the phase before
+            return
         self.progress = Progress(**state["progress"])
-        self.network.module.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        if self.average is not None:
-            self.average.network.load_state_dict(state["average"])
-            self.average.num_updates = state["num_updates"]
-        if self.progress.epoch < self.config.epochs:
-            logger.info("%s: going on at epoch %d, step %d", self._label, self.progress.epoch + 1, self.progress.step)
+        self.stepper.load_state(state)
+        self._journal.forget_from(self.phase.first_epoch + self.progress.epoch, self.progress.step)
+        if self.progress.epoch < self.phase.config.epochs:
+            epoch = self.phase.first_epoch + self.progress.epoch
+            logger.info("%s: going on at epoch %d, step %d", self._label, epoch + 1, self.progress.step)
 
 
 def _timed(loader: DataLoader[Block]) -> Iterator[tuple[Block, float]]:

@@ -65,6 +65,7 @@ def run_tasks(
     backend: Backend = "processes",
     isolated: bool = False,
     fresh: bool = False,
+    gpus_each: int = 0,
 ) -> Iterator[tuple[int, Any]]:
     """(position, result) of each task as it finishes, in any order.
 
@@ -75,15 +76,16 @@ def run_tasks(
             there, every machine needs this package and the same paths.
         isolated: never in this process, not even a single task.
         fresh: isolated, in processes that have done nothing yet; workers are otherwise kept for the next call.
+        gpus_each: GPUs that the Ray cluster gives each process; the task sees no others.
 
     A worker that dies (out of memory, a crash in a decoder) takes its task with it: every task unfinished then is done
     again alone, and one whose process dies again gives a `WorkerDied`.
 
     Raises:
-        ConfigError: Ray is asked for and not installed.
+        ConfigError: Ray is asked for and not installed, or the cluster has no GPU for a task.
     """
     if backend == "ray":
-        yield from _on_ray(function, tasks, workers)
+        yield from _on_ray(function, tasks, workers, gpus_each)
         return
     workers = min(workers or count_cores(), max(len(tasks), 1))
     if fresh and len(tasks):
@@ -119,7 +121,9 @@ def _pooled(
     yield from pool(joblib.delayed(_numbered)(function, position, task, here) for position, task in numbered)
 
 
-def _on_ray(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int | None) -> Iterator[tuple[int, Any]]:
+def _on_ray(
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int | None, gpus_each: int
+) -> Iterator[tuple[int, Any]]:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("backend ray: Ray is not installed. Run `pip install 'ichkit[ray]'` on every machine.")
     # Health data: nothing about a run is sent anywhere unless somebody asks for it.
@@ -130,14 +134,23 @@ def _on_ray(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int |
     register_ray()
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    here, cores = Path.cwd(), int(ray.cluster_resources().get("CPU", 1))
-    # One job joblib would run in this process, where nothing of the cluster is used.
-    workers = max(2, min(workers or cores, cores))
+    here, room, resources = Path.cwd(), {}, ray.cluster_resources()
+    most = int(resources.get("CPU", 1))
+    if gpus_each:
+        # One worker more than there are GPUs for would be waited for without end.
+        room, most = {"num_gpus": gpus_each}, min(most, int(resources.get("GPU", 0)) // gpus_each)
+        if most == 0:
+            raise ConfigError(f"backend ray: expected a cluster with {gpus_each} GPU(s) for each task, found none.")
+    workers = min(workers or most, most)
     start = 0
+    if workers == 1:  # joblib would run it in this process, where nothing of the cluster is used
+        start = len(tasks)
+        for position, task in enumerate(tasks):
+            yield from _alone_on_ray(ray.remote(_numbered).options(**room), function, position, task, here)
     while start < len(tasks):
         # joblib's Ray backend gives a list, not a generator: a round at a time, so that what is finished is not held
         # back. Inside `with` the rounds share their workers; one that dies takes the others with it.
-        with joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1) as pool:
+        with joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1, ray_remote_args=room) as pool:
             while start < len(tasks):
                 stop = min(start + _TASKS_PER_ROUND * workers, len(tasks))
                 try:
@@ -147,7 +160,7 @@ def _on_ray(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int |
                 start = stop
         if start < len(tasks):
             for i in range(start, stop):
-                yield from _alone_on_ray(ray.remote(_numbered), function, i, tasks[i], here)
+                yield from _alone_on_ray(ray.remote(_numbered).options(**room), function, i, tasks[i], here)
             start = stop
 
 

@@ -32,10 +32,16 @@ class RelayedStop(StopFlag):
 
 
 @contextmanager
-def relay_stop(stop: StopFlag) -> Iterator[Path]:
-    """The path of a file that appears when the flag is raised while the block runs; for `RelayedStop` in workers."""
+def relay_stop(stop: StopFlag, beside: Path | None = None) -> Iterator[Path]:
+    """The path of a file that appears when the flag is raised while the block runs; for `RelayedStop` in workers.
+
+    Args:
+        beside: a folder that every worker sees; None for a temporary one of this machine.
+    """
     finished = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="ichkit-") as folder:
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ichkit-", dir=beside) as folder:
         path = Path(folder) / "stop"
 
         def watch() -> None:

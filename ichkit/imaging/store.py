@@ -14,8 +14,8 @@ from ichkit.core.errors import ArtifactError
 from ichkit.core.schemas import KEY
 from ichkit.core.tasks import Task
 
-# blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: on a process
-# for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at one.
+# blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: with a process
+# for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at 1.
 os.environ["BLOSC_NTHREADS"] = "1"
 
 MADE_BY = "ichkit prepare"

@@ -49,6 +49,8 @@ class Rendering:
             (n, H, W, C) uint8.
         """
         sources = np.clip(np.asarray(rows)[:, None] + np.array(self.offsets), 0, len(volume_hu) - 1)
+        if self.num_channels == 3 and self.reach == 0:
+            return _look_up_thrice(volume_hu, sources[:, 0], np.ascontiguousarray(self.tables[list(self.table_of)].T))
         return look_up(volume_hu, sources, np.array(self.table_of), self.tables)
 
 
@@ -111,6 +113,23 @@ def look_up(volume_hu: np.ndarray, sources: np.ndarray, table_of: np.ndarray, ta
                 for x in range(width):
                     value = min(max(np.int64(source[y, x]) - TABLE_LOW_HU, 0), highest)
                     images[image, y, x, channel] = table[value]
+    return images
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up_thrice(volume_hu: np.ndarray, rows: np.ndarray, triples: np.ndarray) -> np.ndarray:
+    """`look_up` for three windows of one slice in half the time: (V, 3) triples stand side by side in memory."""
+    height, width = volume_hu.shape[1:]
+    highest = len(triples) - 1
+    images = np.empty((len(rows), height, width, 3), np.uint8)
+    for i in range(len(rows)):
+        for y in range(height):
+            source, image = volume_hu[rows[i], y], images[i, y]
+            for x in range(width):
+                value = min(max(np.int32(source[x]) - TABLE_LOW_HU, 0), highest)
+                image[x, 0] = triples[value, 0]
+                image[x, 1] = triples[value, 1]
+                image[x, 2] = triples[value, 2]
     return images
 
 

@@ -59,8 +59,8 @@ class DescriptorNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 to (n, C, H, W) float32, channels last in memory."""
-        return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        """(n, H, W, C) uint8 to (n, C, H, W) in the precision of the weights, channels last in memory."""
+        return (images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 images to (n, F) pooled features, what the head sees."""

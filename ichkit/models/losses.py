@@ -54,7 +54,7 @@ def _weighted_bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
     class_weights = torch.as_tensor(weights, dtype=torch.float32)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")  # (n, C)
+        each = functional.binary_cross_entropy_with_logits(_precise(logits), labels, reduction="none")  # (n, C)
         return (each * class_weights.to(each.device)).sum(1).mean()
 
     return loss
@@ -72,7 +72,7 @@ def _ratio_bce(weights: np.ndarray, prevalence: np.ndarray) -> LossFunction:
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         each = functional.binary_cross_entropy_with_logits(
-            logits.float(), labels, pos_weight=positive_weights.to(logits.device), reduction="none"
+            _precise(logits), labels, pos_weight=positive_weights.to(logits.device), reduction="none"
         )
         return (each * class_weights.to(each.device)).sum(1).mean()
 
@@ -83,12 +83,17 @@ def _focal(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
     class_weights = torch.as_tensor(weights, dtype=torch.float32)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = logits.float()
+        logits = _precise(logits)
         each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         each = each * (labels - logits.sigmoid()).abs().square()
         return (each * class_weights.to(each.device)).sum(1).mean()
 
     return loss
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32: half precision would round the loss."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 LOSSES = {

@@ -1,9 +1,6 @@
-"""One fold of a run: its identity, its training, its tables."""
+"""One fold of a run: its training and its tables."""
 
-import hashlib
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,141 +11,32 @@ import yaml
 from ichkit.core.artifacts import (
     ArtifactWriter,
     Manifest,
-    digest_file,
-    digest_table,
     encode_json,
     encode_table,
-    partial_of,
     read_manifest,
     write_bytes_atomically,
 )
-from ichkit.core.config import Config
-from ichkit.core.errors import FoldError
-from ichkit.core.layout import WorkFolder
+from ichkit.core.layout import CARD_NAME, JOURNAL_NAME, WEIGHTS_NAME
 from ichkit.core.progress import Meter, StopFlag, logger
 from ichkit.core.schemas import make_predictions
-from ichkit.core.seeding import derive_seed
-from ichkit.core.tasks import find_task
+from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
 from ichkit.stacking.neighbours import neighbour_stacks
+from ichkit.stages.fold_task import CHECKPOINT_NAME, MADE_BY, STARTED_NAME, FoldTask, Parts, identify
 from ichkit.validation.metrics import weighted_log_loss
 
 if TYPE_CHECKING:
     from ichkit.engine.inference import Predictor
+    from ichkit.stages.training import Trained
 
-MADE_BY = "ichkit train"
-STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
 STACK_WINDOW = 7
-# What a network sees of a slice without its label; the volume's name is a digest of its content.
-_SEEN = ["slice_id", "study_id", "slice_index", "volume"]
 
 
-@dataclass(frozen=True)
-class FoldTask:
-    """One fold to work on, small enough to travel to a worker.
-
-    Attributes:
-        config: the whole configuration.
-        work: the work folder.
-        run: name of the run.
-        fold: the fold held out.
-        trains: False where the weights are there and only tables have to be made again.
-        shows_meter: a progress bar; else one line per epoch.
-    """
-
-    config: Config
-    work: WorkFolder
-    run: str
-    fold: int
-    trains: bool
-    shows_meter: bool = True
-
-    @property
-    def folder(self) -> Path:
-        """Where the finished fold will stand."""
-        return self.work.fold(self.run, self.fold)
-
-    def open_prepared(self) -> Prepared:
-        """The store.
-
-        Raises:
-            ArtifactError: missing or unfinished.
-        """
-        return Prepared.open(self.work.prepared, find_task(self.config.task))
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a fold is made from: other settings or other training slices make another fold."""
-
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The slices of every part of one fold, sorted by study_id and slice_index."""
-
-    train: pd.DataFrame
-    heldout: pd.DataFrame
-    test: pd.DataFrame
-    cq500: pd.DataFrame
-
-    @classmethod
-    def of(cls, prepared: Prepared, fold: int) -> "Parts":
-        """The parts of a fold."""
-        labelled = prepared.split("train")
-        is_held_out = labelled.fold.to_numpy(np.int64) == fold
-        return cls(
-            train=labelled[~is_held_out].reset_index(drop=True),
-            heldout=labelled[is_held_out].reset_index(drop=True),
-            test=prepared.split("test"),
-            cq500=prepared.split("cq500"),
-        )
-
-
-def identify(config: Config, prepared: Prepared, fold: int) -> Identity:
-    """Settings and input digests of a fold.
-
-    The labels of the held-out fold are no part of it: nothing that is made here may depend on them.
-    """
-    parts, classes = Parts.of(prepared, fold), list(prepared.task.classes)
-    train = config.train.settings()
-    weights = Path(config.train.pretrained)
-    if weights.is_file():
-        train["pretrained"] = f"file {digest_file(weights)[:16]}"
-    stored = prepared.manifest.settings
-    return Identity(
-        settings={
-            "task": config.task,
-            "seed": config.seed,
-            "channels": config.channels.settings(),
-            "train": train,
-            "prepare": {"size": stored["size"], "hull_hu": stored["hull_hu"]},
-        },
-        inputs={
-            "train_slices": digest_table(parts.train[[*_SEEN, *classes]]),
-            "heldout_slices": digest_table(parts.heldout[_SEEN]),
-            "test_slices": digest_table(parts.test[_SEEN]),
-            "cq500_slices": digest_table(parts.cq500[_SEEN]),
-        },
-    )
-
-
-def read_started(folder: Path) -> Identity | None:
-    """The identity of an unfinished fold; None where there is none that could go on."""
-    path = partial_of(folder) / STARTED_NAME
-    if not path.is_file():
-        return None
-    try:
-        return Identity(**json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        return None
-
-
-def do_fold(task: FoldTask, stop: StopFlag) -> Manifest:
+def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     """Trains a fold, or goes on with it, and writes its tables; or makes the tables again from finished weights.
+
+    Of several processes that train together the first one writes; the others return None when training is over.
 
     Raises:
         Stopped: a stop was asked for; the next call goes on from there.
@@ -156,15 +44,27 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest:
     """
     from ichkit.engine.devices import torch_threads
     from ichkit.engine.inference import read_predictor
+    from ichkit.stages.training import train_network
 
+    ranks = Ranks.of_environment()
     began = time.monotonic()
     prepared = task.open_prepared()
-    identity, parts = identify(task.config, prepared, task.fold), Parts.of(prepared, task.fold)
+    identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold)
+    if not ranks.leads:
+        with torch_threads(task.config.train.threads):
+            train_network(task, prepared, parts, ranks, stop)
+        return None
     writer = ArtifactWriter(task.folder, "fold", resume=task.trains)
     embeds = task.config.train.embeddings or (not task.trains and has_embeddings(task.folder))
     with torch_threads(task.config.train.threads) as threads:
-        facts = _train(task, prepared, parts, identity, writer, stop) if task.trains else _keep_weights(task, writer)
-        predictor = read_predictor(writer.folder, task.config.train.accelerator)
+        if task.trains:
+            write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
+            trained = train_network(task, prepared, parts, ranks, stop)
+            _write_training(writer, task, trained, prepared.manifest.settings["size"])
+            facts = trained.facts
+        else:
+            facts = _keep_weights(task, writer)
+        predictor = read_predictor(writer.folder, task.device_name)
         tables = {"oof": (parts.heldout, None), "test": (parts.test, task.fold), "cq500": (parts.cq500, task.fold)}
         num_studies = sum(slices.volume.nunique() for slices, _ in tables.values())
         with Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
@@ -196,71 +96,19 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest:
     )
 
 
-def _train(
-    task: FoldTask, prepared: Prepared, parts: Parts, identity: Identity, writer: ArtifactWriter, stop: StopFlag
-) -> dict[str, Any]:
-    """Trains, writes weights, card, config and history into the unfinished folder; returns facts about the network."""
-    import torch
+def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepare_size: int | None) -> None:
+    """Weights, card, config, history and journal into the unfinished folder."""
+    from ichkit.engine.inference import encode_card, encode_weights
 
-    from ichkit.engine.blocks import BlockDataset, SliceIndex, VolumeReader
-    from ichkit.engine.devices import make_fabric
-    from ichkit.engine.inference import CARD_NAME, WEIGHTS_NAME, ModelCard, encode_card, encode_weights
-    from ichkit.engine.loop import TrainingLoop
-    from ichkit.imaging.windows import make_rendering
-    from ichkit.models.descriptor import set_prior_bias
-    from ichkit.models.losses import make_loss
-
-    if parts.train.empty:
-        raise FoldError(f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or other folds.")
-    config, settings = task.config, task.config.train
-    write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
-    index = SliceIndex.of(parts.train, prepared.task)
-    prevalence = index.labels.mean(0, dtype=np.float64)
-    stored = prepared.manifest.settings
-    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]))
-    # The same for every fold: only then can what the networks see be brought into one space.
-    torch.manual_seed(derive_seed(config.seed, "network"))
-    network = card.build(drop_rate=settings.drop_rate, pretrained=settings.pretrained)
-    initial_weights = hashlib.sha256(encode_weights(network)).hexdigest()[:16]
-    if settings.label_prior_bias:
-        set_prior_bias(network, prevalence)
-    dataset = BlockDataset(
-        index, VolumeReader(prepared.folder), make_rendering(config.channels), settings, config.seed, task.fold
-    )
-    loop = TrainingLoop(
-        make_fabric(settings),
-        network,
-        dataset,
-        make_loss(settings.loss, prepared.task.weight_array(), prevalence),
-        settings,
-        writer.folder / CHECKPOINT_NAME,
-        shows_meter=task.shows_meter,
-    )
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    logger.info(
-        "fold %d: %s, %.2f M parameters, weights %s; %d slices of %d patients to train on, %d held out; %s",
-        task.fold,
-        settings.backbone,
-        num_parameters / 1e6,
-        "random" if settings.pretrained == "none" else settings.pretrained,
-        len(parts.train),
-        parts.train.patient_id.nunique(),
-        len(parts.heldout),
-        loop.describe(),
-    )
-    trained = loop.run(stop)
-    writer.write_bytes(WEIGHTS_NAME, encode_weights(trained))
-    writer.write_json(CARD_NAME, encode_card(card))
+    config = task.config
+    writer.write_bytes(WEIGHTS_NAME, encode_weights(trained.network))
+    writer.write_json(CARD_NAME, encode_card(trained.card))
     used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
-    used |= {"prepare": {"size": stored["size"]}, "train": settings.settings()}
+    used |= {"prepare": {"size": prepare_size}, "train": config.train.settings()}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
-    writer.write_bytes("history.csv", encode_table(pd.DataFrame(loop.progress.history), ".csv"))
-    return {
-        "backbone": settings.backbone,
-        "num_parameters": num_parameters,
-        "num_train_slices": len(parts.train),
-        INITIAL_WEIGHTS: initial_weights,
-    }
+    writer.write_bytes("history.csv", encode_table(pd.DataFrame(trained.history), ".csv"))
+    journal = writer.folder / JOURNAL_NAME
+    writer.write_bytes(JOURNAL_NAME, journal.read_bytes() if journal.is_file() else b"")
 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 import logging
 import shutil
-from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from ichkit.core.artifacts import Manifest, has_artifact, list_differences, partial_of, read_manifest
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, FoldError, Stopped
+from ichkit.core.errors import ArtifactError, ConfigError, FoldError
 from ichkit.core.layout import WorkFolder
-from ichkit.core.progress import StopFlag, logger, stop_on_signal
+from ichkit.core.progress import logger, stop_on_signal
 from ichkit.core.tasks import find_task
-from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
-from ichkit.engine.stopping import RelayedStop, relay_stop
+from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
-from ichkit.stages.fold import MADE_BY, FoldTask, Identity, do_fold, has_embeddings, identify, read_started
+from ichkit.stages.fold import do_fold, has_embeddings
+from ichkit.stages.fold_lanes import do_folds
+from ichkit.stages.fold_task import MADE_BY, FoldTask, Identity, identify, read_started
 from ichkit.validation.folds import check_folds
 
 
@@ -25,15 +25,6 @@ class _State(Enum):
     DONE = "done"
     PREDICT = "predict"
     TRAIN = "train"
-
-
-@dataclass(frozen=True)
-class _WorkerTask:
-    """A fold for a worker, with what the worker needs to be heard and to be stopped."""
-
-    task: FoldTask
-    stop_path: Path
-    log_level: int
 
 
 def run(
@@ -52,14 +43,30 @@ def run(
         ConfigError: a backbone, loss, optimizer or device that is not to be had.
         Stopped: a stop signal; the next call goes on from the same step.
     """
+    ranks = Ranks.of_environment()
+    if not ranks.leads:
+        logger.setLevel(logging.WARNING)  # one of them says what all do
     prepared = Prepared.open(work.prepared, find_task(config.task))
     check_folds(prepared.slices)
-    asked = _choose_folds(folds, prepared)
-    if fresh:
+    asked = choose_folds(folds, prepared)
+    if fresh and ranks.leads:
         for fold in asked:
             for folder in (work.fold(run_name, fold), partial_of(work.fold(run_name, fold))):
                 shutil.rmtree(folder, ignore_errors=True)
-    states = {fold: _judge(config, prepared, work.fold(run_name, fold), fold) for fold in asked}
+    if ranks.world > 1:
+        _do_together(config, work, prepared, run_name, asked, ranks, fresh=fresh)
+    elif tasks := list_tasks(config, work, prepared, run_name, asked):
+        do_folds(tasks, config.train)
+    return [read_manifest(work.fold(run_name, fold), made_by=MADE_BY) for fold in asked] if ranks.leads else []
+
+
+def list_tasks(config: Config, work: WorkFolder, prepared: Prepared, run_name: str, asked: list[int]) -> list[FoldTask]:
+    """What is left to do for these folds, ascending; says what is not, and writes nothing.
+
+    Raises:
+        ArtifactError: a fold was made from other settings or other training slices.
+    """
+    states = {fold: _judge(config, prepared, work, run_name, fold) for fold in asked}
     tasks = []
     for fold, state in states.items():
         if state is _State.DONE:
@@ -70,12 +77,48 @@ def run(
                 "fold %d: slices to predict have changed, or embeddings are new; its weights predict anew", fold
             )
         tasks.append(FoldTask(config, work, run_name, fold, trains=state is _State.TRAIN))
-    if tasks:
-        _run_all(tasks, _folds_at_once(config, len(tasks)))
-    return [read_manifest(work.fold(run_name, fold), made_by=MADE_BY) for fold in asked]
+    return tasks
 
 
-def _choose_folds(folds: list[int] | None, prepared: Prepared) -> list[int]:
+def _do_together(
+    config: Config,
+    work: WorkFolder,
+    prepared: Prepared,
+    run_name: str,
+    asked: list[int],
+    ranks: Ranks,
+    *,
+    fresh: bool,
+) -> None:
+    """One fold by the processes that `torchrun` started.
+
+    Raises:
+        ConfigError: more than one fold.
+    """
+    if len(asked) > 1:
+        raise ConfigError(
+            f"train: torchrun joins {ranks.world} processes on one fold, found folds {', '.join(map(str, asked))}. "
+            "Name one: torchrun --nproc-per-node 2 -m ichkit train --fold 0. Without torchrun, folds go one to a GPU."
+        )
+    # The first process may be starting over while the others look.
+    starts_over = fresh and not ranks.leads
+    tasks = (
+        [FoldTask(config, work, run_name, asked[0], trains=True)]
+        if starts_over
+        else list_tasks(config, work, prepared, run_name, asked)
+    )
+    with stop_on_signal() as stop:
+        for task in tasks:
+            if task.trains or ranks.leads:
+                do_fold(task, stop)
+
+
+def choose_folds(folds: list[int] | None, prepared: Prepared) -> list[int]:
+    """The folds that were asked for, ascending; None asks for all of `folds.csv`.
+
+    Raises:
+        FoldError: one that does not exist.
+    """
     known = prepared.fold_numbers
     if folds is None:
         return known
@@ -89,13 +132,14 @@ def _choose_folds(folds: list[int] | None, prepared: Prepared) -> list[int]:
     return sorted(set(folds))
 
 
-def _judge(config: Config, prepared: Prepared, folder: Path, fold: int) -> _State:
+def _judge(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> _State:
     """What a fold needs.
 
     Raises:
         ArtifactError: it was made from other settings or other training slices.
     """
-    wanted, started = identify(config, prepared, fold), read_started(folder)
+    folder = work.fold(run_name, fold)
+    wanted, started = identify(config, prepared, work, fold), read_started(folder)
     if started is not None:
         _refuse_others(partial_of(folder), started, wanted)
         return _State.TRAIN
@@ -116,58 +160,3 @@ def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
             f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
             "another --run, or start this run over with `ichkit train --fresh`."
         )
-
-
-def _folds_at_once(config: Config, num_folds: int) -> int:
-    """Folds that train beside each other: on a CPU as many as its cores hold with `train.threads` each, else one."""
-    settings = config.train
-    if settings.threads is None or settings.accelerator not in ("auto", "cpu") or num_folds == 1:
-        return 1
-    if settings.accelerator == "auto":
-        import torch
-
-        if torch.cuda.is_available():
-            return 1
-    return max(1, min(num_folds, count_cores() // settings.threads))
-
-
-def _run_all(tasks: list[FoldTask], at_once: int) -> None:
-    """Works on the folds one after another here, or several at once in workers."""
-    with stop_on_signal() as stop:
-        if at_once == 1:
-            for task in tasks:
-                stop.check("finished folds are kept")
-                do_fold(task, stop)
-            return
-        logger.info(
-            "training %d folds, %d at once with %s thread(s) each", len(tasks), at_once, tasks[0].config.train.threads
-        )
-        with relay_stop(stop) as path:
-            level = logger.getEffectiveLevel()
-            jobs = [_WorkerTask(replace(task, shows_meter=False), path, level) for task in tasks]
-            for position, outcome in run_tasks(_do_in_worker, jobs, workers=at_once):
-                if isinstance(outcome, WorkerDied):
-                    raise ArtifactError(
-                        f"fold {tasks[position].fold}: expected it to finish, {outcome.reason}; memory may be short. "
-                        "Run the same command again to go on, with a larger train.threads to do fewer folds at once."
-                    )
-                if outcome is not None:
-                    stop.set()
-        stop.check("every fold at work is saved")
-
-
-def _do_in_worker(job: _WorkerTask) -> str | None:
-    """Works on one fold; None when it is finished, else what is saved: raised here, `Stopped` would kill the others."""
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(job.log_level)
-    with stop_on_signal() as own:
-        stop: StopFlag = RelayedStop(own, job.stop_path)
-        try:
-            stop.check("nothing was begun")
-            do_fold(job.task, stop)
-        except Stopped as stopped:
-            return str(stopped)
-    return None

@@ -1,0 +1,232 @@
+"""One step of training: a batch of blocks to gradients, and gradients to weights, in one process or in several."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ichkit.core.progress import StopFlag
+from ichkit.core.seeding import derive_seed, make_generator
+from ichkit.engine.blocks import Block, BlockDataset
+from ichkit.engine.cutmix import apply_cut, draw_cut
+from ichkit.engine.devices import make_optimizer, prepare_network
+from ichkit.engine.ema import AveragedWeights
+from ichkit.engine.phases import Phase
+from ichkit.engine.sampling import EpochBatches
+from ichkit.engine.schedule import learning_rate_factor
+from ichkit.models.descriptor import DescriptorNetwork
+from ichkit.models.freezing import Frozen
+from ichkit.models.losses import LossFunction
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+class NonFiniteLossError(Exception):
+    """The loss is no longer a number.
+
+    Attributes:
+        loss: what it is.
+        epoch, step: where, counted from 0.
+        rows: rows of the index in the middle of the blocks of that step.
+    """
+
+    def __init__(self, loss: float, epoch: int, step: int, rows: list[int]) -> None:
+        super().__init__(f"loss {loss} in epoch {epoch}, step {step}")
+        self.loss, self.epoch, self.step, self.rows = loss, epoch, step, rows
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What became of a step, over all processes.
+
+    Attributes:
+        epoch, step: which one, counted from 0.
+        loss: mean over its images.
+        num_images: how many it had.
+        learning_rate: at that step.
+        asks_to_stop: some process was asked to.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    num_images: int
+    learning_rate: float
+    asks_to_stop: bool
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that has not been looked at yet, so that a GPU need not wait for the look.
+
+    Attributes:
+        seen: (2,) the step's loss, and how many processes ask for a stop.
+    """
+
+    seen: torch.Tensor
+    epoch: int
+    step: int
+    num_images: int
+    learning_rate: float
+    rows: torch.Tensor
+
+
+class Stepper:
+    """Does the steps of one phase.
+
+    Every random number is drawn from a seed derived from its place (epoch, step, block), and the learning rate is a
+    function of the step, so that nothing but weights, moments and counts has to be remembered between two steps.
+
+    Several processes that `fabric` joins train one network: each takes its share of every batch, and gradients are
+    those of the whole batch. CutMix then draws partners within a process.
+
+    Args:
+        fabric: devices and precision.
+        network: uint8 images to logits; moved and changed.
+        dataset: the blocks.
+        loss_function: see `models.losses`.
+        phase: which phase this is.
+
+    Raises:
+        ConfigError: see `Frozen`, `EpochBatches` and `make_optimizer`.
+    """
+
+    def __init__(
+        self,
+        fabric: "Fabric",
+        network: DescriptorNetwork,
+        dataset: BlockDataset,
+        loss_function: LossFunction,
+        phase: Phase,
+    ) -> None:
+        self.fabric, self.dataset, self.loss_function, self.phase = fabric, dataset, loss_function, phase
+        self.config = dataset.config
+        num_blocks = len(dataset.plan(phase.first_epoch).rows)
+        self.batches = EpochBatches(num_blocks, self.config.batch_blocks, fabric.global_rank, fabric.world_size)
+        self.total_steps = self.batches.steps_per_epoch * phase.config.epochs
+        self.warmup_steps = round(self.batches.steps_per_epoch * phase.config.warmup_epochs)
+        self.frozen = Frozen(network, phase.config.frozen_stages)
+        prepare_network(network, self.config)
+        # Fabric's optimizer is for stepping; it keeps copies of attributes that loading a state would leave stale.
+        self._optimizer = make_optimizer(network, self.config, on_gpu=fabric.device.type == "cuda")
+        self._network, self._fabric_optimizer = fabric.setup(network, self._optimizer)
+        decay = self.config.ema_decay
+        self._average = None if decay is None else AveragedWeights(self._network.module, decay)
+        self._pending: _Pending | None = None
+        # Told apart by rank only where there are ranks: a run alone is the same with torchrun as without.
+        self._rank_place = () if fabric.world_size == 1 else (fabric.global_rank,)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network that predicts: the average where there is one, else the network itself."""
+        return self._network.module if self._average is None else self._average.network
+
+    def do(self, batch: Block, epoch: int, step: int, stop: StopFlag) -> StepResult | None:
+        """One step; returns what became of the step before, if that is not known yet.
+
+        Args:
+            batch: this process's share of it.
+            epoch: of the run.
+            step: of the epoch.
+            stop: looked at only where several processes have to agree.
+
+        Raises:
+            NonFiniteLossError: the loss of the step before is no number.
+        """
+        place = (self.dataset.fold, epoch, step, *self._rank_place)
+        # Dropout and its like draw from torch's generator: seeded here, so that no generator needs saving.
+        torch.manual_seed(derive_seed(self.dataset.seed, "step", *place))
+        done = (epoch - self.phase.first_epoch) * self.batches.steps_per_epoch + step
+        rate = self.phase.config.learning_rate * learning_rate_factor(done, self.total_steps, self.warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        images, labels = self._cut(batch, place)
+        num_images = int(self.dataset.plan(epoch).is_real[self.batches.numbers[step]].sum())
+        loss = self._descend(images, labels, num_images)
+        if self._average is not None:
+            self._average.update()
+        before = self.finish()
+        middle = batch.rows[:, batch.rows.shape[1] // 2]
+        self._pending = _Pending(self._agree(loss, stop), epoch, step, num_images, rate, middle)
+        return before
+
+    def finish(self) -> StepResult | None:
+        """What became of the last step, if that is not known yet.
+
+        Raises:
+            NonFiniteLossError: its loss is no number.
+        """
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        loss, asked = pending.seen.tolist()
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(loss, pending.epoch, pending.step, sorted(pending.rows.tolist()))
+        return StepResult(pending.epoch, pending.step, loss, pending.num_images, pending.learning_rate, asked > 0)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on, of tensors, numbers, text, lists and dicts."""
+        state: dict[str, Any] = {
+            "network": self._network.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+        if self._average is not None:
+            state["average"] = self._average.network.state_dict()
+            state["num_updates"] = self._average.num_updates
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state` was taken."""
+        self._network.module.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self._average is not None:
+            self._average.network.load_state_dict(state["average"])
+            self._average.num_updates = state["num_updates"]
+
+    def held_bytes(self) -> int:
+        """Bytes of weights, gradients, two moments as Adam has them, and the average; activations come on top."""
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self._network.module.parameters()]
+        copies = 1 if self._average is None else 2
+        return sum(size * (copies + 3 * is_trained) for size, is_trained in sizes)
+
+    def _descend(self, images: torch.Tensor, labels: torch.Tensor, num_images: int) -> torch.Tensor:
+        """Changes the weights; returns this process's part of the mean loss of the step's `num_images` images."""
+        self._network.train()
+        self.frozen.keep_statistics()
+        self._optimizer.zero_grad()
+        parts = list(zip(images.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
+        losses = []
+        for number, (some_images, some_labels) in enumerate(parts):
+            # Gradients are averaged over processes, so each counts its images against those of the mean process.
+            weight = len(some_images) * self.fabric.world_size / num_images
+            with self.fabric.no_backward_sync(self._network, enabled=number < len(parts) - 1):
+                loss = self.loss_function(self._network(some_images), some_labels) * weight
+                self.fabric.backward(loss)
+            losses.append(loss.detach())
+        if self.config.clip_norm is not None:
+            # An overflow of float16 is not an error: the scaler skips the step and tries a smaller scale.
+            self.fabric.clip_gradients(
+                self._network, self._fabric_optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
+            )
+        self._fabric_optimizer.step()
+        return torch.stack(losses).sum() / self.fabric.world_size
+
+    def _cut(self, batch: Block, place: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, H, W, C) images and (n, K) labels of the real slices of a batch, after CutMix; padding ends here."""
+        images, labels = batch.images, batch.labels
+        generator = make_generator(self.dataset.seed, "cutmix", *place)
+        cut = draw_cut(len(images), *images.shape[2:4], self.config.cutmix, generator)
+        if cut is not None:
+            images, labels = apply_cut(images, labels, cut)
+        return images[batch.is_real], labels[batch.is_real]
+
+    def _agree(self, loss: torch.Tensor, stop: StopFlag) -> torch.Tensor:
+        """(2,) loss and number of processes asked to stop, summed over all processes; not waited for."""
+        if self.fabric.world_size == 1:
+            return torch.stack([loss, torch.zeros_like(loss)])
+        return self.fabric.all_reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), reduce_op="sum")
