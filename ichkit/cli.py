@@ -152,19 +152,26 @@ def evaluate(
         show(table)
 
 
-@main.command(epilog=epilog("ichkit submit", "ichkit submit --source default-blend"))
+@main.command(epilog=epilog("ichkit submit", "ichkit submit --source default-blend --upload"))
 @click.option(
     "--source", shell_complete=complete_source, help="A run or stack of the board [default: the best complete one]."
 )
+@click.option(
+    "--upload", "uploads", is_flag=True, help="Send it to the site, once, by the command kaggle (extra kaggle)."
+)
 @submissions_option
 @common_options
-def submit(settings: Settings, source: str | None, submissions: Path) -> None:
+def submit(settings: Settings, source: str | None, uploads: bool, submissions: Path) -> None:
     """Write the submission of a source, and the leaderboard."""
     from ichkit.stages import leaderboard as board
     from ichkit.stages import submit as stage
 
     config = settings.load()
-    stage.run(config, settings.work, submissions, source)
+    made = stage.run(config, settings.work, submissions, source)
+    if uploads:
+        from ichkit.stages.upload import upload, what_next
+
+        click.echo(f"kaggle: {upload(submissions, made.source.name)}\n{what_next(made.source.name)}")
     task = find_task(config.task)
     show(board.render(settings.work, board.build(settings.work, submissions, task), task))
 
