@@ -137,7 +137,7 @@ class TrainingLoop:
             waited += seconds_waited
             self._run_step(batch)
             if meter:
-                meter.advance(1, f"epoch {progress.epoch + 1} of {self.config.epochs}")
+                meter.advance(1, f"epoch {progress.epoch + 1} of {self.config.epochs}", seconds_waited)
             self._say_how_long()
             if stop and progress.step < self.batches.steps_per_epoch:
                 self._save()

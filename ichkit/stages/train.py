@@ -54,11 +54,23 @@ def run(
     """
     prepared = Prepared.open(work.prepared, find_task(config.task))
     check_folds(prepared.slices)
-    asked = _choose_folds(folds, prepared)
+    asked = choose_folds(folds, prepared)
     if fresh:
         for fold in asked:
             for folder in (work.fold(run_name, fold), partial_of(work.fold(run_name, fold))):
                 shutil.rmtree(folder, ignore_errors=True)
+    tasks = list_tasks(config, work, prepared, run_name, asked)
+    if tasks:
+        _run_all(tasks, _folds_at_once(config, len(tasks)))
+    return [read_manifest(work.fold(run_name, fold), made_by=MADE_BY) for fold in asked]
+
+
+def list_tasks(config: Config, work: WorkFolder, prepared: Prepared, run_name: str, asked: list[int]) -> list[FoldTask]:
+    """What is left to do for these folds, ascending; says what is not, and writes nothing.
+
+    Raises:
+        ArtifactError: a fold was made from other settings or other training slices.
+    """
     states = {fold: _judge(config, prepared, work.fold(run_name, fold), fold) for fold in asked}
     tasks = []
     for fold, state in states.items():
@@ -70,12 +82,15 @@ def run(
                 "fold %d: slices to predict have changed, or embeddings are new; its weights predict anew", fold
             )
         tasks.append(FoldTask(config, work, run_name, fold, trains=state is _State.TRAIN))
-    if tasks:
-        _run_all(tasks, _folds_at_once(config, len(tasks)))
-    return [read_manifest(work.fold(run_name, fold), made_by=MADE_BY) for fold in asked]
+    return tasks
 
 
-def _choose_folds(folds: list[int] | None, prepared: Prepared) -> list[int]:
+def choose_folds(folds: list[int] | None, prepared: Prepared) -> list[int]:
+    """The folds that were asked for, ascending; None asks for all of `folds.csv`.
+
+    Raises:
+        FoldError: one that does not exist.
+    """
     known = prepared.fold_numbers
     if folds is None:
         return known
