@@ -11,6 +11,7 @@ from ichkit.commands_config import config_commands
 from ichkit.commands_plan import (
     phantom_counts,
     plan_evaluate,
+    plan_leaderboard,
     plan_phantom,
     plan_predict,
     plan_prepare,
@@ -203,6 +204,7 @@ def submit(settings: Settings, source: str | None, uploads: bool, submissions: P
 @click.option("--private", "private_score", type=float, help="Its private score.")
 @submissions_option
 @common_options
+@with_dry_run(plan_leaderboard)
 def leaderboard(
     settings: Settings, record: str | None, public_score: float | None, private_score: float | None, submissions: Path
 ) -> None:

@@ -98,6 +98,13 @@ def plan_submit(settings: Settings, source: str | None, uploads: bool, submissio
     return describe_submit(settings.load(), settings.work, submissions, source=source, uploads=uploads)
 
 
+def plan_leaderboard(settings: Settings, record: str | None, submissions: Path, **_scores: float | None) -> "Plan":
+    """The plan of `leaderboard`."""
+    from ichkit.stages.plan_results import describe_board
+
+    return describe_board(settings.load(), settings.work, submissions, record)
+
+
 def plan_predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) -> "Plan":
     """The plan of `predict`."""
     from ichkit.stages.plan_results import describe_predict

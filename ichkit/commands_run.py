@@ -93,9 +93,8 @@ def _plan_step(words: list[str], will_change: bool) -> bool:
     there is none where the command's input is not there yet.
     """
     command = _commands()[words[0]]
-    takes_dry_run = any(option.name == "dry_run" for option in command.params)
-    if not takes_dry_run:
-        click.echo("writes nothing")
+    if not any(option.name == "dry_run" for option in command.params):
+        click.echo("not planned: the command has no --dry-run")
         return will_change
     with command.make_context(f"ichkit {words[0]}", [*words[1:], "--dry-run"]) as context:
         try:

@@ -18,7 +18,19 @@ from ichkit.stages import submit
 from ichkit.stages.plan import Plan, render
 
 SMALL = ["-c", "demo", *(word for text in (*TINY, "prepare.size=null") for word in ("--set", text))]
-WRITERS = ("phantom", "prepare", "train", "stack", "evaluate", "submit", "predict", "report", "run", "demo")
+WRITERS = (
+    "phantom",
+    "prepare",
+    "train",
+    "stack",
+    "evaluate",
+    "submit",
+    "leaderboard",
+    "predict",
+    "report",
+    "run",
+    "demo",
+)
 
 
 def call(*words, code=0):
@@ -43,6 +55,7 @@ def world(prepared_once, phantom_root, tmp_path_factory):
     shutil.copytree(phantom_root, root / "phantom")
     work = make_work(root / "made", num_patients=20, num_folds=3, folds=(0, 1, 2), cq500_studies=4)
     make_stack(work, runs=("base",))
+    (root / "begun").mkdir()
     return root
 
 
@@ -52,6 +65,12 @@ def here(world, monkeypatch):
     return world
 
 
+SAME = [
+    word
+    for text in ("studies=16", "test_studies=6", "cq500_studies=6", "size=64")
+    for word in ("--set", f"phantom.{text}")
+]
+"""The phantom that is there."""
 SCORED = ["--work", "made", "--set", "evaluate.num_draws=40"]
 CASES = {
     "phantom": (["phantom", "new", "--studies", "3", "--size", "64"], "draws 18 studies as RSNA 2019"),
@@ -70,11 +89,12 @@ CASES = {
     "evaluate": (["evaluate", *SCORED], "scores 4 of 4 sources"),
     "submit": (["submit", *SCORED], "the best complete source, which the scores will tell"),
     "submit --source": (["submit", "--source", "base", *SCORED], "submissions/base.csv"),
+    "leaderboard": (["leaderboard", *SCORED], "submissions/leaderboard.csv"),
     "predict": (["predict", "phantom/rsna/stage_2_test", "--model", "base", "--work", "made"], "base: 3 networks"),
     "report": (["report", *SCORED], "made/report.html"),
-    "run": (["run", "demo", "--work", "new", *SMALL], "known once the commands before it have run"),
+    "run": (["run", "demo", "--work", "new", *SMALL, *SAME], "known once the commands before it have run"),
     "demo": (["demo"], "about 4 min, on two cores, as measured"),
-    "demo that was begun": (["demo", "."], "phantom/rsna"),
+    "demo that was begun": (["demo", "begun"], "known once the commands before it have run"),
 }
 
 
@@ -138,6 +158,7 @@ def test_time_goes_by_what_was_made_before(here):
         (["train", "--set", "train.backbone=resnet5", "--work", "real", *SMALL], "train.backbone: unknown"),
         (["stack", "--runs", "bsae", "--work", "made"], 'Did you mean "base"'),
         (["submit", "--source", "bse", "--work", "made"], 'Did you mean "base"'),
+        (["leaderboard", "--record", "base", "--public", "0.7", *SCORED], 'holds no submission "base"'),
         (["prepare", "--rsna", "nowhere"], "nothing is there"),
         (["phantom", "real"], "expected a new or empty folder"),
         (["run", "demo", "--set", "train.epoch=1"], 'Did you mean "epochs"'),
@@ -151,7 +172,7 @@ def test_what_would_be_refused_is_refused_in_a_dry_run_too(here, words, message)
 
 
 def test_a_recipe_is_planned_as_far_as_its_input_is_there(here):
-    printed = call("run", "demo", "--work", "real", *SMALL, "--dry-run")
+    printed = call("run", "demo", "--work", "real", *SMALL, *SAME, "--dry-run")
     assert "phantom: what it would do" in printed
     assert "fold 0: 1 epochs of" in printed  # the store is there
     assert "known once the commands before it have run" in printed  # no run is

@@ -1,7 +1,7 @@
 """What a command would do, for `--dry-run`: steps, places, disk and time, found out without writing a byte."""
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
@@ -37,10 +37,6 @@ class Plan:
     def is_idle(self) -> bool:
         """True where there is nothing to do."""
         return not self.writes
-
-    def after(self, *steps: str) -> "Plan":
-        """The same plan with more steps before its own."""
-        return replace(self, steps=(*steps, *self.steps))
 
 
 def up_to_date(what: str) -> Plan:

@@ -1,5 +1,6 @@
-"""The plans of `evaluate`, `submit`, `report` and `predict`."""
+"""The plans of `evaluate`, `submit`, `leaderboard`, `report` and `predict`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ichkit.core.config import Config
@@ -11,17 +12,18 @@ from ichkit.stages import evaluate
 from ichkit.stages.leaderboard import BOARD_NAME
 from ichkit.stages.plan import PREDICTION_BYTES, Plan, format_bytes, up_to_date
 from ichkit.stages.predict import find_chain
-from ichkit.stages.submit import choose_source
+from ichkit.stages.submit import choose_source, read_sample
 from ichkit.stages.upload import SITE, find_command
-from ichkit.validation.catalog import find_sources, pick_source
-from ichkit.validation.notes import note_path
+from ichkit.validation.catalog import pick_source
+from ichkit.validation.notes import note_path, read_present
 
 _SCORE_BYTES = 430_000
 """Of the scores of one source, as in the demo; the 2,000 draws behind its intervals are most of it."""
 _SUBMISSION_ROW_BYTES = 37
 """Of a row of `ID,Label`, as in the demo."""
+_BOARD_BYTES = 2_000
 _REPORT_BYTES = 180_000
-"""Of the page of the demo."""
+"""Of the board and the page of the demo."""
 _SECONDS_TO_WRITE = 5.0
 """Of `submit` or `report` of the demo, scores apart, rounded up (`benchmarks/results/demo.json`: 2.7 and 4.6)."""
 
@@ -32,7 +34,10 @@ def describe_evaluate(config: Config, work: WorkFolder) -> Plan:
     Raises:
         ArtifactError, ContractError, FoldError: as `evaluate.run` before it scores.
     """
-    scoring = evaluate.look(config, work)
+    return _describe_scoring(config, work, evaluate.look(config, work))
+
+
+def _describe_scoring(config: Config, work: WorkFolder, scoring: evaluate.Scoring) -> Plan:
     if scoring.is_current:
         return up_to_date(f"the scores of {len(scoring.sources)} sources")
     stale = scoring.stale
@@ -49,6 +54,17 @@ def describe_evaluate(config: Config, work: WorkFolder) -> Plan:
     )
 
 
+def _after_scores(scores: Plan, steps: Sequence[str], writes: Sequence[Path], num_bytes: float) -> Plan:
+    """The plan of a command that scores what is not scored, and then writes files of its own."""
+    return Plan(
+        steps=(*(() if scores.is_idle else scores.steps), *steps),
+        writes=(*scores.writes, *writes),
+        num_bytes=(scores.num_bytes or 0) + num_bytes,
+        seconds=None if scores.seconds is None else scores.seconds + _SECONDS_TO_WRITE,
+        basis="as for the demo" if scores.is_idle else scores.basis,
+    )
+
+
 def describe_submit(
     config: Config, work: WorkFolder, submissions: Path, *, source: str | None = None, uploads: bool = False
 ) -> Plan:
@@ -56,28 +72,38 @@ def describe_submit(
 
     Raises:
         ConfigError: no such source, or `uploads` and no command to do it with.
+        DataError: the prepared data have no test split.
         ArtifactError, ContractError, FoldError: as `submit.run` before it writes.
     """
-    scores = describe_evaluate(config, work)
     scoring = evaluate.look(config, work)
+    num_rows = len(read_sample(scoring.prepared))
     if source is not None:
         name = pick_source(scoring.sources, source).name
     else:
         # Whatever must be scored first may turn out the best.
-        name = choose_source(config, work).name if scores.is_idle else None
-    num_rows = len(scoring.prepared.sample_ids())
+        name = choose_source(config, work).name if scoring.is_current else None
     steps = [f"{num_rows} rows of {name or 'the best complete source, which the scores will tell'}"]
     if uploads:
         find_command()
         steps.append(f"sends the file to {SITE}, unless it is there already")
-    named = (submissions / f"{name}.csv", note_path(submissions, name)) if name else (submissions,)
-    return Plan(
-        steps=(*(() if scores.is_idle else scores.steps), *steps),
-        writes=(*scores.writes, *named, submissions / BOARD_NAME),
-        num_bytes=(scores.num_bytes or 0) + num_rows * _SUBMISSION_ROW_BYTES,
-        seconds=None if scores.seconds is None else scores.seconds + _SECONDS_TO_WRITE,
-        basis=scores.basis if not scores.is_idle else "as for the demo",
-    )
+    files = (submissions / f"{name}.csv", note_path(submissions, name)) if name else (submissions / "NAME.csv",)
+    scores = _describe_scoring(config, work, scoring)
+    return _after_scores(scores, steps, (*files, submissions / BOARD_NAME), num_rows * _SUBMISSION_ROW_BYTES)
+
+
+def describe_board(config: Config, work: WorkFolder, submissions: Path, record: str | None = None) -> Plan:
+    """What `leaderboard.run` would do, or `leaderboard.record` for a submission of that name.
+
+    Raises:
+        ConfigError: no such submission.
+        ArtifactError, ContractError, FoldError: as `leaderboard.run` before it writes.
+    """
+    if record is not None:
+        read_present(submissions, record)
+    scores = describe_evaluate(config, work)
+    noted = () if record is None else (note_path(submissions, record),)
+    steps = ["rebuilds the board from the artifacts"]
+    return _after_scores(scores, steps, (*noted, submissions / BOARD_NAME), _BOARD_BYTES)
 
 
 def describe_report(config: Config, work: WorkFolder) -> Plan:
@@ -86,15 +112,9 @@ def describe_report(config: Config, work: WorkFolder) -> Plan:
     Raises:
         ArtifactError, ContractError, FoldError: as `report.run` before it writes.
     """
-    scores = describe_evaluate(config, work)
-    num_sources = len(find_sources(work, find_task(config.task)))
-    return Plan(
-        steps=(*(() if scores.is_idle else scores.steps), f"one page about {num_sources} sources"),
-        writes=(*scores.writes, work.report),
-        num_bytes=(scores.num_bytes or 0) + _REPORT_BYTES,
-        seconds=None if scores.seconds is None else scores.seconds + _SECONDS_TO_WRITE,
-        basis=scores.basis if not scores.is_idle else "as for the demo",
-    )
+    scoring = evaluate.look(config, work)
+    steps = [f"one page about {len(scoring.sources)} sources"]
+    return _after_scores(_describe_scoring(config, work, scoring), steps, (work.report,), _REPORT_BYTES)
 
 
 def describe_predict(config: Config, work: WorkFolder, path: Path, *, model: str | None, out: Path) -> Plan:

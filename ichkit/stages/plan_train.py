@@ -65,18 +65,15 @@ def _describe_fold(task: FoldTask, parts: Parts, config: Config, *, is_removed: 
 
 
 def _count_parameters(config: Config, prepared: Prepared) -> int:
-    """Parameters of the network, built without memory for them.
+    """Parameters of the network, which is built with random weights for it.
 
     Raises:
         ConfigError: no such backbone.
     """
-    import torch
-
     from ichkit.engine.inference import ModelCard
 
     stored = prepared.manifest.settings
-    with torch.device("meta"):
-        network = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"])).build()
+    network = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"])).build()
     return sum(parameter.numel() for parameter in network.parameters())
 
 

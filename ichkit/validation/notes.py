@@ -82,7 +82,7 @@ def record_scores(submissions: Path, name: str, public: float | None, private: f
             f"leaderboard --record {name}: expected --public, --private or both, each a loss of 0 or more, found "
             f"{given or 'neither'}."
         )
-    note = _read_present(submissions, name)
+    note = read_present(submissions, name)
     note = {**note, **given, "recorded_utc": _now()}
     write_bytes_atomically(note_path(submissions, name), encode_json(note))
     return note
@@ -98,14 +98,19 @@ def record_upload(submissions: Path, name: str, answer: str | None) -> dict[str,
         ConfigError: no such submission.
         ArtifactError: the CSV is not the one that the note describes.
     """
-    note = _read_present(submissions, name)
+    note = read_present(submissions, name)
     note = {**note, "upload": {"sha256": note["sha256"], "answer": answer, "utc": _now()}}
     write_bytes_atomically(note_path(submissions, name), encode_json(note))
     return note
 
 
-def _read_present(submissions: Path, name: str) -> dict[str, Any]:
-    """The note of a submission whose CSV is the one it describes."""
+def read_present(submissions: Path, name: str) -> dict[str, Any]:
+    """The note of a submission whose CSV is the one it describes.
+
+    Raises:
+        ConfigError: no such submission.
+        ArtifactError: the CSV is another or is gone.
+    """
     note = read_note(submissions, name)
     if note is None:
         names = [path.stem for path in submissions.glob("*.json")]
