@@ -22,7 +22,7 @@ from ichkit.commands_plan import (
     with_dry_run,
 )
 from ichkit.commands_run import demo, run
-from ichkit.completion import complete_model, complete_run, complete_runs, complete_source
+from ichkit.completion import complete_model, complete_run, complete_runs, complete_source, complete_training_source
 from ichkit.core.tasks import find_task
 from ichkit.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
 
@@ -66,7 +66,11 @@ def phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **coun
         "ichkit prepare --rsna data/rsna --cq500 data/cq500", "ichkit prepare --folder scans/ --labels labels.csv"
     )
 )
-@click.option("--source", help="Where training data come from: rsna, folder, or a row of your own [default: rsna].")
+@click.option(
+    "--source",
+    shell_complete=complete_training_source,
+    help="Where training data come from: rsna, folder, or a row of your own [default: rsna].",
+)
 @click.option("--rsna", type=PATH, help="RSNA 2019, a folder or a zip (env ICHKIT_RSNA; default data/rsna).")
 @click.option("--cq500", type=PATH, help="CQ500, a folder (env ICHKIT_CQ500; default data/cq500); optional.")
 @click.option("--folder", type=PATH, help="Your own scans, a folder or a zip of DICOM, with --labels.")

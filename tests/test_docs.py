@@ -220,15 +220,17 @@ def bench(place, tmp_path, monkeypatch):
     from ichkit.sources import table as sources
     from ichkit.stacking import table as stackers
 
-    for table in (tasks.TASKS, descriptor.BACKBONES, losses.LOSSES, sources.SOURCES, stackers.STACKERS):
-        for name in ("side", "narrow", "brier", "sorted", "smooth"):
-            monkeypatch.delitem(table, name, raising=False)
+    tables = (tasks.TASKS, descriptor.BACKBONES, losses.LOSSES, sources.SOURCES, stackers.STACKERS)
+    known = [dict(table) for table in tables]
     for block in blocks(ROOT / "docs" / "extend.md", "python"):
         (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     yield tmp_path
+    for table, rows in zip(tables, known, strict=True):
+        table.clear()
+        table.update(rows)
     for path in tmp_path.glob("my_*.py"):
         sys.modules.pop(path.stem, None)
 

@@ -39,12 +39,10 @@ def call(*words, code=0):
     return " ".join(result.output.split())
 
 
-def tree_of(root: Path) -> dict[str, tuple]:
-    """Every file and folder: what it holds and when it was last changed."""
-    return {
-        path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
-        for path in [root, *root.rglob("*")]
-    }
+def tree_of(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder: when it was last changed, and its size."""
+    found = [(path, path.stat()) for path in [root, *root.rglob("*")]]
+    return {path.relative_to(root).as_posix(): (state.st_mtime_ns, state.st_size) for path, state in found}
 
 
 @pytest.fixture(scope="module")

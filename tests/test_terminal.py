@@ -3,6 +3,7 @@
 import errno
 import logging
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -35,12 +36,15 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 
 @pytest.fixture
-def said(caplog):
+def said(caplog, monkeypatch):
+    # Commands that were called before have given the logger handlers of their own.
+    monkeypatch.setattr(progress.logger, "handlers", [])
+    monkeypatch.setattr(progress.logger, "propagate", True)
     caplog.set_level(logging.INFO, logger="ichkit")
     return caplog
 
@@ -68,8 +72,8 @@ def test_what_was_finished_before_counts_as_done_and_not_as_speed(clock, said):
     assert said.messages == ["stack: 91 of 100, 3.0 fits/min, 3 min left"]
 
 
-def test_a_terminal_shows_a_bar_with_the_same_figures(clock, said, monkeypatch, capsys):
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+def test_a_terminal_shows_a_bar_with_the_same_figures(clock, said, monkeypatch):
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     with Meter("fold 0", 100, "steps") as meter:
         clock.now += 10
         meter.advance(20, waited_seconds=1.0)
