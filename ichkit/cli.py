@@ -1,7 +1,6 @@
 """The command line: each command is a few lines that call one stage."""
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,21 @@ from typing import Any
 import click
 
 from ichkit.commands_config import config_commands
-from ichkit.completion import complete_model, complete_pipeline, complete_run, complete_runs, complete_source
-from ichkit.core.progress import logger
+from ichkit.commands_plan import (
+    phantom_counts,
+    plan_evaluate,
+    plan_leaderboard,
+    plan_phantom,
+    plan_predict,
+    plan_prepare,
+    plan_report,
+    plan_stack,
+    plan_submit,
+    plan_train,
+    with_dry_run,
+)
+from ichkit.commands_run import demo, run
+from ichkit.completion import complete_model, complete_run, complete_runs, complete_source, complete_training_source
 from ichkit.core.tasks import find_task
 from ichkit.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
 
@@ -34,15 +46,15 @@ def main() -> None:
 @click.option("--seed", type=int, help="[default: the config's, 0].")
 @click.option("--masks", is_flag=True, help="Keep the masks of the bleeds.")
 @common_options
+@with_dry_run(plan_phantom)
 def phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **counts: int | None) -> None:
     """Write synthetic head CT as DICOM: OUT/rsna and OUT/cq500, to try everything without data."""
     from ichkit.phantom.writer import write_phantom
 
     config = settings.load()
-    asked = {name: getattr(config.phantom, name) if count is None else count for name, count in counts.items()}
     write_phantom(
         out,
-        **asked,
+        **phantom_counts(settings, counts),
         seed=config.seed if seed is None else seed,
         keep_masks=masks,
         workers=config.prepare.workers,
@@ -54,7 +66,11 @@ def phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **coun
         "ichkit prepare --rsna data/rsna --cq500 data/cq500", "ichkit prepare --folder scans/ --labels labels.csv"
     )
 )
-@click.option("--source", type=click.Choice(("rsna", "folder")), help="Where training data come from [default: rsna].")
+@click.option(
+    "--source",
+    shell_complete=complete_training_source,
+    help="Where training data come from: rsna, folder, or a row of your own [default: rsna].",
+)
 @click.option("--rsna", type=PATH, help="RSNA 2019, a folder or a zip (env ICHKIT_RSNA; default data/rsna).")
 @click.option("--cq500", type=PATH, help="CQ500, a folder (env ICHKIT_CQ500; default data/cq500); optional.")
 @click.option("--folder", type=PATH, help="Your own scans, a folder or a zip of DICOM, with --labels.")
@@ -71,6 +87,7 @@ def phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **coun
     help="Processes of this machine, or a Ray cluster (env RAY_ADDRESS; extra ray) [default: the config's, processes].",
 )
 @common_options
+@with_dry_run(plan_prepare)
 def prepare(settings: Settings, **options: Any) -> None:
     """DICOM to a compressed Hounsfield store with patient-wise folds."""
     from ichkit.stages import prepare as stage
@@ -93,28 +110,35 @@ def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str
 @click.option("--fresh", is_flag=True, help="Train the folds again from the start.")
 @click.option("--embeddings", is_flag=True, help="Keep what the network sees before its last layer, for stage 2.")
 @common_options
+@with_dry_run(plan_train)
 def train(settings: Settings, folds: list[int] | None, run_name: str | None, fresh: bool, embeddings: bool) -> None:
     """Stage 1: train the 2D network fold by fold, and write its descriptors of what it has not seen."""
     from ichkit.stages import train as stage
 
-    name = run_name or Path(settings.config_name).stem
     config = settings.load("train.embeddings=true") if embeddings else settings.load()
-    stage.run(config, settings.work, run_name=name, folds=folds, fresh=fresh)
+    stage.run(config, settings.work, run_name=run_name or settings.run_name, folds=folds, fresh=fresh)
+
+
+def _parse_runs(_ctx: click.Context, _option: click.Parameter, given: str | None) -> list[str] | None:
+    return [run.strip() for run in (given or "").split(",") if run.strip()] or None
 
 
 @main.command(epilog=epilog("ichkit stack", "ichkit stack --runs default,resnet50-midl"))
 @click.option(
-    "--runs", shell_complete=complete_runs, help="Runs, separated by commas [default: all that are complete]."
+    "--runs",
+    callback=_parse_runs,
+    shell_complete=complete_runs,
+    help="Runs, separated by commas [default: all that are complete].",
 )
 @click.option("--name", help="Name of the stack [default: the runs joined by +].")
 @common_options
-def stack(settings: Settings, runs: str | None, name: str | None) -> None:
+@with_dry_run(plan_stack)
+def stack(settings: Settings, runs: list[str] | None, name: str | None) -> None:
     """Stage 2: axial fusion, LightGBM and their blend on out-of-fold descriptors."""
     from ichkit.stages import stack as stage
     from ichkit.stages.stack_facts import render
 
-    chosen = [run.strip() for run in runs.split(",") if run.strip()] if runs else None
-    for table in render(stage.run(settings.load(), settings.work, runs=chosen, name=name)):
+    for table in render(stage.run(settings.load(), settings.work, runs=runs, name=name)):
         show(table)
 
 
@@ -132,6 +156,7 @@ def stack(settings: Settings, runs: str | None, name: str | None) -> None:
 @click.option("--submission", type=PATH, help="Score this submission file instead (ID,Label).")
 @click.option("--truth", type=PATH, help="Its labels (ID,Label).")
 @common_options
+@with_dry_run(plan_evaluate)
 def evaluate(
     settings: Settings, source: str | None, is_whole: bool, submission: Path | None, truth: Path | None
 ) -> None:
@@ -152,19 +177,27 @@ def evaluate(
         show(table)
 
 
-@main.command(epilog=epilog("ichkit submit", "ichkit submit --source default-blend"))
+@main.command(epilog=epilog("ichkit submit", "ichkit submit --source default-blend --upload"))
 @click.option(
     "--source", shell_complete=complete_source, help="A run or stack of the board [default: the best complete one]."
 )
+@click.option(
+    "--upload", "uploads", is_flag=True, help="Send it to the site, once, by the command kaggle (extra kaggle)."
+)
 @submissions_option
 @common_options
-def submit(settings: Settings, source: str | None, submissions: Path) -> None:
+@with_dry_run(plan_submit)
+def submit(settings: Settings, source: str | None, uploads: bool, submissions: Path) -> None:
     """Write the submission of a source, and the leaderboard."""
     from ichkit.stages import leaderboard as board
     from ichkit.stages import submit as stage
 
     config = settings.load()
-    stage.run(config, settings.work, submissions, source)
+    made = stage.run(config, settings.work, submissions, source)
+    if uploads:
+        from ichkit.stages.upload import upload, what_next
+
+        click.echo(f"kaggle: {upload(submissions, made.source.name)}\n{what_next(made.source.name)}")
     task = find_task(config.task)
     show(board.render(settings.work, board.build(settings.work, submissions, task), task))
 
@@ -175,6 +208,7 @@ def submit(settings: Settings, source: str | None, submissions: Path) -> None:
 @click.option("--private", "private_score", type=float, help="Its private score.")
 @submissions_option
 @common_options
+@with_dry_run(plan_leaderboard)
 def leaderboard(
     settings: Settings, record: str | None, public_score: float | None, private_score: float | None, submissions: Path
 ) -> None:
@@ -200,6 +234,7 @@ def leaderboard(
 )
 @click.option("--out", type=PATH, default=Path("predictions"), show_default=True, help="Where the tables go.")
 @common_options
+@with_dry_run(plan_predict)
 def predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) -> None:
     """Probabilities for any folder or zip of head CT, per slice and per study. Research use only."""
     from ichkit.stages import predict as stage
@@ -212,6 +247,7 @@ def predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) 
 @main.command(epilog=epilog("ichkit report"))
 @submissions_option
 @common_options
+@with_dry_run(plan_report)
 def report(settings: Settings, submissions: Path) -> None:
     """One self-contained HTML page: the board, the curves, what it was made from."""
     from ichkit.stages import report as stage
@@ -219,45 +255,8 @@ def report(settings: Settings, submissions: Path) -> None:
     stage.run(settings.load(), settings.work, submissions)
 
 
-@main.command(epilog=epilog("ichkit run midl2020", "ichkit run demo --set train.epochs=1"))
-@click.argument("pipeline", shell_complete=complete_pipeline)
-@common_options
-def run(settings: Settings, pipeline: str) -> None:
-    """Run a recipe of pipelines/, by name or file: the commands above, in order."""
-    _run_pipeline(settings, pipeline)
-
-
-@main.command(epilog=epilog("ichkit demo", "ichkit demo /tmp/ichkit --set phantom.studies=20"))
-@click.argument("folder", type=PATH, default=Path("ichkit-demo"))
-@common_options
-def demo(settings: Settings, folder: Path) -> None:
-    """Everything on synthetic data inside FOLDER, in about five minutes on two cores: no data, no GPU needed."""
-    import contextlib
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(folder):
-        inside = Settings(settings.config_name, settings.is_config_named, settings.overrides, Path("work"))
-        _run_pipeline(inside, "demo")
-        click.echo(f"Everything is in {Path.cwd()}: work/report.html, submissions/leaderboard.csv, phantom/.")
-
-
-def _run_pipeline(settings: Settings, name: str) -> None:
-    """Calls each command of a recipe as if it were typed; what was set for all is handed to each."""
-    from ichkit.stages.pipeline import read_pipeline
-
-    shared = ["--work", str(settings.work.root)]
-    # The last of two values counts, so these go behind the recipe's own.
-    shared += ["--config", settings.config_name] if settings.is_config_named else []
-    shared += [word for text in settings.overrides for word in ("--set", text)]
-    if logger.isEnabledFor(logging.DEBUG):
-        shared.append("--debug")
-    elif not logger.isEnabledFor(logging.INFO):
-        shared.append("--quiet")
-    for words in read_pipeline(name, main.commands):
-        click.echo(f"$ ichkit {' '.join(words)}", err=True)
-        code = main.main([*words, *shared], standalone_mode=False, prog_name="ichkit")
-        if isinstance(code, int) and code:
-            click.get_current_context().exit(code)
+main.add_command(run)
+main.add_command(demo)
 
 
 @main.command(epilog=epilog("ichkit verify"))

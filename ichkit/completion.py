@@ -20,6 +20,15 @@ def complete_pipeline(_ctx: click.Context, _option: click.Parameter, typed: str)
     return _complete_shipped("pipelines", typed)
 
 
+def complete_training_source(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
+    """Sources that bring training data, those of `ICHKIT_PLUGINS` included."""
+    from ichkit.core.plugins import load_plugins
+    from ichkit.sources.table import training_sources
+
+    load_plugins()
+    return _starting(training_sources(), typed)
+
+
 def complete_run(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Runs of `--work`, finished or not."""
     from ichkit.stages.holdings import run_names

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -16,12 +16,14 @@ from rich.table import Table
 
 from ichkit.completion import complete_config
 from ichkit.core.config import Config, load_config
-from ichkit.core.errors import DiskFullError, IchkitError, Stopped, nearest
+from ichkit.core.errors import IchkitError, Stopped, nearest
 from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import logger
 
 PATH = click.Path(path_type=Path)
+_PACKAGE = Path(__file__).resolve().parent
 _PIPE_WIDTH = 140
+_UNFORESEEN = 1
 
 
 class CommandGroup(click.Group):
@@ -46,17 +48,46 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except IchkitError as error:
             _fail(ctx, str(error), error.exit_code)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno == errno.EPIPE:  # whoever read the output has gone; click knows what to do
                 raise
-            _fail(
-                ctx, f"disk: no room left at {error.filename}. What was finished stays valid.", DiskFullError.exit_code
-            )
+            message = _explain(error)
+            if message is None:
+                _fail(ctx, _say_unforeseen(error), _UNFORESEEN)
+            _fail(ctx, message, IchkitError.exit_code)
         except KeyboardInterrupt:
             _fail(ctx, "interrupted. Run the same command again to go on.", Stopped.exit_code)
+        except Exception as error:
+            _fail(ctx, _say_unforeseen(error), _UNFORESEEN)
 
 
-def _fail(ctx: click.Context, message: str, code: int) -> None:
+def _explain(error: OSError) -> str | None:
+    """What the user can mend about a file or a disk; None where nothing is known."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"disk: no room left at {error.filename}. What was finished stays valid."
+    if error.filename is not None and error.strerror is not None:
+        return (
+            f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}. Check the path and what this user "
+            "may do there, then run the same command again."
+        )
+    return None
+
+
+def _say_unforeseen(error: Exception) -> str:
+    """One message for a fault of ours: what and where, without the values that a traceback would show."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents] or frames
+    where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+    return (
+        f"an error that nobody foresaw: {type(error).__name__} in {where}. What was finished stays valid. Please "
+        "report it where you have ichkit from, with what the same command prints with --debug and with "
+        "`ichkit doctor`; strike out names and ids of patients first."
+    )
+
+
+def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
     if logger.isEnabledFor(logging.DEBUG):
         traceback.print_exc()
     click.echo(f"ichkit: {message}", err=True)
@@ -69,6 +100,11 @@ class Settings:
     def __init__(self, config: str, is_config_named: bool, overrides: tuple[str, ...], work: Path) -> None:
         self.config_name, self.is_config_named = config, is_config_named
         self.overrides, self.work = overrides, WorkFolder(work)
+
+    @property
+    def run_name(self) -> str:
+        """What a run is called that is given no name: as its config."""
+        return Path(self.config_name).stem
 
     def load(self, *more: str) -> Config:
         """The configuration, with `section.key=value` of a command's own; read when a command asks for it."""
@@ -98,7 +134,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Where everything is kept (env ICHKIT_WORK).",
     )
     @click.option("--quiet", is_flag=True, help="Warnings and results only.")
-    @click.option("--debug", is_flag=True, help="Tracebacks, and everything that is logged.")
+    @click.option("--debug", is_flag=True, help="Tracebacks of every error, and everything that is logged.")
     @functools.wraps(command)
     def wrapped(config: str, overrides: tuple[str, ...], work: Path, quiet: bool, debug: bool, **options: Any) -> Any:
         _set_up_logging(quiet, debug)

@@ -24,6 +24,8 @@ FLOORS = {
     "completion": 4,
     "terminal": 4,
     "commands_config": 4,
+    "commands_plan": 4,
+    "commands_run": 4,
     "cli": 4,
     "__main__": 4,
 }

@@ -54,6 +54,11 @@ def test_a_config_is_completed_with_the_shipped_names(line):
     assert complete(f"{line}de") == ["default", "demo"]
 
 
+def test_a_source_of_training_data_is_completed():
+    assert complete("ichkit prepare --source ") == ["rsna", "folder"]
+    assert complete("ichkit prepare --source f") == ["folder"]
+
+
 def test_both_configs_of_a_diff_are_completed():
     assert complete("ichkit config diff de") == complete("ichkit config diff demo de") == ["default", "demo"]
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichkit.core.errors import ArtifactError, DiskFullError
+from ichkit.core.looking import is_looking_only
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -127,6 +128,7 @@ def write_bytes_atomically(path: Path, data: bytes) -> FileDigest:
     Raises:
         DiskFullError: no room left; the old file, if there was one, is untouched.
     """
+    assert not is_looking_only(), f"{path}: written to by something that only looks"
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,7 @@ class ArtifactWriter:
     """
 
     def __init__(self, final: Path, kind: str, *, resume: bool = False) -> None:
+        assert not is_looking_only(), f"{final}: written to by something that only looks"
         self.final, self.kind = final, kind
         self.folder = partial_of(final)
         self.files: dict[str, FileDigest] = {}
@@ -235,7 +238,10 @@ def finish_rename(final: Path) -> None:
     """Moves a whole `<final>.partial` into place; safe to be killed in at any point and called again.
 
     The older folder is set aside as `<final>.old` first and removed last, so that one of the two is always there.
+    Whoever only looks leaves everything where it is.
     """
+    if is_looking_only():
+        return
     partial, old = partial_of(final), final.with_name(final.name + ".old")
     if (partial / MANIFEST_NAME).exists():
         if final.exists():

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 import ichkit
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.plugins import load_plugins
 from ichkit.core.section import Count, Positive, Section, runtime
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import TASKS
@@ -74,6 +75,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_task(self) -> "Config":
+        load_plugins()
         if self.task not in TASKS:
             raise ValueError(f'unknown task "{self.task}". {nearest(self.task, TASKS)}')
         return self

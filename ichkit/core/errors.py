@@ -34,6 +34,10 @@ class DiskFullError(IchkitError):
     """The disk ended before the work did; what was finished stays valid."""
 
 
+class UploadError(IchkitError):
+    """The competition site refused a submission, could not be reached, or did not say what became of it."""
+
+
 class Stopped(IchkitError):
     """SIGTERM or SIGINT arrived and everything was saved; the same command goes on from here."""
 

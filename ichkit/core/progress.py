@@ -17,7 +17,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from ichkit.core.errors import Stopped
@@ -30,11 +29,15 @@ class Meter:
     """Counts finished items: a bar with rate and ETA on a terminal, a plain line every 10 s otherwise.
 
     Silent unless the `ichkit` logger is at INFO, as the command line sets it, so library calls print nothing.
+
+    Args:
+        unit: plural, e.g. "studies".
     """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.note = 0, ""
+        self._skipped, self._waited, self._is_fed = 0, 0.0, False
         self._began = self._said = time.monotonic()
         self._bar: Progress | None = None
         self._row: TaskID | None = None
@@ -43,14 +46,14 @@ class Meter:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[figures]}"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._row = self._bar.add_task(label, total=total, rate="", note="")
+            self._row = self._bar.add_task(label, total=total, figures="", left="", note="")
             self._bar.start()
 
     def __enter__(self) -> "Meter":
@@ -60,26 +63,38 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Counts `count` more finished items; `note` stands behind the figures, e.g. the loss."""
+    def skip(self, count: int) -> None:
+        """Counts items that were finished before this call: they are done, and no measure of how fast it goes."""
+        self._skipped += count
+        self.done += count
+
+    def advance(self, count: int = 1, note: str = "", waited_seconds: float | None = None) -> None:
+        """Counts `count` more finished items.
+
+        Args:
+            note: stands behind the figures from now on, e.g. the epoch.
+            waited_seconds: how long these items were waited for; the share of all the time is shown.
+        """
         self.done, self.note = self.done + count, note or self.note
+        if waited_seconds is not None:
+            self._is_fed, self._waited = True, self._waited + waited_seconds
         now = time.monotonic()
-        rate = self.done / max(now - self._began, 1e-9)
         if self._bar is not None and self._row is not None:
-            self._bar.update(self._row, completed=self.done, rate=f"{rate:.1f} {self.unit}/s", note=self.note)
+            figures, left = self._measure(now)
+            self._bar.update(self._row, completed=self.done, figures=figures, left=left, note=self.note)
         elif now - self._said >= PLAIN_INTERVAL_SECONDS:
             self._said = now
-            left = (self.total - self.done) / rate if rate else float("nan")
-            logger.info(
-                "%s: %d of %d, %.1f %s/s, %.0f s left%s",
-                self.label,
-                self.done,
-                self.total,
-                rate,
-                self.unit,
-                left,
-                f", {self.note}" if self.note else "",
-            )
+            told = [f"{self.done} of {self.total}", *self._measure(now), self.note]
+            logger.info("%s: %s", self.label, ", ".join(text for text in told if text))
+
+    def _measure(self, now: float) -> tuple[str, str]:
+        """Rate and share of waiting, and the time that is left at that rate."""
+        spent = max(now - self._began, 1e-9)
+        rate = (self.done - self._skipped) / spent
+        figures = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{60 * rate:.1f} {self.unit}/min"
+        if self._is_fed:
+            figures += f", {100 * min(self._waited / spent, 1):.0f} % waiting for data"
+        return figures, f"{format_seconds((self.total - self.done) / rate)} left" if rate else ""
 
 
 class StopFlag:

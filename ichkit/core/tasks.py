@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.plugins import load_plugins
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def find_task(name: str) -> Task:
     Raises:
         ConfigError: no such task; the message lists the choices.
     """
+    load_plugins()
     if name not in TASKS:
         raise ConfigError(f'config: unknown task "{name}". {nearest(name, TASKS)}')
     return TASKS[name]

@@ -154,7 +154,7 @@ class TrainingLoop:
             self._take(self.stepper.do(batch, epoch, progress.step, stop))
             progress.step += 1
             if meter:
-                meter.advance(1, f"epoch {epoch + 1} of {self.phase.total_epochs}")
+                meter.advance(1, f"epoch {epoch + 1} of {self.phase.total_epochs}", seconds_waited)
             self._say_how_long()
             if self._is_asked(stop) and progress.step < self.batches.steps_per_epoch:
                 self._save()

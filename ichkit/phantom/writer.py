@@ -53,6 +53,36 @@ def write_phantom(
         DiskFullError: too little room.
         Stopped: a signal asked for a stop.
     """
+    missing = find_missing(
+        out,
+        studies=studies,
+        test_studies=test_studies,
+        cq500_studies=cq500_studies,
+        size=size,
+        seed=seed,
+        keep_masks=keep_masks,
+    )
+    if not missing:
+        logger.info("phantom: %s is finished; nothing to do.", out)
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _check_room(out, size, studies + test_studies, cq500_studies)
+        _compile_kernels()
+        for name, settings in missing.items():
+            _write_root(out, name, settings, workers)
+    except OSError as error:
+        raise disk_full(out, error) from error
+
+
+def find_missing(
+    out: Path, *, studies: int, test_studies: int, cq500_studies: int, size: int, seed: int, keep_masks: bool
+) -> dict[str, dict[str, Any]]:
+    """Name and settings of every root that is not finished yet; arguments as for `write_phantom`.
+
+    Raises:
+        DataError: `out` holds something else, or a phantom of other settings, or a count is too small.
+    """
     common = {"version": _VERSION, "size": size, "seed": seed, "keep_masks": keep_masks}
     settings = {
         "rsna": {**common, "studies": studies, "test_studies": test_studies},
@@ -61,18 +91,12 @@ def write_phantom(
     _check_counts(size, {"studies": studies, "test-studies": test_studies, "cq500-studies": cq500_studies})
     _check_folder(out)
     wanted = _ROOTS if cq500_studies else ("rsna",)
-    missing = [name for name in wanted if not _is_finished(out / name, settings[name])]
-    if not missing:
-        logger.info("phantom: %s is finished; nothing to do.", out)
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _check_room(out, size, studies + test_studies, cq500_studies)
-        _compile_kernels()
-        for name in missing:
-            _write_root(out, name, settings[name], workers)
-    except OSError as error:
-        raise disk_full(out, error) from error
+    return {name: settings[name] for name in wanted if not _is_finished(out / name, settings[name])}
+
+
+def room_bytes(size: int, num_rsna: int, num_cq500: int) -> int:
+    """Disk that so many studies take: about 33 slices each, and about 80 in CQ500 with its other series."""
+    return (33 * num_rsna + 80 * num_cq500) * 2 * size * size
 
 
 def _check_counts(size: int, counts: dict[str, int]) -> None:
@@ -124,8 +148,7 @@ def _is_finished(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _check_room(out: Path, size: int, num_rsna: int, num_cq500: int) -> None:
-    # About 33 slices a study; CQ500 with its other series about 80.
-    needed = (33 * num_rsna + 80 * num_cq500) * 2 * size * size
+    needed = room_bytes(size, num_rsna, num_cq500)
     free = shutil.disk_usage(out).free
     logger.info("phantom: needs about %.1f GB, %.1f GB are free.", needed / 1e9, free / 1e9)
     if needed > free:

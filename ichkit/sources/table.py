@@ -26,6 +26,7 @@ class Source:
         repair: whether broken intercepts are mended.
         keeps_index: whether headers may be kept for the next call; not where ids and paths may name people.
         is_required: whether `prepare` can do without it.
+        has_labels: whether it brings training data; only such a source can be named with `--source`.
         variable: environment variable that names its root.
         folders: where it is looked for after that.
         description: one sentence.
@@ -38,6 +39,7 @@ class Source:
     repair: bool
     keeps_index: bool
     is_required: bool
+    has_labels: bool
     variable: str
     folders: tuple[Path, ...]
     description: str
@@ -52,6 +54,7 @@ SOURCES = {
         repair=True,
         keeps_index=True,
         is_required=True,
+        has_labels=True,
         variable="ICHKIT_RSNA",
         folders=(
             Path("data/rsna"),
@@ -68,6 +71,7 @@ SOURCES = {
         repair=False,
         keeps_index=True,
         is_required=False,
+        has_labels=False,
         variable="ICHKIT_CQ500",
         folders=(Path("data/cq500"), _KAGGLE_INPUT / "cq500"),
         description="CQ500: studies read by three radiologists, the external test.",
@@ -80,13 +84,18 @@ SOURCES = {
         repair=False,
         keeps_index=False,
         is_required=True,
+        has_labels=True,
         variable="ICHKIT_FOLDER",
         folders=(Path("data/folder"),),
         description="Any tree of DICOM with a label file: your own scans, labelled per slice or per study.",
         source="chosen here",
     ),
 }
-TRAINING_SOURCES = ("rsna", "folder")
+
+
+def training_sources() -> list[str]:
+    """Names of the sources that bring training data, the usual one first."""
+    return [name for name, source in SOURCES.items() if source.has_labels]
 
 
 def locate(source: Source, given: Path | None) -> Path | None:

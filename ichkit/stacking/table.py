@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.plugins import load_plugins
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task
 from ichkit.stacking.boosting import fit_boosted, load_boosted
@@ -63,6 +64,7 @@ def find_stacker(name: str) -> Stacker:
     Raises:
         ConfigError: no such stacker; the message lists the choices.
     """
+    load_plugins()
     if name not in STACKERS:
         raise ConfigError(f'config: unknown stacker "{name}" in stack.stackers. {nearest(name, STACKERS)}')
     return STACKERS[name]

@@ -1,7 +1,9 @@
 """`ichkit evaluate`: every run and stack scored, each score with its counts and its interval."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -59,6 +61,35 @@ class ScoreTables:
     cq500_missing: list[str]
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What a call of `run` starts from.
+
+    Attributes:
+        prepared: the store.
+        sources: everything that can be scored.
+        settings, inputs: what the scores depend on.
+        old: the manifest of the scores that are there; None without any.
+    """
+
+    prepared: Prepared
+    sources: list[Source]
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    old: Manifest | None
+
+    @property
+    def is_current(self) -> bool:
+        """True where the scores that are there are those of now."""
+        return self.old is not None and self.old.settings == self.settings and self.old.inputs == self.inputs
+
+    @property
+    def stale(self) -> list[Source]:
+        """The sources that have to be scored, those that were never scored included."""
+        old, settings = self.old, self.settings
+        return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, old, settings)]
+
+
 def run(config: Config, work: WorkFolder) -> Manifest:
     """The manifest of `work/scores/`; only sources whose tables or labels changed are scored again.
 
@@ -67,25 +98,18 @@ def run(config: Config, work: WorkFolder) -> Manifest:
         ContractError: a source's table does not hold exactly the slices it should.
         FoldError: a patient has more than one fold, or none.
     """
-    prepared = Prepared.open(work.prepared, find_task(config.task))
-    check_folds(prepared.slices)
-    sources = find_sources(work, prepared.task)
-    if not sources:
-        raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
-    for name in sorted({source.name for source in sources if source.is_outdated}):
-        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
-    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
-    settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
-    settings |= {name: list(table) for name, table in measured.items()}
-    inputs = _inputs_of(sources, prepared.manifest)
-    old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
-    if old is not None and old.settings == settings and old.inputs == inputs:
+    began = time.monotonic()
+    scoring = look(config, work)
+    prepared, sources, old = scoring.prepared, scoring.sources, scoring.old
+    if scoring.is_current:
+        assert old is not None
         logger.info("evaluate: the scores of %d sources are up to date", len(sources))
         return old
-    kept = _still_valid(work, sources, prepared.manifest, old, settings)
+    kept = _still_valid(work, sources, prepared.manifest, old, scoring.settings)
     missing = _missing_cq500(prepared)
-    _announce(len(sources) - len(kept), len(sources), old is not None, len(missing))
-    with Meter("evaluate", len(sources) - len(kept), "source") as meter:
+    num_to_score = len(sources) - len(kept)
+    _announce(num_to_score, len(sources), old is not None, len(missing))
+    with Meter("evaluate", num_to_score, "source") as meter:
         for source in sources:
             if source.name not in kept:
                 kept[source.name] = score_source(source, prepared, config)
@@ -101,8 +125,26 @@ def run(config: Config, work: WorkFolder) -> Manifest:
         "task": prepared.task.name,
         "sources": [source.name for source in sources],
         "cq500_missing": missing,
+        "seconds_per_source": round((time.monotonic() - began) / num_to_score, 1) if num_to_score else None,
     }
-    return writer.commit(settings=settings, inputs=inputs, facts=facts)
+    return writer.commit(settings=scoring.settings, inputs=scoring.inputs, facts=facts)
+
+
+def look(config: Config, work: WorkFolder) -> Scoring:
+    """What there is to score; writes nothing. Raises as `run`."""
+    prepared = Prepared.open(work.prepared, find_task(config.task))
+    check_folds(prepared.slices)
+    sources = find_sources(work, prepared.task)
+    if not sources:
+        raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
+    for name in sorted({source.name for source in sources if source.is_outdated}):
+        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
+    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
+    settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
+    settings |= {name: list(table) for name, table in measured.items()}
+    inputs = _inputs_of(sources, prepared.manifest)
+    old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
+    return Scoring(prepared, sources, settings, inputs, old)
 
 
 def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:
@@ -172,7 +214,7 @@ def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
 
 
 def _still_valid(
-    work: WorkFolder, sources: list[Source], prepared: Manifest, old: Manifest | None, settings: dict[str, object]
+    work: WorkFolder, sources: list[Source], prepared: Manifest, old: Manifest | None, settings: dict[str, Any]
 ) -> dict[str, SourceScores]:
     """What was scored, by name, of sources whose tables, labels and settings are those of then."""
     if old is None or old.settings != settings:
@@ -180,12 +222,19 @@ def _still_valid(
     tables = {part: read_table(work.scores / name) for name, part in _TABLES.items()}
     kept = {}
     for source in sources:
-        prefixes = ("prepared/", f"{source.name}:")
-        before = {name: digest for name, digest in old.inputs.items() if name.startswith(prefixes)}
-        if before == _inputs_of([source], prepared):
+        if _is_scored(source, prepared, old, settings):
             own = {part: table[table.source == source.name] for part, table in tables.items()}
             kept[source.name] = SourceScores(**own)
     return kept
+
+
+def _is_scored(source: Source, prepared: Manifest, old: Manifest | None, settings: dict[str, Any]) -> bool:
+    """True where the old scores hold this source as it is now."""
+    if old is None or old.settings != settings:
+        return False
+    prefixes = ("prepared/", f"{source.name}:")
+    before = {name: digest for name, digest in old.inputs.items() if name.startswith(prefixes)}
+    return before == _inputs_of([source], prepared)
 
 
 def _compare(

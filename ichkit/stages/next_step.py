@@ -12,7 +12,7 @@ from ichkit.core.artifacts import list_differences
 from ichkit.core.config import config_names, load_config
 from ichkit.core.errors import ConfigError
 from ichkit.core.layout import WorkFolder
-from ichkit.sources.table import SOURCES, TRAINING_SOURCES
+from ichkit.sources.table import SOURCES, training_sources
 from ichkit.stages.found_data import DataState
 from ichkit.stages.holdings import Holdings, PreparedState, RunState
 
@@ -51,14 +51,14 @@ def choose_step(
 
 
 def _before_training(data: Mapping[str, DataState], holdings: Holdings, config_name: str | None) -> tuple[_Words, str]:
-    found = next((name for name in TRAINING_SOURCES if data[name].is_found), None)
+    found = next((name for name in training_sources() if data[name].is_found), None)
     if found is None:
         rsna = SOURCES["rsna"]
         return ["demo"], (
             "No data yet: the demo shows the whole chain on synthetic scans. The real ones are at "
             f"{rsna.source}; {rsna.variable}=PATH says where you put them."
         )
-    own = [] if found == TRAINING_SOURCES[0] else ["--source", found, "--labels", "labels.csv"]
+    own = [] if found == training_sources()[0] else ["--source", found, "--labels", "labels.csv"]
     state = "it was begun and goes on" if holdings.is_prepare_unfinished else "nothing is prepared"
     return ["prepare", *own, *_named(config_name)], f"Data are at {data[found].where}, and {state}."
 

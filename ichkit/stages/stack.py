@@ -5,6 +5,7 @@ those saw fold k. Its own labels never enter: flipping them all leaves its predi
 """
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,17 +89,12 @@ def run(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name
         >>> run(load_config("demo"), WorkFolder(Path("work"))).facts["name"]
         'demo'
     """
-    task = find_task(config.task)
-    stackers = _choose_stackers(config.stack)
+    began, task = time.monotonic(), find_task(config.task)
+    stackers = choose_stackers(config.stack)
     inputs = read_inputs(work, task, runs, config.stack.embeddings)
-    final = work.stacks / (check_name(name) if name else "+".join(inputs.runs))
-    settings = {
-        "task": task.name,
-        "seed": config.seed,
-        "runs": list(inputs.runs),
-        "stack": config.stack.settings(),
-    }
-    standing = _find_standing(final, settings, inputs)
+    final = place_of(work, inputs, name)
+    settings = settings_of(config, inputs)
+    standing = find_standing(final, settings, inputs)
     if standing is not None:
         return standing
     tables = [inputs.out_of_fold(run) for run in inputs.runs]
@@ -127,9 +123,25 @@ def run(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name
         "data": inputs.data,
         "num_slices": len(inputs.train),
         "task": task.name,
+        "seconds": round(time.monotonic() - began, 1),
         **describe_stack(stack, results, inputs.train[list(task.classes)].to_numpy(np.float64)),
     }
     return writer.commit(settings=settings, inputs=dict(inputs.digests), facts=facts)
+
+
+def place_of(work: WorkFolder, inputs: Inputs, name: str | None) -> Path:
+    """Where a stack stands: its name, or its runs joined by `+`.
+
+    Raises:
+        ConfigError: a name that cannot name a folder.
+    """
+    return work.stacks / (check_name(name) if name else "+".join(inputs.runs))
+
+
+def settings_of(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """What decides a stack besides its inputs."""
+    runs, stack = list(inputs.runs), config.stack.settings()
+    return {"task": find_task(config.task).name, "seed": config.seed, "runs": runs, "stack": stack}
 
 
 def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
@@ -146,7 +158,7 @@ def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
     return model.encode(), inner[chosen], in_sample
 
 
-def _choose_stackers(config: StackConfig) -> tuple[str, ...]:
+def choose_stackers(config: StackConfig) -> tuple[str, ...]:
     """The configured stackers, each once.
 
     Raises:
@@ -176,7 +188,7 @@ def _list_fits(stackers: Sequence[str], trainings: Mapping[str, Training], task:
     return fits
 
 
-def _find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
+def find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
     """The manifest of the stack that stands there, if it was made from the same settings and inputs; says which not."""
     if not has_artifact(final):
         return None
@@ -213,7 +225,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
     """Fits what is not fitted yet, stackers that shun torch first, in workers that have not loaded it."""
     pending = [fit for fit in tasks if not (writer.folder / fit.folder / _INNER_FILE).is_file()]
     with Meter("stack", len(tasks), "fits") as meter:
-        meter.advance(len(tasks) - len(pending))
+        meter.skip(len(tasks) - len(pending))
         for bears_torch in (False, True):
             group = [fit for fit in pending if find_stacker(fit.stacker).bears_torch == bears_torch]
             is_large = any(len(fit.training.rows) > _MANY_ROWS for fit in group)

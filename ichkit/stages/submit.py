@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ichkit.core.artifacts import encode_table, write_bytes_atomically
 from ichkit.core.config import Config
@@ -43,12 +44,7 @@ def run(config: Config, work: WorkFolder, submissions: Path, source: str | None 
     """
     task = find_task(config.task)
     prepared = Prepared.open(work.prepared, task)
-    sample = prepared.sample_ids()
-    if not len(sample):
-        raise DataError(
-            f"{work.prepared}: expected the ids of a sample submission, found none: these data have no test split. "
-            "`ichkit evaluate` and `ichkit predict` work without; to submit, prepare a folder that has one."
-        )
+    sample = read_sample(prepared)
     chosen = choose_source(config, work, source)
     table, imputed = fill_sample(sample, _known_slices(prepared, chosen), task, chosen.path)
     csv_path = submissions / f"{chosen.name}.csv"
@@ -72,6 +68,21 @@ def run(config: Config, work: WorkFolder, submissions: Path, source: str | None 
         logger.warning("submit: slices without a readable file, filled in: %d (named in the .json)", len(imputed))
     leaderboard.write(leaderboard.build(work, submissions, task), submissions)
     return Submission(csv_path, note_path(submissions, chosen.name), chosen, tuple(imputed))
+
+
+def read_sample(prepared: Prepared) -> pd.DataFrame:
+    """The ids of the sample submission.
+
+    Raises:
+        DataError: there are none.
+    """
+    sample = prepared.sample_ids()
+    if not len(sample):
+        raise DataError(
+            f"{prepared.folder}: expected the ids of a sample submission, found none: these data have no test split. "
+            "`ichkit evaluate` and `ichkit predict` work without; to submit, prepare a folder that has one."
+        )
+    return sample
 
 
 def choose_source(config: Config, work: WorkFolder, name: str | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""`<name>.json` beside a submission: what the CSV was made from, and the scores the competition site gave it."""
+"""`<name>.json` beside a submission: what the CSV was made from, whether it was uploaded, and the site's scores."""
 
 import json
 import math
@@ -42,6 +42,8 @@ def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
 def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes the note of a submission and returns it; scores recorded for the same CSV stay, others become earlier.
 
+    What is known of an upload stays with the same CSV and goes with another.
+
     Args:
         facts: at least csv, sha256 (of the CSV) and tables (path to digest of what it was made from). Where they say
             what the old note says, the file keeps its bytes, time of creation included.
@@ -60,6 +62,8 @@ def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str,
         earlier.remove(row)
         scores = {key: row[key] for key in _SCORES}
     note = {"name": name, **facts, "created_utc": _now(), **scores, "earlier_scores": earlier}
+    if old is not None and "upload" in old and old["sha256"] == facts["sha256"]:
+        note["upload"] = old["upload"]
     write_bytes_atomically(note_path(submissions, name), encode_json(note))
     return note
 
@@ -78,6 +82,35 @@ def record_scores(submissions: Path, name: str, public: float | None, private: f
             f"leaderboard --record {name}: expected --public, --private or both, each a loss of 0 or more, found "
             f"{given or 'neither'}."
         )
+    note = read_present(submissions, name)
+    note = {**note, **given, "recorded_utc": _now()}
+    write_bytes_atomically(note_path(submissions, name), encode_json(note))
+    return note
+
+
+def record_upload(submissions: Path, name: str, answer: str | None) -> dict[str, Any]:
+    """Writes into the note of a submission that its CSV is being uploaded, or that it was, and returns the note.
+
+    Args:
+        answer: what the site said, free of secrets; None before the upload, so that one whose end nobody saw is known.
+
+    Raises:
+        ConfigError: no such submission.
+        ArtifactError: the CSV is not the one that the note describes.
+    """
+    note = read_present(submissions, name)
+    note = {**note, "upload": {"sha256": note["sha256"], "answer": answer, "utc": _now()}}
+    write_bytes_atomically(note_path(submissions, name), encode_json(note))
+    return note
+
+
+def read_present(submissions: Path, name: str) -> dict[str, Any]:
+    """The note of a submission whose CSV is the one it describes.
+
+    Raises:
+        ConfigError: no such submission.
+        ArtifactError: the CSV is another or is gone.
+    """
     note = read_note(submissions, name)
     if note is None:
         names = [path.stem for path in submissions.glob("*.json")]
@@ -87,8 +120,6 @@ def record_scores(submissions: Path, name: str, public: float | None, private: f
             f"{submissions / note['csv']}: expected the CSV with SHA-256 {note['sha256'][:16]}..., it changed or is "
             "gone, so it is not known what the score belongs to. Run `ichkit submit` again."
         )
-    note = {**note, **given, "recorded_utc": _now()}
-    write_bytes_atomically(note_path(submissions, name), encode_json(note))
     return note
 
 
