@@ -37,7 +37,7 @@ def write_page(
     """Writes the page and returns its path.
 
     Heat is the mean over all networks of the first stage, for the most probable class of the slice beside the one that
-    stands for any; the second stage sees no pixels and so has none.
+    stands for any, times its probability; the second stage sees no pixels and so has none.
 
     Args:
         out: the folder of the tables.
@@ -92,15 +92,11 @@ def _draw_slices(
     drawn = []
     for place, (row, name) in enumerate(zip(rows.to_dict("records"), names, strict=True)):
         slice_hu, of_class = volume[row["slice_index"]], heat[place, wanted.index(task.classes.index(name))]
-        drawn.append(
-            {
-                **row,
-                "shown_class": name,
-                "brain": _encode(brain_picture(slice_hu)),
-                # The mean of maps that agree nowhere is low everywhere; the scale starts anew.
-                "heat": _encode(paint_heat(slice_hu, of_class / max(float(of_class.max()), 1e-6))),
-            }
-        )
+        # The mean of maps that agree nowhere is low everywhere, so the scale starts anew; times the probability,
+        # because every map has a hottest place, also that of a class nobody believes in.
+        shown = of_class / max(float(of_class.max()), 1e-6) * row[f"p_{name}"]
+        pictures = {"brain": _encode(brain_picture(slice_hu)), "heat": _encode(paint_heat(slice_hu, shown))}
+        drawn.append({**row, "shown_class": name, **pictures})
     return drawn
 
 
