@@ -5,29 +5,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from pixels import make_pixel_work
 from simulated import TASK
+from trained import make_trained_work
 
 from ichkit.cli import main
 from ichkit.core.artifacts import read_table
-from ichkit.core.config import load_config
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
-from ichkit.stages import train
 from ichkit.stages.explanations import explain_slices, read_held_out
-
-TINY = ("train.backbone=test_byobnet", "train.pretrained=none", "train.image_size=32", "train.batch_blocks=2")
-QUICK = ("train.epochs=1", "train.accelerator=cpu", "train.threads=1", "train.workers=0")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A store of two folds with both trained."""
-    work = make_pixel_work(tmp_path_factory.mktemp("work"))
-    for fold in (0, 1):
-        train.run(load_config("default", (*TINY, *QUICK)), work, run_name="run", folds=[fold])
-    return work
+    return make_trained_work(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +35,7 @@ def explain(work, out, *words, code=0):
 
 def losses_by_hand(work, prepared, folds):
     """slice_id to weighted log loss, from the tables and the definition."""
-    tables = pd.concat([read_table(work.fold("run", k) / "oof.parquet") for k in folds])
+    tables = pd.concat([read_table(work.fold("demo", k) / "oof.parquet") for k in folds])
     labels = prepared.slices.set_index("slice_id")[list(TASK.classes)]
     found = {}
     for row in tables.to_dict("records"):
@@ -69,11 +61,11 @@ def test_the_worst_slices_are_those_of_the_greatest_loss_sorted(work, prepared, 
 
 
 def test_a_slice_is_explained_by_the_network_that_did_not_see_its_fold(work, prepared):
-    held_out = read_held_out(prepared, work, "run", 1)
+    held_out = read_held_out(prepared, work, "demo", 1)
     ids = [held_out["slice_id"].iloc[i] for i in (5, 0, 9)]
-    explained = explain_slices(prepared, work, "run", 1, ids, class_names=["subdural", "any"])
-    oof = read_table(work.fold("run", 1) / "oof.parquet").set_index("slice_id")
-    own, other = (load_predictor(work.fold("run", k), "cpu") for k in (1, 0))
+    explained = explain_slices(prepared, work, "demo", 1, ids, class_names=["subdural", "any"])
+    oof = read_table(work.fold("demo", 1) / "oof.parquet").set_index("slice_id")
+    own, other = (load_predictor(work.fold("demo", k), "cpu") for k in (1, 0))
     slices = prepared.slices.set_index("slice_id")
     for one, slice_id in zip(explained, ids, strict=True):
         row = slices.loc[slice_id]
@@ -134,8 +126,8 @@ MISTAKES = [
     (lambda p: ["--slice", p.split("test")["slice_id"].iloc[0]], "is of the test split of rsna"),
     (lambda _: ["--study", "ID_none"], "found ID_none"),
     (lambda p: ["--fold", 0, "--study", fold_of(p, 1)["study_id"].iloc[0]], "is of fold 1, expected one of fold 0"),
-    (lambda _: ["--fold", 7], "run run has finished folds 0, 1; found --fold 7"),
-    (lambda _: ["--run", "rnu"], 'Did you mean "run"?'),
+    (lambda _: ["--fold", 7], "run demo has finished folds 0, 1; found --fold 7"),
+    (lambda _: ["--run", "dmeo"], 'Did you mean "demo"?'),
     (lambda _: ["--class", "subdurall"], 'Did you mean "subdural"?'),
     (lambda _: ["--worst", 2, "--study", "x"], "exclude each other"),
 ]

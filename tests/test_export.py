@@ -7,27 +7,22 @@ import zipfile
 
 import pandas as pd
 import pytest
-from conftest import TINY
 from dicoms import write_series, write_slice
+from simulated import TASK
+from trained import CONFIG, make_trained_work
 
 from ichkit.core.artifacts import read_manifest
-from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.layout import WorkFolder
-from ichkit.core.tasks import find_task
-from ichkit.stages import export, predict, stack, train
+from ichkit.stages import export, predict, stack
 
-TASK = find_task("hemorrhage")
-CONFIG = load_config("demo", (*TINY, "prepare.size=null", "stack.fusion.epochs=2", "stack.fusion.num_seeds=1"))
 NOWHERE = WorkFolder("nowhere")
 
 
 @pytest.fixture(scope="module")
-def work(prepared_once, tmp_path_factory):
-    """The phantom's store with two folds trained and stacked."""
-    work = WorkFolder(tmp_path_factory.mktemp("export") / "work")
-    shutil.copytree(prepared_once.root, work.root)
-    train.run(CONFIG, work, run_name="demo", folds=[0, 1])
+def work(tmp_path_factory):
+    """Two folds trained and stacked; never written to."""
+    work = make_trained_work(tmp_path_factory.mktemp("export"))
     stack.run(CONFIG, work)
     return work
 
