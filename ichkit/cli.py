@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from ichkit.commands_config import config_commands
+from ichkit.commands_model import explain_command, export_command, predict_command
 from ichkit.commands_plan import (
     phantom_counts,
     plan_evaluate,
     plan_leaderboard,
     plan_phantom,
-    plan_predict,
     plan_prepare,
     plan_report,
     plan_stack,
@@ -22,7 +22,7 @@ from ichkit.commands_plan import (
     with_dry_run,
 )
 from ichkit.commands_run import demo, run
-from ichkit.completion import complete_model, complete_run, complete_runs, complete_source, complete_training_source
+from ichkit.completion import complete_run, complete_runs, complete_source, complete_training_source
 from ichkit.core.tasks import find_task
 from ichkit.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
 
@@ -225,23 +225,9 @@ def leaderboard(
     show(stage.render(settings.work, board, find_task(config.task)))
 
 
-@main.command(epilog=epilog("ichkit predict scans/", "ichkit predict export.zip --model work/stacks/default"))
-@click.argument("dicom_path", type=PATH)
-@click.option(
-    "--model",
-    shell_complete=complete_model,
-    help="A run or stack, by name or folder [default: what submit would take].",
-)
-@click.option("--out", type=PATH, default=Path("predictions"), show_default=True, help="Where the tables go.")
-@common_options
-@with_dry_run(plan_predict)
-def predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) -> None:
-    """Probabilities for any folder or zip of head CT, per slice and per study. Research use only."""
-    from ichkit.stages import predict as stage
-
-    config = settings.load()
-    made = stage.run(config, settings.work, dicom_path, model=model, out=out)
-    show(stage.make_table(made, find_task(config.task)))
+main.add_command(predict_command)
+main.add_command(export_command)
+main.add_command(explain_command)
 
 
 @main.command(epilog=epilog("ichkit report"))

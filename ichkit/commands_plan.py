@@ -105,11 +105,11 @@ def plan_leaderboard(settings: Settings, record: str | None, submissions: Path, 
     return describe_board(settings.load(), settings.work, submissions, record)
 
 
-def plan_predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) -> "Plan":
+def plan_predict(settings: Settings, dicom_path: Path, model: str | None, out: Path, page: bool) -> "Plan":
     """The plan of `predict`."""
     from ichkit.stages.plan_results import describe_predict
 
-    return describe_predict(settings.load(), settings.work, dicom_path, model=model, out=out)
+    return describe_predict(settings.load(), settings.work, dicom_path, model=model, out=out, has_page=page)
 
 
 def plan_report(settings: Settings, submissions: Path) -> "Plan":

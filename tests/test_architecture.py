@@ -26,6 +26,7 @@ FLOORS = {
     "commands_config": 4,
     "commands_plan": 4,
     "commands_run": 4,
+    "commands_model": 4,
     "cli": 4,
     "__main__": 4,
 }

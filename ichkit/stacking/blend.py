@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
 from ichkit.stacking.rows import log_losses, to_probabilities
 
@@ -51,6 +50,9 @@ def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.n
     """(members,) weights for (members, n) logits; the loss is convex in them, so the order of members is all that ties
     are decided by: the first of equal members stands alone.
     """
+    # Imported here: only fitting needs it, and `predict` starts sooner without.
+    from scipy.optimize import minimize
+
     num_members = len(logits)
     single = log_losses(logits, labels).mean(axis=1)
     alone = np.zeros(num_members)

@@ -117,7 +117,9 @@ def describe_report(config: Config, work: WorkFolder) -> Plan:
     return _after_scores(_describe_scoring(config, work, scoring), steps, (work.report,), _REPORT_BYTES)
 
 
-def describe_predict(config: Config, work: WorkFolder, path: Path, *, model: str | None, out: Path) -> Plan:
+def describe_predict(
+    config: Config, work: WorkFolder, path: Path, *, model: str | None, out: Path, has_page: bool = True
+) -> Plan:
     """What `predict.run` would do; files are counted and none is read.
 
     Raises:
@@ -133,7 +135,9 @@ def describe_predict(config: Config, work: WorkFolder, path: Path, *, model: str
         chosen, writes = f"{chain.name}: {num_networks} networks", ()
     files = image_files(scan_files(path)[0])
     size = format_bytes(files["num_bytes"].sum())
-    tables = tuple(out / f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice"))
+    names = [f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice")]
+    names += ["predictions.json", *(["predictions.html"] if has_page else [])]
+    tables = tuple(out / name for name in names)
     return Plan(
         steps=(f"{len(files)} files that may be images, {size}", f"with {chosen}"),
         writes=(*writes, *tables),
