@@ -91,7 +91,7 @@ class Predictor:
     def __init__(self, card: ModelCard, network: nn.Module, device: torch.device) -> None:
         self.card, self.device = card, device
         self.rendering = make_rendering(ChannelsConfig(**card.channels))
-        self.network = network.eval().to(device, memory_format=torch.channels_last)
+        self.network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     @property
     def task(self) -> Task:

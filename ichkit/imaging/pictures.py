@@ -1,0 +1,111 @@
+"""What people look at: slices in the brain window as RGB pictures, heat painted over them, captions below them."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
+
+# Level and width in HU, as radiologists read a head for blood and as MIDL 2020, section 2.1, has it.
+BRAIN_WINDOW = (40.0, 80.0)
+# Most of the colour a pixel may get: with less the heat is hard to see, with more the tissue beneath it.
+_STRENGTH = 0.6
+_FONT, _LINE_PIXELS, _INK = cv2.FONT_HERSHEY_SIMPLEX, 16, (235, 235, 235)
+
+
+def brain_picture(slice_hu: np.ndarray) -> np.ndarray:
+    """A slice in the brain window.
+
+    Args:
+        slice_hu: (H, W) int16 HU.
+
+    Returns:
+        (H, W, 3) uint8 RGB, all three channels the same grey.
+    """
+    table = window_table(*BRAIN_WINDOW)
+    grey = table[np.clip(slice_hu, TABLE_LOW_HU, TABLE_HIGH_HU).astype(np.int32) - TABLE_LOW_HU]
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A slice in the brain window with a heat map over it: cold places stay grey, hot ones turn yellow.
+
+    Args:
+        slice_hu: (H, W) int16 HU.
+        heat: (H, W) float in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Example:
+        >>> brain = np.full((2, 2), 40, np.int16)
+        >>> paint_heat(brain, np.zeros((2, 2)))[0, 0].tolist()
+        [128, 128, 128]
+    """
+    levels = np.floor(np.clip(heat, 0, 1) * 255 + 0.5).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    share = _STRENGTH * levels[..., None].astype(np.float32) / 255
+    return np.floor((1 - share) * brain_picture(slice_hu) + share * colours + 0.5).astype(np.uint8)
+
+
+def fit_picture(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture in the middle of a black square of `side` pixels, scaled until it just fits.
+
+    Args:
+        picture: (H, W, 3) uint8.
+    """
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scaled = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    square = np.zeros((side, side, 3), np.uint8)
+    top, left = (side - scaled.shape[0]) // 2, (side - scaled.shape[1]) // 2
+    square[top : top + scaled.shape[0], left : left + scaled.shape[1]] = scaled
+    return square
+
+
+def caption_picture(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """The picture with lines of text on black below it.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        lines: ASCII, which is what OpenCV's fonts have; a line too long for the width is made smaller.
+
+    Returns:
+        (H + 16 * lines + 6, W, 3) uint8 RGB; as it is without lines.
+    """
+    if not lines:
+        return picture
+    width = picture.shape[1]
+    band = np.zeros((_LINE_PIXELS * len(lines) + 6, width, 3), np.uint8)
+    for number, line in enumerate(lines):
+        (wide, _), _ = cv2.getTextSize(line, _FONT, 0.42, 1)
+        scale = 0.42 * min(1.0, (width - 6) / max(wide, 1))
+        at = (3, _LINE_PIXELS * (number + 1) - 3)
+        band = cv2.putText(band, line, at, _FONT, scale, _INK, 1, cv2.LINE_AA)
+    return np.concatenate([picture, band])
+
+
+def tile_pictures(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures of one size in rows of `columns`, from left to right; the last row is filled up with black.
+
+    Args:
+        pictures: at least one, each (H, W, 3) uint8.
+
+    Returns:
+        (rows * H, min(columns, n) * W, 3) uint8.
+    """
+    columns = min(columns, len(pictures))
+    filled = [*pictures, *[np.zeros_like(pictures[0])] * (-len(pictures) % columns)]
+    rows = [np.concatenate(filled[first : first + columns], axis=1) for first in range(0, len(filled), columns)]
+    return np.concatenate(rows)
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """The bytes of a PNG file; the same picture gives the same bytes.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+    """
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
