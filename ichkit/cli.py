@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ichkit.commands_config import config_commands
-from ichkit.completion import complete_model, complete_pipeline, complete_run, complete_runs, complete_source
+from ichkit.commands_model import explain_command, export_command, predict_command
+from ichkit.completion import complete_pipeline, complete_run, complete_runs, complete_source
 from ichkit.core.progress import logger
 from ichkit.core.tasks import find_task
 from ichkit.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
@@ -191,22 +192,9 @@ def leaderboard(
     show(stage.render(settings.work, board, find_task(config.task)))
 
 
-@main.command(epilog=epilog("ichkit predict scans/", "ichkit predict export.zip --model work/stacks/default"))
-@click.argument("dicom_path", type=PATH)
-@click.option(
-    "--model",
-    shell_complete=complete_model,
-    help="A run or stack, by name or folder [default: what submit would take].",
-)
-@click.option("--out", type=PATH, default=Path("predictions"), show_default=True, help="Where the tables go.")
-@common_options
-def predict(settings: Settings, dicom_path: Path, model: str | None, out: Path) -> None:
-    """Probabilities for any folder or zip of head CT, per slice and per study. Research use only."""
-    from ichkit.stages import predict as stage
-
-    config = settings.load()
-    made = stage.run(config, settings.work, dicom_path, model=model, out=out)
-    show(stage.make_table(made, find_task(config.task)))
+main.add_command(predict_command)
+main.add_command(export_command)
+main.add_command(explain_command)
 
 
 @main.command(epilog=epilog("ichkit report"))

@@ -24,6 +24,7 @@ FLOORS = {
     "completion": 4,
     "terminal": 4,
     "commands_config": 4,
+    "commands_model": 4,
     "cli": 4,
     "__main__": 4,
 }

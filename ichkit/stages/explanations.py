@@ -18,7 +18,7 @@ from ichkit.validation.metrics import log_losses
 
 MADE_BY = "ichkit train"
 LOSS = "loss"
-_MAX_EXAMPLES = 3
+_NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def explain_slices(
         ArtifactError, ContractError: see `read_held_out`.
     """
     held_out = read_held_out(prepared, work, run, fold)
-    refuse_foreign(prepared, held_out, fold, slice_ids)
+    refuse_foreign(prepared, held_out, [fold], slice_ids)
     task = prepared.task
-    indices = class_indices(task, class_names)
+    indices = find_class_indices(task, class_names)
     predictor = load_predictor(work.fold(run, fold), device)
     rows = held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(slice_ids))]
     found: dict[str, Explained] = {}
@@ -142,7 +142,7 @@ def explain_slices(
     return [found[slice_id] for slice_id in slice_ids]
 
 
-def class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ...]:
+def find_class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ...]:
     """Where the classes of these names stand among those of the task; without names all of them.
 
     Raises:
@@ -154,11 +154,11 @@ def class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ...]:
     return tuple(range(task.num_classes)) if names is None else tuple(task.classes.index(name) for name in names)
 
 
-def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, fold: int, slice_ids: Sequence[str]) -> None:
-    """Refuses slices that are not of the fold.
+def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], slice_ids: Sequence[str]) -> None:
+    """Refuses slices that are not of these folds.
 
     Args:
-        held_out: the slices of the fold.
+        held_out: the slices of the folds.
 
     Raises:
         DataError: names the first such slice, and where it is instead.
@@ -166,17 +166,19 @@ def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, fold: int, slice_
     foreign = [name for name in slice_ids if name not in set(held_out["slice_id"])]
     if not foreign:
         return
+    wanted = f"fold {', '.join(map(str, folds))}"
     elsewhere = prepared.slices[prepared.slices["slice_id"] == foreign[0]]
     if elsewhere.empty:
-        examples = ", ".join(held_out["slice_id"].head(_MAX_EXAMPLES))
+        examples = ", ".join(held_out["slice_id"].head(_NUM_EXAMPLES))
         raise DataError(
-            f"explain: expected a slice_id of {prepared.folder / 'slices.parquet'} in fold {fold}, such as {examples}; "
+            f"explain: expected a slice_id of {prepared.folder / 'slices.parquet'} in {wanted}, such as {examples}; "
             f"found {foreign[0]}, which is not prepared."
         )
     row = elsewhere.iloc[0]
-    where = f"fold {row['fold']}" if row["split"] == "train" else f"the {row['split']} split of {row['dataset']}"
-    hint = f"Use --fold {row['fold']}" if row["split"] == "train" else "Choose a labelled slice"
+    is_labelled = row["split"] == "train"
+    where = f"fold {row['fold']}" if is_labelled else f"the {row['split']} split of {row['dataset']}"
+    remedy = f"Use --fold {row['fold']}, once it is trained" if is_labelled else "Choose a labelled slice"
     raise DataError(
-        f"explain: slice {foreign[0]} is of {where}, expected one of fold {fold}: a network explains only what was "
-        f"held out from it. {hint}."
+        f"explain: slice {foreign[0]} is of {where}, expected one of {wanted}: a network explains only what was "
+        f"held out from it. {remedy}."
     )

@@ -2,111 +2,79 @@
 
 import os
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
 
-from ichkit.core.artifacts import encode_table, has_artifact, read_manifest, write_bytes_atomically
+from ichkit.core.artifacts import encode_json, encode_table, write_bytes_atomically
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ConfigError, DataError
+from ichkit.core.errors import ArtifactError, DataError
 from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import Meter, logger
 from ichkit.core.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 from ichkit.core.tasks import Task, find_task
-from ichkit.engine.inference import Predictor, load_predictor
+from ichkit.engine.inference import Predictor
 from ichkit.engine.parallel import run_tasks
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import hide_files, image_files, plan_folder
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
-from ichkit.sources.study import PixelSettings, StudyRecord, decode_study
+from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.chain import predict_chains, read_chains
-from ichkit.stages.submit import choose_source
-from ichkit.validation.catalog import find_sources, pick_source
+from ichkit.stages.model import RESEARCH_NOTE, Model, find_model
+from ichkit.stages.prediction import JSON_NAME, Prediction, describe_prediction
+from ichkit.stages.volumes import Volumes
 from ichkit.validation.metrics import study_maximum
-
-RESEARCH_NOTE = "Research use only: not a medical device, not for diagnosis."
-_BEST_KIND = "blend"
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The networks, and what comes after them.
-
-    Attributes:
-        name: of the source, as on the board.
-        runs: fold folders of each run.
-        stack: the stack's folder, or None where the run's mean is the answer.
-        kind: which of the stack's predictions are taken.
-    """
-
-    name: str
-    runs: dict[str, dict[int, Path]]
-    stack: Path | None
-    kind: str
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What `predict` made: the four tables of its output folder."""
-
-    slices: pd.DataFrame
-    studies: pd.DataFrame
-    rejected: pd.DataFrame
-    series_choice: pd.DataFrame
 
 
 def run(
-    config: Config, work: WorkFolder, path: Path, *, model: str | None, out: Path, device: str = "auto"
+    config: Config,
+    work: WorkFolder,
+    path: Path,
+    *,
+    model: str | None,
+    out: Path,
+    device: str = "auto",
+    has_page: bool = True,
 ) -> Prediction:
-    """Predicts every study below a path and writes slices.csv, studies.csv, rejected.csv, series_choice.csv.
+    """Predicts every study below a path: tables as CSV, the same as predictions.json, and predictions.html to look at.
 
     Args:
         path: a folder or a zip of DICOM, any number of studies and series.
-        model: a run or stack by name or folder; None takes the source that `submit` would take.
-        out: where the tables go.
+        model: a run, a stack or an export, by name or folder; None takes the source that `submit` would take.
+        out: where everything goes.
         device: where the networks compute.
+        has_page: whether the page with its pictures and heat maps is made.
 
     Raises:
         DataError: nothing at the path, or no readable CT slice in it.
         ArtifactError, ConfigError: no such model.
     """
     task = find_task(config.task)
-    chain = find_chain(config, work, model, task)
+    chosen = find_model(config, work, model, task)
     files, refused = scan_files(path)
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
     files = image_files(files)
     index = read_index(files, None, run=partial(run_tasks, workers=config.prepare.workers))
     plan = plan_folder(index, salt)
-    networks = {
-        name: {k: load_predictor(folder, device) for k, folder in of.items()} for name, of in chain.runs.items()
-    }
-    pixels = _pixel_settings(networks, chain)
+    networks = chosen.load_networks(device)
     ordered, rows = order_slices(plan.files)
-    planned = PlannedSource(plan, StudyTasks(ordered, pixels), rows, repair=False)
-    logger.info("predict: %d files, %d studies, with %s", len(files), len(planned.tasks), chain.name)
-    embeds = chain.stack is not None and read_chains(chain.stack).has_embeddings
-    descriptors, embeddings, slices, records = _describe(networks, planned, task, embeds=embeds)
+    planned = PlannedSource(plan, StudyTasks(ordered, _pixel_settings(networks, chosen)), rows, repair=False)
+    volumes = Volumes(planned)
+    logger.info("predict: %d files, %d studies, with %s", len(files), len(volumes), chosen.name)
+    table, records = _predict_slices(chosen, networks, planned, volumes, task)
     refused = refused.rename(columns={"relative": "file"}).assign(dataset=plan.dataset).reindex(columns=REJECTED)
     parts = [plan.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
     rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
-    table = (
-        _second_stage(chain, descriptors, embeddings, slices, task)
-        if len(slices)
-        else make_predictions(slices, _none(task), task, -1)
-    )
-    table = table.merge(slices[["slice_id", "study_id", "position_mm"]], on=["study_id", "slice_id"])
     prediction = Prediction(
-        slices=table[[*predictions_columns(task), "position_mm"]],
+        slices=table,
         studies=_study_table(table, task),
         rejected=rejected.sort_values("file", ignore_index=True),
         series_choice=plan.series_choice[SERIES_CHOICE],
+        model=chosen,
     )
     for name in ("slices", "studies", "rejected", "series_choice"):
         write_bytes_atomically(out / f"{name}.csv", encode_table(getattr(prediction, name), ".csv"))
@@ -115,51 +83,40 @@ def run(
         raise DataError(
             f"predict: none of the {len(files)} files at {path} could be used; {out / 'rejected.csv'} says why."
         )
+    write_bytes_atomically(out / JSON_NAME, encode_json(describe_prediction(prediction, task)))
+    if has_page:
+        from ichkit.stages.predict_page import write_page
+
+        write_page(out, prediction, networks, volumes, task)
     return prediction
 
 
-def find_chain(config: Config, work: WorkFolder, model: str | None, task: Task) -> Chain:
-    """The networks and the second stage behind a name, a folder, or the best source of the work folder.
-
-    Raises:
-        ArtifactError, ConfigError: there is none; the message lists the choices.
-    """
-    if model is not None and Path(model).is_dir():
-        return _chain_of_folder(Path(model))
-    source = choose_source(config, work, None) if model is None else pick_source(find_sources(work, task), model)
-    stack = None if source.kind == "base" else (work.root / source.path).parent
-    return _chain(source.name, {name: work.runs / name for name in source.runs}, source.folds, stack, source.kind)
-
-
-def _chain_of_folder(folder: Path) -> Chain:
-    """A run's folder (with fold0, fold1, ...) or a stack's (its runs stand where its work folder has them)."""
-    if has_artifact(folder) and (manifest := read_manifest(folder, made_by="ichkit stack")).kind == "stack":
-        runs = {name: folder.resolve().parents[1] / "runs" / name for name in manifest.facts["runs"]}
-        kinds = [name.removesuffix("_oof.parquet") for name in manifest.files if name.endswith("_oof.parquet")]
-        kind = _BEST_KIND if _BEST_KIND in kinds else sorted(kinds)[0]
-        return _chain(f"{folder.name}-{kind}", runs, tuple(manifest.facts["folds"]), folder, kind)
-    resolved = folder.resolve()
-    folds = WorkFolder(resolved.parents[1]).finished_folds(resolved.name) if resolved.parent.name == "runs" else []
-    if not folds:
-        raise ConfigError(
-            f"predict: expected a run (work/runs/NAME) or a stack (work/stacks/NAME) at {folder}, found neither. "
-            "Leave --model out to take the best source of --work."
-        )
-    return _chain(folder.name, {folder.name: resolved}, tuple(folds), None, "base")
+def _predict_slices(
+    model: Model,
+    networks: dict[str, dict[int, Predictor]],
+    planned: PlannedSource,
+    volumes: Volumes,
+    task: Task,
+) -> tuple[pd.DataFrame, dict[str, StudyRecord]]:
+    """`slices.csv`, and a record of every study by key."""
+    embeds = model.stack is not None and read_chains(model.stack).has_embeddings
+    descriptors, embeddings, slices, records = _describe(networks, planned, volumes, task, embeds=embeds)
+    table = (
+        _second_stage(model, descriptors, embeddings, slices, task)
+        if len(slices)
+        else make_predictions(slices, _none(task), task, -1)
+    )
+    table = table.merge(slices[["slice_id", "study_id", "position_mm"]], on=["study_id", "slice_id"])
+    return table[[*predictions_columns(task), "position_mm"]], records
 
 
-def _chain(name: str, runs: dict[str, Path], folds: tuple[int, ...], stack: Path | None, kind: str) -> Chain:
-    folders = {run: {k: folder / f"fold{k}" for k in folds} for run, folder in runs.items()}
-    return Chain(name, folders, stack, kind)
-
-
-def _pixel_settings(networks: dict[str, dict[int, Predictor]], chain: Chain) -> PixelSettings:
+def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model) -> PixelSettings:
     """How the stores were made that the networks learnt from; they must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
     ways = {(card.hull_hu, card.prepare_size) for card in cards}
     if len(ways) != 1:
         raise ArtifactError(
-            f"{chain.name}: its networks learnt from stores of different size or HU range ({sorted(map(str, ways))}); "
+            f"{model.name}: its networks learnt from stores of different size or HU range ({sorted(map(str, ways))}); "
             "train them on one prepared folder."
         )
     hull_hu, size = ways.pop()
@@ -167,7 +124,7 @@ def _pixel_settings(networks: dict[str, dict[int, Predictor]], chain: Chain) -> 
 
 
 def _describe(
-    networks: dict[str, dict[int, Predictor]], planned: PlannedSource, task: Task, *, embeds: bool
+    networks: dict[str, dict[int, Predictor]], planned: PlannedSource, volumes: Volumes, task: Task, *, embeds: bool
 ) -> tuple[dict[str, dict[int, pd.DataFrame]], dict[str, dict[int, np.ndarray]], pd.DataFrame, dict[str, StudyRecord]]:
     """Descriptors of every study by every network and, with `embeds`, its features with rows as in those tables; the
     slices they stand for; what could not be read.
@@ -175,8 +132,8 @@ def _describe(
     values = {name: {k: [] for k in of_run} for name, of_run in networks.items()}
     features = {name: {k: [] for k in of_run} for name, of_run in networks.items()} if embeds else {}
     records = {}
-    with Meter("predict", len(planned.tasks), "studies") as meter:
-        for record, volume in _decoded(planned):
+    with Meter("predict", len(volumes), "studies") as meter:
+        for record, volume in volumes:
             records[record.key] = record
             for name, of_run in networks.items() if record.kept else ():
                 for k, predictor in of_run.items():
@@ -203,29 +160,20 @@ def _describe(
     return tables, embeddings, slices, records
 
 
-def _decoded(planned: PlannedSource) -> Iterator[tuple[StudyRecord, np.ndarray]]:
-    for position in range(len(planned.tasks)):
-        task = planned.tasks[position]
-        study = decode_study(task)
-        volume = "memory" if study.kept else ""
-        facts = (study.kept, study.padded, study.brain_share, study.failures)
-        yield StudyRecord(task.key, volume, "", 0, *facts), study.volume
-
-
 def _none(task: Task) -> np.ndarray:
     """(0, C) probabilities."""
     return np.empty((0, task.num_classes), np.float32)
 
 
 def _second_stage(
-    chain: Chain,
+    model: Model,
     descriptors: dict[str, dict[int, pd.DataFrame]],
     embeddings: dict[str, dict[int, np.ndarray]],
     slices: pd.DataFrame,
     task: Task,
 ) -> pd.DataFrame:
-    if chain.stack is not None:
-        return predict_chains(chain.stack, descriptors, slices, embeddings)[chain.kind]
+    if model.stack is not None:
+        return predict_chains(model.stack, descriptors, slices, embeddings)[model.kind]
     (tables,) = descriptors.values()
     mean = np.mean([table[task.probability_columns].to_numpy(np.float64) for table in tables.values()], axis=0)
     return make_predictions(next(iter(tables.values())), mean, task, fold=-1)
@@ -246,16 +194,3 @@ def _say_what_came(prediction: Prediction, out: Path) -> None:
     for number, row in enumerate(chosen.itertuples(), 1):
         logger.info("predict: study %d: %d slices, %s", number, row.num_slices, row.reason)
     logger.info("predict: tables are in %s. %s", out, RESEARCH_NOTE)
-
-
-def make_table(prediction: Prediction, task: Task) -> Table:
-    """A table for the terminal, one row per study in the order of studies.csv; studies are told apart by number."""
-    table = Table(title="Probability of each class, maximum over the slices", caption=RESEARCH_NOTE)
-    table.add_column("study", justify="right")
-    table.add_column("slices", justify="right")
-    for name in task.classes:
-        table.add_column(name, justify="right")
-    for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
-        values = [getattr(row, column) for column in task.probability_columns]
-        table.add_row(str(number), str(row.num_slices), *(f"{value:.3f}" for value in values))
-    return table

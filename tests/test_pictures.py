@@ -1,0 +1,49 @@
+import cv2
+import numpy as np
+
+from ichkit.imaging.pictures import brain_picture, caption_picture, encode_png, fit_picture, paint_heat, tile_pictures
+
+
+def test_the_brain_window_shows_40_hu_as_middle_grey_and_clips_at_0_and_80():
+    picture = brain_picture(np.array([[-3000, 0, 40, 80, 3000]], np.int16))
+    assert picture[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert (picture == picture[..., :1]).all()
+
+
+def test_cold_places_stay_as_they_are_and_hot_ones_turn_yellow():
+    hounsfield, heat = np.full((4, 4), 20, np.int16), np.zeros((4, 4), np.float32)
+    heat[1, 2] = 1
+    painted = paint_heat(hounsfield, heat)
+    is_cold = heat == 0
+    np.testing.assert_array_equal(painted[is_cold], brain_picture(hounsfield)[is_cold])
+    red, green, blue = painted[1, 2].astype(int)
+    assert red > 150
+    assert green > 150
+    assert blue < 150
+
+
+def test_a_png_holds_the_picture_it_was_made_from():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    read = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(cv2.cvtColor(read, cv2.COLOR_BGR2RGB), picture)
+
+
+def test_a_picture_is_fitted_without_bending_it():
+    fitted = fit_picture(np.full((10, 20, 3), 200, np.uint8), 40)
+    assert fitted.shape == (40, 40, 3)
+    assert np.flatnonzero(fitted[:, 20, 0]).tolist() == list(range(10, 30))
+    assert (fitted[20] == 200).all()
+
+
+def test_tiles_stand_from_left_to_right_and_the_last_row_is_filled_up():
+    tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
+    sheet = tile_pictures(tiles, 2)
+    assert sheet[::2, ::3, 0].tolist() == [[10, 20], [30, 0]]
+
+
+def test_a_caption_stands_below_and_a_long_one_is_made_to_fit():
+    picture = np.full((20, 60, 3), 7, np.uint8)
+    captioned = caption_picture(picture, ["x" * 80])
+    np.testing.assert_array_equal(captioned[:20], picture)
+    assert captioned[20:, :].max() > 0
+    assert captioned[20:, -2:].max() == 0
