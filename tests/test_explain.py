@@ -25,7 +25,8 @@ QUICK = ("train.epochs=1", "train.accelerator=cpu", "train.threads=1", "train.wo
 def work(tmp_path_factory):
     """A store of two folds with both trained."""
     work = make_pixel_work(tmp_path_factory.mktemp("work"))
-    train.run(load_config("default", (*TINY, *QUICK)), work, run_name="run")
+    for fold in (0, 1):
+        train.run(load_config("default", (*TINY, *QUICK)), work, run_name="run", folds=[fold])
     return work
 
 

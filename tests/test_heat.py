@@ -14,7 +14,7 @@ from ichkit.models.descriptor import DescriptorNetwork
 
 SMALL_SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "img_size": 224}
 NETWORKS = {
-    "test_resnet": 224,
+    "test_resnet": 224,  # the last stage is looked at
     "test_byobnet": 64,  # the demo's, looked at before its last stages
     "test_convnext": 160,
     "test_efficientnet": 160,
@@ -42,58 +42,40 @@ def make_volume(num_slices=3, shape=(96, 96), seed=0):
     return coarse.repeat(8, 1).repeat(8, 2).round().astype(np.int16)
 
 
-def heat_by_differences(predictor, image, index, step=1e-2):
-    """Grad-CAM from its definition: raise a whole feature map a little and see what the logit does."""
+def heat_by_definition(predictor, image, index):
+    """Grad-CAM of one slice at the size of the image: every feature map, weighted with what raising all of it does."""
     backbone, size = predictor.network.backbone, predictor.card.image_size
     place, num_channels = find_place(backbone, size)
+    raised = torch.zeros(num_channels, requires_grad=True)
     seen = {}
 
-    def spatial(output):  # (C, h, w)
-        if output.ndim == 3:
-            side = size // 16
-            return output[0, 1:].T.reshape(num_channels, side, side)
-        return output[0] if output.shape[1] == num_channels else output[0].permute(2, 0, 1)
+    def raise_maps(_module, _inputs, output):
+        if output.ndim == 3:  # a class token, then the patches of 16 pixels
+            seen["maps"] = output[0, 1:].T.unflatten(1, (size // 16, size // 16))
+            return torch.cat([output[:, :1], output[:, 1:] + raised], 1)
+        is_channels_first = output.shape[1] == num_channels
+        seen["maps"] = output[0] if is_channels_first else output[0].permute(2, 0, 1)
+        return output + (raised[:, None, None] if is_channels_first else raised)
 
-    def shift(channel, amount):
-        def hook(_module, _inputs, output):
-            seen["maps"] = spatial(output)
-            changed = output.clone()
-            if output.ndim == 3:
-                changed[:, 1:, channel] += amount
-            elif output.shape[1] == num_channels:
-                changed[:, channel] += amount
-            else:
-                changed[..., channel] += amount
-            return changed
-
-        handle = place.register_forward_hook(hook)
-        with torch.no_grad():
-            logit = float(predictor.network(image)[0, index])
-        handle.remove()
-        return logit
-
-    slopes = np.array([(shift(c, step) - shift(c, -step)) / (2 * step) for c in range(num_channels)])
-    maps = seen["maps"].numpy()
-    positive = np.maximum(np.tensordot(slopes / maps[0].size, maps, 1), 0)
-    return positive / max(positive.max(), 1e-12)
+    handle = place.register_forward_hook(raise_maps)
+    predictor.network(image)[0, index].backward()
+    handle.remove()
+    maps = seen["maps"].detach()
+    assert maps.shape[1] >= 7
+    positive = torch.einsum("c,chw->hw", raised.grad / maps[0].numel(), maps).clamp(min=0)
+    scaled = positive / positive.max()
+    return torch.nn.functional.interpolate(scaled[None, None], (size, size), mode="bilinear")[0, 0].numpy()
 
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS.items())
 def test_heat_is_the_sum_of_feature_maps_weighted_with_what_each_does_to_the_logit(name, size):
     predictor, volume = make_predictor(name, size), make_volume(1, (size, size))
     image = torch.from_numpy(predictor.rendering.render(volume, np.array([0])))
-    for index in (0, 5):
-        expected = heat_by_differences(predictor, image, index)
-        assert expected.shape[0] >= 7
-        heat = heat_maps(predictor, volume, np.array([0]), [index])
-        assert heat.shape == (1, 1, size, size)
-        # The middle of a cell of an odd factor is a pixel of the picture; of an even one the mean of four.
-        factor = size // expected.shape[0]
-        cells = heat[0, 0].reshape(expected.shape[0], factor, expected.shape[1], factor)
-        low, high = (factor - 1) // 2, factor // 2
-        middles = cells[:, [low, high]][..., [low, high]].mean((1, 3))
-        np.testing.assert_allclose(middles, expected, atol=0.03 + 0.5 / factor)
-        assert np.corrcoef(middles.ravel(), expected.ravel())[0, 1] > 0.995
+    heat = heat_maps(predictor, volume, np.array([0]), range(6))[0]
+    warm = [index for index in range(6) if heat[index].any()]
+    assert len(warm) >= 3
+    for index in warm[:3]:
+        np.testing.assert_allclose(heat[index], heat_by_definition(predictor, image, index), atol=2e-3)
 
 
 def test_of_a_network_with_a_linear_head_it_is_the_class_activation_map():
@@ -143,5 +125,5 @@ def test_heat_leaves_the_network_and_its_probabilities_as_they_were():
 
 
 def test_a_backbone_without_stages_is_refused():
-    with pytest.raises(ConfigError, match="names its stages"):
+    with pytest.raises(ConfigError, match="says where its feature maps are"):
         find_place(torch.nn.Linear(2, 2), 64)

@@ -17,6 +17,7 @@ from torch import nn
 from ichkit.core.errors import ConfigError
 from ichkit.engine.inference import Predictor
 from ichkit.imaging.windows import pad_to_square, resize_volume
+from ichkit.models.descriptor import BACKBONES
 
 # A network of stride 32 on images of 224 pixels, as Grad-CAM was published on, has 7 x 7 cells in its last map.
 _MIN_CELLS = 7
@@ -69,10 +70,7 @@ def find_place(backbone: nn.Module, image_size: int) -> tuple[nn.Module, int]:
         return backbone.blocks[-1].norm1, backbone.num_features
     stages: list[dict[str, Any]] = list(getattr(backbone, "feature_info", None) or [])
     if not stages:
-        raise ConfigError(
-            f"heat maps: expected a backbone of timm that names its stages (feature_info), "
-            f"{type(backbone).__name__} names none. Heat can be shown for those of train.backbone's choices."
-        )
+        raise _no_map(backbone)
     fine = [stage for stage in stages if image_size // stage["reduction"] >= _MIN_CELLS]
     stage = fine[-1] if fine else stages[0]
     return backbone.get_submodule(stage["module"]), stage["num_chs"]
@@ -95,6 +93,8 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
     kept: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4):
+            raise _no_map(backbone)
         kept.append(output.detach().requires_grad_())
         return kept[0]
 
@@ -117,9 +117,19 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
 def _channels_first(output: torch.Tensor, num_channels: int, backbone: nn.Module) -> torch.Tensor:
     """(n, C, h, w) of maps in either order, or of the tokens of an image without those that stand for all of it."""
     if output.ndim == 3:
-        patches = output[:, backbone.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, backbone.patch_embed.grid_size)
+        patches = output[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        rows, columns = backbone.patch_embed.grid_size
+        if patches.shape[1] != rows * columns:
+            raise _no_map(backbone)
+        return patches.transpose(1, 2).unflatten(2, (rows, columns))
     return output if output.shape[1] == num_channels else output.permute(0, 3, 1, 2)
+
+
+def _no_map(backbone: nn.Module) -> ConfigError:
+    return ConfigError(
+        "heat maps: expected a backbone that says where its feature maps are, in planes or in tokens of a grid; "
+        f"{type(backbone).__name__} does not. Those of {', '.join(sorted(BACKBONES))} do."
+    )
 
 
 def _cut_and_scale(sums: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from ichkit.stages.explanations import (
     pick_worst,
     read_held_out,
     refuse_foreign,
+    refuse_unknown_fold,
 )
 from ichkit.stages.panels import draw_panel, draw_strip
 
@@ -77,9 +78,9 @@ def run(
         ArtifactError, ContractError: nothing is prepared or trained, or it is damaged.
     """
     prepared = Prepared.open(work.prepared, find_task(config.task))
-    task, name = prepared.task, _pick_run(work, run_name)
+    task = prepared.task
+    name, folds = _pick_folds(work, run_name, fold)
     find_class_indices(task, class_names)
-    folds = work.finished_folds(name) if fold is None else [fold]
     held_out = pd.concat([read_held_out(prepared, work, name, k) for k in folds], ignore_index=True)
     chosen = _choose(prepared, held_out, folds, choice)
     if class_names is None and choice.study is not None:
@@ -115,16 +116,16 @@ def make_table(table: pd.DataFrame, task: Task) -> Table:
     return shown
 
 
-def _pick_run(work: WorkFolder, name: str | None) -> str:
-    """The run of that name, or the only one there is."""
-    runs = list(work.finished_runs())
-    if name is None and len(runs) == 1:
-        return runs[0]
-    if name is None and runs:
-        raise ConfigError(f"explain: expected --run NAME, because there are several runs: {', '.join(runs)}.")
-    if name is None:
+def _pick_folds(work: WorkFolder, name: str | None, fold: int | None) -> tuple[str, list[int]]:
+    """The run of that name, or the only one there is; and the fold asked for, or all that are finished."""
+    runs = work.finished_runs()
+    if not runs:
         raise ConfigError(f"explain: expected a run with a finished fold in {work.runs}. Run `ichkit train` first.")
-    return name
+    if name is None and len(runs) > 1:
+        raise ConfigError(f"explain: expected --run NAME, because there are several runs: {', '.join(runs)}.")
+    name = next(iter(runs)) if name is None else name
+    refuse_unknown_fold(work, name, fold)
+    return name, runs[name] if fold is None else [fold]
 
 
 def _choose(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], choice: Choice) -> pd.DataFrame:

@@ -64,12 +64,7 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
         ArtifactError: the fold is damaged.
         ContractError: the fold's slices are no longer those of the store.
     """
-    runs = work.finished_runs()
-    if run not in runs:
-        raise ConfigError(f'explain: "{run}" is no run with a finished fold in {work.runs}. {nearest(run, runs)}')
-    if fold not in runs[run]:
-        finished = ", ".join(map(str, runs[run]))
-        raise ConfigError(f"explain: run {run} has finished folds {finished}; found --fold {fold}.")
+    refuse_unknown_fold(work, run, fold)
     folder, task = work.fold(run, fold), prepared.task
     read_manifest(folder, made_by=MADE_BY)
     table = read_table(folder / "oof.parquet")
@@ -152,6 +147,20 @@ def find_class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ..
         if name not in task.classes:
             raise ConfigError(f'explain: unknown class "{name}". {nearest(name, task.classes)}')
     return tuple(range(task.num_classes)) if names is None else tuple(task.classes.index(name) for name in names)
+
+
+def refuse_unknown_fold(work: WorkFolder, run: str, fold: int | None) -> None:
+    """Refuses a run without a finished fold, and a fold that is not among its finished ones.
+
+    Raises:
+        ConfigError: the message lists those that are.
+    """
+    runs = work.finished_runs()
+    if run not in runs:
+        raise ConfigError(f'explain: "{run}" is no run with a finished fold in {work.runs}. {nearest(run, runs)}')
+    if fold is not None and fold not in runs[run]:
+        finished = ", ".join(map(str, runs[run]))
+        raise ConfigError(f"explain: run {run} has finished folds {finished}; found --fold {fold}.")
 
 
 def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], slice_ids: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import Task
-from ichkit.stages.submit import choose_source
 from ichkit.validation.catalog import find_sources, pick_source
 
 if TYPE_CHECKING:
@@ -72,6 +71,9 @@ def find_model(config: Config, work: WorkFolder, named: str | None, task: Task) 
     if named is not None and Path(named).is_dir():
         return _model_of_folder(Path(named), task)
     if named is None:
+        # Imported here: scores and their intervals bring much that a named model does without.
+        from ichkit.stages.submit import choose_source
+
         source = choose_source(config, work, None)
     else:
         sources = find_sources(work, task)
