@@ -13,11 +13,11 @@ from ichkit.stages.explanations import Explained
 CONFIG = Config(evaluate=EvaluateConfig(num_draws=60))
 
 
-def make_report_work(root, **options):
+def make_report_work(root, *, is_stacked=True, **options):
     """Two folds of one run, a stack, CQ500, and a 24 x 20 volume for every study."""
     settings = {"runs": ("a",), "num_patients": 24, "num_folds": 2, "folds": (0, 1), "cq500_studies": 20}
     work = make_work(root, **(settings | options))
-    if settings["folds"] and "without_stack" not in options:
+    if is_stacked:
         make_stack(work, runs=("a",), kinds=("fusion", "blend"))
     write_volumes(work)
     return work

@@ -3,7 +3,14 @@
 import re
 from pathlib import Path
 
-from ichkit.core.artifacts import digest_of, digest_table, package_versions, read_manifest, write_bytes_atomically
+from ichkit.core.artifacts import (
+    digest_of,
+    digest_table,
+    git_commit,
+    package_versions,
+    read_manifest,
+    write_bytes_atomically,
+)
 from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import logger
@@ -114,7 +121,9 @@ def _digest(material: Material) -> str:
     made = [manifest.created_utc for manifest in manifests]
     board = "" if material.board is None else digest_table(material.board.astype(str))
     looks = [page.read_template(name) for name in ("page.html.j2", _TEMPLATE)]
-    return digest_of([read, made, board, looks, package_versions(), material.config.model_dump(mode="json")])
+    return digest_of(
+        [read, made, board, looks, package_versions(), git_commit(), material.config.model_dump(mode="json")]
+    )
 
 
 def _inputs_of(path: Path) -> str | None:

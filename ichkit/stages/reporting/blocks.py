@@ -63,12 +63,12 @@ class Charts:
     """Drawings side by side where there is room.
 
     Attributes:
-        is_small: six fit where two of the others do.
+        size: "thirds" for three in a row, "small" for two on a phone; else two in a row, a single one wider.
     """
 
     kind: ClassVar[str] = "charts"
     charts: list[Chart]
-    is_small: bool = False
+    size: str = ""
 
 
 @dataclass(frozen=True)

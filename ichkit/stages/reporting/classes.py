@@ -74,7 +74,7 @@ def make_roc(material: Material) -> Section:
             studies.probabilities.to_numpy(),
         )
     charts = [_draw_roc(material, place, *what) for place, what in places.items()]
-    return Section("roc", "ROC curves", [Charts([chart for chart in charts if chart is not None])])
+    return Section("roc", "ROC curves", [Charts([chart for chart in charts if chart is not None], "thirds")])
 
 
 def make_reliability(material: Material) -> Section:
@@ -96,7 +96,7 @@ def make_reliability(material: Material) -> Section:
     behind = "" if first in (None, best) else f"; hollow marks: {first.name}, before the second stage"
     after = f"{best.name}, out of fold, in {material.config.evaluate.num_bins} bins, with intervals{behind}. On the "
     text = Prose(after + "dotted line, of the slices that got 0.3, 3 in 10 are positive.")
-    return Section("reliability", "Are probabilities what they say?", [text, Charts(charts, is_small=True)])
+    return Section("reliability", "Calibration", [text, Charts(charts, "small")])
 
 
 def _by_class(material: Material) -> list[Table]:

@@ -33,7 +33,7 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarra
 @in_style
 def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Curves by what the legend calls them; each from `roc_points`."""
-    figure, axes = make_figure(4.6, 4.4)
+    figure, axes = make_figure(3.8, 3.7)
     axes.plot([0, 1], [0, 1], color=GRID, lw=1.2)
     for number, (name, (alarms, hits)) in enumerate(curves.items()):
         # Evenly spaced along the curve, so that its steep part keeps its shape.
@@ -43,7 +43,7 @@ def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         axes.plot(alarms[keep], hits[keep], label=name, **style)
     axes.set(xlabel="false positive rate", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
-    axes.legend(loc="lower right", fontsize=8, handlelength=2.4)
+    axes.legend(loc="lower right", fontsize=7.5, handlelength=2.2, borderaxespad=0.2, labelspacing=0.3)
     return figure
 
 
@@ -96,9 +96,11 @@ def draw_along(
     figure, axes = make_figure(9.2, 1.75)
     figure.set_layout_engine("none")
     axes.set_position((0, 0.17, 1, 0.8))
-    half = (places[1] - places[0]) / 2 if len(places) > 1 else 0.5
-    for place in places[truth]:
-        axes.axvspan(place - half, place + half, color=COLOURS[1], alpha=0.16, lw=0)
+    # Halfway to the neighbours; neighbours that are both positive make one bar.
+    edges = np.concatenate([[0.0], (places[1:] + places[:-1]) / 2, [1.0]])
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], truth, [False]]).astype(int)))
+    for start, end in turns.reshape(-1, 2):
+        axes.axvspan(edges[start], edges[end], color=COLOURS[1], alpha=0.16, lw=0)
     styles = ({"color": MUTED, "ls": "--"}, {"color": COLOURS[0], "ls": "-"})
     for (name, values), style in zip(lines.items(), styles, strict=True):
         axes.plot(places, values, marker="o", ms=2.6, lw=1.7, label=name, **style)

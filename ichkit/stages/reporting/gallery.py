@@ -44,15 +44,15 @@ def pick_judged(
     """Rows of the surest hits and false alarms (highest first) and misses (lowest first), one for each study.
 
     Args:
-        p, labels, thresholds, studies: (N,) each; a NaN label is neither right nor wrong.
+        p, labels, thresholds, studies: (N,) each; without a label or a threshold a slice is neither right nor wrong.
         count: at most so many of each.
 
     Example:
         >>> pick_judged(np.array([0.9, 0.8, 0.1]), np.array([1, 0, 1]), np.full(3, 0.5), np.arange(3), 1)
         {'true positive': [0], 'false positive': [1], 'miss': [2]}
     """
-    is_called = p >= thresholds
-    groups = {HIT: (labels == 1) & is_called, ALARM: (labels == 0) & is_called, MISS: (labels == 1) & ~is_called}
+    is_called, is_left = p >= thresholds, p < thresholds
+    groups = {HIT: (labels == 1) & is_called, ALARM: (labels == 0) & is_called, MISS: (labels == 1) & is_left}
     picked = {}
     for verdict, is_inside in groups.items():
         rows = np.flatnonzero(is_inside)
@@ -64,7 +64,7 @@ def pick_judged(
 
 def make_galleries(material: Material) -> Section:
     """Galleries of every class, `any` at greater length, with the heat of the network of the slice's own fold."""
-    anchor, title = "galleries", "Surest hits, false alarms and misses"
+    anchor, title = "galleries", "Hits, false alarms, misses"
     judged = _judge(material)
     if not judged:
         return Section(anchor, title, [Missing("No slice is called positive, and none is missed.")])

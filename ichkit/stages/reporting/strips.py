@@ -37,7 +37,7 @@ class Change:
 
 def make_strips(material: Material) -> Section:
     """The studies that gained most by the second stage, and the one that lost most."""
-    anchor, title = "changed", "What the second stage changed"
+    anchor, title = "changed", "What stacking changed"
     if material.second is None:
         return Section(anchor, title, [Missing("Nothing is stacked on these folds.", "ichkit stack")])
     first, second = material.first, material.second
