@@ -121,9 +121,7 @@ def _digest(material: Material) -> str:
     made = [manifest.created_utc for manifest in manifests]
     board = "" if material.board is None else digest_table(material.board.astype(str))
     looks = [page.read_template(name) for name in ("page.html.j2", _TEMPLATE)]
-    return digest_of(
-        [read, made, board, looks, package_versions(), git_commit(), material.config.model_dump(mode="json")]
-    )
+    return digest_of([read, made, board, looks, package_versions(), git_commit(), material.config.settings()])
 
 
 def _inputs_of(path: Path) -> str | None:

@@ -69,7 +69,7 @@ def make_repeat(material: Material) -> Section:
         lines.append(f"ichkit stack --runs {','.join(stack.runs)} --name {stack.path.split('/')[1]}")
     lines += ["ichkit evaluate", "ichkit submit", "ichkit report"] if runs else []
     commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
-    config = material.config.model_dump(mode="json")
+    config = material.config.settings()
     text = (
         f"Save the configuration below as `{_CONFIG_FILE}`; then, on the same data, with the same versions and as many "
         "threads, these commands make the same numbers on a CPU, and nearly the same on a GPU."
@@ -78,7 +78,7 @@ def make_repeat(material: Material) -> Section:
     blocks: list[Block] = [Prose(text), Listing("Commands", commands)]
     if differences:
         blocks.append(Prose("Made with other settings than those below (there, now here): " + "; ".join(differences)))
-    blocks.append(Listing("Configuration", yaml.safe_dump(config, sort_keys=False)))
+    blocks.append(Listing("Configuration: all that decides a number", yaml.safe_dump(config, sort_keys=False)))
     blocks.append(_artifacts_table(material))
     versions = "\n".join(f"{name} {version}" for name, version in package_versions().items())
     return Section("repeat", "How to repeat it", [*blocks, Listing("Versions now", versions)])
