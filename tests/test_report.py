@@ -17,6 +17,7 @@ from ichkit.stages import report
 from ichkit.stages.reporting import gallery
 from ichkit.stages.reporting.curves import roc_points
 from ichkit.stages.reporting.gallery import ALARM, HIT, MISS, pick_judged
+from ichkit.stages.reporting.overview import find_missing
 from ichkit.stages.reporting.strips import pick_changes
 from ichkit.validation.published import PUBLISHED
 
@@ -194,7 +195,8 @@ def test_slices_and_studies_are_named_by_the_ends_of_their_ids_alone(page, work)
     assert sum("Slice …" in picture["alt"] for picture in page.pictures) > 10
 
 
-def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, page, tmp_path):
+def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, page, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_SCORED", ())  # one page of all sections is enough for a quick suite
     shutil.copytree(work.root, tmp_path / "work")
     copy, submissions = WorkFolder(tmp_path / "work"), tmp_path / "submissions"
     copy.report.write_text(copy.report.read_text() + "<!-- mine -->")
@@ -216,8 +218,17 @@ def test_two_pages_of_the_same_inputs_are_the_same_bytes(work, page):
 
 def test_what_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
     work = make_report_work(tmp_path / "work", folds=(0,), cq500_studies=0, is_stacked=False)
+    missing = find_missing(report.collect(CONFIG, work, tmp_path / "submissions"))
+    assert "Run a has 1 of 2 folds" in missing[0].what
+    commands = [one.command for one in missing]
+    assert commands[0].startswith("ichkit train --fold 1")
+    assert commands[1:] == ["ichkit stack", "ichkit prepare --cq500 PATH", "ichkit prepare --fresh"]
+
+
+@pytest.mark.slow
+def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
+    work = make_report_work(tmp_path / "work", folds=(0,), cq500_studies=0, is_stacked=False)
     page = Page(report.run(CONFIG, work, tmp_path / "submissions").read_text())
-    assert "Run a has 1 of 2 folds" in page.text
     for command in ("ichkit train --fold 1", "ichkit stack", "ichkit prepare --cq500 PATH"):
         assert f"Run {command}" in page.text
     assert set(page.tables) >= {"Log loss per class and stage, out of fold", "a, out of fold, by slice"}
