@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_SECONDS = 60
+_SECONDS = 120
 # A page in a frame has the frame's width to its media queries; a window could not be narrower than about 500 pixels.
 _HARNESS = """<!doctype html><meta charset="utf-8"><body><script>
 const page = PAGE, widths = WIDTHS, found = {};
@@ -35,8 +35,7 @@ function look(frame, width) {
 for (const width of widths) {
   const frame = document.createElement("iframe");
   frame.style = `width:${width}px;height:800px;border:0`;
-  frame.onload = () => Promise.all([...frame.contentDocument.images].map(image => image.decode().catch(() => 0)))
-    .then(() => look(frame, width));
+  frame.onload = () => look(frame, width);  // which waits for every picture
   frame.srcdoc = page; document.body.append(frame);
 }
 </script>"""
@@ -58,7 +57,7 @@ def look_at(browser, page, widths, scratch):
     harness = scratch / "harness.html"
     harness.write_text(_HARNESS.replace("PAGE", text, 1).replace("WIDTHS", json.dumps(list(widths)), 1))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0"]
-    options += [f"--user-data-dir={scratch / 'profile'}", "--virtual-time-budget=20000", "--window-size=1700,1000"]
+    options += [f"--user-data-dir={scratch / 'profile'}", "--virtual-time-budget=60000", "--window-size=1700,1000"]
     command = [browser, *options, "--dump-dom", harness.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
     findings = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout, re.DOTALL)
