@@ -1,12 +1,9 @@
 """The audit as one self-contained page: charts in SVG, and a contact sheet of a few studies in the three windows."""
 
-import base64
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -14,6 +11,7 @@ from ichkit.core.config import ChannelsConfig
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import open_volume
 from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
+from ichkit.stages import page
 
 _TEMPLATE = "audit.html.j2"
 _NUM_STUDIES, _NUM_COLUMNS, _THUMB = 4, 10, 96
@@ -29,19 +27,14 @@ def render_page(audit: dict[str, Any], sheet: str, task: Task) -> str:
         audit: from `make_audit`.
         sheet: from `draw_contact_sheet`.
     """
-    template = (importlib.resources.files("ichkit.stages") / _TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader({_TEMPLATE: template}), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     charts = {
         "position": _lines(audit["positives_by_position"]["prevalence"]),
         "length": _bars(audit["slices_per_study"]),
         "gap": _bars(audit["geometry"]["gap_mm"], "mm"),
         "tilt": _bars(audit["geometry"]["tilt_degrees"], "°"),
     }
-    return environment.get_template(_TEMPLATE).render(
-        audit=audit, charts=charts, sheet=sheet, task=task, max_ids=_MAX_IDS, size=(_WIDTH, _HEIGHT)
-    )
+    size = (_WIDTH, _HEIGHT)
+    return page.render(_TEMPLATE, audit=audit, charts=charts, sheet=sheet, task=task, max_ids=_MAX_IDS, size=size)
 
 
 def draw_contact_sheet(folder: Path, slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> str:
@@ -61,8 +54,7 @@ def draw_contact_sheet(folder: Path, slices: pd.DataFrame, studies: pd.DataFrame
         rows += [table[strip] for table in tables]
     if not rows:
         return ""
-    _, jpeg = cv2.imencode(".jpg", np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+    return page.encode_jpeg(np.concatenate(rows), _JPEG_QUALITY)
 
 
 def _pick_volumes(slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> list[str]:

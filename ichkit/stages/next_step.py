@@ -69,7 +69,7 @@ def _after_training(
     for name, run in holdings.runs.items():
         if run.unfinished:
             k = run.unfinished[0]
-            words = ["train", "--fold", str(k), *_train_options(name, run, work, config_name)]
+            words = ["train", "--fold", str(k), *train_options(name, run, work, config_name)]
             return words, f"Fold {k} of {name} was begun: with the same settings it goes on, if it is not at work now."
     name, run = max(holdings.runs.items(), key=lambda item: len(item[1].folds))
     # The config of what follows is that of the run, where its name still says which.
@@ -86,13 +86,13 @@ def _after_training(
     elif not any(sent.folds == run.folds and not sent.is_outdated for sent in holdings.submissions.values()):
         return ["submit", *options], f"The stack of {count} is there, and no submission of it."
     if len(run.folds) < len(prepared.folds):
-        return ["train", *_train_options(name, run, work, config_name)], f"{count} are trained: the others are left."
+        return ["train", *train_options(name, run, work, config_name)], f"{count} are trained: the others are left."
     if not holdings.has_report:
         return ["report", *options], "Every fold is trained, stacked and scored: one page shows it all."
     return ["leaderboard", *options], "Everything is made. The board says what is best; `ichkit predict` takes that."
 
 
-def _train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:
+def train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:
     """What makes `train` go on with a run: other settings than its own would be refused."""
     written = next((path for k in run.folds if (path := work.fold(name, k) / "config.yaml").is_file()), None)
     if config_name is None and name in config_names() and (written is None or _is_shipped(written, name)):

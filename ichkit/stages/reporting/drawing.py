@@ -1,0 +1,119 @@
+"""Figures as SVG inside the page: its colours in light and dark, its fonts, and no name that occurs twice."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colours that occur nowhere else stand for those of the style sheet, which differ in light and dark.
+INK, MUTED, GRID, PAGE = "#010203", "#020304", "#030405", "#040506"
+COLOURS = tuple(f"#0a0b{number:02x}" for number in range(6))
+MARKERS = ("o", "s", "D", "^", "v", "P")
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAGE: "var(--page)",
+    **{colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)},
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "svg.hashsalt": "ichkit",
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+# Decorates whatever draws: a figure takes its style from where its parts are made.
+in_style = matplotlib.rc_context(_STYLE)
+_FONTS = "system-ui, sans-serif"
+# What matplotlib writes about itself; without it the same figure gives the same bytes.
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One value per row, with its interval where there is one.
+
+    Attributes:
+        values: (R,), NaN where there is none.
+        lows, highs: (R,) ends of the intervals; None for values without.
+    """
+
+    name: str
+    values: np.ndarray
+    lows: np.ndarray | None = None
+    highs: np.ndarray | None = None
+
+
+def make_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches, and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+@in_style
+def to_svg(figure: Figure, name: str, alt: str) -> Markup:
+    """The figure as an SVG element for the page.
+
+    Args:
+        name: unique in the page; ids inside the drawing begin with it.
+        alt: what the drawing shows, in words.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    text = buffer.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    # Its style sheet would hold for the whole page.
+    body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)[\")]", body))
+    body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
+    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, variable)
+    box = re.search(r'viewBox="[^"]*"', text)[0]
+    return Markup(f'<svg {box} role="img" aria-label="{escape(alt)}">{re.sub(chr(10) + " *", chr(10), body).strip()}')
+
+
+@in_style
+def draw_intervals(rows: Sequence[str], series: Sequence[Series], label: str, *, is_log: bool = False) -> Figure:
+    """Values with their intervals, a line for each row and a mark for each series.
+
+    Args:
+        rows: names, from the top.
+        label: of the horizontal axis, with its unit.
+    """
+    figure, axes = make_figure(4.6, 0.75 + 0.16 * len(rows) * max(len(series), 1.6) + 0.16 * ((len(series) + 2) // 3))
+    step = min(0.8 / len(series), 0.3)
+    for number, one in enumerate(series):
+        at = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * step
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        if one.lows is not None and one.highs is not None:
+            axes.hlines(at, one.lows, one.highs, color=colour, lw=1.4, alpha=0.55)
+        axes.plot(one.values, at, marker, color=colour, ms=4.2, label=one.name)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(label)
+    if is_log:
+        axes.set_xscale("log")
+    if len(series) > 1:
+        figure.legend(loc="outside lower center", ncols=min(len(series), 3), handletextpad=0.2, columnspacing=1.2)
+    return figure
