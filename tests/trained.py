@@ -23,7 +23,6 @@ CONFIG = load_config(
         "stack.fusion.epochs=1",
         "stack.fusion.num_seeds=1",
         "stack.lightgbm.max_rounds=5",
-        "stack.lightgbm.strengths=[light]",  # never without trees, which an export must carry
         "prepare.workers=1",
     ),
 )
