@@ -48,13 +48,13 @@ def losses_by_hand(work, prepared, folds):
 
 
 def test_the_worst_slices_are_those_of_the_greatest_loss_sorted(work, prepared, tmp_path):
-    explain(work, tmp_path, "--worst", 7, "--class", "any")
+    explain(work, tmp_path, "--worst", 40, "--class", "any")
     table = pd.read_csv(tmp_path / "explained.csv")
     by_hand = losses_by_hand(work, prepared, (0, 1))
-    expected = sorted(by_hand, key=lambda name: -by_hand[name])[:7]
+    expected = sorted(by_hand, key=lambda name: -by_hand[name])[:40]
     assert table["slice_id"].to_list() == expected
     np.testing.assert_allclose(table["loss"], [by_hand[name] for name in expected], rtol=1e-5)
-    assert table["file"].to_list() == [f"slice_{i:03d}.png" for i in range(1, 8)]
+    assert table["file"].to_list() == [f"slice_{i:03d}.png" for i in range(1, 41)]
     folds = prepared.slices.set_index("slice_id")["fold"]
     assert table["fold"].to_list() == folds[expected].to_list()
     assert set(table["fold"]) == {0, 1}

@@ -10,8 +10,8 @@ from ichkit.sources.files import scan_files
 from ichkit.sources.folder import image_files
 from ichkit.stages import evaluate
 from ichkit.stages.leaderboard import BOARD_NAME
+from ichkit.stages.model import find_model
 from ichkit.stages.plan import PREDICTION_BYTES, Plan, format_bytes, up_to_date
-from ichkit.stages.predict import find_chain
 from ichkit.stages.submit import choose_source, read_sample
 from ichkit.stages.upload import SITE, find_command
 from ichkit.validation.catalog import pick_source
@@ -130,9 +130,9 @@ def describe_predict(
     if model is None and not evaluate.look(config, work).is_current:
         chosen, writes = "the best complete source, which the scores will tell", (work.scores,)
     else:
-        chain = find_chain(config, work, model, task)
-        num_networks = sum(len(folds) for folds in chain.runs.values())
-        chosen, writes = f"{chain.name}: {num_networks} networks", ()
+        found = find_model(config, work, model, task)
+        num_networks = sum(len(folds) for folds in found.runs.values())
+        chosen, writes = f"{found.name}: {num_networks} networks", ()
     files = image_files(scan_files(path)[0])
     size = format_bytes(files["num_bytes"].sum())
     names = [f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice")]
