@@ -165,6 +165,12 @@ def test_predict_gives_the_probabilities_of_the_tables(chain, phantom_root, monk
     top = pd.read_csv(tmp_path / "out" / "studies.csv")
     np.testing.assert_allclose(top["p_any"], [got["p_any"].max()])
     assert pd.read_csv(tmp_path / "out" / "series_choice.csv")["chosen"].sum() == 1
+    # The same from an exported folder, where there is no work folder.
+    call("export", "demo-blend", "--out", tmp_path / "model", "-c", "demo", *SMALL)
+    monkeypatch.chdir(tmp_path)
+    call("predict", scans, "--out", tmp_path / "away", "--model", tmp_path / "model", "-c", "demo", *SMALL)
+    away = pd.read_csv(tmp_path / "away" / "slices.csv")
+    pd.testing.assert_frame_equal(away[TASK.probability_columns], got[TASK.probability_columns])
 
 
 def test_the_real_tilted_scan_goes_through_predict(chain, real_data, monkeypatch, tmp_path):
@@ -249,6 +255,7 @@ def test_the_readme_names_every_command_and_no_other():
     assert named == set(main.commands)
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(prepared_once, phantom_root, tmp_path, monkeypatch):
     """Each `ichkit` line as printed, on the small phantom at the places the README names, with a small config added."""
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,10 @@ from ichkit.stages import export, predict, stack
 NOWHERE = WorkFolder("nowhere")
 
 
+# Minutes of training and predicting; tests/test_end_to_end.py has the round trip in small.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Two folds trained and stacked; never written to."""

@@ -293,6 +293,7 @@ def test_labels_are_what_the_masks_show(phantom):
     assert 55 < np.median(contrasts) < 80
 
 
+@pytest.mark.slow
 def test_a_histogram_knows_something_of_a_bleed_but_not_enough(phantom):
     """Patient-wise out-of-fold logistic regression on HU inside the skull: neither trivial nor hopeless."""
     features, labels, patients = [], [], []

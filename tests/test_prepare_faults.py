@@ -67,6 +67,7 @@ def check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch):
     assert contents(work) == contents(prepared_once)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_the_pixels_it_goes_on_and_leaves_the_same_bytes(
     prepared_once, phantom_root, tiny_config, tmp_path, monkeypatch
 ):

@@ -62,6 +62,7 @@ def rewrite_table(folder, name, change):
     writer.commit(settings=old.settings, inputs=old.inputs, facts=old.facts)
 
 
+@pytest.mark.slow
 def test_a_stack_of_two_runs_holds_every_table_in_worker_processes_that_end_alike(tmp_path, monkeypatch):
     work = make_work(tmp_path / "work", runs=("b", "a"), folds=(0, 2))
     manifest = stack.run(quick_config(), work)

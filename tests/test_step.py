@@ -30,7 +30,7 @@ def prepared(tmp_path_factory):
 
 
 def make_stepper(prepared, **train):
-    settings = {"backbone": "test_byobnet", "image_size": 32, "batch_blocks": 4, "accelerator": "cpu", "epochs": 2}
+    settings = {"backbone": "test_byobnet", "image_size": 32, "batch_blocks": 2, "accelerator": "cpu", "epochs": 2}
     config = TrainConfig(**{**settings, "pretrained": "none", "ema_decay": None, **train})
     index = SliceIndex.of(prepared.split("train"), TASK.classes)
     reader, rendering = VolumeReader(prepared.folder), make_rendering(ChannelsConfig())
@@ -54,10 +54,9 @@ def weights_of(stepper):
     return {name: value.clone() for name, value in stepper.trained.state_dict().items()}
 
 
-@pytest.mark.parametrize("parts", [2, 5])
-def test_a_step_in_parts_is_the_step_of_the_whole_batch(prepared, parts):
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(prepared):
     options = {"backbone": WITHOUT_BATCH_STATISTICS, "precision": "64", "optimizer": "sgd", "learning_rate": 0.1}
-    whole, divided = (make_stepper(prepared, **options, accumulate=number) for number in (1, parts))
+    whole, divided = (make_stepper(prepared, **options, accumulate=number) for number in (1, 3))
     # The library hands logits on as float32 whatever the network computes in.
     np.testing.assert_allclose(do_steps(divided, 2), do_steps(whole, 2), rtol=1e-6)
     ours, theirs = weights_of(divided), weights_of(whole)
