@@ -257,6 +257,7 @@ class DeadlyRef(FileRef):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_file_that_kills_its_worker_is_found_and_the_rest_of_its_study_is_kept(tmp_path):
     good = plain_ref(write_slice(tmp_path / "a.dcm", np.full((8, 8), 1064, np.uint16)))
     header, _ = read_headers([good])[0]

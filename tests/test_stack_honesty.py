@@ -86,6 +86,7 @@ def test_the_canary_sings_where_a_chain_learns_from_the_rows_it_predicts(tmp_pat
     assert differs(before, after, {kind: before[kind].fold == 1 for kind in KINDS}) == set(KINDS)
 
 
+@pytest.mark.slow
 def test_with_one_fold_the_labels_of_a_part_do_not_reach_its_predictions(tmp_path, in_process, monkeypatch):
     work = make_work(tmp_path / "work", folds=(0,), num_folds=2, num_patients=60, noise=2.5)
     train = read_table(work.prepared / "slices.parquet")

@@ -45,6 +45,7 @@ def test_every_table_has_its_embeddings_beside_it_and_they_are_what_the_head_rea
         np.testing.assert_allclose(torch.sigmoid(logits), table.filter(like="p_"), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_keeping_embeddings_changes_no_descriptor_and_no_weight(work, tmp_path):
     plain = make_pixel_work(tmp_path)
     train_folds(plain)
@@ -54,6 +55,7 @@ def test_keeping_embeddings_changes_no_descriptor_and_no_weight(work, tmp_path):
     assert all(with_them[name] == without[name] for name in same)
 
 
+@pytest.mark.slow
 def test_all_folds_start_from_the_same_weights_and_another_seed_from_others(work, tmp_path):
     starts = {read_manifest(work.fold("run", k), made_by="ichkit train").facts["initial_weights"] for k in (0, 1)}
     assert len(starts) == 1
@@ -62,6 +64,7 @@ def test_all_folds_start_from_the_same_weights_and_another_seed_from_others(work
     assert manifest.facts["initial_weights"] not in starts
 
 
+@pytest.mark.slow
 def test_a_finished_fold_gets_its_embeddings_without_training_again_and_keeps_them(tmp_path, monkeypatch):
     work = make_pixel_work(tmp_path)
     train_folds(work)
