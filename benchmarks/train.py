@@ -2,8 +2,8 @@
 
 (a) the real loop: blocks read, augmented, windowed, cut and mixed, loss, step, average, journal; (b) the ceiling: the
 same network and optimizer on one batch that is already where it computes, in the same precision and size. Rounds of
-both in turn. It also says how long the paper's recipe would take here. With `--backbones` it measures instead what a step
-of some backbones needs, each in a process of its own.
+both in turn. It also says how long the paper's recipe would take here. With `--backbones` it measures instead what a
+step of some backbones needs, each in a process of its own.
 """
 
 import argparse
