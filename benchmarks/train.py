@@ -2,11 +2,11 @@
 
 (a) the real loop: blocks read, augmented, windowed, cut and mixed, loss, step, average, journal; (b) the ceiling: the
 same network and optimizer on one batch that is already where it computes, in the same precision and size. Rounds of
-both in turn. It also says how long the paper's recipe would take here, and what each of some backbones needs.
+both in turn. It also says how long the paper's recipe would take here. With `--backbones` it measures instead what a
+step of some backbones needs, each in a process of its own.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,16 +45,20 @@ PAPER_IMAGES = 5 * 20 * 674_258 * 4 / 5  # five folds, twenty epochs, each on th
 
 def main() -> None:
     parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--backbones", action="store_true", help="seconds and memory of some backbones instead")
     parser.add_argument("--one-backbone", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one_backbone:
         print(*measure_backbone(args.one_backbone))
         return
+    if args.backbones:
+        report(measure_backbones(), args.json)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         config = load_config("default", GPU if torch.cuda.is_available() else CPU)
         torch.set_num_threads(config.train.threads or torch.get_num_threads())
         prepared = make_store(config, Path(scratch), WorkFolder(Path(scratch) / "work"))
-        figures = {**compare(config, prepared, Path(scratch)), **predict_hours(config), **measure_backbones()}
+        figures = {**compare(config, prepared, Path(scratch)), **predict_hours(config)}
     report(figures, args.json)
 
 
@@ -175,7 +179,9 @@ def measure_backbone(name: str) -> tuple[float, float]:
     speed = ceiling(2)
     if torch.cuda.is_available():
         return 1 / speed, torch.cuda.max_memory_allocated() / 1e9
-    return 1 / speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Not `ru_maxrss`, which a new process takes over from the one that started it.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1 / speed, next(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

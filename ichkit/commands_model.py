@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ichkit.commands_plan import plan_predict, with_dry_run
+from ichkit.commands_plan import plan_explain, plan_export, plan_predict, with_dry_run
 from ichkit.completion import complete_model, complete_run
 from ichkit.core.tasks import find_task
 from ichkit.terminal import PATH, Settings, common_options, epilog, show
@@ -37,6 +37,7 @@ def predict_command(settings: Settings, dicom_path: Path, model: str | None, out
 @click.argument("model", shell_complete=complete_model)
 @click.option("--out", type=PATH, help="Where it goes [default: export/NAME].")
 @common_options
+@with_dry_run(plan_export)
 def export_command(settings: Settings, model: str, out: Path | None) -> None:
     """Pack a run or a stack into one folder that `predict --model` reads on another machine."""
     from ichkit.stages import export as stage
@@ -53,6 +54,7 @@ def export_command(settings: Settings, model: str, out: Path | None) -> None:
 @click.option("--class", "class_names", multiple=True, metavar="NAME", help="Whose heat to draw; repeatable.")
 @click.option("--out", type=PATH, default=Path("explained"), show_default=True, help="Where the pictures go.")
 @common_options
+@with_dry_run(plan_explain)
 def explain_command(
     settings: Settings,
     run_name: str | None,
@@ -66,10 +68,7 @@ def explain_command(
     """Where the network looked: heat maps (Grad-CAM) of slices that were held out from it."""
     from ichkit.stages import explain as stage
 
-    if sum((bool(slices), study is not None, worst is not None)) > 1:
-        raise click.UsageError("--slice, --study and --worst exclude each other: give one of them.")
-    config = settings.load()
-    choice = stage.Choice(slices, study, worst or stage.DEFAULT_WORST)
+    config, choice = settings.load(), stage.make_choice(slices, study, worst)
     names = list(class_names) or None
     table = stage.run(config, settings.work, out, choice, run_name=run_name, fold=fold, class_names=names)
     show(stage.make_table(table, find_task(config.task)))

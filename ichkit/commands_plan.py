@@ -112,6 +112,31 @@ def plan_predict(settings: Settings, dicom_path: Path, model: str | None, out: P
     return describe_predict(settings.load(), settings.work, dicom_path, model=model, out=out, has_page=page)
 
 
+def plan_explain(
+    settings: Settings,
+    run_name: str | None,
+    fold: int | None,
+    slices: tuple[str, ...],
+    study: str | None,
+    worst: int | None,
+    class_names: tuple[str, ...],
+    out: Path,
+) -> "Plan":
+    """The plan of `explain`; which classes are drawn does not change it."""
+    from ichkit.stages.explain import make_choice
+    from ichkit.stages.plan_models import describe_explain
+
+    choice = make_choice(slices, study, worst)
+    return describe_explain(settings.load(), settings.work, out, choice, run_name=run_name, fold=fold)
+
+
+def plan_export(settings: Settings, model: str, out: Path | None) -> "Plan":
+    """The plan of `export`."""
+    from ichkit.stages.plan_models import describe_export
+
+    return describe_export(settings.load(), settings.work, model, out)
+
+
 def plan_report(settings: Settings, submissions: Path) -> "Plan":
     """The plan of `report`; submissions are only read."""
     from ichkit.stages.plan_results import describe_report

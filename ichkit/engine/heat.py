@@ -2,8 +2,9 @@
 
 Written here because the two libraries for it do not fit. captum (BSD) requires NumPy below 2, and its LayerGradCam
 takes axis 1 for the channels, which mixes up the maps of Swin (channels last) and the tokens of a vision transformer;
-grad-cam (MIT) brings opencv-python, which displaces the headless OpenCV that albumentations requires. What is needed is
-one hook and one gradient per class.
+grad-cam 1.5.7 (MIT) runs the network once for each class where once is enough for all, and importing it loads
+matplotlib, scikit-learn, scipy and ttach, for which `predict` would wait. What is needed is one hook and one gradient
+per class.
 """
 
 from collections.abc import Sequence

@@ -47,6 +47,17 @@ class Choice:
     worst: int = DEFAULT_WORST
 
 
+def make_choice(slices: tuple[str, ...], study: str | None, worst: int | None) -> Choice:
+    """The choice that the options of the command say.
+
+    Raises:
+        ConfigError: more than one of them.
+    """
+    if sum((bool(slices), study is not None, worst is not None)) > 1:
+        raise ConfigError("explain: --slice, --study and --worst exclude each other: give one of them.")
+    return Choice(slices, study, worst or DEFAULT_WORST)
+
+
 def run(
     config: Config,
     work: WorkFolder,
@@ -77,12 +88,9 @@ def run(
         DataError: an unknown slice or study, or one that the fold does not hold out.
         ArtifactError, ContractError: nothing is prepared or trained, or it is damaged.
     """
-    prepared = Prepared.open(work.prepared, find_task(config.task))
+    prepared, name, chosen = choose(config, work, choice, run_name=run_name, fold=fold)
     task = prepared.task
-    name, folds = _pick_folds(work, run_name, fold)
     find_class_indices(task, class_names)
-    held_out = pd.concat([read_held_out(prepared, work, name, k) for k in folds], ignore_index=True)
-    chosen = _choose(prepared, held_out, folds, choice)
     if class_names is None and choice.study is not None:
         class_names = _telling_classes(chosen, task)
     explained: dict[str, Explained] = {}
@@ -103,6 +111,20 @@ def run(
     write_bytes_atomically(out / TABLE_NAME, encode_table(table, ".csv"))
     logger.info("explain: %d slices in %d pictures, listed in %s", len(table), len(pictures), out / TABLE_NAME)
     return table
+
+
+def choose(
+    config: Config, work: WorkFolder, choice: Choice, *, run_name: str | None, fold: int | None
+) -> tuple[Prepared, str, pd.DataFrame]:
+    """The store, the name of the run, and the held-out rows that are asked for, in the order of their pictures.
+
+    Raises:
+        ConfigError, DataError, ArtifactError, ContractError: as `run`.
+    """
+    prepared = Prepared.open(work.prepared, find_task(config.task))
+    name, folds = _pick_folds(work, run_name, fold)
+    held_out = pd.concat([read_held_out(prepared, work, name, k) for k in folds], ignore_index=True)
+    return prepared, name, _choose(prepared, held_out, folds, choice)
 
 
 def make_table(table: pd.DataFrame, task: Task) -> Table:

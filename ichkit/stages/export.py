@@ -1,6 +1,6 @@
 """`ichkit export`: a model with everything it needs to predict on another machine, and nothing of any patient."""
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,59 @@ from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import logger
 from ichkit.core.tasks import find_task
 from ichkit.engine.inference import CARD_NAME, WEIGHTS_NAME
-from ichkit.stages.model import EXPORT, EXPORTED_BY, RESEARCH_NOTE, find_model
+from ichkit.stages.model import EXPORT, EXPORTED_BY, RESEARCH_NOTE, Model, find_model
 
 DEFAULT_FOLDER = Path("export")
 # Predictions and importances stay behind: rows of the former are slices of patients, and predicting needs neither.
 _TABLES = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of which some files are exported.
+
+    Attributes:
+        source: where it is.
+        manifest: its own.
+        names: the files, relative to it.
+        below: where they go in the export.
+        run: name of the run it is a fold of; None for the stack.
+    """
+
+    source: Path
+    manifest: Manifest
+    names: tuple[str, ...]
+    below: str
+    run: str | None
+
+
+def look(config: Config, work: WorkFolder, named: str, out: Path | None) -> tuple[Model, Path]:
+    """The model of that name and the folder it would go to, which is not touched.
+
+    Raises:
+        ConfigError: no such model, it is an export already, or there is something else at `out`.
+        ArtifactError: a part of the model is unfinished.
+    """
+    model = find_model(config, work, named, find_task(config.task))
+    if model.is_exported:
+        raise ConfigError(f"export: {named} is an exported folder already; copy it as it is.")
+    folder = (DEFAULT_FOLDER / model.name if out is None else out).resolve()
+    _refuse_other_content(folder)
+    return model, folder
+
+
+def list_parts(model: Model) -> list[Part]:
+    """The folds of its runs, and its stack without the tables of predictions."""
+    parts = []
+    for name, of_run in model.runs.items():
+        for k, source in of_run.items():
+            manifest = read_manifest(source, made_by="ichkit train")
+            parts.append(Part(source, manifest, (CARD_NAME, WEIGHTS_NAME), f"runs/{name}/fold{k}", name))
+    if model.stack is not None:
+        manifest = read_manifest(model.stack, made_by="ichkit stack")
+        names = tuple(name for name in manifest.files if not name.endswith(_TABLES))
+        parts.append(Part(model.stack, manifest, names, f"stacks/{model.stack.resolve().name}", None))
+    return parts
 
 
 def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -> Manifest:
@@ -38,29 +86,18 @@ def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -
         ConfigError: no such model, it is an export already, or there is something else at `out`.
         ArtifactError: a part of the model is unfinished or damaged.
     """
-    model = find_model(config, work, named, find_task(config.task))
-    if model.is_exported:
-        raise ConfigError(f"export: {named} is an exported folder already; copy it as it is.")
-    folder = (DEFAULT_FOLDER / model.name if out is None else out).resolve()
-    _refuse_other_content(folder)
+    model, folder = look(config, work, named, out)
     writer = ArtifactWriter(folder, EXPORT)
     settings: dict[str, Any] = {"runs": {}, "stack": None}
     inputs = {}
-    for run_name, of_run in model.runs.items():
-        for k, source in of_run.items():
-            below = f"runs/{run_name}/fold{k}"
-            manifest = read_manifest(source, made_by="ichkit train")
-            _copy_files(writer, source, manifest, (CARD_NAME, WEIGHTS_NAME), below)
-            settings["runs"][run_name] = manifest.settings
-            inputs[below] = manifest.settings_digest
-    stack_name = None
-    if model.stack is not None:
-        stack_name = model.stack.resolve().name
-        manifest = read_manifest(model.stack, made_by="ichkit stack")
-        names = [name for name in manifest.files if not name.endswith(_TABLES)]
-        _copy_files(writer, model.stack, manifest, names, f"stacks/{stack_name}")
-        settings["stack"] = manifest.settings
-        inputs[f"stacks/{stack_name}"] = manifest.settings_digest
+    for part in list_parts(model):
+        _copy_files(writer, part)
+        inputs[part.below] = part.manifest.settings_digest
+        if part.run is None:
+            settings["stack"] = part.manifest.settings
+        else:
+            settings["runs"][part.run] = part.manifest.settings
+    stack_name = None if model.stack is None else model.stack.resolve().name
     writer.write_bytes("config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     facts = {
         "name": model.name,
@@ -79,18 +116,18 @@ def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -
     return made
 
 
-def _copy_files(writer: ArtifactWriter, source: Path, manifest: Manifest, names: Iterable[str], below: str) -> None:
+def _copy_files(writer: ArtifactWriter, part: Part) -> None:
     """Copies files of an artifact, each compared with its digest on the way."""
-    for name in names:
-        expected = manifest.files.get(name)
+    for name in part.names:
         try:
-            data = (source / name).read_bytes()
+            data = (part.source / name).read_bytes()
         except OSError as error:
-            raise ArtifactError(f"{source / name}: missing. `ichkit verify` lists what is damaged.") from error
-        writer.write_bytes(f"{below}/{name}", data)
-        if writer.files[f"{below}/{name}"] != expected:
+            raise ArtifactError(f"{part.source / name}: missing. `ichkit verify` lists what is damaged.") from error
+        place = f"{part.below}/{name}"
+        writer.write_bytes(place, data)
+        if writer.files[place] != part.manifest.files.get(name):
             raise ArtifactError(
-                f"{source / name}: changed since it was written (SHA-256 differs). "
+                f"{part.source / name}: changed since it was written (SHA-256 differs). "
                 "`ichkit verify` lists what is damaged."
             )
 
