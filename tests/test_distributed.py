@@ -23,7 +23,7 @@ EXACT = (
     "train.precision=64",
     "train.cutmix.probability=0",
     "train.batch_blocks=4",
-    "train.epochs=4",
+    "train.epochs=7",
     "train.log_every=1",
 )
 
@@ -64,8 +64,8 @@ def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path)
     np.testing.assert_allclose(losses_of(together), expected, atol=1e-5, rtol=0)
     assert np.abs(expected - expected[0]).max() > 1e-3
     assert set(read_files(together.fold("run", 0))) == set(read_files(alone.fold("run", 0)))
-    assert "epoch 1 of 4" in told[0]
-    assert "epoch 1 of 4" not in told[1]
+    assert "epoch 1 of 7" in told[0]
+    assert "epoch 1 of 7" not in told[1]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, DiskFullError
 from ichkit.core.progress import StopFlag
 from ichkit.core.train_config import TrainConfig
@@ -82,6 +83,12 @@ def test_an_unknown_accelerator_is_refused():
 
 def test_precision_on_a_cpu_is_full():
     assert make_fabric(TrainConfig(accelerator="cpu")).strategy.precision.precision == "32-true"
+
+
+@pytest.mark.parametrize(("said", "meant"), [("32", "32-true"), ("64", "64-true"), ("bf16-mixed", "bf16-mixed")])
+def test_precision_is_taken_as_the_command_line_gives_it(said, meant):
+    config = load_config("default", (f"train.precision={said}", "train.accelerator=cpu")).train
+    assert make_fabric(config).strategy.precision.precision == meant
 
 
 def test_the_number_of_threads_is_put_back():

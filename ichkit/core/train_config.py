@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ichkit.core.section import Count, Positive, Probability, Section, runtime
 
@@ -76,7 +76,8 @@ class TrainConfig(Section):
     cutmix: CutMixConfig = CutMixConfig()
     phases: tuple[PhaseConfig, ...] = ()
     tta: Literal["none", "hflip"] = "none"
-    precision: Literal["auto", "32", "64", "bf16-mixed", "16-mixed"] = "auto"
+    # YAML reads 32 as a number.
+    precision: Annotated[Literal["auto", "32", "64", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "auto"
     grad_checkpointing: bool = False
     accelerator: str = runtime("auto")
     compile: bool = runtime(False)

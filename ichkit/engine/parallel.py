@@ -146,7 +146,7 @@ def _on_ray(
     if workers == 1:  # joblib would run it in this process, where nothing of the cluster is used
         start = len(tasks)
         for position, task in enumerate(tasks):
-            yield from _alone_on_ray(ray.remote(_numbered).options(**room), function, position, task, here)
+            yield from _alone_on_ray(room, function, position, task, here)
     while start < len(tasks):
         # joblib's Ray backend gives a list, not a generator: a round at a time, so that what is finished is not held
         # back. Inside `with` the rounds share their workers; one that dies takes the others with it.
@@ -160,17 +160,17 @@ def _on_ray(
                 start = stop
         if start < len(tasks):
             for i in range(start, stop):
-                yield from _alone_on_ray(ray.remote(_numbered).options(**room), function, i, tasks[i], here)
+                yield from _alone_on_ray(room, function, i, tasks[i], here)
             start = stop
 
 
 def _alone_on_ray(
-    remote: Any, function: Callable[[Any], Any], position: int, task: Any, here: Path
+    room: dict[str, Any], function: Callable[[Any], Any], position: int, task: Any, here: Path
 ) -> Iterator[tuple[int, Any]]:
     import ray
 
     try:
-        yield ray.get(remote.options(max_retries=0).remote(function, position, task, here))
+        yield ray.get(ray.remote(_numbered).options(max_retries=0, **room).remote(function, position, task, here))
     except ray.exceptions.WorkerCrashedError as error:
         yield position, _died(error)
 
