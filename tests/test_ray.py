@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from conftest import phantom_options
+from pixels import make_pixel_work
+from test_train import config as training_config
+from test_train import read_files
 
 from ichkit.core.artifacts import read_manifest
 from ichkit.core.errors import ConfigError
 from ichkit.core.layout import WorkFolder
 from ichkit.engine.parallel import WorkerDied, run_tasks
-from ichkit.stages import prepare
+from ichkit.stages import prepare, train
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed (extra ray)")
@@ -77,3 +80,17 @@ def test_without_ray_it_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'ichkit\[ray\]'"):
         dict(run_tasks(abs, [-1], backend="ray"))
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_folds_trained_on_a_cluster_are_those_trained_here(cluster, tmp_path):
+    here, there = make_pixel_work(tmp_path / "here"), make_pixel_work(tmp_path / "there")
+    train.run(training_config("train.epochs=1"), here, run_name="run")
+    train.run(training_config("train.epochs=1", "train.backend=ray"), there, run_name="run")
+    assert there.finished_folds("run") == [0, 1]
+    for fold in (0, 1):
+        ours, theirs = (read_files(work.fold("run", fold)) for work in (here, there))
+        for name in ("model.safetensors", "oof.parquet", "test.parquet", "cq500.parquet"):
+            assert ours[name] == theirs[name], (fold, name)
