@@ -12,6 +12,8 @@ KEY = ["study_id", "slice_index"]
 FOLDS = ["patient_id", "fold"]
 REJECTED = ["dataset", "split", "slice_id", "study_id", "series_id", "position_mm", "file", "reason"]
 SERIES_CHOICE = ["study_id", "series_id", "series", "num_slices", "coverage_mm", "gap_mm", "chosen", "reason"]
+BRAIN_SHARE, TILT = "brain_share", "tilt_degrees"
+"""Columns of `slice_facts.parquet` beside slice_id and dataset."""
 _SLICE_FACTS = {
     "slice_id": "str",
     "dataset": "str",

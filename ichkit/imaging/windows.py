@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numba
@@ -38,6 +39,11 @@ class Rendering:
         """How many slices before and after a slice its image needs."""
         return max(abs(offset) for offset in self.offsets)
 
+    @cached_property
+    def _triples(self) -> np.ndarray:
+        """(V, C) grey levels of every channel side by side."""
+        return np.ascontiguousarray(self.tables[list(self.table_of)].T)
+
     def render(self, volume_hu: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The images of some slices of a volume; slices beyond its ends are its end slices.
 
@@ -50,7 +56,7 @@ class Rendering:
         """
         sources = np.clip(np.asarray(rows)[:, None] + np.array(self.offsets), 0, len(volume_hu) - 1)
         if self.num_channels == 3 and self.reach == 0:
-            return _look_up_thrice(volume_hu, sources[:, 0], np.ascontiguousarray(self.tables[list(self.table_of)].T))
+            return _look_up_thrice(volume_hu, sources[:, 0], self._triples)
         return look_up(volume_hu, sources, np.array(self.table_of), self.tables)
 
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ichkit.core.schemas import REJECTED, conform, slices_dtypes, studies_dtypes
+from ichkit.core.schemas import BRAIN_SHARE, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
 from ichkit.core.tasks import Task
 from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
 from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected
 from ichkit.sources.study import StudyRecord
 
-BRAIN_SHARE = "brain_share"
-TILT = "tilt_degrees"
-"""Columns of `slice_facts.parquet` beside slice_id and dataset."""
 _FORMAT = ["bits_stored", "pixel_representation", "intercept"]
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ContractError
-from ichkit.core.schemas import KEY
+from ichkit.core.schemas import BRAIN_SHARE, KEY
 from ichkit.core.tasks import Task
 
 PREPARED_FACTS = ("slice_index", "num_slices", "position_mm", "gap_mm", "padded")
-BRAIN_SHARE = "brain_share"
 FACTS = (*PREPARED_FACTS, BRAIN_SHARE)
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 
 from ichkit.core.artifacts import ArtifactWriter
 from ichkit.core.config import Config
+from ichkit.core.schemas import BRAIN_SHARE, TILT
 from ichkit.core.tasks import Task, find_task
-from ichkit.sources.collect import BRAIN_SHARE, TILT
 from ichkit.stages.audit_page import draw_contact_sheet, render_page
 
 AUDIT_JSON, AUDIT_PAGE = "audit.json", "audit.html"

@@ -52,14 +52,14 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold)
     if not ranks.leads:
         with torch_threads(task.config.train.threads):
-            train_network(task, prepared, parts, ranks, stop)
+            train_network(task, prepared, identity, parts, ranks, stop)
         return None
     writer = ArtifactWriter(task.folder, "fold", resume=task.trains)
     embeds = task.config.train.embeddings or (not task.trains and has_embeddings(task.folder))
     with torch_threads(task.config.train.threads) as threads:
         if task.trains:
             write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
-            trained = train_network(task, prepared, parts, ranks, stop)
+            trained = train_network(task, prepared, identity, parts, ranks, stop)
             _write_training(writer, task, trained, prepared.manifest.settings["size"])
             facts = trained.facts
         else:

@@ -8,10 +8,10 @@ from ichkit.core.artifacts import ArtifactWriter, Manifest
 from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
-from ichkit.core.schemas import KEY, REJECTED, SERIES_CHOICE
+from ichkit.core.schemas import BRAIN_SHARE, KEY, REJECTED, SERIES_CHOICE, TILT
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import FACTS_NAME
-from ichkit.sources.collect import BRAIN_SHARE, TILT, PlannedSource, collect_failures, collect_slices, collect_studies
+from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices, collect_studies
 from ichkit.sources.decode import keep_records
 from ichkit.sources.folder import hide_files
 from ichkit.sources.study import StudyRecord

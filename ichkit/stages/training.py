@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,10 @@ from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
-from ichkit.stages.fold_task import MADE_BY, RUN_PREFIX, FoldTask, Parts, identify
+from ichkit.stages.fold_task import MADE_BY, RUN_PREFIX, FoldTask, Identity, Parts
+from ichkit.stages.machine import SHARED_MEMORY
 
 KEEP = "keep"
-_SHARED_MEMORY = Path("/dev/shm")  # where torch's workers leave their batches
 _BATCHES_AHEAD = 2  # of each worker, torch's default
 _SHOWN_IDS = 5
 
@@ -56,7 +55,9 @@ class Trained:
     facts: dict[str, Any]
 
 
-def train_network(task: FoldTask, prepared: Prepared, parts: Parts, ranks: Ranks, stop: StopFlag) -> Trained:
+def train_network(
+    task: FoldTask, prepared: Prepared, identity: Identity, parts: Parts, ranks: Ranks, stop: StopFlag
+) -> Trained:
     """Trains the network of a fold through all its phases, from the phase and step where its checkpoint stands.
 
     Raises:
@@ -79,7 +80,7 @@ def train_network(task: FoldTask, prepared: Prepared, parts: Parts, ranks: Ranks
         classes = _classes_of(phase, prepared)
         if 0 < phase.number < first:
             continue
-        network = _begin_network(task, prepared, card, phase, len(classes), network)
+        network = _begin_network(task, identity, card, phase, len(classes), network)
         initial = initial or hashlib.sha256(encode_weights(network)).hexdigest()[:16]
         if phase.number < first:
             continue
@@ -129,7 +130,7 @@ def _classes_of(phase: Phase, prepared: Prepared) -> tuple[str, ...]:
 
 def _begin_network(
     task: FoldTask,
-    prepared: Prepared,
+    identity: Identity,
     card: ModelCard,
     phase: Phase,
     num_classes: int,
@@ -143,7 +144,7 @@ def _begin_network(
         return card.build(drop_rate=drop_rate, pretrained=weights, num_classes=num_classes)
     network = card.build(drop_rate=drop_rate, num_classes=num_classes)
     if weights.startswith(RUN_PREFIX):
-        _carry(_read_run(task, prepared, weights.removeprefix(RUN_PREFIX)), network, weights)
+        _carry(_read_run(task, identity, weights.removeprefix(RUN_PREFIX)), network, weights)
     elif before is not None:
         _carry(before.state_dict(), network, "the phase before")
     return network
@@ -169,7 +170,7 @@ def _carry(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source:
     network.load_state_dict(tensors, strict=False)
 
 
-def _read_run(task: FoldTask, prepared: Prepared, run: str) -> dict[str, torch.Tensor]:
+def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.Tensor]:
     """The weights of the same fold of an earlier run.
 
     Raises:
@@ -177,9 +178,8 @@ def _read_run(task: FoldTask, prepared: Prepared, run: str) -> dict[str, torch.T
     """
     folder = task.work.fold(run, task.fold)
     manifest = read_manifest(folder, made_by=MADE_BY)
-    wanted = identify(task.config, prepared, task.work, task.fold).inputs
     for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "learnt from other slices")):
-        if manifest.inputs.get(name) != wanted[name]:
+        if manifest.inputs.get(name) != identity.inputs[name]:
             raise ArtifactError(
                 f"train.phases: run:{run} cannot be the beginning of fold {task.fold}: its fold {task.fold} {what}, so "
                 "it may have seen labels that are held out here. Expected an earlier run on the same folds.csv; train "
@@ -212,15 +212,15 @@ def _name_phase(phase: Phase, classes: tuple[str, ...]) -> str:
 
 def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels: int) -> None:
     """Says so where the batches that workers make ahead may not fit into shared memory, before one is killed."""
-    if num_workers == 0 or not _SHARED_MEMORY.is_dir():
+    if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return
     batch = settings.batch_blocks * settings.block_size * settings.image_size**2 * num_channels
-    needed, free = num_workers * _BATCHES_AHEAD * batch, shutil.disk_usage(_SHARED_MEMORY).free
+    needed, free = num_workers * _BATCHES_AHEAD * batch, shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         logger.warning(
             "%s has %.1f GB free, and %d workers may hold %.1f GB of batches there. Use fewer "
             "(--set train.workers=%d), or give it more room (docker: --shm-size).",
-            _SHARED_MEMORY,
+            SHARED_MEMORY,
             free / 1e9,
             num_workers,
             needed / 1e9,
