@@ -83,6 +83,7 @@ class Header(StoredPixels):
 
 
 STORED_COLUMNS = [field.name for field in fields(StoredPixels)]
+_LISTS = (list, MultiValue)
 _Values = pydicom.Dataset | Mapping[str, object]
 HEADER_COLUMNS = [field.name for field in fields(Header)]
 POSITION = ["position_x", "position_y", "position_z"]
@@ -250,7 +251,8 @@ def _text(dataset: _Values, name: str) -> str:
 
 def _number(dataset: _Values, name: str, default: float | None = None) -> float:
     value = _value(dataset, name)
-    value = value[0] if isinstance(value, MultiValue | list) and len(value) else value
+    if isinstance(value, _LISTS) and len(value):
+        value = value[0]
     if value is None or value == "":
         if default is None:
             raise UnreadableError(f"no {name}")
@@ -270,7 +272,7 @@ def _whole(dataset: _Values, name: str, default: int | None = None) -> int:
 
 def _numbers(dataset: _Values, name: str, count: int) -> list[float]:
     value = _value(dataset, name)
-    if value is None or not isinstance(value, MultiValue | list) or len(value) != count:
+    if value is None or not isinstance(value, _LISTS) or len(value) != count:
         raise UnreadableError(f"no {name} of {count} numbers")
     try:
         numbers = [float(item) for item in value]

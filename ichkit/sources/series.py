@@ -104,30 +104,28 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
         DataError: the override names a series that its study does not have, or two of the same name.
     """
     table = candidates.copy()
-    wanted = {} if override is None else dict(zip(override["study_id"], override["series"], strict=True))
     table["reason"] = [_why_dropped(row, rule) for row in table.itertuples()]
     table["distance"] = (table["gap_mm"].fillna(np.inf) - WANTED_GAP_MM).abs().round(2)
-    table["chosen"] = False
-    for study_id, study in table.groupby("study_id", sort=False):
-        passed = study[study["reason"] == ""]
-        if study_id in wanted:
-            best = _find_series(study, str(study_id), wanted[study_id])
-            table.loc[study.index, "reason"] = "another series was chosen by the override file"
-            table.loc[best, "reason"] = "chosen by the override file"
-        elif len(passed):
-            best = passed.sort_values(["distance", "coverage_mm", "series"], ascending=[True, False, True]).index[0]
-            table.loc[passed.index, "reason"] = "another series is nearer 5 mm, covers more, or comes first by name"
-            table.loc[best, "reason"] = "plain axial series with spacing nearest 5 mm"
-        elif rule.fall_back and study["axial"].any():
-            axial = study[study["axial"]]
-            best = axial.sort_values(["coverage_mm", "num_slices", "series"], ascending=[False, False, True]).index[0]
-            was = table.loc[best, "reason"]
-            table.loc[best, "reason"] = f"no better series: axial with the most coverage, although {was}"
-        else:
-            continue
-        table.loc[best, "chosen"] = True
-        if table.loc[best, "gap_mm"] < THIN_GAP_MM:
-            table.loc[best, "reason"] += "; thin, averaged to slabs of about 5 mm"
+    passed = table["reason"] == ""
+    best = _first_of_each(table[passed], distance=True, coverage_mm=False, series=True)
+    table.loc[passed, "reason"] = "another series is nearer 5 mm, covers more, or comes first by name"
+    table.loc[best, "reason"] = "plain axial series with spacing nearest 5 mm"
+    if rule.fall_back:
+        left = table[table["axial"] & ~table["study_id"].isin(table["study_id"][best])]
+        fallen = _first_of_each(left, coverage_mm=False, num_slices=False, series=True)
+        table.loc[fallen, "reason"] = (
+            "no better series: axial with the most coverage, although " + table["reason"][fallen]
+        )
+        best = best.append(fallen)
+    if override is not None:
+        mine = table["study_id"].isin(override["study_id"])
+        wanted = override.set_index("study_id")["series"]
+        named = [_find_series(study, name, wanted[name]) for name, study in table[mine].groupby("study_id", sort=False)]
+        table.loc[mine, "reason"] = "another series was chosen by the override file"
+        table.loc[named, "reason"] = "chosen by the override file"
+        best = best[~mine[best]].append(pd.Index(named))
+    table["chosen"] = table.index.isin(best)
+    table.loc[table["chosen"] & (table["gap_mm"] < THIN_GAP_MM), "reason"] += "; thin, averaged to slabs of about 5 mm"
     return table[SERIES_CHOICE]
 
 
@@ -171,6 +169,12 @@ def read_override(path: Path) -> pd.DataFrame:
         twice = table["study_id"][table["study_id"].duplicated()].iloc[0]
         raise DataError(f"{path}: study {twice} stands twice; a study has one series.")
     return table
+
+
+def _first_of_each(candidates: pd.DataFrame, **ascending: bool) -> pd.Index:
+    """The row of each study that comes first by these columns."""
+    ordered = candidates.sort_values(list(ascending), ascending=list(ascending.values()))
+    return ordered.index[~ordered["study_id"].duplicated()]
 
 
 def _find_series(study: pd.DataFrame, study_id: str, wanted: str) -> int:

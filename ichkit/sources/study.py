@@ -118,7 +118,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
                 volume[len(kept)] = np.rint(sums / len(read)).astype(np.int16)
             kept.append(position)
             padded.append(any(is_padded for is_padded, _ in read))
-            brain.append(float(np.mean([share for _, share in read])))
+            brain.append(sum(share for _, share in read) / len(read))
     return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
 
 
