@@ -10,8 +10,9 @@ from ichkit.core.config import ChannelsConfig
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import StopFlag
 from ichkit.core.train_config import PhaseConfig, TrainConfig
+from ichkit.engine import rehearsal
 from ichkit.engine.blocks import BlockDataset, VolumeReader, stack_blocks
-from ichkit.engine.devices import make_fabric
+from ichkit.engine.devices import make_fabric, memory_advice
 from ichkit.engine.phases import list_phases
 from ichkit.engine.sampling import SliceIndex
 from ichkit.engine.step import Stepper
@@ -102,3 +103,38 @@ def test_recomputed_activations_give_the_same_losses(prepared):
     options = {"backbone": WITHOUT_BATCH_STATISTICS, "precision": "64"}
     plain, recomputed = (make_stepper(prepared, **options, grad_checkpointing=on) for on in (False, True))
     np.testing.assert_allclose(do_steps(recomputed, 2), do_steps(plain, 2), rtol=1e-6)
+
+
+def test_a_rehearsal_leaves_the_network_as_it_is_and_counts_what_a_step_keeps(prepared):
+    stepper = make_stepper(prepared, batch_blocks=4)
+    before = weights_of(stepper)
+    whole = stepper.rehearse()
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(stepper).items())
+    assert all(parameter.grad is None for parameter in stepper.trained.parameters())
+    assert whole.seconds > 0
+    # The first layer alone keeps its input, 28 images of 3 x 32 x 32 in 4 bytes.
+    assert whole.activation_bytes > 28 * 3 * 32 * 32 * 4
+    divided = make_stepper(prepared, batch_blocks=4, accumulate=4).rehearse()
+    assert divided.activation_bytes == pytest.approx(whole.activation_bytes / 4, rel=0.05)
+
+
+def test_a_rehearsal_of_many_images_is_scaled_from_a_few(prepared, monkeypatch):
+    counts = []
+    monkeypatch.setattr(rehearsal, "_SHORT_SECONDS", 0.0)
+    stepper = make_stepper(prepared, batch_blocks=4)
+    stepper.loss_function = lambda logits, labels: (counts.append(len(logits)), (logits - labels).square().mean())[1]
+    stepper.rehearse()
+    assert counts == [7, 7]
+
+
+def test_memory_that_runs_out_is_explained_and_other_errors_are_not(prepared):
+    stepper = make_stepper(prepared)
+    stepper.loss_function = lambda logits, labels: logits.sum() * torch.empty(10**15)[0]
+    said = r"this machine's memory is not enough: .*can't allocate.* Do less\."
+    with pytest.raises(ConfigError, match=said), memory_advice("Do less."):
+        do_steps(stepper, 1)
+    said = r"the device's memory is not enough: CUDA out of memory\. Do less\."
+    with pytest.raises(ConfigError, match=said), memory_advice("Do less."):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore words")
+    with pytest.raises(RuntimeError, match="something else"), memory_advice("Do less."):
+        raise RuntimeError("something else")

@@ -16,6 +16,8 @@ from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, FoldError
 from ichkit.core.schemas import check_predictions
 from ichkit.engine.inference import load_predictor
+from ichkit.engine.rehearsal import Rehearsal
+from ichkit.engine.step import Stepper
 from ichkit.imaging.store import Prepared
 from ichkit.stages import fold_lanes, train
 
@@ -198,6 +200,28 @@ def test_a_loss_that_is_no_number_stops_training_and_names_slices_but_no_patient
     assert not any(
         patient in str(caught.value) for patient in Prepared.open(fresh_work.prepared, TASK).folds.patient_id
     )
+
+
+def test_a_run_that_does_not_fit_into_memory_says_what_to_change(fresh_work, monkeypatch):
+    from ichkit.models import losses
+
+    hungry = losses.Loss("bce", lambda *_: lambda logits, _labels: logits.sum() * torch.empty(10**15)[0], "", "")
+    monkeypatch.setitem(losses.LOSSES, "bce", hungry)
+    with pytest.raises(
+        ConfigError, match=r"memory is not enough: .*--set train\.accumulate=4, or --set train\.grad_ch"
+    ):
+        train_fold(fresh_work, "train.loss=bce", "train.accumulate=2")
+
+
+def test_a_run_says_before_its_first_step_what_to_expect(fresh_work, monkeypatch, caplog):
+    monkeypatch.setattr(Stepper, "rehearse", lambda _self: Rehearsal(3600.0, 2_500_000_000))
+    with caplog.at_level(logging.INFO, logger="ichkit"):
+        train_fold(fresh_work, "train.epochs=1")
+    said = [record.getMessage() for record in caplog.records]
+    expected = next(i for i, text in enumerate(said) if "expecting about" in text)
+    assert "2.50 GB" in said[expected]
+    assert "without a GPU this takes about" in said[expected + 1]
+    assert expected < next(i for i, text in enumerate(said) if "epoch 1 of 1" in text)
 
 
 def test_nothing_that_names_a_patient_is_logged(fresh_work, caplog):

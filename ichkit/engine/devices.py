@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 _MOST_WORKERS = 16
+_NO_MEMORY = "can't allocate memory"  # of torch on a CPU, which has no class of its own for it
 _PRECISIONS = {"32": "32-true", "64": "64-true"}
 
 
@@ -110,6 +111,23 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, on_gpu: bool = Fa
         raise ConfigError(
             f'train.optimizer: "{config.optimizer}" cannot be used here ({error}). Try "adam" or "adamw".'
         ) from error
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Runs its block; where memory runs out in it, the error says so and gives the advice.
+
+    Raises:
+        ConfigError: no memory is left, on the device or on this machine.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        on_device = isinstance(error, torch.OutOfMemoryError)
+        if not on_device and _NO_MEMORY not in str(error):
+            raise
+        where = "the device's memory" if on_device else "this machine's memory"
+        raise ConfigError(f"{where} is not enough: {str(error).splitlines()[0]} {advice}") from error
 
 
 @contextmanager

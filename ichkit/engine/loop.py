@@ -122,8 +122,10 @@ class TrainingLoop:
             DiskFullError: no room for the checkpoint.
         """
         self._resume()
-        done = self.progress.epoch * self.batches.steps_per_epoch + self.progress.step
-        meter = Meter(self._label, self.stepper.total_steps - done, "steps") if self.shows_meter else None
+        steps_left = self._count_steps_left()
+        if steps_left:
+            self._say_what_to_expect(steps_left)
+        meter = Meter(self._label, steps_left, "steps") if self.shows_meter else None
         with meter or nullcontext():
             while self.progress.epoch < self.phase.config.epochs:
                 self._run_epoch(stop, meter)
@@ -200,19 +202,33 @@ class TrainingLoop:
         """True where a stop was asked for; of several processes, once all know it."""
         return self._is_stop_agreed if self.fabric.world_size > 1 else bool(stop)
 
+    def _count_steps_left(self) -> int:
+        return self.stepper.total_steps - self.progress.epoch * self.batches.steps_per_epoch - self.progress.step
+
+    def _say_what_to_expect(self, steps_left: int) -> None:
+        """Before the first step: how long all of them will take, and what memory one of them wants."""
+        step = self.stepper.rehearse()
+        seconds = step.seconds * steps_left
+        logger.info(
+            "%s: expecting about %s for %d steps, and %.2f GB for what a step keeps of its images",
+            self._label,
+            format_seconds(seconds),
+            steps_left,
+            step.activation_bytes / 1e9,
+        )
+        if self.fabric.device.type == "cpu" and seconds > _LONG_SECONDS:
+            logger.warning("%s: without a GPU this takes about %s; going on", self._label, format_seconds(seconds))
+
     def _say_how_long(self) -> None:
-        """Once per run, as soon as a few steps have been timed: how long the rest will take."""
+        """Once per run, as soon as a few steps have been timed: how long the rest will really take."""
         self._steps_here += 1
         if self._steps_here == _WARM_STEPS:
             self._warm_at = time.monotonic()
         if self._steps_here != _WARM_STEPS + _TIMED_STEPS:
             return
         per_step = (time.monotonic() - self._warm_at) / _TIMED_STEPS
-        done = self.progress.epoch * self.batches.steps_per_epoch + self.progress.step
-        seconds = per_step * (self.stepper.total_steps - done)
+        seconds = per_step * self._count_steps_left()
         logger.info("%s: about %s to go (%.2g s a step)", self._label, format_seconds(seconds), per_step)
-        if self.fabric.device.type == "cpu" and seconds > _LONG_SECONDS:
-            logger.warning("%s: without a GPU this takes about %s; going on", self._label, format_seconds(seconds))
 
     def _make_loader(self) -> DataLoader[Block]:
         workers = count_loader_workers(self.config, self.fabric.device)

@@ -1,7 +1,7 @@
 """One step of training: a batch of blocks to gradients, and gradients to weights, in one process or in several."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from ichkit.engine.cutmix import apply_cut, draw_cut
 from ichkit.engine.devices import make_optimizer, prepare_network
 from ichkit.engine.ema import AveragedWeights
 from ichkit.engine.phases import Phase
+from ichkit.engine.rehearsal import Rehearsal, rehearse
 from ichkit.engine.sampling import EpochBatches
 from ichkit.engine.schedule import learning_rate_factor
 from ichkit.models.descriptor import DescriptorNetwork
@@ -187,6 +188,18 @@ class Stepper:
         if self._average is not None:
             self._average.network.load_state_dict(state["average"])
             self._average.num_updates = state["num_updates"]
+
+    def rehearse(self) -> Rehearsal:
+        """What a step of this process costs, tried with blank images; nothing changes."""
+        config, dataset = self.config, self.dataset
+        num_images = -(-len(self.batches.numbers[0]) // self.fabric.world_size) * config.block_size
+        at_once = -(-num_images // config.accumulate)
+        images = torch.zeros(
+            at_once, config.image_size, config.image_size, dataset.rendering.num_channels, dtype=torch.uint8
+        )
+        num_classes = dataset.index.labels.shape[1]
+        tried = rehearse(self.fabric, self._network.module, self.loss_function, images, num_classes)
+        return replace(tried, seconds=tried.seconds * num_images / at_once)
 
     def held_bytes(self) -> int:
         """Bytes of weights, gradients, two moments as Adam has them, and the average; activations come on top."""

@@ -1,22 +1,28 @@
 """What the second stage's networks share: how they are fitted on inner patients and then on all, averaged and kept."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from ichkit.core.artifacts import encode_json
+from ichkit.core.errors import ArtifactError
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.core.stack_config import NetworkConfig
 from ichkit.stacking.inner import Training
-from ichkit.stacking.rows import log_losses
+from ichkit.stacking.rows import Rows, log_losses
 
 State = Mapping[str, torch.Tensor]
 
+_WEIGHTS = "networks.safetensors"
 _LENGTHS = (0.25, 0.5, 1.0)
 _MIN_STEPS_PER_EPOCH = 4
 _MIN_BATCH = 32
@@ -69,6 +75,82 @@ class Fitted:
     shares: np.ndarray
     choice: dict[str, float]
     inner: np.ndarray
+
+
+@dataclass(frozen=True)
+class CorrectingNetworks:
+    """Fitted networks, averaged, and how much of their correction each class takes; each kind adds its own shape.
+
+    Attributes:
+        states: per seed, the weights of a network.
+        center, scale: float32, what standardises the inputs.
+        shares: (C,) float64 in [0, 1]; 0 leaves the calibrated base.
+        choice: what was chosen, for people: weight decay and passes over the rows.
+    """
+
+    KIND: ClassVar[str]
+
+    states: tuple[State, ...]
+    center: np.ndarray
+    scale: np.ndarray
+    shares: np.ndarray
+    choice: dict[str, float]
+
+    def inputs_of(self, rows: Rows) -> NetworkInputs:
+        """The rows as these networks take them."""
+        raise NotImplementedError
+
+    def predict(self, rows: Rows, base_logits: np.ndarray) -> np.ndarray:
+        """(N, C) float64 logits: the calibrated base plus each class's share of the correction."""
+        logits = np.array(base_logits, np.float64)
+        if not self.shares.any() or not len(rows):
+            return logits
+        return logits + self.shares * mean_correction(self.states, self.inputs_of(rows), *logits.shape)
+
+    def encode(self) -> dict[str, bytes]:
+        """File names to bytes, as `load` reads them; the same networks give the same bytes."""
+        note = {
+            **{name: getattr(self, name) for name in self._shape()},
+            "num_seeds": len(self.states),
+            "shares": self.shares.tolist(),
+            "center": self.center.tolist(),
+            "scale": self.scale.tolist(),
+            "choice": self.choice,
+        }
+        tensors = {f"seed{i}.{name}": value for i, state in enumerate(self.states) for name, value in state.items()}
+        return {_WEIGHTS: safetensors.torch.save(tensors), f"{self.KIND}.json": encode_json(note)}
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The networks that `encode` wrote.
+
+        Raises:
+            ArtifactError: a file is missing or is not what was written.
+        """
+        try:
+            note = json.loads((folder / f"{cls.KIND}.json").read_text())
+            tensors = safetensors.torch.load((folder / _WEIGHTS).read_bytes())
+            prefixes = [f"seed{i}." for i in range(note["num_seeds"])]
+            return cls(
+                states=tuple(
+                    {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+                    for prefix in prefixes
+                ),
+                center=np.array(note["center"], np.float32),
+                scale=np.array(note["scale"], np.float32),
+                shares=np.array(note["shares"], np.float64),
+                choice=note["choice"],
+                **{name: tuple(note[name]) if isinstance(note[name], list) else note[name] for name in cls._shape()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            text = f"{folder}: no readable {cls.KIND} network ({error}). Run `ichkit stack` again."
+            raise ArtifactError(text) from error
+
+    @classmethod
+    def _shape(cls) -> list[str]:
+        """The attributes that a kind adds."""
+        shared = {field.name for field in fields(CorrectingNetworks)}
+        return [field.name for field in fields(cls) if field.name not in shared]
 
 
 def fit_networks(
@@ -205,24 +287,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def encode_states(states: Sequence[State]) -> bytes:
-    """The weights of every seed as safetensors; the same weights give the same bytes."""
-    return safetensors.torch.save(
-        {f"seed{i}.{name}": value for i, state in enumerate(states) for name, value in state.items()}
-    )
-
-
-def decode_states(data: bytes, num_seeds: int) -> tuple[State, ...]:
-    """What `encode_states` wrote.
-
-    Raises:
-        SafetensorError: other bytes.
-    """
-    tensors = safetensors.torch.load(data)
-    prefixes = [f"seed{i}." for i in range(num_seeds)]
-    return tuple(
-        {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        for prefix in prefixes
-    )

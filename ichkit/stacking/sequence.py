@@ -1,16 +1,11 @@
 """The sequence network on the slices of whole studies: fitted, kept, read back."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
-from ichkit.core.artifacts import encode_json
-from ichkit.core.errors import ArtifactError
 from ichkit.core.stack_config import SequenceConfig, StackConfig
 from ichkit.core.tasks import Task
 from ichkit.models.recurrent import SequenceNetwork
@@ -18,79 +13,32 @@ from ichkit.stacking.inner import Training
 from ichkit.stacking.neighbours import study_starts
 from ichkit.stacking.networks import (
     Batch,
-    State,
-    decode_states,
-    encode_states,
+    CorrectingNetworks,
+    NetworkInputs,
     fit_networks,
-    mean_correction,
     seeded,
     standardisation,
 )
 from ichkit.stacking.rows import FACTS, Rows, to_probabilities
 
-_NOTE = "sequence.json"
-_WEIGHTS = "networks.safetensors"
 _PREDICT_STUDIES = 256
 
 
 @dataclass(frozen=True)
-class SequenceModel:
-    """Fitted networks, averaged, and how much of their correction each class takes.
+class SequenceModel(CorrectingNetworks):
+    """Networks on whole studies; center and scale are (M * C + E,), of logits and embeddings.
 
     Attributes:
-        states: per seed, the weights of a `SequenceNetwork`.
-        center, scale: (M * C + E,) float32, what standardises logits and embeddings.
-        shares: (C,) float64 in [0, 1]; 0 leaves the calibrated base.
         hidden: width of each direction.
-        choice: what was chosen, for people: weight decay and passes over the rows.
     """
 
-    states: tuple[State, ...]
-    center: np.ndarray
-    scale: np.ndarray
-    shares: np.ndarray
+    KIND = "sequence"
+
     hidden: int
-    choice: dict[str, float]
 
-    def predict(self, rows: Rows, base_logits: np.ndarray) -> np.ndarray:
-        """(N, C) float64 logits: the calibrated base plus each class's share of the correction."""
-        logits = np.array(base_logits, np.float64)
-        if not self.shares.any() or not len(rows):
-            return logits
-        studies = _Studies(rows, self.center, self.scale, SequenceConfig(hidden=self.hidden))
-        return logits + self.shares * mean_correction(self.states, studies, *logits.shape)
-
-    def encode(self) -> dict[str, bytes]:
-        """File names to bytes, as `load_sequence` reads them."""
-        note = {
-            "hidden": self.hidden,
-            "num_seeds": len(self.states),
-            "shares": self.shares.tolist(),
-            "center": self.center.tolist(),
-            "scale": self.scale.tolist(),
-            "choice": self.choice,
-        }
-        return {_WEIGHTS: encode_states(self.states), _NOTE: encode_json(note)}
-
-
-def load_sequence(folder: Path) -> SequenceModel:
-    """The networks that `SequenceModel.encode` wrote.
-
-    Raises:
-        ArtifactError: a file is missing or is not what was written.
-    """
-    try:
-        note = json.loads((folder / _NOTE).read_text())
-        return SequenceModel(
-            states=decode_states((folder / _WEIGHTS).read_bytes(), note["num_seeds"]),
-            center=np.array(note["center"], np.float32),
-            scale=np.array(note["scale"], np.float32),
-            shares=np.array(note["shares"], np.float64),
-            hidden=int(note["hidden"]),
-            choice=note["choice"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ArtifactError(f"{folder}: no readable sequence network ({error}). Run `ichkit stack` again.") from error
+    def inputs_of(self, rows: Rows) -> NetworkInputs:
+        """The rows as these networks take them."""
+        return _Studies(rows, self.center, self.scale, SequenceConfig(hidden=self.hidden))
 
 
 def fit_sequence(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[SequenceModel, np.ndarray]:
@@ -105,7 +53,7 @@ def fit_sequence(training: Training, task: Task, config: StackConfig, seed: int)
     center, scale = standardisation(_measured(training.rows))
     studies = _Studies(training.rows, center, scale, settings)
     fitted = fit_networks(training, studies, task.weight_array(), settings, seed)
-    return SequenceModel(fitted.states, center, scale, fitted.shares, settings.hidden, fitted.choice), fitted.inner
+    return SequenceModel(fitted.states, center, scale, fitted.shares, fitted.choice, settings.hidden), fitted.inner
 
 
 def _measured(rows: Rows) -> np.ndarray:

@@ -78,9 +78,9 @@ def _fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) 
 
 
 def _load_fusion(folder: Path) -> StackerModel:
-    from ichkit.stacking.fusion import load_fusion
+    from ichkit.stacking.fusion import FusionModel
 
-    return load_fusion(folder)
+    return FusionModel.load(folder)
 
 
 def _fit_sequence(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[StackerModel, np.ndarray]:
@@ -90,9 +90,9 @@ def _fit_sequence(training: Training, task: Task, config: StackConfig, seed: int
 
 
 def _load_sequence(folder: Path) -> StackerModel:
-    from ichkit.stacking.sequence import load_sequence
+    from ichkit.stacking.sequence import SequenceModel
 
-    return load_sequence(folder)
+    return SequenceModel.load(folder)
 
 
 STACKERS = {

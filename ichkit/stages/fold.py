@@ -42,7 +42,7 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         Stopped: a stop was asked for; the next call goes on from there.
         ConfigError, ArtifactError, FoldError, DiskFullError: see the message.
     """
-    from ichkit.engine.devices import torch_threads
+    from ichkit.engine.devices import memory_advice, torch_threads
     from ichkit.engine.inference import read_predictor
     from ichkit.stages.training import train_network
 
@@ -67,7 +67,8 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         predictor = read_predictor(writer.folder, task.device_name)
         tables = {"oof": (parts.heldout, None), "test": (parts.test, task.fold), "cq500": (parts.cq500, task.fold)}
         num_studies = sum(slices.volume.nunique() for slices, _ in tables.values())
-        with Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
+        advice = f"Fewer images at once: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
+        with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
             for name, (slices, fold) in tables.items():
                 probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
                 if embeds:

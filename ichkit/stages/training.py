@@ -18,7 +18,7 @@ from ichkit.core.seeding import derive_seed
 from ichkit.core.train_config import TrainConfig
 from ichkit.engine.blocks import BlockDataset, VolumeReader
 from ichkit.engine.checkpoint import load_checkpoint
-from ichkit.engine.devices import count_loader_workers, make_fabric
+from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advice
 from ichkit.engine.inference import ModelCard, encode_weights
 from ichkit.engine.loop import TrainingLoop
 from ichkit.engine.phases import Phase, list_phases
@@ -62,7 +62,7 @@ def train_network(
 
     Raises:
         Stopped: a stop was asked for; the checkpoint holds the step reached.
-        ConfigError: the loss is no longer a number, or a part of the config cannot be used.
+        ConfigError: the loss is no longer a number, memory ran out, or a part of the config cannot be used.
         ArtifactError: initial weights of another run that is not finished, or has seen the fold that is held out.
         FoldError: nothing to train on.
     """
@@ -92,17 +92,18 @@ def train_network(
         if settings.label_prior_bias and phase.number == 0:
             set_prior_bias(network, prevalence)
         loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
-        loop = TrainingLoop(
-            fabric, network, dataset, loss, phase, task.checkpoint, history=history, shows_meter=task.shows_meter
-        )
-        if phase.number == first:
-            _announce(task, parts, network, phase.config.weights)
-            _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
-        logger.info("fold %d: %s%s", task.fold, _name_phase(phase, classes), loop.describe())
-        try:
-            network = loop.run(stop)
-        except NonFiniteLossError as error:
-            raise _explain(error, task, parts) from error
+        with memory_advice(_save_memory(settings)):
+            loop = TrainingLoop(
+                fabric, network, dataset, loss, phase, task.checkpoint, history=history, shows_meter=task.shows_meter
+            )
+            if phase.number == first:
+                _announce(task, parts, network, phase.config.weights)
+                _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
+            logger.info("fold %d: %s%s", task.fold, _name_phase(phase, classes), loop.describe())
+            try:
+                network = loop.run(stop)
+            except NonFiniteLossError as error:
+                raise _explain(error, task, parts) from error
         history = loop.progress.history
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = {
@@ -226,6 +227,16 @@ def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels
             needed / 1e9,
             max(free // (_BATCHES_AHEAD * batch), 0),
         )
+
+
+def _save_memory(settings: TrainConfig) -> str:
+    """What to do where a step does not fit, the cheapest first."""
+    recompute = "" if settings.grad_checkpointing else ", or --set train.grad_checkpointing=true"
+    return (
+        f"The same batch in smaller parts: --set train.accumulate={2 * settings.accumulate}{recompute}. "
+        f"Else smaller batches (train.batch_blocks, now {settings.batch_blocks}) or images (train.image_size, now "
+        f"{settings.image_size})."
+    )
 
 
 def _explain(error: NonFiniteLossError, task: FoldTask, parts: Parts) -> ConfigError:
