@@ -26,11 +26,11 @@ from ichkit.terminal import PATH, Settings, common_options, epilog, show
 def predict_command(settings: Settings, dicom_path: Path, model: str | None, out: Path, page: bool) -> None:
     """Probabilities for any folder or zip of head CT, per slice and per study. Research use only."""
     from ichkit.stages import predict as stage
-    from ichkit.stages.prediction import make_table
+    from ichkit.stages.prediction import render
 
     config = settings.load()
     made = stage.run(config, settings.work, dicom_path, model=model, out=out, has_page=page)
-    show(make_table(made, find_task(config.task)))
+    show(render(made, find_task(config.task)))
 
 
 @click.command("export", epilog=epilog("ichkit export default-blend", "ichkit export default --out stick/model"))
@@ -71,4 +71,4 @@ def explain_command(
     config, choice = settings.load(), stage.make_choice(slices, study, worst)
     names = list(class_names) or None
     table = stage.run(config, settings.work, out, choice, run_name=run_name, fold=fold, class_names=names)
-    show(stage.make_table(table, find_task(config.task)))
+    show(stage.render(table, find_task(config.task)))

@@ -117,6 +117,8 @@ def test_every_command_that_writes_has_the_option_and_says_disk_and_time(here):
     printed = call("prepare", "--rsna", "phantom/rsna", "--work", "new", *SMALL, "--dry-run")
     assert re.search(r"disk about [\d.]+ .B; [\d.]+ .B free", printed)
     assert re.search(r"time about \d+ s, on 1 processes", printed)
+    printed = call("train", "--fold", "0", "--work", "real", *SMALL, "--set", "train.epochs=1000", "--dry-run")
+    assert re.search(r"time about \d+ (s|min|h \d+ min), one fold after another, as a step took", printed)
 
 
 def test_the_plan_of_a_submission_names_the_files_that_are_then_written(world, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ichkit.core.train_config import TrainConfig
 from ichkit.models.losses import LossFunction
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ _FEW_IMAGES = 7
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a forward and backward pass costs.
+    """What a step costs.
 
     Attributes:
-        seconds: how long it takes.
-        activation_bytes: what it keeps between forward and backward, weights aside.
+        seconds: how long its forward and backward passes take.
+        activation_bytes: what one of them keeps in between, weights aside.
     """
 
     seconds: float
@@ -31,19 +32,32 @@ class Rehearsal:
 
 
 def rehearse(
-    fabric: "Fabric", network: nn.Module, loss_function: LossFunction, images: torch.Tensor, num_classes: int
+    fabric: "Fabric",
+    network: nn.Module,
+    loss_function: LossFunction,
+    config: TrainConfig,
+    *,
+    num_blocks: int,
+    num_channels: int,
+    num_classes: int,
 ) -> Rehearsal:
-    """Tries a pass on a copy, which is never compiled; the network given stays as it is.
+    """Tries a pass with blank images on a copy, which is never compiled; the network given stays as it is.
 
-    Where all images would take long, it is a few of them, and both figures are scaled to all.
+    Where all images of a pass would take long, it is a few of them, and both figures are scaled to all.
 
     Args:
         fabric: devices and precision.
         network: uint8 images to logits, in its place.
         loss_function: see `models.losses`.
-        images: (n, H, W, C) uint8.
-        num_classes: K of the logits.
+        config: sizes of blocks and images, and in how many passes a step is done.
+        num_blocks: of a step of this process.
+        num_channels, num_classes: of its images, of its logits.
     """
+    num_images = num_blocks * config.block_size
+    at_once = -(-num_images // config.accumulate)
+    shape = (at_once, config.image_size, config.image_size, num_channels)
+    images = torch.zeros(shape, dtype=torch.uint8, device=fabric.device)
+    labels = torch.zeros(at_once, num_classes, device=fabric.device)
     trial = copy.deepcopy(network).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in trial.parameters()}
     kept: dict[int, int] = {}
@@ -54,9 +68,6 @@ def rehearse(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = images.to(fabric.device)
-    labels = torch.zeros(len(images), num_classes, device=fabric.device)
-
     def measure(number: int) -> float:
         _wait(fabric.device)
         began = time.perf_counter()
@@ -66,15 +77,15 @@ def rehearse(
         _wait(fabric.device)
         return time.perf_counter() - began
 
-    few = min(_FEW_IMAGES, len(images))
+    few = min(_FEW_IMAGES, at_once)
     # The first pass allocates and chooses kernels: it counts memory, not time.
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         measure(few)
-    share = len(images) / few
+    share = at_once / few
     seconds = measure(few) * share
     if seconds < _SHORT_SECONDS:
-        seconds = measure(len(images))
-    return Rehearsal(seconds, round(sum(kept.values()) * share))
+        seconds = measure(at_once)
+    return Rehearsal(seconds * num_images / at_once, round(sum(kept.values()) * share))
 
 
 def _wait(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """One step of training: a batch of blocks to gradients, and gradients to weights, in one process or in several."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,15 +191,15 @@ class Stepper:
 
     def rehearse(self) -> Rehearsal:
         """What a step of this process costs, tried with blank images; nothing changes."""
-        config, dataset = self.config, self.dataset
-        num_images = -(-len(self.batches.numbers[0]) // self.fabric.world_size) * config.block_size
-        at_once = -(-num_images // config.accumulate)
-        images = torch.zeros(
-            at_once, config.image_size, config.image_size, dataset.rendering.num_channels, dtype=torch.uint8
+        return rehearse(
+            self.fabric,
+            self._network.module,
+            self.loss_function,
+            self.config,
+            num_blocks=-(-len(self.batches.numbers[0]) // self.fabric.world_size),
+            num_channels=self.dataset.rendering.num_channels,
+            num_classes=self.dataset.index.labels.shape[1],
         )
-        num_classes = dataset.index.labels.shape[1]
-        tried = rehearse(self.fabric, self._network.module, self.loss_function, images, num_classes)
-        return replace(tried, seconds=tried.seconds * num_images / at_once)
 
     def held_bytes(self) -> int:
         """Bytes of weights, gradients, two moments as Adam has them, and the average; activations come on top."""

@@ -26,6 +26,7 @@ from ichkit.stages.explanations import (
     refuse_unknown_fold,
 )
 from ichkit.stages.panels import draw_panel, draw_strip
+from ichkit.stages.tables import make_table
 
 DEFAULT_WORST = 10
 TABLE_NAME = "explained.csv"
@@ -127,14 +128,19 @@ def choose(
     return prepared, name, _choose(prepared, held_out, folds, choice)
 
 
-def make_table(table: pd.DataFrame, task: Task) -> Table:
-    """What was explained, for the terminal, without ids: loss, then each class as probability (label)."""
-    shown = Table(title="Out of fold: probability (label)", caption=f"Ids are in {TABLE_NAME}.")
-    for column in ("picture", "slice", "fold", "loss", *task.classes):
-        shown.add_column(column, justify="right")
+def render(table: pd.DataFrame, task: Task) -> Table:
+    """What was explained, for the terminal, without ids: loss, truth, and what the network said of it."""
+    caption = f"Probabilities out of fold; ids and every class are in {TABLE_NAME}."
+    columns = ["picture", "slice", "fold", "loss", task.any_class, "truth, and its probability"]
+    shown = make_table("What was explained", columns, caption=caption)
     for row in table.to_dict("records"):
-        values = [f"{row[f'p_{name}']:.3f} ({row[name]})" for name in task.classes]
-        shown.add_row(row["file"], str(row["slice_index"]), str(row["fold"]), f"{row['loss']:.3f}", *values)
+        said = {name: row[f"p_{name}"] for name in task.subtypes}
+        highest = max(said, key=said.__getitem__)
+        truth = ", ".join(f"{name} {said[name]:.3f}" for name in task.subtypes if row[name])
+        if not truth:
+            truth = f"{task.any_class if row[task.any_class] else 'none'}; highest: {highest} {said[highest]:.3f}"
+        place = (row["file"], str(row["slice_index"]), str(row["fold"]))
+        shown.add_row(*place, f"{row['loss']:.3f}", f"{row[f'p_{task.any_class}']:.3f}", truth)
     return shown
 
 

@@ -13,7 +13,8 @@ from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import Task, find_task
 from ichkit.stages import evaluate
-from ichkit.stages.summary import NOTHING, data_note, format_interval, format_number, make_table
+from ichkit.stages.summary import data_note
+from ichkit.stages.tables import NOTHING, format_interval, format_number, make_table
 from ichkit.validation.catalog import Source, find_sources
 from ichkit.validation.notes import is_csv_unchanged, read_note, record_scores
 from ichkit.validation.scores import (

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ichkit.core.progress import format_seconds
-from ichkit.stages.summary import make_table
+from ichkit.stages.tables import make_table
 
 PREDICTION_BYTES = 45
 """Of one row of a predictions table in parquet: 41 to 43 in the tables of the demo."""

@@ -1,17 +1,25 @@
 """The plan of `train`."""
 
 import math
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ichkit.core.artifacts import read_manifest, read_table
 from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import find_task
+from ichkit.core.train_config import TrainConfig
 from ichkit.imaging.store import Prepared
+from ichkit.imaging.windows import make_rendering
 from ichkit.stages.fold import STACK_WINDOW
 from ichkit.stages.fold_task import MADE_BY, FoldTask, Parts, identify
-from ichkit.stages.plan import PREDICTION_BYTES, Plan, up_to_date
+from ichkit.stages.plan import NOT_KNOWN, PREDICTION_BYTES, Plan, up_to_date
 from ichkit.stages.train import choose_folds, list_tasks
 from ichkit.validation.folds import check_folds
+
+if TYPE_CHECKING:
+    from ichkit.models.descriptor import DescriptorNetwork
 
 _BYTES_PER_NUMBER = 4
 
@@ -21,8 +29,7 @@ def describe_plan(
 ) -> Plan:
     """What `train.run` would do with the same arguments.
 
-    The time goes by a finished fold of the same settings, images for images; without one it is not known, and `train`
-    says it after its first steps.
+    The time goes by a finished fold of the same settings, images for images; without one, by a step that is tried.
 
     Raises:
         ArtifactError, FoldError, ConfigError: as `train.run` before it trains.
@@ -36,12 +43,16 @@ def describe_plan(
         tasks = list_tasks(config, work, prepared, run_name, asked)
     if not tasks:
         return up_to_date(f"{run_name}, folds {', '.join(map(str, asked))}")
-    parameters = _count_parameters(config, prepared)
+    network = _build_network(config, prepared)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     parts = {task.fold: Parts.of(prepared, task.fold) for task in tasks}
     steps = [f"{config.train.backbone}, {parameters / 1e6:.2f} M parameters, at {config.train.image_size} px"]
     steps += [_describe_fold(task, parts[task.fold], config, is_removed=fresh) for task in tasks]
-    images = {task.fold: len(parts[task.fold].train) if task.trains else 0 for task in tasks}
-    seconds, basis = _estimate_seconds(config, work, prepared, images)
+    trained = [len(parts[task.fold].train) for task in tasks if task.trains]
+    seconds, basis = _seconds_by_history(config, work, prepared, sum(trained))
+    if seconds is None and trained:
+        seconds = _seconds_by_rehearsal(config, prepared, network, trained)
+        basis = "one fold after another, as a step took that was tried; reading and predicting come on top"
     return Plan(
         steps=tuple(steps),
         writes=tuple(task.folder for task in tasks),
@@ -56,9 +67,7 @@ def _describe_fold(task: FoldTask, parts: Parts, config: Config, *, is_removed: 
     others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {len(parts.cq500)} CQ500 slices"
     if not task.trains:
         return f"fold {task.fold}: its weights predict anew: {others}"
-    blocks = math.ceil(len(parts.train) / settings.block_size)
-    epochs = sum(phase.epochs for phase in settings.resolved_phases())
-    steps = epochs * math.ceil(blocks / settings.batch_blocks)
+    epochs, steps = _count_epochs(settings), _count_steps(settings, len(parts.train))
     begun = "begins again (--fresh): " if is_removed and task.folder.exists() else ""
     return (
         f"fold {task.fold}: {begun}{epochs} epochs of {len(parts.train)} slices of "
@@ -66,8 +75,17 @@ def _describe_fold(task: FoldTask, parts: Parts, config: Config, *, is_removed: 
     )
 
 
-def _count_parameters(config: Config, prepared: Prepared) -> int:
-    """Parameters of the network, which is built with random weights for it.
+def _count_epochs(settings: TrainConfig) -> int:
+    return sum(phase.epochs for phase in settings.resolved_phases())
+
+
+def _count_steps(settings: TrainConfig, num_images: int) -> int:
+    blocks = math.ceil(num_images / settings.block_size)
+    return _count_epochs(settings) * math.ceil(blocks / settings.batch_blocks)
+
+
+def _build_network(config: Config, prepared: Prepared) -> "DescriptorNetwork":
+    """The network with random weights.
 
     Raises:
         ConfigError: no such backbone.
@@ -75,8 +93,7 @@ def _count_parameters(config: Config, prepared: Prepared) -> int:
     from ichkit.engine.inference import ModelCard
 
     stored = prepared.manifest.settings
-    network = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"])).build()
-    return sum(parameter.numel() for parameter in network.parameters())
+    return ModelCard.of(config, stored["size"], tuple(stored["hull_hu"])).build()
 
 
 def _fold_bytes(config: Config, parts: Parts, parameters: int) -> float:
@@ -88,10 +105,10 @@ def _fold_bytes(config: Config, parts: Parts, parameters: int) -> float:
     return copies * parameters * _BYTES_PER_NUMBER + num_rows * PREDICTION_BYTES + stacks
 
 
-def _estimate_seconds(
-    config: Config, work: WorkFolder, prepared: Prepared, images: dict[int, int]
+def _seconds_by_history(
+    config: Config, work: WorkFolder, prepared: Prepared, num_images: int
 ) -> tuple[float | None, str]:
-    """Seconds for so many training images a fold, by the first finished fold of the same settings."""
+    """Seconds for so many training images, by the first finished fold of the same settings."""
     for name, folds in work.finished_runs().items():
         for fold in folds:
             folder = work.fold(name, fold)
@@ -101,10 +118,37 @@ def _estimate_seconds(
             history = read_table(folder / "history.csv")
             # Its tables may have been made again since, which took less than training did.
             seconds = max(manifest.facts["seconds"], history["seconds"].sum())
-            share = (
-                sum(phase.epochs for phase in config.train.resolved_phases())
-                * sum(images.values())
-                / history["num_images"].sum()
-            )
+            share = _count_epochs(config.train) * num_images / history["num_images"].sum()
             return seconds * share, f"one fold after another, as fold {fold} of {name} took"
-    return None, "not known before some steps are timed; `ichkit train` says it then"
+    return None, NOT_KNOWN
+
+
+def _seconds_by_rehearsal(
+    config: Config, prepared: Prepared, network: "DescriptorNetwork", trained: list[int]
+) -> float:
+    """Seconds for folds with so many training images each, by a step that is tried.
+
+    Raises:
+        ConfigError: the accelerator, the loss or the network cannot be used as configured.
+    """
+    from ichkit.engine.devices import make_fabric, prepare_network, torch_threads
+    from ichkit.engine.rehearsal import rehearse
+    from ichkit.models.losses import make_loss
+
+    settings, task = config.train, prepared.task
+    weights = task.weight_array()
+    # Some prevalence: what the loss is worth does not change how long it takes.
+    loss = make_loss(settings.loss, weights / weights.sum(), np.full(task.num_classes, 0.1))
+    with torch_threads(settings.threads):
+        fabric = make_fabric(settings)
+        prepare_network(network, settings.model_copy(update={"compile": False}))
+        tried = rehearse(
+            fabric,
+            fabric.setup_module(network).module,
+            loss,
+            settings,
+            num_blocks=settings.batch_blocks,
+            num_channels=make_rendering(config.channels).num_channels,
+            num_classes=task.num_classes,
+        )
+    return tried.seconds * sum(_count_steps(settings, num_images) for num_images in trained)

@@ -10,6 +10,7 @@ from rich.table import Table
 from ichkit.core.artifacts import package_versions
 from ichkit.core.tasks import Task
 from ichkit.stages.model import RESEARCH_NOTE, Model
+from ichkit.stages.tables import make_table
 
 JSON_NAME = "predictions.json"
 NUM_KEY_SLICES = 3
@@ -72,13 +73,10 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
     }
 
 
-def make_table(prediction: Prediction, task: Task) -> Table:
+def render(prediction: Prediction, task: Task) -> Table:
     """A table for the terminal, one row per study in the order of studies.csv; studies are told apart by number."""
-    table = Table(title="Probability of each class, maximum over the slices", caption=RESEARCH_NOTE)
-    table.add_column("study", justify="right")
-    table.add_column("slices", justify="right")
-    for name in task.classes:
-        table.add_column(name, justify="right")
+    title = "Probability of each class, maximum over the slices"
+    table = make_table(title, ["#", "slices", *task.classes], caption=RESEARCH_NOTE)
     for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
         values = [getattr(row, column) for column in task.probability_columns]
         table.add_row(str(number), str(row.num_slices), *(f"{value:.3f}" for value in values))

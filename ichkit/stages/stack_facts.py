@@ -10,11 +10,11 @@ from rich.table import Table
 
 from ichkit.core.artifacts import ArtifactWriter, Manifest
 from ichkit.core.progress import logger
-from ichkit.core.tasks import find_task
 from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.chain import Chains
 from ichkit.stacking.rows import log_losses, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
+from ichkit.stages.tables import make_table
 from ichkit.validation.reliability import bin_numbers, expected_calibration_error
 
 IMPORTANCE_FILE = "importance.csv"
@@ -112,27 +112,21 @@ def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
 def render(manifest: Manifest) -> list[Table]:
     """What a person should know of a stack: scores with the in-sample ones beside them, calibration, embeddings."""
     facts = manifest.facts
-    scores = Table(title=f"{facts['name']}: weighted log loss, and what the same models say of rows they learnt from")
-    for column in ("kind", "out of fold", "in sample", "looks better by"):
-        scores.add_column(column, justify="left" if column == "kind" else "right")
+    title = f"{facts['name']}: weighted log loss, and what the same models say of rows they learnt from"
+    scores = make_table(title, ["kind", "out of fold", "in sample", "looks better by"])
     for kind, losses in facts["optimism"].items():
         better = 1 - losses["in_sample"] / losses["out_of_fold"]
         scores.add_row(kind, f"{losses['out_of_fold']:.5f}", f"{losses['in_sample']:.5f}", f"{100 * better:.1f} %")
-    calibration = Table(
-        title="Out of fold, before → after calibration on inner patients: log loss, and calibration error by class"
-    )
-    calibration.add_column("stacker")
-    for column in ("log loss", *find_task(facts["task"]).classes):
-        calibration.add_column(column, justify="right")
+    title = "Out of fold, without and with calibration on inner patients (ECE: mean over the classes)"
+    calibration = make_table(title, ["stacker", "log loss", "calibrated", "ECE", "calibrated"])
     for name, found in facts["calibration"].items():
-        both = zip(found["error_before"].values(), found["error_after"].values(), strict=True)
-        errors = [f"{before:.4f} → {after:.4f}" for before, after in both]
-        calibration.add_row(name, f"{found['loss_before']:.5f} → {found['loss_after']:.5f}", *errors)
+        losses = [f"{found[f'loss_{when}']:.5f}" for when in ("before", "after")]
+        errors = [f"{np.mean(list(found[f'error_{when}'].values())):.4f}" for when in ("before", "after")]
+        calibration.add_row(name, *losses, *errors)
     tables = [scores, calibration]
     if facts["embeddings"]:
-        gained = Table(title="Embeddings: out-of-fold log loss before calibration")
-        for column in ("stacker", "logits alone", "with embeddings", "gain"):
-            gained.add_column(column, justify="left" if column == "stacker" else "right")
+        title = "Embeddings: out-of-fold log loss before calibration"
+        gained = make_table(title, ["stacker", "logits alone", "with embeddings", "gain"])
         for name, losses in facts["embeddings"].items():
             gain = 1 - losses["with"] / losses["without"]
             gained.add_row(name, f"{losses['without']:.5f}", f"{losses['with']:.5f}", f"{100 * gain:.1f} %")

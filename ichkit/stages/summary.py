@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import Task
 from ichkit.stages.evaluate import ScoreTables, read_tables
+from ichkit.stages.tables import NOTHING, format_interval, format_number, make_table
 from ichkit.validation.catalog import Source, find_sources, pick_source
 from ichkit.validation.comparisons import BASELINE
 from ichkit.validation.published import PUBLISHED, published_auc
@@ -34,7 +34,6 @@ from ichkit.validation.scores import (
 from ichkit.validation.studies import MAXIMUM
 from ichkit.validation.subgroups import ALL
 
-NOTHING = "-"
 NOT_A_DEVICE = "Research use only, not a medical device."
 _PHANTOMS = "Made from phantoms: the numbers show that the chain works, not how well it would do on patients."
 _CHOSEN = "Thresholds: the best on the other folds for F1, and for Youden's J (sensitivity, specificity)."
@@ -48,27 +47,6 @@ _DECISIONS = {"F1 at 0.5": F1_HALF, "F1 at best": F1_BEST, "sensitivity": SENSIT
 def data_note(data: str) -> str:
     """What must stand below every table of numbers made from these data."""
     return f"{_PHANTOMS} {NOT_A_DEVICE}" if "phantom" in data else NOT_A_DEVICE
-
-
-def format_number(value: float | None, digits: int) -> str:
-    """A number of so many digits, or a dash for none."""
-    return NOTHING if value is None or pd.isna(value) else f"{value:.{digits}f}"
-
-
-def format_interval(low: float, high: float, digits: int) -> str:
-    """Both ends of an interval, or nothing where it is undefined."""
-    return "" if pd.isna(low) else f"{low:.{digits}f}-{high:.{digits}f}"
-
-
-def make_table(title: str, columns: Sequence[str], *, text: int = 1, caption: str | None = None) -> Table:
-    """An empty table whose first `text` columns fold where a terminal is narrow; numbers never do."""
-    look = {"box": SIMPLE, "padding": 0, "title_justify": "left", "caption_justify": "left"}
-    table = Table(title=escape(title) or None, caption=caption, **look)
-    for number, name in enumerate(columns):
-        is_text = number < text
-        justify = "left" if is_text else "right"
-        table.add_column(name, justify=justify, no_wrap=not is_text, overflow="fold", min_width=min(len(name), 10))
-    return table
 
 
 def render(work: WorkFolder, task: Task, name: str | None = None, *, is_whole: bool = False) -> list[Table]:

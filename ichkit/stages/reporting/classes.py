@@ -7,7 +7,7 @@ from ichkit.stages.reporting.curves import draw_reliability, draw_roc, roc_point
 from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import CQ500, SLICES, STUDIES, Material
 from ichkit.stages.scoring import load_cq500, study_scores
-from ichkit.stages.summary import format_interval, format_number
+from ichkit.stages.tables import format_interval, format_number
 from ichkit.validation.scores import (
     ALL_CLASSES,
     AVERAGE_PRECISION,

@@ -5,7 +5,7 @@ import pandas as pd
 from ichkit.stages.reporting.blocks import Cell, Chart, Charts, Missing, Section, Table
 from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import CQ500, SLICES, Material
-from ichkit.stages.summary import NOTHING, format_number
+from ichkit.stages.tables import NOTHING, format_number
 from ichkit.validation.comparisons import BASELINE, BOOTSTRAP, DELONG
 from ichkit.validation.scores import ALL_CLASSES, ROC_AUC, WEIGHTED_LOG_LOSS
 from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS

@@ -5,7 +5,7 @@ import numpy as np
 from ichkit.stages.reporting.blocks import Cell, Chart, Charts, Missing, Section, Table
 from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import CQ500, Material
-from ichkit.stages.summary import NOTHING, format_interval, format_number
+from ichkit.stages.tables import NOTHING, format_interval, format_number
 from ichkit.validation.comparisons import BASELINE
 from ichkit.validation.published import PUBLISHED, published_auc
 from ichkit.validation.scores import DELONG_AUC, MEAN_CLASS, ROC_AUC

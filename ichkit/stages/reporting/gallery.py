@@ -13,7 +13,7 @@ from ichkit.stages.explanations import Explained, explain_slices
 from ichkit.stages.page import encode_jpeg
 from ichkit.stages.reporting.blocks import Block, Card, Gallery, Missing, Prose, Section
 from ichkit.stages.reporting.material import Material, shorten
-from ichkit.stages.summary import format_number
+from ichkit.stages.tables import format_number
 from ichkit.validation.scores import POOLED, THRESHOLD_OF
 from ichkit.validation.thresholds import F1_AIM
 

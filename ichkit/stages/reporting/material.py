@@ -12,7 +12,7 @@ from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
 from ichkit.stages.evaluate import ScoreTables
 from ichkit.stages.reporting.blocks import Cell
-from ichkit.stages.summary import format_interval, format_number
+from ichkit.stages.tables import format_interval, format_number
 from ichkit.validation.catalog import Source, load_out_of_fold
 from ichkit.validation.scores import LOG_LOSS, POOLED
 from ichkit.validation.studies import MAXIMUM

@@ -12,7 +12,7 @@ from ichkit.stages.reporting.blocks import Block, Cell, Chart, Charts, Listing, 
 from ichkit.stages.reporting.curves import draw_training
 from ichkit.stages.reporting.drawing import to_svg
 from ichkit.stages.reporting.material import Material
-from ichkit.stages.summary import NOTHING, format_number
+from ichkit.stages.tables import NOTHING, format_number
 
 _CONFIG_FILE = "report.yaml"
 

@@ -8,7 +8,7 @@ from ichkit.stages.next_step import train_options
 from ichkit.stages.reporting.blocks import Block, Cell, Chart, Charts, KeyFigure, KeyFigures, Missing, Section, Table
 from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import CQ500, Material, Score
-from ichkit.stages.summary import NOTHING, format_interval, format_number
+from ichkit.stages.tables import NOTHING, format_interval, format_number
 from ichkit.validation.catalog import Source
 from ichkit.validation.scores import ALL_CLASSES, MEAN_CLASS, ROC_AUC, WEIGHTED_LOG_LOSS
 

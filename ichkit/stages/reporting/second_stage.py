@@ -8,7 +8,7 @@ from ichkit.stages.reporting.blocks import Block, Chart, Charts, Missing, Sectio
 from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import Material
 from ichkit.stages.stack_facts import IMPORTANCE_FILE
-from ichkit.stages.summary import format_number
+from ichkit.stages.tables import format_number
 
 _NUM_FEATURES = 12
 

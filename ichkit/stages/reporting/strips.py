@@ -11,7 +11,7 @@ from ichkit.stages.reporting.blocks import Block, Chart, Missing, Prose, Section
 from ichkit.stages.reporting.curves import draw_along
 from ichkit.stages.reporting.drawing import to_svg
 from ichkit.stages.reporting.material import Material, shorten
-from ichkit.stages.summary import format_number
+from ichkit.stages.tables import format_number
 from ichkit.validation.catalog import Source
 from ichkit.validation.metrics import log_losses
 
