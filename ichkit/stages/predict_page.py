@@ -1,12 +1,8 @@
 """`predictions.html`, one self-contained page: of every study its classes, its series and its most probable slices."""
 
-import base64
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
-import cv2
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -17,6 +13,7 @@ from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import Predictor
 from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat
 from ichkit.stages.model import RESEARCH_NOTE
+from ichkit.stages.page import encode_jpeg, render
 from ichkit.stages.prediction import Prediction, find_key_slices
 from ichkit.stages.volumes import Volumes
 
@@ -59,7 +56,8 @@ def write_page(
         {**row, "series": choice[row["study_id"]].to_dict("records"), "key_slices": pictures.get(row["study_id"], [])}
         for row in studies.to_dict("records")
     ]
-    page = _render(
+    page = render(
+        _TEMPLATE,
         task=task,
         note=RESEARCH_NOTE,
         model=prediction.model,
@@ -71,14 +69,6 @@ def write_page(
     write_bytes_atomically(out / PAGE_NAME, page.encode())
     logger.info("predict: look at %s", out / PAGE_NAME)
     return out / PAGE_NAME
-
-
-def _render(**content: Any) -> str:
-    template = (importlib.resources.files("ichkit.stages") / _TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader({_TEMPLATE: template}), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template(_TEMPLATE).render(**content)
 
 
 def _draw_slices(
@@ -95,13 +85,7 @@ def _draw_slices(
         # The mean of maps that agree nowhere is low everywhere, so the scale starts anew; times the probability,
         # because every map has a hottest place, also that of a class nobody believes in.
         shown = of_class / max(float(of_class.max()), 1e-6) * row[f"p_{name}"]
-        pictures = {"brain": _encode(brain_picture(slice_hu)), "heat": _encode(paint_heat(slice_hu, shown))}
-        drawn.append({**row, "shown_class": name, **pictures})
+        pictures = {"brain": brain_picture(slice_hu), "heat": paint_heat(slice_hu, shown)}
+        encoded = {key: encode_jpeg(fit_picture(image, _SIDE), _JPEG_QUALITY) for key, image in pictures.items()}
+        drawn.append({**row, "shown_class": name, **encoded})
     return drawn
-
-
-def _encode(picture: np.ndarray) -> str:
-    """(H, W, 3) uint8 RGB as a JPEG in a data URL."""
-    fitted = cv2.cvtColor(fit_picture(picture, _SIDE), cv2.COLOR_RGB2BGR)
-    _, jpeg = cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
