@@ -26,7 +26,8 @@ def main() -> None:
 
         def show(step: re.Match[str]) -> str:
             began = time.monotonic()
-            lines = choose(run(step["commands"], ended).splitlines(), step["choice"])
+            printed = run(step["commands"], ended).replace(scratch, "~")
+            lines = choose(printed.splitlines(), step["choice"])
             shown = "\n".join([*lines, f"[{time.monotonic() - began:.0f} s]"])
             return f"```sh\n{step['commands']}```\n\n```text{step['choice']}\n{shown}\n```"
 

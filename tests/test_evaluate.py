@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
-from simulated import TASK, make_stack, make_work, rewrite_slices
+from scored import make_scored, pick, read
+from simulated import TASK, make_work, rewrite_slices
 
 from ichkit.core.artifacts import encode_table, read_manifest, read_table
 from ichkit.core.config import Config, EvaluateConfig
@@ -22,33 +23,13 @@ CONFIG = Config(evaluate=EvaluateConfig(num_draws=100))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> WorkFolder:
-    root = tmp_path_factory.mktemp("evaluate") / "work"
-    work = make_work(
-        root, runs=("a", "b"), num_folds=3, folds=(0, 1, 2), cq500_studies=30, cq500_missing=2, positive_rate=0.7
-    )
-    make_stack(work, runs=("a", "b"), kinds=("fusion",))
-    evaluate.run(CONFIG, work)
-    return work
+    return make_scored(tmp_path_factory.mktemp("evaluate") / "work", ("a", "b"), CONFIG)
 
 
 @pytest.fixture
 def work(made, tmp_path) -> WorkFolder:
     shutil.copytree(made.root, tmp_path / "work")
     return WorkFolder(tmp_path / "work")
-
-
-def read(work: WorkFolder) -> pd.DataFrame:
-    return read_table(work.scores / "scores.parquet")
-
-
-def pick(scores: pd.DataFrame, **place) -> pd.Series:
-    """The one row of that place; of all rows where no subgroup is named."""
-    if "subgroup" in scores:
-        place = {"subgroup": "all", **place}
-    for name, value in place.items():
-        scores = scores[scores[name.rstrip("_")] == value]
-    assert len(scores) == 1
-    return scores.iloc[0]
 
 
 def test_every_out_of_fold_score_is_that_of_scikit_learn_pooled_and_per_fold(made):

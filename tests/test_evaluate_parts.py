@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+from scored import make_scored, pick, read
 from simulated import TASK, flip_labels, make_stack, make_work, rewrite_slices
 
 from ichkit.core.artifacts import ArtifactWriter, read_manifest, read_table
@@ -24,31 +25,13 @@ CONFIG = Config(evaluate=EvaluateConfig(num_draws=60))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> WorkFolder:
-    root = tmp_path_factory.mktemp("parts") / "work"
-    work = make_work(
-        root, runs=("a",), num_folds=3, folds=(0, 1, 2), cq500_studies=30, cq500_missing=2, positive_rate=0.7
-    )
-    make_stack(work, runs=("a",), kinds=("fusion",))
-    evaluate.run(CONFIG, work)
-    return work
+    return make_scored(tmp_path_factory.mktemp("parts") / "work", ("a",), CONFIG)
 
 
 @pytest.fixture
 def work(made, tmp_path) -> WorkFolder:
     shutil.copytree(made.root, tmp_path / "work")
     return WorkFolder(tmp_path / "work")
-
-
-def read(work: WorkFolder) -> pd.DataFrame:
-    return read_table(work.scores / "scores.parquet")
-
-
-def pick(scores: pd.DataFrame, **place) -> pd.Series:
-    """The one row of that place; of all rows where no subgroup is named."""
-    for name, value in {"subgroup": "all", **place}.items():
-        scores = scores[scores[name.rstrip("_")] == value]
-    assert len(scores) == 1
-    return scores.iloc[0]
 
 
 def study_rows(work: WorkFolder, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:

@@ -7,6 +7,7 @@ import zipfile
 
 import pandas as pd
 import pytest
+from browsers import find_browser, look_at
 from dicoms import write_series, write_slice
 from simulated import TASK
 from trained import CONFIG, make_trained_work
@@ -181,6 +182,19 @@ def test_the_page_is_one_file_that_names_nobody(exported, scans, tmp_path):
     assert "not taken: localizer" in page
     for secret in ("Doe", "Roe", "1.2.1.4", "1.2.2"):
         assert secret not in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+def test_the_page_is_well_behaved_in_a_browser(exported, scans, tmp_path):
+    predict_with(exported, scans, tmp_path / "out")
+    page = (tmp_path / "out" / "predictions.html").read_text()
+    findings, console = look_at(find_browser(), page, (1280, 390), tmp_path)
+    assert console == []
+    for width, found in findings.items():
+        assert (found["inner_width"], found["wide"], found["broken_pictures"]) == (width, [], 0)
+        assert found["scroll_width"] <= width
+        assert (found["pictures"], found["dead_links"], found["elsewhere"]) == (12, [], [])
 
 
 def test_without_the_page_there_is_none_and_the_tables_are_the_same(exported, scans, tmp_path, monkeypatch):

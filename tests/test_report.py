@@ -2,12 +2,13 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from reports import CONFIG, Page, explain_without_network, make_report_work
-from simulated import TASK, make_work, rewrite_prepared
+from simulated import TASK, make_stack, make_work, rewrite_prepared
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ichkit.core.artifacts import read_table
@@ -16,6 +17,7 @@ from ichkit.core.layout import WorkFolder
 from ichkit.stages import report
 from ichkit.stages.reporting import gallery
 from ichkit.stages.reporting.curves import roc_points
+from ichkit.stages.reporting.drawing import Series, draw_intervals
 from ichkit.stages.reporting.gallery import ALARM, HIT, MISS, pick_judged
 from ichkit.stages.reporting.overview import find_missing
 from ichkit.stages.reporting.strips import pick_changes
@@ -208,6 +210,29 @@ def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, 
     assert "mine" not in text
     assert "not &lt;script&gt;alert(1)&lt;/script&gt; DICOM" in text
     assert "<script" not in text
+
+
+def test_the_stages_of_the_best_source_are_its_stack_and_its_runs_and_no_others(tmp_path):
+    work = make_report_work(tmp_path / "work", runs=("a", "b", "c"))
+    make_stack(work, runs=("b", "c"), kinds=("fusion", "blend"))
+    material = report.collect(CONFIG, work, tmp_path / "submissions")
+    of_stack = {"a": {"a", "a-fusion", "a-blend"}, "b+c": {"b", "c", "b+c-fusion", "b+c-blend"}}
+    for source in material.peers:
+        mine = replace(material, sources=[source, *(other for other in material.sources if other != source)])
+        names = {one.name for one in mine.stages}
+        assert names == (
+            {one.name for one in material.peers} if source.kind == "base" else of_stack[source.name.rpartition("-")[0]]
+        )
+
+
+@pytest.mark.parametrize("names", [("a", "b"), tuple(f"a-name-of-some-length-{i}" for i in range(6)), ("x" * 60, "y")])
+def test_the_legend_below_a_figure_is_as_wide_as_the_figure_or_narrower(names):
+    series = [Series(name, np.array([0.1, 0.2])) for name in names]
+    figure = draw_intervals(["epidural", "any"], series, "loss")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert len({line.get_color() for line in figure.axes[0].lines}) == len(names)
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ class TrainingLoop:
         step = self.stepper.rehearse()
         seconds = step.seconds * steps_left
         logger.info(
-            "%s: expecting about %s for %d steps, and %.2f GB for what a step keeps of its images",
+            "%s: expecting about %s for %d steps, with %.2f GB of activations",
             self._label,
             format_seconds(seconds),
             steps_left,

@@ -64,7 +64,8 @@ def run(
     ordered, rows = order_slices(plan.files)
     planned = PlannedSource(plan, StudyTasks(ordered, _pixel_settings(networks, chosen)), rows, repair=False)
     volumes = Volumes(planned)
-    logger.info("predict: %d files, %d studies, with %s", len(files), len(volumes), chosen.name)
+    studies = "1 study" if len(volumes) == 1 else f"{len(volumes)} studies"
+    logger.info("predict: %d files, %s, with %s", len(files), studies, chosen.name)
     table, records = _predict_slices(chosen, networks, planned, volumes, task)
     refused = refused.rename(columns={"relative": "file"}).assign(dataset=plan.dataset).reindex(columns=REJECTED)
     parts = [plan.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
@@ -189,7 +190,7 @@ def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 def _say_what_came(prediction: Prediction, out: Path) -> None:
     for reason, count in prediction.rejected["reason"].value_counts().items():
-        logger.info("predict: %d files rejected: %s", count, reason)
+        logger.info("predict: %d rejected: %s", count, reason)
     chosen = prediction.series_choice[prediction.series_choice["chosen"]]
     for number, row in enumerate(chosen.itertuples(), 1):
         logger.info("predict: study %d: %d slices, %s", number, row.num_slices, row.reason)

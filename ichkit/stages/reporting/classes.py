@@ -4,7 +4,7 @@ import numpy as np
 
 from ichkit.stages.reporting.blocks import Chart, Charts, Prose, Section, Table
 from ichkit.stages.reporting.curves import draw_reliability, draw_roc, roc_points
-from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
+from ichkit.stages.reporting.drawing import COLOURS, Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import CQ500, SLICES, STUDIES, Material
 from ichkit.stages.scoring import load_cq500, study_scores
 from ichkit.stages.tables import format_interval, format_number
@@ -37,17 +37,17 @@ _CHOSEN = (
 
 
 def make_losses(material: Material) -> Section:
-    """The loss of each class by every source of the same folds, and all metrics of the best one."""
-    task, peers = material.task, material.peers
+    """The loss of each class by every stage of the best source, and all metrics of that one."""
+    task, stages = material.task, material.stages[: len(COLOURS)]
     series = []
-    for source in peers:
+    for source in stages:
         scores = [material.class_loss(source, name) for name in task.classes]
         series.append(Series(source.name, *([getattr(s, end) for s in scores] for end in ("value", "low", "high"))))
     figure = draw_intervals(task.classes, series, "log loss (nats), lower is better")
     alt = f"Log loss of {len(task.classes)} classes for {', '.join(one.name for one in series)}; numbers in the table."
     chart = Chart(to_svg(figure, "class-loss", alt), "Log loss per class and stage, out of fold, with intervals.")
-    rows = [[name, *(material.class_loss(source, name).cell(4) for source in peers)] for name in task.classes]
-    whole = [material.book.find(source.name, WEIGHTED_LOG_LOSS, ALL_CLASSES).cell(5, 4) for source in peers]
+    rows = [[name, *(material.class_loss(source, name).cell(4) for source in stages)] for name in task.classes]
+    whole = [material.book.find(source.name, WEIGHTED_LOG_LOSS, ALL_CLASSES).cell(5, 4) for source in stages]
     rows.append(["weighted mean", *whole])
     losses = Table("Log loss per class and stage, out of fold", ("class", *(one.name for one in series)), rows)
     return Section("classes", "Loss per class", [Charts([chart]), losses, *_by_class(material)])

@@ -41,6 +41,8 @@ _STYLE = {
 }
 # Decorates whatever draws: a figure takes its style from where its parts are made.
 in_style = matplotlib.rc_context(_STYLE)
+# What a legend below a figure has room for, and what a mark and the gap behind a name take of it.
+_LEGEND_CHARACTERS, _MARK_CHARACTERS = 58, 6
 _FONTS = "system-ui, sans-serif"
 # What matplotlib writes about itself; without it the same figure gives the same bytes.
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -97,16 +99,20 @@ def draw_intervals(rows: Sequence[str], series: Sequence[Series], label: str, *,
 
     Args:
         rows: names, from the top.
+        series: as many as there are colours, or fewer.
         label: of the horizontal axis, with its unit.
     """
-    figure, axes = make_figure(4.6, 0.75 + 0.16 * len(rows) * max(len(series), 1.6) + 0.16 * ((len(series) + 2) // 3))
+    labels = [_clip(one.name, _LEGEND_CHARACTERS - _MARK_CHARACTERS) for one in series]
+    legend_columns = min(3, _LEGEND_CHARACTERS // (max(map(len, labels)) + _MARK_CHARACTERS))
+    legend_rows = -(-len(series) // legend_columns)
+    figure, axes = make_figure(4.6, 0.75 + 0.16 * len(rows) * max(len(series), 1.6) + 0.16 * legend_rows)
     step = min(0.8 / len(series), 0.3)
     for number, one in enumerate(series):
         at = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * step
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = COLOURS[number], MARKERS[number]
         if one.lows is not None and one.highs is not None:
             axes.hlines(at, one.lows, one.highs, color=colour, lw=1.4, alpha=0.55)
-        axes.plot(one.values, at, marker, color=colour, ms=4.2, label=one.name)
+        axes.plot(one.values, at, marker, color=colour, ms=4.2, label=labels[number])
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -115,5 +121,9 @@ def draw_intervals(rows: Sequence[str], series: Sequence[Series], label: str, *,
     if is_log:
         axes.set_xscale("log")
     if len(series) > 1:
-        figure.legend(loc="outside lower center", ncols=min(len(series), 3), handletextpad=0.2, columnspacing=1.2)
+        figure.legend(loc="outside lower center", ncols=legend_columns, handletextpad=0.2, columnspacing=1.2)
     return figure
+
+
+def _clip(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,21 @@ class Material:
     def peers(self) -> list[Source]:
         """The sources of the same folds as the best one, best first: only they can be compared."""
         return [source for source in self.sources if source.folds == self.best.folds]
+
+    @cached_property
+    def stages(self) -> list[Source]:
+        """The best source with all that it was made from and beside: the kinds of its stack, and its runs, best first.
+
+        The peers where it is a run itself.
+        """
+        if self.best.kind == "base":
+            return self.peers
+        stack = PurePosixPath(self.best.path).parent
+        return [
+            source
+            for source in self.peers
+            if (source.name in self.best.runs if source.kind == "base" else PurePosixPath(source.path).parent == stack)
+        ]
 
     @cached_property
     def second(self) -> Source | None:
