@@ -196,6 +196,16 @@ def test_free_memory_is_at_most_what_the_cgroup_leaves(tmp_path, monkeypatch):
     assert parallel.free_memory_bytes() == 2_000_000 < whole
     (tmp_path / "memory.max").write_text("max\n")
     assert parallel.free_memory_bytes() == pytest.approx(whole, rel=0.2)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("5000000\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("1000000\n")
+    assert parallel.free_memory_bytes() == 4_000_000
+
+
+def test_cores_are_at_most_what_the_container_may_use(monkeypatch):
+    assert parallel.count_cores() <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr("joblib.externals.loky.backend.context._cpu_count_cgroup", lambda _count: 1)
+    assert parallel.count_cores() == 1
 
 
 def test_what_is_needed_is_said_before_it_starts(phantom_root, tmp_path):

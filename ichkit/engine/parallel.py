@@ -17,6 +17,11 @@ Backend = Literal["processes", "ray"]
 RunTasks = Callable[..., Iterator[tuple[int, Any]]]
 """`run_tasks`, or a partial of it that has chosen its workers."""
 _CGROUP = Path("/sys/fs/cgroup")
+# Limit and use of memory, in version 2 and in version 1.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 _TASKS_PER_ROUND = 8
 
 
@@ -28,8 +33,8 @@ class WorkerDied:
 
 
 def count_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Cores this process may use, by its affinity and by the quota of its container."""
+    return joblib.cpu_count()
 
 
 def count_workers(asked: int | None, bytes_each: int) -> int:
@@ -50,11 +55,13 @@ def free_memory_bytes() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
         return 2**62
-    try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no cgroup of its own, or its limit is "max"
-        return free
+    for files in _CGROUP_FILES:
+        try:
+            limit, used = (int((_CGROUP / name).read_text()) for name in files)
+        except (OSError, ValueError):  # no such cgroup, or its limit is "max"
+            continue
+        free = min(free, limit - used)
+    return free
 
 
 def run_tasks(
