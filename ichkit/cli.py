@@ -266,18 +266,18 @@ def verify(settings: Settings, submissions: Path) -> None:
 @common_options
 def doctor(settings: Settings, submissions: Path, as_json: bool) -> None:
     """This machine, the data and the work folder at a glance, and what to do next."""
-    from ichkit.stages.packages import check_packages
+    from ichkit.stages.doctor.packages import check_packages
 
     check_packages()
-    from ichkit.stages import doctor as stage
-    from ichkit.stages import doctor_table
+    from ichkit.stages.doctor import diagnosis as stage
+    from ichkit.stages.doctor import table
 
     name = settings.config_name if settings.is_config_named else None
     diagnosis = stage.run(settings.load(), settings.work, submissions, name)
     if as_json:
         click.echo(json.dumps(asdict(diagnosis), indent=2))
     else:
-        show(doctor_table.render(diagnosis))
+        show(table.render(diagnosis))
         click.echo(f"What to do next: {diagnosis.next.command}\n{diagnosis.next.reason}")
     if diagnosis.problems:
         click.get_current_context().exit(_TO_MEND)

@@ -11,7 +11,7 @@ from ichkit.core.looking import look_only
 from ichkit.terminal import Settings, show
 
 if TYPE_CHECKING:
-    from ichkit.stages.plan import Plan
+    from ichkit.stages.plans.plan import Plan
 
 # Stages are imported inside the functions: torch alone takes seconds, and `--help` should not.
 
@@ -29,7 +29,7 @@ def with_dry_run(plan: Callable[..., "Plan"]) -> Callable[[Callable[..., Any]], 
         def wrapped(settings: Settings, dry_run: bool, **options: Any) -> Any:
             if not dry_run:
                 return command(settings, **options)
-            from ichkit.stages.plan import render
+            from ichkit.stages.plans.plan import render
 
             with look_only():
                 made = plan(settings, **options)
@@ -43,7 +43,7 @@ def with_dry_run(plan: Callable[..., "Plan"]) -> Callable[[Callable[..., Any]], 
 
 def plan_phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **counts: int | None) -> "Plan":
     """The plan of `phantom`."""
-    from ichkit.stages.plan_data import describe_phantom
+    from ichkit.stages.plans.data import describe_phantom
 
     config = settings.load()
     asked = phantom_counts(settings, counts)
@@ -58,7 +58,7 @@ def phantom_counts(settings: Settings, counts: dict[str, int | None]) -> dict[st
 
 def plan_prepare(settings: Settings, **options: Any) -> "Plan":
     """The plan of `prepare`."""
-    from ichkit.stages.plan_data import describe_prepare
+    from ichkit.stages.plans.data import describe_prepare
     from ichkit.stages.prepare_inputs import PrepareOptions
 
     return describe_prepare(settings.load(), settings.work, PrepareOptions(**options))
@@ -68,7 +68,7 @@ def plan_train(
     settings: Settings, folds: list[int] | None, run_name: str | None, fresh: bool, embeddings: bool
 ) -> "Plan":
     """The plan of `train`."""
-    from ichkit.stages.plan_train import describe_plan
+    from ichkit.stages.plans.train import describe_plan
 
     config = settings.load("train.embeddings=true") if embeddings else settings.load()
     return describe_plan(config, settings.work, run_name=run_name or settings.run_name, folds=folds, fresh=fresh)
@@ -76,15 +76,15 @@ def plan_train(
 
 def plan_stack(settings: Settings, runs: list[str] | None, name: str | None) -> "Plan":
     """The plan of `stack`."""
-    from ichkit.stages.plan_stack import describe_plan
+    from ichkit.stages.plans.stack import describe_plan
 
     return describe_plan(settings.load(), settings.work, runs=runs, name=name)
 
 
 def plan_evaluate(settings: Settings, submission: Path | None, **_shown: Any) -> "Plan":
     """The plan of `evaluate`; scoring one file against another writes nothing."""
-    from ichkit.stages.plan import up_to_date
-    from ichkit.stages.plan_results import describe_evaluate
+    from ichkit.stages.plans.plan import up_to_date
+    from ichkit.stages.plans.results import describe_evaluate
 
     if submission is not None:
         return up_to_date("evaluate --submission prints a table and writes no file")
@@ -93,21 +93,21 @@ def plan_evaluate(settings: Settings, submission: Path | None, **_shown: Any) ->
 
 def plan_submit(settings: Settings, source: str | None, uploads: bool, submissions: Path) -> "Plan":
     """The plan of `submit`."""
-    from ichkit.stages.plan_results import describe_submit
+    from ichkit.stages.plans.results import describe_submit
 
     return describe_submit(settings.load(), settings.work, submissions, source=source, uploads=uploads)
 
 
 def plan_leaderboard(settings: Settings, record: str | None, submissions: Path, **_scores: float | None) -> "Plan":
     """The plan of `leaderboard`."""
-    from ichkit.stages.plan_results import describe_board
+    from ichkit.stages.plans.results import describe_board
 
     return describe_board(settings.load(), settings.work, submissions, record)
 
 
 def plan_predict(settings: Settings, dicom_path: Path, model: str | None, out: Path, page: bool) -> "Plan":
     """The plan of `predict`."""
-    from ichkit.stages.plan_results import describe_predict
+    from ichkit.stages.plans.results import describe_predict
 
     return describe_predict(settings.load(), settings.work, dicom_path, model=model, out=out, has_page=page)
 
@@ -124,7 +124,7 @@ def plan_explain(
 ) -> "Plan":
     """The plan of `explain`; which classes are drawn does not change it."""
     from ichkit.stages.explain import make_choice
-    from ichkit.stages.plan_models import describe_explain
+    from ichkit.stages.plans.models import describe_explain
 
     choice = make_choice(slices, study, worst)
     return describe_explain(settings.load(), settings.work, out, choice, run_name=run_name, fold=fold)
@@ -132,13 +132,13 @@ def plan_explain(
 
 def plan_export(settings: Settings, model: str, out: Path | None) -> "Plan":
     """The plan of `export`."""
-    from ichkit.stages.plan_models import describe_export
+    from ichkit.stages.plans.models import describe_export
 
     return describe_export(settings.load(), settings.work, model, out)
 
 
 def plan_report(settings: Settings, submissions: Path) -> "Plan":
     """The plan of `report`; submissions are only read."""
-    from ichkit.stages.plan_results import describe_report
+    from ichkit.stages.plans.results import describe_report
 
     return describe_report(settings.load(), settings.work)

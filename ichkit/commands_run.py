@@ -46,8 +46,8 @@ def demo(settings: Settings, folder: Path, dry_run: bool) -> None:
 def _show_demo(settings: Settings, folder: Path) -> None:
     from ichkit.core.config import load_config
     from ichkit.stages.pipeline import read_pipeline
-    from ichkit.stages.plan import render
-    from ichkit.stages.plan_data import describe_demo
+    from ichkit.stages.plans.data import describe_demo
+    from ichkit.stages.plans.plan import render
 
     config = load_config(settings.config_name if settings.is_config_named else _DEMO, settings.overrides)
     commands = read_pipeline(_DEMO, _commands())

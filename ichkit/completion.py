@@ -31,14 +31,14 @@ def complete_training_source(_ctx: click.Context, _option: click.Parameter, type
 
 def complete_run(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Runs of `--work`, finished or not."""
-    from ichkit.stages.holdings import run_names
+    from ichkit.stages.doctor.holdings import run_names
 
     return _starting(run_names(_work(ctx)), typed)
 
 
 def complete_runs(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Runs of `--work` behind those that were typed already, separated by commas."""
-    from ichkit.stages.holdings import run_names
+    from ichkit.stages.doctor.holdings import run_names
 
     before, comma, last = typed.rpartition(",")
     taken = before.split(",")
@@ -47,7 +47,7 @@ def complete_runs(ctx: click.Context, _option: click.Parameter, typed: str) -> l
 
 def complete_source(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Whatever of `--work` can be scored and submitted: runs, and every kind of every stack."""
-    from ichkit.stages.holdings import source_names
+    from ichkit.stages.doctor.holdings import source_names
 
     return _starting(source_names(_work(ctx)), typed)
 

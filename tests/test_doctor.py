@@ -17,10 +17,11 @@ from workfolders import write_fold, write_prepared, write_stack
 from ichkit.cli import main
 from ichkit.core.layout import WorkFolder
 from ichkit.sources.table import SOURCES
-from ichkit.stages import doctor, machine, packages
-from ichkit.stages.doctor_table import render
-from ichkit.stages.found_data import DataState, find_data
-from ichkit.stages.holdings import Holdings
+from ichkit.stages.doctor import diagnosis as doctor
+from ichkit.stages.doctor import machine, packages
+from ichkit.stages.doctor.found_data import DataState, find_data
+from ichkit.stages.doctor.holdings import Holdings
+from ichkit.stages.doctor.table import render
 
 NOWHERE = {name: DataState(False, "", tuple(map(str, row.folders)), False, False) for name, row in SOURCES.items()}
 GOOD = machine.Machine(

@@ -15,7 +15,7 @@ from ichkit.core.config import load_config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.looking import is_looking_only, look_only
 from ichkit.stages import submit
-from ichkit.stages.plan import Plan, render
+from ichkit.stages.plans.plan import Plan, render
 
 SMALL = ["-c", "demo", *(word for text in (*TINY, "prepare.size=null") for word in ("--set", text))]
 WRITERS = (

@@ -13,9 +13,9 @@ from ichkit.core.config import load_config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import find_task
 from ichkit.sources.table import SOURCES
-from ichkit.stages.found_data import DataState
-from ichkit.stages.holdings import read_holdings, source_names
-from ichkit.stages.next_step import choose_step
+from ichkit.stages.doctor.found_data import DataState
+from ichkit.stages.doctor.holdings import read_holdings, source_names
+from ichkit.stages.doctor.next_step import choose_step
 from ichkit.validation.catalog import find_sources
 
 NOWHERE = {name: DataState(False, "", tuple(map(str, row.folders)), False, False) for name, row in SOURCES.items()}

@@ -30,8 +30,8 @@ from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
+from ichkit.stages.doctor.machine import SHARED_MEMORY
 from ichkit.stages.fold_task import MADE_BY, RUN_PREFIX, FoldTask, Identity, Parts
-from ichkit.stages.machine import SHARED_MEMORY
 
 KEEP = "keep"
 _BATCHES_AHEAD = 2  # of each worker, torch's default

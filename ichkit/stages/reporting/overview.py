@@ -3,8 +3,8 @@
 import shlex
 
 from ichkit.stages.audit import AUDIT_JSON
-from ichkit.stages.holdings import RunState
-from ichkit.stages.next_step import train_options
+from ichkit.stages.doctor.holdings import RunState
+from ichkit.stages.doctor.next_step import train_options
 from ichkit.stages.reporting.blocks import Block, Cell, Chart, Charts, KeyFigure, KeyFigures, Missing, Section, Table
 from ichkit.stages.reporting.drawing import Series, draw_intervals, to_svg
 from ichkit.stages.reporting.material import CQ500, Material, Score

@@ -13,8 +13,8 @@ from ichkit.core.config import config_names, load_config
 from ichkit.core.errors import ConfigError
 from ichkit.core.layout import WorkFolder
 from ichkit.sources.table import SOURCES, training_sources
-from ichkit.stages.found_data import DataState
-from ichkit.stages.holdings import Holdings, PreparedState, RunState
+from ichkit.stages.doctor.found_data import DataState
+from ichkit.stages.doctor.holdings import Holdings, PreparedState, RunState
 
 _DEFAULT = "default"
 _DEFAULT_WORK = Path("work")

@@ -14,7 +14,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.stages.fold import STACK_WINDOW
 from ichkit.stages.fold_task import MADE_BY, FoldTask, Parts, identify
-from ichkit.stages.plan import NOT_KNOWN, PREDICTION_BYTES, Plan, up_to_date
+from ichkit.stages.plans.plan import NOT_KNOWN, PREDICTION_BYTES, Plan, up_to_date
 from ichkit.stages.train import choose_folds, list_tasks
 from ichkit.validation.folds import check_folds
 

@@ -11,7 +11,7 @@ from ichkit.sources.folder import image_files
 from ichkit.stages import evaluate
 from ichkit.stages.leaderboard import BOARD_NAME
 from ichkit.stages.model import find_model
-from ichkit.stages.plan import PREDICTION_BYTES, Plan, format_bytes, up_to_date
+from ichkit.stages.plans.plan import PREDICTION_BYTES, Plan, format_bytes, up_to_date
 from ichkit.stages.submit import choose_source, read_sample
 from ichkit.stages.upload import SITE, find_command
 from ichkit.validation.catalog import pick_source

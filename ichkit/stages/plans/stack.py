@@ -5,7 +5,7 @@ from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import find_task
 from ichkit.stacking.inputs import Inputs, plan_chains, read_inputs
-from ichkit.stages.plan import PREDICTION_BYTES, Plan, up_to_date
+from ichkit.stages.plans.plan import PREDICTION_BYTES, Plan, up_to_date
 from ichkit.stages.stack import MADE_BY, choose_stackers, find_standing, place_of, settings_of
 
 _BYTES_PER_FIT = 1_000_000

@@ -6,10 +6,10 @@ from pathlib import Path
 from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.sources.table import SOURCES
-from ichkit.stages.found_data import DataState, find_data
-from ichkit.stages.holdings import Holdings, read_holdings
-from ichkit.stages.machine import Machine, inspect_machine
-from ichkit.stages.next_step import Step, choose_step
+from ichkit.stages.doctor.found_data import DataState, find_data
+from ichkit.stages.doctor.holdings import Holdings, read_holdings
+from ichkit.stages.doctor.machine import Machine, inspect_machine
+from ichkit.stages.doctor.next_step import Step, choose_step
 
 MIN_SHARED_MEMORY_BYTES = 10**9
 MIN_DISK_BYTES = 10**9

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.engine.parallel import count_cores, free_memory_bytes
-from ichkit.stages.packages import extra_versions, required_versions
+from ichkit.stages.doctor.packages import extra_versions, required_versions
 
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")

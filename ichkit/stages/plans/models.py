@@ -5,7 +5,7 @@ from pathlib import Path
 from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.stages import explain, export
-from ichkit.stages.plan import Plan
+from ichkit.stages.plans.plan import Plan
 
 _PICTURE_BYTES = 600_000  # of one slice with the heat of six classes; those of the demo took up to 595 kB
 _NOT_TIMED = "not known; a gradient of each slice"

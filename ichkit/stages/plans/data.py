@@ -6,7 +6,7 @@ from pathlib import Path
 from ichkit.core.config import Config
 from ichkit.core.layout import WorkFolder
 from ichkit.phantom.writer import find_missing, room_bytes
-from ichkit.stages.plan import Plan, format_bytes, up_to_date
+from ichkit.stages.plans.plan import Plan, format_bytes, up_to_date
 from ichkit.stages.prepare_inputs import Needs, PrepareOptions, look
 
 _DEMO_SECONDS = 237.0
