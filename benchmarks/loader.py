@@ -117,11 +117,10 @@ class UsualRoute:
         self._transform.set_random_seed(0)
 
     def block(self, epoch: int, number: int) -> Block:
-        plan = self.dataset.plan(epoch)
-        rows, is_real = plan.rows[number], plan.is_real[number]
+        rows = self.dataset.plan(epoch).rows[number]
         images = np.stack([self._transform(image=cv2.imread(str(self.paths[row])))["image"] for row in rows])
         labels = torch.from_numpy(self.dataset.index.labels[rows])
-        return Block(torch.from_numpy(images), labels, torch.from_numpy(is_real), torch.from_numpy(rows))
+        return Block(torch.from_numpy(images), labels)
 
 
 def time_steps(prepared: Prepared) -> dict[str, float]:

@@ -23,15 +23,11 @@ class Block(NamedTuple):
 
     Attributes:
         images: (P, H, W, C) uint8.
-        labels: (P, K) float32; a padded position has its slice's own labels.
-        is_real: (P,) bool.
-        rows: (P,) int64 rows of the index.
+        labels: (P, K) float32; a padded position has its slice's own labels, and the plan says which those are.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    is_real: torch.Tensor
-    rows: torch.Tensor
 
 
 class VolumeReader:
@@ -110,12 +106,7 @@ class BlockDataset(Dataset[Block]):
         # Padding repeats a slice that is in the block already; it is copied, not rendered again.
         sources = np.searchsorted(real, rows) if self.config.sampling == "blocks" else np.arange(len(rows)) % len(real)
         images = self._render(real, derive_seed(self.seed, "augment", self.fold, epoch, number))[sources]
-        return Block(
-            torch.from_numpy(images),
-            torch.from_numpy(self.index.labels[rows]),
-            torch.from_numpy(is_real),
-            torch.from_numpy(rows),
-        )
+        return Block(torch.from_numpy(images), torch.from_numpy(self.index.labels[rows]))
 
     def _render(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """(n, size, size, C) uint8 augmented images of distinct rows."""

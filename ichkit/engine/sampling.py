@@ -151,7 +151,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, num_blocks: int, batch_blocks: int, rank: int = 0, world: int = 1) -> None:
         self.numbers = np.array_split(np.arange(num_blocks), -(-num_blocks // batch_blocks))
-        self._rank, self._world = rank, world
+        self._own = slice(rank, None, world)
         smallest = min(map(len, self.numbers))
         if smallest < world:
             raise ConfigError(
@@ -165,6 +165,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """Batches in a whole epoch."""
         return len(self.numbers)
 
+    def own(self, step: int) -> np.ndarray:
+        """Numbers of the blocks that this process has of a step."""
+        return self.numbers[step][self._own]
+
     def start(self, epoch: int, first_step: int = 0) -> None:
         """Chooses what the next iteration gives."""
         self.epoch, self.first_step = epoch, first_step
@@ -173,8 +177,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.steps_per_epoch - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for numbers in self.numbers[self.first_step :]:
-            yield [(self.epoch, int(number)) for number in numbers[self._rank :: self._world]]
+        for step in range(self.first_step, self.steps_per_epoch):
+            yield [(self.epoch, int(number)) for number in self.own(step)]
 
 
 CENTRES = {

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,15 +65,18 @@ class _Pending:
     """A step that has not been looked at yet, so that a GPU need not wait for the look.
 
     Attributes:
-        seen: (2,) the step's loss, and how many processes ask for a stop.
+        seen: (2,) the step's loss, and how many processes ask for a stop; in the host's memory.
+        arrived: on a GPU, when they are there; asking for them later would wait for the step after as well.
+        rows: rows of the index in the middle of this process's blocks.
     """
 
     seen: torch.Tensor
+    arrived: torch.cuda.Event | None
     epoch: int
     step: int
     num_images: int
     learning_rate: float
-    rows: torch.Tensor
+    rows: np.ndarray
 
 
 class Stepper:
@@ -144,14 +148,19 @@ class Stepper:
         rate = self.phase.config.learning_rate * learning_rate_factor(done, self.total_steps, self.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        images, labels = self._cut(batch, place)
-        num_images = int(self.dataset.plan(epoch).is_real[self.batches.numbers[step]].sum())
+        plan, own = self.dataset.plan(epoch), self.batches.own(step)
+        num_images = int(plan.is_real[self.batches.numbers[step]].sum())
+        images, labels = self._cut(batch, place, plan.is_real[own])
         loss = self._descend(images, labels, num_images)
         if self._average is not None:
             self._average.update()
         before = self.finish()
-        middle = batch.rows[:, batch.rows.shape[1] // 2]
-        self._pending = _Pending(self._agree(loss, stop), epoch, step, num_images, rate, middle)
+        middle = plan.rows[own, plan.rows.shape[1] // 2]
+        seen, arrived = self._agree(loss, stop).to("cpu", non_blocking=True), None
+        if self.fabric.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._pending = _Pending(seen, arrived, epoch, step, num_images, rate, middle)
         return before
 
     def finish(self) -> StepResult | None:
@@ -163,6 +172,8 @@ class Stepper:
         if self._pending is None:
             return None
         pending, self._pending = self._pending, None
+        if pending.arrived is not None:
+            pending.arrived.synchronize()
         loss, asked = pending.seen.tolist()
         if not math.isfinite(loss):
             raise NonFiniteLossError(loss, pending.epoch, pending.step, sorted(pending.rows.tolist()))
@@ -196,7 +207,7 @@ class Stepper:
             self._network.module,
             self.loss_function,
             self.config,
-            num_blocks=-(-len(self.batches.numbers[0]) // self.fabric.world_size),
+            num_blocks=len(self.batches.own(0)),
             num_channels=self.dataset.rendering.num_channels,
             num_classes=self.dataset.index.labels.shape[1],
         )
@@ -229,14 +240,22 @@ class Stepper:
         self._fabric_optimizer.step()
         return torch.stack(losses).sum() / self.fabric.world_size
 
-    def _cut(self, batch: Block, place: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, H, W, C) images and (n, K) labels of the real slices of a batch, after CutMix; padding ends here."""
+    def _cut(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, H, W, C) images and (n, K) labels of the real slices of a batch, after CutMix; padding ends here.
+
+        Args:
+            is_real: (B, P) bool, from the plan: a GPU that had to say it would have to be waited for.
+        """
         images, labels = batch.images, batch.labels
         generator = make_generator(self.dataset.seed, "cutmix", *place)
         cut = draw_cut(len(images), *images.shape[2:4], self.config.cutmix, generator)
         if cut is not None:
             images, labels = apply_cut(images, labels, cut)
-        return images[batch.is_real], labels[batch.is_real]
+        images, labels = images.flatten(0, 1), labels.flatten(0, 1)
+        if is_real.all():
+            return images, labels
+        rows = torch.from_numpy(np.flatnonzero(is_real)).to(images.device, non_blocking=True)
+        return images[rows], labels[rows]
 
     def _agree(self, loss: torch.Tensor, stop: StopFlag) -> torch.Tensor:
         """(2,) loss and number of processes asked to stop, summed over all processes; not waited for."""
