@@ -128,7 +128,7 @@ class Ceiling:
         optimizer = make_optimizer(network, settings, on_gpu=fabric.device.type == "cuda")
         self._network, self._optimizer = fabric.setup(network, optimizer)
         self._network.train()
-        # On one batch a network soon has nothing to learn, and gradients too small for a CPU's fast path would slow it.
+        # The weights stay as they are, so that every round does the same: what one batch can teach is soon learnt.
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         generator = torch.Generator().manual_seed(0)
