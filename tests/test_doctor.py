@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from workfolders import write_fold, write_prepared, write_stack
 
+import ichkit
 from ichkit.cli import main
 from ichkit.core.layout import WorkFolder
 from ichkit.sources.table import SOURCES
@@ -254,7 +255,7 @@ def test_a_syntax_that_pydicom_does_not_know_is_missing(monkeypatch):
 
 @pytest.mark.slow
 def test_this_machine_is_told_by_the_torch_that_is_here(tmp_path):
-    path = os.pathsep.join([str(Path(machine.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(ichkit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     ask = [sys.executable, "-m", "ichkit", "doctor", "--json"]
     done = subprocess.run(
         ask, capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
