@@ -132,12 +132,13 @@ def memory_advice(advice: str) -> Iterator[None]:
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[int]:
-    """Runs its block with that many threads of torch, None for as many as now; gives the number.
+    """Runs its block with that many threads of torch, None for as many as now or as there are cores; gives the number.
 
     The number of threads decides the last bits of a result.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    # Torch counts the machine's cores, not those that a container may use.
+    torch.set_num_threads(threads or min(before, count_cores()))
     try:
         yield torch.get_num_threads()
     finally:

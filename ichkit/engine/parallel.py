@@ -16,6 +16,8 @@ from ichkit.core.errors import ConfigError
 Backend = Literal["processes", "ray"]
 RunTasks = Callable[..., Iterator[tuple[int, Any]]]
 """`run_tasks`, or a partial of it that has chosen its workers."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where torch's workers leave their batches."""
 _CGROUP = Path("/sys/fs/cgroup")
 # Limit and use of memory, in version 2 and in version 1.
 _CGROUP_FILES = (

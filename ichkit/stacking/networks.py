@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,7 +79,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class CorrectingNetworks:
+class CorrectingNetworks(ABC):
     """Fitted networks, averaged, and how much of their correction each class takes; each kind adds its own shape.
 
     Attributes:
@@ -96,9 +97,9 @@ class CorrectingNetworks:
     shares: np.ndarray
     choice: dict[str, float]
 
+    @abstractmethod
     def inputs_of(self, rows: Rows) -> NetworkInputs:
         """The rows as these networks take them."""
-        raise NotImplementedError
 
     def predict(self, rows: Rows, base_logits: np.ndarray) -> np.ndarray:
         """(N, C) float64 logits: the calibrated base plus each class's share of the correction."""

@@ -21,6 +21,7 @@ from ichkit.engine.checkpoint import load_checkpoint
 from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advice
 from ichkit.engine.inference import ModelCard, encode_weights
 from ichkit.engine.loop import TrainingLoop
+from ichkit.engine.parallel import SHARED_MEMORY
 from ichkit.engine.phases import Phase, list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.engine.sampling import SliceIndex
@@ -30,7 +31,6 @@ from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
-from ichkit.stages.doctor.machine import SHARED_MEMORY
 from ichkit.stages.fold_task import MADE_BY, RUN_PREFIX, FoldTask, Identity, Parts
 
 KEEP = "keep"

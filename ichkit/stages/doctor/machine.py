@@ -7,11 +7,10 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichkit.engine.parallel import count_cores, free_memory_bytes
+from ichkit.engine.parallel import SHARED_MEMORY, count_cores, free_memory_bytes
 from ichkit.stages.doctor.packages import extra_versions, required_versions
 
 CGROUP = Path("/sys/fs/cgroup")
-SHARED_MEMORY = Path("/dev/shm")
 DECODERS = {
     "uncompressed": ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
     "RLE": ("1.2.840.10008.1.2.5",),

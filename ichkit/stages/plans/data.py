@@ -10,7 +10,7 @@ from ichkit.stages.plans.plan import Plan, format_bytes, up_to_date
 from ichkit.stages.prepare_inputs import Needs, PrepareOptions, look
 
 _DEMO_SECONDS = 237.0
-"""Of the whole demo with its own settings on two cores (`benchmarks/results/demo.json`)."""
+"""Of the whole demo with its own settings on two cores: amid the last runs of `benchmarks/demo.py`, 205 to 266 s."""
 _DEMO_COPIES = 1.5
 """Disk of the demo, in units of its phantom: beside the DICOM at most half as much again."""
 

@@ -38,18 +38,20 @@ _CHOSEN = (
 
 def make_losses(material: Material) -> Section:
     """The loss of each class by every stage of the best source, and all metrics of that one."""
-    task, stages = material.task, material.stages[: len(COLOURS)]
+    task, stages = material.task, material.stages
     series = []
-    for source in stages:
+    for source in stages[: len(COLOURS)]:
         scores = [material.class_loss(source, name) for name in task.classes]
         series.append(Series(source.name, *([getattr(s, end) for s in scores] for end in ("value", "low", "high"))))
     figure = draw_intervals(task.classes, series, "log loss (nats), lower is better")
     alt = f"Log loss of {len(task.classes)} classes for {', '.join(one.name for one in series)}; numbers in the table."
-    chart = Chart(to_svg(figure, "class-loss", alt), "Log loss per class and stage, out of fold, with intervals.")
+    first = f" The best {len(series)} of {len(stages)}." if len(series) < len(stages) else ""
+    text = f"Log loss per class and stage, out of fold, with intervals.{first}"
+    chart = Chart(to_svg(figure, "class-loss", alt), text)
     rows = [[name, *(material.class_loss(source, name).cell(4) for source in stages)] for name in task.classes]
     whole = [material.book.find(source.name, WEIGHTED_LOG_LOSS, ALL_CLASSES).cell(5, 4) for source in stages]
     rows.append(["weighted mean", *whole])
-    losses = Table("Log loss per class and stage, out of fold", ("class", *(one.name for one in series)), rows)
+    losses = Table("Log loss per class and stage, out of fold", ("class", *(source.name for source in stages)), rows)
     return Section("classes", "Loss per class", [Charts([chart]), losses, *_by_class(material)])
 
 
