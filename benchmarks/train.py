@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from loader import make_store
-from measuring import make_parser, report
+from measuring import make_parser, report, watch_memory
 
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import Stopped
@@ -177,14 +177,11 @@ def measure_backbones() -> dict[str, float]:
 def measure_backbone(name: str) -> tuple[float, float]:
     overrides = (f"train.backbone={name}", "train.pretrained=none", "train.image_size=224", "train.batch_blocks=4")
     settings = load_config("default", overrides).train
-    ceiling = Ceiling(make_fabric(settings), settings)
-    ceiling(1)
-    speed = ceiling(2)
-    if torch.cuda.is_available():
-        return 1 / speed, torch.cuda.max_memory_allocated() / 1e9
-    # Not `ru_maxrss`, which a new process takes over from the one that started it.
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1 / speed, next(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM"))
+    with watch_memory() as peak:
+        ceiling = Ceiling(make_fabric(settings), settings)
+        ceiling(1)
+        speed = ceiling(2)
+    return 1 / speed, torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else peak.gb
 
 
 if __name__ == "__main__":

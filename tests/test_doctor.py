@@ -17,6 +17,7 @@ from workfolders import write_fold, write_prepared, write_stack
 import ichkit
 from ichkit.cli import main
 from ichkit.core.layout import WorkFolder
+from ichkit.engine import parallel
 from ichkit.sources.table import SOURCES
 from ichkit.stages.doctor import diagnosis as doctor
 from ichkit.stages.doctor import machine, packages
@@ -220,7 +221,9 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, tmp_path):
 
 
 def test_limits_of_the_cgroup_are_read(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    for module in (machine, parallel):
+        monkeypatch.setattr(module, "CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("1000000\n")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "memory.max").write_text("2000000000\n")
     seen = machine.inspect_machine(Path("work"))

@@ -189,7 +189,7 @@ def test_fewer_workers_are_started_where_memory_is_short(monkeypatch):
 
 
 def test_free_memory_is_at_most_what_the_cgroup_leaves(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "_CGROUP", tmp_path)
+    monkeypatch.setattr(parallel, "CGROUP", tmp_path)
     whole = parallel.free_memory_bytes()
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
@@ -18,12 +18,13 @@ RunTasks = Callable[..., Iterator[tuple[int, Any]]]
 """`run_tasks`, or a partial of it that has chosen its workers."""
 SHARED_MEMORY = Path("/dev/shm")
 """Where torch's workers leave their batches."""
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 # Limit and use of memory, in version 2 and in version 1.
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
+_NO_LIMIT_BYTES = 2**62  # version 1 has no word for none, and says as much as fits
 _TASKS_PER_ROUND = 8
 
 
@@ -32,6 +33,13 @@ class WorkerDied:
     """In place of a result: the process that did this task died twice, the second time alone with it."""
 
     reason: str
+
+
+class MemoryLimit(NamedTuple):
+    """Bytes that a cgroup may hold, and those it holds."""
+
+    num_bytes: int
+    used: int
 
 
 def count_cores() -> int:
@@ -57,13 +65,20 @@ def free_memory_bytes() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
         return 2**62
+    limit = memory_limit()
+    return free if limit is None else min(free, limit.num_bytes - limit.used)
+
+
+def memory_limit() -> MemoryLimit | None:
+    """What this process's cgroup grants, in version 2 or 1; None where it has no limit."""
     for files in _CGROUP_FILES:
         try:
-            limit, used = (int((_CGROUP / name).read_text()) for name in files)
+            limit = MemoryLimit(*(int((CGROUP / name).read_text()) for name in files))
         except (OSError, ValueError):  # no such cgroup, or its limit is "max"
             continue
-        free = min(free, limit - used)
-    return free
+        if limit.num_bytes < _NO_LIMIT_BYTES:
+            return limit
+    return None
 
 
 def run_tasks(

@@ -7,10 +7,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichkit.engine.parallel import SHARED_MEMORY, count_cores, free_memory_bytes
+from ichkit.engine.parallel import CGROUP, SHARED_MEMORY, count_cores, free_memory_bytes, memory_limit
 from ichkit.stages.doctor.packages import extra_versions, required_versions
 
-CGROUP = Path("/sys/fs/cgroup")
 DECODERS = {
     "uncompressed": ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
     "RLE": ("1.2.840.10008.1.2.5",),
@@ -76,7 +75,7 @@ def inspect_machine(root: Path) -> Machine:
     """
     gpus, gpu_note, torch_error = _find_gpus()
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
-    free = free_memory_bytes()
+    free, limit = free_memory_bytes(), memory_limit()
     return Machine(
         versions=required_versions(),
         extras=extra_versions(),
@@ -86,7 +85,7 @@ def inspect_machine(root: Path) -> Machine:
         cores=count_cores(),
         core_quota=_core_quota(),
         memory_bytes=_memory_bytes(),
-        memory_limit_bytes=_memory_limit_bytes(),
+        memory_limit_bytes=None if limit is None else limit.num_bytes,
         memory_free_bytes=free if free < _UNKNOWN_BYTES else None,
         shared_memory_bytes=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else None,
         disk_free_bytes=shutil.disk_usage(place).free,
@@ -142,13 +141,6 @@ def _core_quota() -> float | None:
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return int(quota) / int(period)
     except (OSError, ValueError):  # no cgroup of its own, or its limit is "max"
-        return None
-
-
-def _memory_limit_bytes() -> int | None:
-    try:
-        return int((CGROUP / "memory.max").read_text())
-    except (OSError, ValueError):  # as above
         return None
 
 
