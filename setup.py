@@ -22,7 +22,7 @@ setup(
         "ichkit.configs": ["*.yaml"],
         "ichkit.pipelines": ["*.yaml"],
         "ichkit": ["py.typed"],
-        "ichkit.stages": ["*.j2"],
+        "": ["*.j2"],
     },
     install_requires=[
         "torch>=2.11",
@@ -60,5 +60,5 @@ setup(
             "pyjpegls>=1.4",
         ],
     },
-    entry_points={"console_scripts": ["ichkit = ichkit.cli:main"]},
+    entry_points={"console_scripts": ["ichkit = ichkit.cli.main:main"]},
 )

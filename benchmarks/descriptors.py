@@ -12,21 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from ichkit.core.artifacts import ArtifactWriter, digest_table, encode_json
-from ichkit.core.layout import WorkFolder
-from ichkit.core.schemas import (
-    KEY,
-    REJECTED,
-    SERIES_CHOICE,
-    conform,
-    make_predictions,
-    slices_dtypes,
-    studies_dtypes,
-)
 from ichkit.core.seeding import make_generator
 from ichkit.core.tasks import find_task
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.validation.folds import assign_folds, tally_studies
+from ichkit.work.artifacts import ArtifactWriter, digest_table, encode_json
+from ichkit.work.folder import WorkFolder
+from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, conform, make_predictions, slices_dtypes, studies_dtypes
 
 TASK = find_task("hemorrhage")
 STUDIES, SLICES, PATIENTS = 21_744, 752_803, 18_938

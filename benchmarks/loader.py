@@ -18,7 +18,6 @@ import torch
 from measuring import make_parser, report, time_cpu
 
 from ichkit.core.config import ChannelsConfig, Config, load_config
-from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import AugmentConfig, TrainConfig
 from ichkit.engine.blocks import Block, BlockDataset, VolumeReader, stack_blocks
@@ -27,8 +26,9 @@ from ichkit.imaging import augment
 from ichkit.imaging.store import Prepared, open_volume
 from ichkit.imaging.windows import make_rendering, pad_to_square
 from ichkit.phantom.writer import write_phantom
-from ichkit.stages import prepare
-from ichkit.stages.prepare import PrepareOptions
+from ichkit.stages.prepare import run as prepare
+from ichkit.stages.prepare.run import PrepareOptions
+from ichkit.work.folder import WorkFolder
 
 TASK = find_task("hemorrhage")
 SIZES = (512, 384, 256)

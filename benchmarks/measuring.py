@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ichkit.core.artifacts import package_versions
 from ichkit.engine.parallel import count_cores
+from ichkit.work.artifacts import package_versions
 
 _SAMPLE_SECONDS = 0.05
 

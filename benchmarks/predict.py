@@ -17,11 +17,15 @@ import numpy as np
 from measuring import make_parser, report, watch_memory
 
 from ichkit.core.config import load_config
-from ichkit.core.layout import WorkFolder
 from ichkit.phantom.writer import write_phantom
 from ichkit.sources.files import scan_files
 from ichkit.sources.index import read_index
-from ichkit.stages import export, predict, prepare, stack, train
+from ichkit.stages.predict import export
+from ichkit.stages.predict import run as predict
+from ichkit.stages.prepare import run as prepare
+from ichkit.stages.stack import run as stack
+from ichkit.stages.train import run as train
+from ichkit.work.folder import WorkFolder
 
 NUM_SLICES, SIZE = 32, 512
 REPEATS = 7

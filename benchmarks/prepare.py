@@ -18,7 +18,6 @@ import numpy as np
 import pydicom
 from measuring import make_parser, report, time_cpu
 
-from ichkit.core.artifacts import encode_json, write_bytes_atomically
 from ichkit.engine.parallel import run_tasks
 from ichkit.imaging.store import open_volume
 from ichkit.phantom.writer import write_phantom
@@ -27,6 +26,7 @@ from ichkit.sources.folder import plan_folder
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord, store_study
+from ichkit.work.artifacts import encode_json, write_bytes_atomically
 
 WINDOWS = ((40, 80), (75, 215), (600, 2800))
 HULL_HU = (-800, 2000)

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from measuring import make_parser, report, watch_memory
 
-from ichkit.core.artifacts import ArtifactWriter
 from ichkit.core.config import load_config
 from ichkit.core.tasks import find_task
 from ichkit.imaging.dicom import HEADER_COLUMNS
@@ -26,7 +25,8 @@ from ichkit.sources.files import FILE_COLUMNS, scan_files
 from ichkit.sources.plan import Found, StudyTasks, order_slices
 from ichkit.sources.rsna import image_files, plan_rsna
 from ichkit.sources.study import PixelSettings, StudyRecord
-from ichkit.stages.prepared import Stamp, write_tables
+from ichkit.stages.prepare.tables import Stamp, write_tables
+from ichkit.work.artifacts import ArtifactWriter
 
 TASK = find_task("hemorrhage")
 TRAIN_SLICES, TRAIN_STUDIES, TEST_SLICES, TEST_STUDIES, PATIENTS = 752_803, 21_744, 121_232, 3_518, 18_938

@@ -17,7 +17,6 @@ from joblib.externals.loky import get_reusable_executor
 from measuring import make_parser, report, time_cpu, watch_memory
 
 from ichkit.core.config import Config, load_config
-from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import logger
 from ichkit.core.seeding import derive_seed
 from ichkit.stacking.inner import make_training
@@ -25,7 +24,9 @@ from ichkit.stacking.inputs import plan_chains, read_inputs
 from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stacking.rows import Rows, log_losses, make_rows
 from ichkit.stacking.table import STACKERS
-from ichkit.stages import evaluate, stack
+from ichkit.stages.scores import evaluate
+from ichkit.stages.stack import run as stack
+from ichkit.work.folder import WorkFolder
 
 REPEATS = 5
 SETTINGS = ("stack.fusion.num_seeds=1",)

@@ -21,7 +21,6 @@ from measuring import make_parser, report, watch_memory
 
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import Stopped
-from ichkit.core.layout import WorkFolder
 from ichkit.core.progress import StopFlag
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import TrainConfig
@@ -34,6 +33,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import build_network
 from ichkit.models.losses import make_loss
+from ichkit.work.folder import WorkFolder
 
 TASK = find_task("hemorrhage")
 CPU = ("train.image_size=224", "train.batch_blocks=4", "train.threads=2", "train.pretrained=none")

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichkit.core.config import load_config
-from ichkit.core.layout import WorkFolder
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
+from ichkit.work.folder import WorkFolder
 
 SHORT = {"epidural": "EDH", "intraparenchymal": "IPH", "intraventricular": "IVH", "subarachnoid": "SAH"}
 

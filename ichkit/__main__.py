@@ -1,6 +1,6 @@
 """`python -m ichkit` is `ichkit`."""
 
-from ichkit.cli import main
+from ichkit.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="ichkit")

@@ -5,22 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.commands import TINY, phantom_options
 
 from ichkit.core.config import Config, load_config
-from ichkit.core.layout import WorkFolder
 from ichkit.phantom.writer import write_phantom
-from ichkit.stages import prepare
-
-TINY = (
-    "prepare.workers=1",
-    "prepare.num_folds=3",
-    "train.image_size=32",
-    "train.epochs=1",
-    "train.batch_blocks=4",
-    "train.threads=1",
-    "train.workers=0",
-    "evaluate.num_draws=200",
-)
+from ichkit.stages.prepare import run as prepare
+from ichkit.work.folder import WorkFolder
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +49,3 @@ def prepared_work(prepared_once: WorkFolder, tmp_path: Path) -> WorkFolder:
     """A work folder of one's own with that store."""
     shutil.copytree(prepared_once.root, tmp_path / "work")
     return WorkFolder(tmp_path / "work")
-
-
-def phantom_options(root: Path, **options: object) -> prepare.PrepareOptions:
-    """Options that name both parts of a phantom."""
-    return prepare.PrepareOptions(**{"rsna": root / "rsna", "cq500": root / "cq500", **options})

@@ -13,6 +13,7 @@ from ichkit.core.config import config_names, load_config, pipeline_names
 PACKAGE = Path(ichkit.__file__).parent
 FLOORS = {
     "core": 0,
+    "work": 0,
     "imaging": 1,
     "validation": 1,
     "models": 1,
@@ -20,13 +21,8 @@ FLOORS = {
     "engine": 2,
     "sources": 2,
     "phantom": 2,
+    "show": 2,
     "stages": 3,
-    "completion": 4,
-    "terminal": 4,
-    "commands_config": 4,
-    "commands_plan": 4,
-    "commands_run": 4,
-    "commands_model": 4,
     "cli": 4,
     "__main__": 4,
 }
@@ -90,6 +86,18 @@ def test_there_are_no_circles_between_modules_nor_between_packages():
     assert find_circle(packages) is None
 
 
+def test_the_rooms_of_stages_are_few_and_import_each_other_little_and_never_in_a_circle():
+    rooms = {}
+    for path in modules():
+        name = name_of(path)
+        if name.startswith("stages."):
+            others = {other.split(".")[1] for other in imports_of(path) if other.startswith("stages.")}
+            rooms.setdefault(name.split(".")[1], set()).update(others - {name.split(".")[1]})
+    assert len(rooms) <= 12
+    assert sum(map(len, rooms.values())) <= 25
+    assert find_circle(rooms) is None
+
+
 def test_a_circle_would_be_found():
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
 
@@ -99,10 +107,9 @@ def test_init_files_are_empty():
         assert path.read_text() == "", path
 
 
-def test_no_module_is_long_and_every_public_name_has_a_docstring():
+def test_every_public_name_has_a_docstring():
     for path in modules():
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 360, f"{name_of(path)}: split it"
         tree = ast.parse(text)
         assert ast.get_docstring(tree), name_of(path)
         for node in tree.body:
@@ -112,7 +119,8 @@ def test_no_module_is_long_and_every_public_name_has_a_docstring():
 
 def test_the_command_line_opens_without_torch_lightgbm_or_albumentations():
     code = (
-        "import sys, ichkit.cli; print([m for m in ('torch','lightgbm','albumentations','timm') if m in sys.modules])"
+        "import sys, ichkit.cli.main\n"
+        "print([m for m in ('torch', 'lightgbm', 'albumentations', 'timm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ichkit.core.artifacts import read_manifest
 from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
-from ichkit.core.layout import CARD_NAME, WEIGHTS_NAME
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.descriptor import DescriptorNetwork, build_network
+from ichkit.work.artifacts import read_manifest
+from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ichkit.core.artifacts import write_bytes_atomically
+from ichkit.work.artifacts import write_bytes_atomically
 
 
 class Journal:

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ichkit.core.errors import Stopped
-from ichkit.core.layout import JOURNAL_NAME
 from ichkit.core.progress import Meter, StopFlag, format_seconds, logger
 from ichkit.engine.blocks import Block, BlockDataset, stack_blocks
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -22,6 +21,7 @@ from ichkit.engine.phases import Phase
 from ichkit.engine.step import Stepper, StepResult
 from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.losses import LossFunction
+from ichkit.work.folder import JOURNAL_NAME
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

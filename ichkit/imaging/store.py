@@ -9,10 +9,10 @@ import blosc2
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import FileDigest, Manifest, read_manifest, read_table, write_bytes_atomically
 from ichkit.core.errors import ArtifactError
-from ichkit.core.schemas import KEY
 from ichkit.core.tasks import Task
+from ichkit.work.artifacts import FileDigest, Manifest, read_manifest, read_table, write_bytes_atomically
+from ichkit.work.schemas import KEY
 
 # blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: with a process
 # for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at 1.

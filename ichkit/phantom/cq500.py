@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import encode_table
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.phantom.bleeds import SUBTYPES
 from ichkit.phantom.confounders import finish_slice
@@ -33,6 +32,7 @@ from ichkit.phantom.study import (
     label_slices,
     write_masks,
 )
+from ichkit.work.artifacts import encode_table
 
 NUM_CQ500 = 491
 _THIN_STEP_MM, _MAX_THIN_SLICES = 1.25, 96

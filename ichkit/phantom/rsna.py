@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import encode_table
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.phantom.bleeds import SUBTYPES
 from ichkit.phantom.confounders import finish_slice
@@ -30,6 +29,7 @@ from ichkit.phantom.study import (
     label_slices,
     write_masks,
 )
+from ichkit.work.artifacts import encode_table
 
 CLASSES = (*SUBTYPES, "any")
 _PARTS = ("train", "test")

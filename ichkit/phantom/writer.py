@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ichkit.core.artifacts import disk_full, encode_json, partial_of, write_bytes_atomically
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, logger, stop_on_signal
 from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
@@ -17,6 +16,7 @@ from ichkit.phantom.confounders import finish_slice
 from ichkit.phantom.head import draw_head
 from ichkit.phantom.plan import StudyTask, plan_part
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
+from ichkit.work.artifacts import disk_full, encode_json, partial_of, write_bytes_atomically
 
 FACTS_NAME = "phantom.json"
 _VERSION = 1

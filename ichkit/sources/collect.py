@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ichkit.core.schemas import BRAIN_SHARE, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
 from ichkit.core.tasks import Task
 from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
 from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected
 from ichkit.sources.study import StudyRecord
+from ichkit.work.schemas import BRAIN_SHARE, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
 
 _FORMAT = ["bits_stored", "pixel_representation", "intercept"]
 

@@ -5,12 +5,12 @@ import re
 
 import pandas as pd
 
-from ichkit.core.artifacts import digest_table
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.files import FileRef, find_one
 from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
 from ichkit.sources.series import CQ500_RULE, take_chosen_series
+from ichkit.work.artifacts import digest_table
 
 DATASET = "cq500"
 FACTS_FILE = "cq500_facts.csv"

@@ -9,13 +9,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ichkit.core.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, StopFlag, logger
 from ichkit.engine.parallel import RunTasks, WorkerDied, run_tasks
 from ichkit.imaging.store import volume_path
 from ichkit.sources.plan import StudyTasks
 from ichkit.sources.study import StudyRecord, StudyTask, decode_study, store_study
+from ichkit.work.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
 
 RECORDS_FILE = "records.json"
 _RECORDS_FOLDER = "records"

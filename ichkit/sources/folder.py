@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ichkit.core.artifacts import digest_table
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.core.tasks import Task
 from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
 from ichkit.sources.series import FOLDER_RULE, take_chosen_series
+from ichkit.work.artifacts import digest_table
 
 DATASET = "folder"
 _COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|dicomdir|thumbs\.db|\.[^/]*)$"

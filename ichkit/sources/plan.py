@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ichkit.core.schemas import REJECTED, SERIES_CHOICE
 from ichkit.core.tasks import Task
 from ichkit.imaging.dicom import ORIENTATION, POSITION, STORED_COLUMNS, StoredPixels
 from ichkit.imaging.geometry import slice_normals
 from ichkit.sources.files import file_refs
 from ichkit.sources.study import MAX_VOLUME_BYTES, PixelSettings, StudyTask
+from ichkit.work.schemas import REJECTED, SERIES_CHOICE
 
 PLAN_COLUMNS = ["dataset", "split", "study_id", "patient_id", "series_id", "slice_id", "position_mm"]
 PLAN_COLUMNS += ["tilt_degrees", "slab"]

@@ -5,11 +5,11 @@ import re
 
 import pandas as pd
 
-from ichkit.core.artifacts import digest_table
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.files import FileRef, find_one
 from ichkit.sources.plan import Found, SourcePlan, add_positions, are_among, make_rejected, split_duplicates
+from ichkit.work.artifacts import digest_table
 
 DATASET = "rsna"
 _IMAGE_FOLDER = r"(?:^|/)stage_([12])_(train|test)(?:_images)?/[^/]+$"

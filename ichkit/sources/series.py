@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import DataError
-from ichkit.core.schemas import SERIES_CHOICE
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.geometry import is_axial, slab_groups
+from ichkit.work.schemas import SERIES_CHOICE
 
 WANTED_GAP_MM = 5.0
 THIN_GAP_MM = 2.0

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ichkit.core.artifacts import encode_json
 from ichkit.core.errors import ArtifactError, ConfigError, nearest
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import LightgbmConfig, StackConfig
@@ -21,6 +20,7 @@ from ichkit.stacking.inner import Training
 from ichkit.stacking.rows import Rows, log_losses
 from ichkit.stacking.strengths import STRENGTHS, Strength
 from ichkit.stacking.trees import read_trees
+from ichkit.work.artifacts import encode_json
 
 if TYPE_CHECKING:
     import lightgbm

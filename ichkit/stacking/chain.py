@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import encode_json
 from ichkit.core.errors import ArtifactError, ContractError
-from ichkit.core.schemas import BRAIN_SHARE, KEY, make_predictions
 from ichkit.core.tasks import Task, find_task
 from ichkit.stacking.blend import Blend
 from ichkit.stacking.calibration import Calibration
 from ichkit.stacking.embeddings import Projection
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, BLEND, find_stacker
+from ichkit.work.artifacts import encode_json
+from ichkit.work.schemas import BRAIN_SHARE, KEY, make_predictions
 
 BLEND_FILE = "blend.json"
 AVERAGED = -1

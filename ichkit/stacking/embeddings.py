@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import digest_file, read_manifest
 from ichkit.core.errors import ArtifactError
-from ichkit.core.layout import WorkFolder
 from ichkit.core.stack_config import EmbeddingsConfig
+from ichkit.work.artifacts import digest_file, read_manifest
+from ichkit.work.folder import WorkFolder
 
 TRAINED_BY = "ichkit train --embeddings"
 INITIAL_WEIGHTS = "initial_weights"

@@ -11,14 +11,7 @@ from ichkit.core.tasks import Task
 from ichkit.models.axial import AxialFusion
 from ichkit.stacking.inner import Training
 from ichkit.stacking.neighbours import neighbour_rows
-from ichkit.stacking.networks import (
-    Batch,
-    CorrectingNetworks,
-    NetworkInputs,
-    fit_networks,
-    seeded,
-    standardisation,
-)
+from ichkit.stacking.networks import Batch, CorrectingNetworks, NetworkInputs, fit_networks, seeded, standardisation
 from ichkit.stacking.rows import Rows, to_probabilities
 
 _PREDICT_BATCH = 8192

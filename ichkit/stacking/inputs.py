@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import digest_file, digest_table, read_manifest, read_table
 from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
-from ichkit.core.layout import WorkFolder
-from ichkit.core.schemas import BRAIN_SHARE, KEY, check_predictions
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import EmbeddingsConfig
 from ichkit.core.tasks import Task
@@ -18,6 +15,9 @@ from ichkit.imaging.store import FACTS_NAME, Prepared
 from ichkit.stacking.embeddings import Anchored, read_embeddings
 from ichkit.stacking.rows import FACTS, PREPARED_FACTS
 from ichkit.validation.folds import check_folds, deal_patients
+from ichkit.work.artifacts import digest_file, digest_table, read_manifest, read_table
+from ichkit.work.folder import WorkFolder
+from ichkit.work.schemas import BRAIN_SHARE, KEY, check_predictions
 
 TRAINED_BY = "ichkit train"
 SPLITS = ("oof", "test", "cq500")

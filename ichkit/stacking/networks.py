@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ichkit.core.artifacts import encode_json
 from ichkit.core.errors import ArtifactError
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.core.stack_config import NetworkConfig
 from ichkit.stacking.inner import Training
 from ichkit.stacking.rows import Rows, log_losses
+from ichkit.work.artifacts import encode_json
 
 State = Mapping[str, torch.Tensor]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ContractError
-from ichkit.core.schemas import BRAIN_SHARE, KEY
 from ichkit.core.tasks import Task
+from ichkit.work.schemas import BRAIN_SHARE, KEY
 
 PREPARED_FACTS = ("slice_index", "num_slices", "position_mm", "gap_mm", "padded")
 FACTS = (*PREPARED_FACTS, BRAIN_SHARE)

@@ -11,14 +11,7 @@ from ichkit.core.tasks import Task
 from ichkit.models.recurrent import SequenceNetwork
 from ichkit.stacking.inner import Training
 from ichkit.stacking.neighbours import study_starts
-from ichkit.stacking.networks import (
-    Batch,
-    CorrectingNetworks,
-    NetworkInputs,
-    fit_networks,
-    seeded,
-    standardisation,
-)
+from ichkit.stacking.networks import Batch, CorrectingNetworks, NetworkInputs, fit_networks, seeded, standardisation
 from ichkit.stacking.rows import FACTS, Rows, to_probabilities
 
 _PREDICT_STUDIES = 256

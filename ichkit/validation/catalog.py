@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.artifacts import Manifest, digest_of, read_manifest, read_table
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, nearest
-from ichkit.core.layout import WorkFolder
-from ichkit.core.schemas import KEY, check_predictions, make_predictions
 from ichkit.core.tasks import Task
+from ichkit.work.artifacts import Manifest, digest_of, read_manifest, read_table
+from ichkit.work.folder import WorkFolder
+from ichkit.work.schemas import KEY, check_predictions, make_predictions
 
 SPLITS = ("oof", "test", "cq500")
 

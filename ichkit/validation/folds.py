@@ -7,8 +7,8 @@ import pandas as pd
 
 from ichkit.core.errors import FoldError
 from ichkit.core.progress import logger
-from ichkit.core.schemas import FOLDS
 from ichkit.core.seeding import make_generator
+from ichkit.work.schemas import FOLDS
 
 _MAX_STEPS = 1000
 _MAX_SWAP_CANDIDATES = 512

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ichkit.core.artifacts import digest_file, encode_json, write_bytes_atomically
 from ichkit.core.errors import ArtifactError, ConfigError, nearest
+from ichkit.work.artifacts import digest_file, encode_json, write_bytes_atomically
 
 _SCORES = ("public_score", "private_score", "recorded_utc")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ContractError
-from ichkit.core.schemas import PROBABILITY_CLIP
 from ichkit.core.tasks import Task
 from ichkit.validation.submissions import split_ids
+from ichkit.work.schemas import PROBABILITY_CLIP
 
 
 @dataclass(frozen=True)

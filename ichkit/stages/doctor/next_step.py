@@ -8,13 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from ichkit.core.artifacts import list_differences
 from ichkit.core.config import config_names, load_config
 from ichkit.core.errors import ConfigError
-from ichkit.core.layout import WorkFolder
 from ichkit.sources.table import SOURCES, training_sources
 from ichkit.stages.doctor.found_data import DataState
 from ichkit.stages.doctor.holdings import Holdings, PreparedState, RunState
+from ichkit.work.artifacts import list_differences
+from ichkit.work.folder import WorkFolder
 
 _DEFAULT = "default"
 _DEFAULT_WORK = Path("work")

@@ -2,8 +2,8 @@
 
 from importlib import metadata
 
-from ichkit.core.artifacts import package_versions
 from ichkit.core.errors import ConfigError
+from ichkit.work.artifacts import package_versions
 
 NOT_INSTALLED = "not installed"
 REQUIRED = (

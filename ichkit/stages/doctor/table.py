@@ -6,11 +6,11 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from ichkit.stages.doctor.diagnosis import Diagnosis
 from ichkit.stages.doctor.found_data import DataState
 from ichkit.stages.doctor.holdings import Holdings
 from ichkit.stages.doctor.machine import Machine
 from ichkit.stages.doctor.packages import EXTRAS, NOT_INSTALLED
+from ichkit.stages.doctor.run import Diagnosis
 
 _SHOWN_VERSIONS = ("python", "torch", "timm", "albumentations", "pydicom", "lightgbm", "pandas", "numba")
 _NOTHING = "-"

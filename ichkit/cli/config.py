@@ -1,0 +1,53 @@
+"""The commands of `ichkit config`."""
+
+import click
+
+from ichkit.cli.completion import complete_config
+from ichkit.cli.terminal import CommandGroup, Settings, common_options, epilog
+from ichkit.core.config import load_config
+
+
+@click.group("config", cls=CommandGroup, epilog=epilog("ichkit config list", "ichkit config show demo"))
+def config_commands() -> None:
+    """What can be configured: the shipped configs, all values of one, and where two differ."""
+
+
+@config_commands.command("list", epilog=epilog("ichkit config list"))
+@common_options
+def list_(_settings: Settings) -> None:
+    """The configs and pipelines that ship with the package, one line each."""
+    from ichkit.cli.settings import list_shipped
+
+    for title, folder in (("configs (-c NAME):", "configs"), ("pipelines (ichkit run NAME):", "pipelines")):
+        shipped = list_shipped(folder)
+        width = max(map(len, shipped))
+        click.echo(title)
+        for name, line in shipped.items():
+            click.echo(f"  {name:{width}}  {line}")
+
+
+@config_commands.command(
+    epilog=epilog("ichkit config show", "ichkit config show demo --set train.epochs=8 > mine.yaml")
+)
+@click.argument("name", required=False, shell_complete=complete_config)
+@common_options
+def show(settings: Settings, name: str | None) -> None:
+    """A whole configuration as YAML that loads again: NAME, or what -c says; values unlike the default's are marked."""
+    from ichkit.cli.settings import BASIS, show_config
+
+    if name is not None and settings.is_config_named:
+        raise click.UsageError(f'config show: found "{name}" and -c {settings.config_name}; name one of them.')
+    name = name or settings.config_name
+    click.echo(show_config(load_config(name, settings.overrides), load_config(BASIS), name), nl=False)
+
+
+@config_commands.command(epilog=epilog("ichkit config diff resnet50-midl default"))
+@click.argument("old", shell_complete=complete_config)
+@click.argument("new", shell_complete=complete_config)
+@common_options
+def diff(settings: Settings, old: str, new: str) -> None:
+    """One line for every value of OLD that NEW has otherwise; --set belongs to NEW."""
+    from ichkit.cli.settings import compare_configs
+
+    lines = compare_configs(load_config(old), load_config(new, settings.overrides))
+    click.echo("\n".join(lines) or f"no value of {old} and {new} differs")

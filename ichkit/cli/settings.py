@@ -1,0 +1,78 @@
+"""`ichkit config`: what ships with the package, a configuration in full, and where two differ."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ichkit.core.config import Config, config_names, find_yaml, pipeline_names
+from ichkit.work.artifacts import list_differences
+
+BASIS = "default"
+"""The config that values are compared with: the one that is used where none is named."""
+_SHIPPED = {"configs": config_names, "pipelines": pipeline_names}
+
+
+def list_shipped(folder: str) -> dict[str, str]:
+    """Name to the first comment line of every YAML file that ships in `configs` or `pipelines`, by name.
+
+    Example:
+        >>> sorted(list_shipped("pipelines"))
+        ['demo', 'midl2020']
+    """
+    return {name: _first_comment(name, folder) for name in _SHIPPED[folder]()}
+
+
+def _first_comment(name: str, folder: str) -> str:
+    lines = find_yaml(name, folder).read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+
+
+def show_config(config: Config, basis: Config, name: str) -> str:
+    """The whole configuration as YAML that loads again; a value that `basis` has otherwise is marked with it.
+
+    Args:
+        basis: what to compare with.
+        name: of the configuration, for the comment at the top.
+    """
+    tree, others = as_tree(config), as_tree(basis)
+    lines = _write_section(tree, others, "")
+    num_values = sum(not line.endswith(":") for line in lines)
+    num_others = len(list_differences(others, tree))
+    # A file's name is the user's; a comment must stay one line.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in Path(name).name)
+    head = f'# {shown}: of {num_values} values, {num_others} differ from "{BASIS}" and say so.'
+    return "\n".join([head, *lines, ""])
+
+
+def compare_configs(old: Config, new: Config) -> list[str]:
+    """One line for every value that differs, in the order of the sections.
+
+    Example:
+        >>> compare_configs(load_config("resnet50-midl"), load_config("default"))
+        ['train.ema_decay: None, now 0.999']
+    """
+    return list_differences(as_tree(old), as_tree(new))
+
+
+def as_tree(config: Config) -> dict[str, Any]:
+    """Every value of a configuration, as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def _write_section(tree: dict[str, Any], others: dict[str, Any], indent: str) -> list[str]:
+    """The lines of one section; both trees are dumps of the same model, so they have the same keys."""
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_write_section(value, others[key], indent + "  ")]
+            continue
+        mark = "" if value == others[key] else f"  # {BASIS}: {_write_value(others[key])}"
+        lines.append(f"{indent}{key}: {_write_value(value)}{mark}")
+    return lines
+
+
+def _write_value(value: Any) -> str:
+    """A value on one line, as it stands behind its key."""
+    # Inside a list a scalar comes without the end-of-document marker that it has alone.
+    return yaml.safe_dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True).strip()[1:-1]

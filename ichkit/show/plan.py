@@ -1,0 +1,91 @@
+"""What a command would do, for `--dry-run`: steps, places, disk and time, found out without writing a byte."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from ichkit.core.progress import format_seconds
+from ichkit.show.terminal import make_table
+
+PREDICTION_BYTES = 45
+"""Of one row of a predictions table in parquet: 41 to 43 in the tables of the demo."""
+NOT_KNOWN = "not known before it has begun"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one command would do.
+
+    Attributes:
+        steps: one line each, in order; none where everything is up to date.
+        writes: files and folders that would be made or replaced.
+        num_bytes: of disk they take, at most or about; None where it cannot be known.
+        seconds: about how long it takes; None where nothing is known to go by.
+        basis: what the time goes by, or why there is none.
+    """
+
+    steps: tuple[str, ...]
+    writes: tuple[Path, ...] = ()
+    num_bytes: float | None = 0
+    seconds: float | None = None
+    basis: str = NOT_KNOWN
+
+    @property
+    def is_idle(self) -> bool:
+        """True where there is nothing to do."""
+        return not self.writes
+
+
+def up_to_date(what: str) -> Plan:
+    """The plan of a command that finds its work done."""
+    return Plan((f"{what}: up to date, nothing to do",), seconds=0, basis="nothing to do")
+
+
+def render(plan: Plan, command: str) -> Table:
+    """The plan for a terminal.
+
+    Args:
+        command: as typed, for the title.
+    """
+    table = make_table(f"{command}: what it would do", ["", "plan"], text=2, caption="Nothing was written (--dry-run).")
+    rows = [("does", step) for step in plan.steps]
+    rows += [("writes", str(path)) for path in plan.writes]
+    if not plan.is_idle:
+        rows += [("disk", _describe_disk(plan)), ("time", _describe_time(plan))]
+    before = ""
+    for label, text in rows:
+        table.add_row(label if label != before else "", escape(text))
+        before = label
+    return table
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there: the one whose disk will be written to."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A size for people.
+
+    Example:
+        >>> format_bytes(2_340_000)
+        '2.3 MB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
+
+
+def _describe_disk(plan: Plan) -> str:
+    free = shutil.disk_usage(nearest_folder(plan.writes[0])).free
+    needed = NOT_KNOWN if plan.num_bytes is None else f"about {format_bytes(plan.num_bytes)}"
+    short = "; THE DISK IS TOO SMALL" if plan.num_bytes is not None and plan.num_bytes > free else ""
+    return f"{needed}; {format_bytes(free)} free{short}"
+
+
+def _describe_time(plan: Plan) -> str:
+    return plan.basis if plan.seconds is None else f"about {format_seconds(plan.seconds)}, {plan.basis}"

@@ -1,0 +1,94 @@
+"""`ichkit doctor`: this machine, the data and the work folder at a glance, and what to do next."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ichkit.core.config import Config
+from ichkit.sources.table import SOURCES
+from ichkit.stages.doctor.found_data import DataState, find_data
+from ichkit.stages.doctor.holdings import Holdings, read_holdings
+from ichkit.stages.doctor.machine import Machine, inspect_machine
+from ichkit.stages.doctor.next_step import Step, choose_step
+from ichkit.work.folder import WorkFolder
+
+MIN_SHARED_MEMORY_BYTES = 10**9
+MIN_DISK_BYTES = 10**9
+"""`ichkit demo` leaves 0.36 GB (`du -s ichkit-demo`), and a folder is written beside the one it replaces."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything `ichkit doctor` says.
+
+    Attributes:
+        warnings: topic to what is not as it should be, and what to do about it.
+        problems: topic to what makes the toolkit unusable here, and the command that mends it.
+    """
+
+    machine: Machine
+    data: dict[str, DataState]
+    holdings: Holdings
+    warnings: dict[str, str]
+    problems: dict[str, Step]
+    next: Step
+
+
+def run(config: Config, work: WorkFolder, submissions: Path, config_name: str | None = None) -> Diagnosis:
+    """Looks at everything and writes nothing; what is damaged or missing is part of the answer.
+
+    Args:
+        config_name: the config that the next command should name; None for the one the work was made with.
+    """
+    machine = inspect_machine(work.root)
+    data = {name: find_data(source, getattr(config.prepare, name, None)) for name, source in SOURCES.items()}
+    holdings = read_holdings(work, submissions)
+    problems = find_problems(machine)
+    return Diagnosis(
+        machine=machine,
+        data=data,
+        holdings=holdings,
+        warnings=find_warnings(machine, data, holdings),
+        problems=problems,
+        next=next(iter(problems.values()), None) or choose_step(data, holdings, work, config_name),
+    )
+
+
+def find_problems(machine: Machine) -> dict[str, Step]:
+    """What makes the toolkit unusable here, by topic, and what mends it."""
+    problems = {}
+    if machine.torch_error:
+        problems["packages"] = Step(
+            "pip install --force-reinstall torch torchvision", f"torch cannot be loaded ({machine.torch_error})."
+        )
+    if not machine.is_work_writable:
+        problems["disk"] = Step("ichkit doctor --work DIR", "The work folder can be neither made nor written to.")
+    return problems
+
+
+def find_warnings(machine: Machine, data: dict[str, DataState], holdings: Holdings) -> dict[str, str]:
+    """What is not as it should be, and what to do about it, by topic."""
+    warnings = {}
+    if machine.gpu_note:
+        warnings["GPU"] = f"{machine.gpu_note}. Install the torch that fits the driver: https://pytorch.org."
+    if machine.core_quota is not None and machine.core_quota < machine.cores:
+        warnings["cores"] = (
+            f"the cgroup grants {machine.core_quota:g} of them at a time: set prepare.workers and train.threads to "
+            f"{max(1, int(machine.core_quota))}."
+        )
+    shared = machine.shared_memory_bytes
+    if shared is not None and shared < MIN_SHARED_MEMORY_BYTES:
+        warnings["/dev/shm"] = (
+            "small: on a GPU, workers of training hand batches over through it. Raise it (Docker: --shm-size), or set "
+            "train.workers=0."
+        )
+    if machine.disk_free_bytes < MIN_DISK_BYTES:
+        warnings["disk"] = "next to nothing is free where the work folder is. Name another disk with --work DIR."
+    if not all(machine.decoders.values()):
+        warnings["DICOM"] = "files of a family that is missing would be rejected: `pip install 'ichkit[dicom]'`."
+    for name, state in data.items():
+        if state.is_named and not state.is_found:
+            warnings[f"data: {name}"] = f"nothing is at {state.looked_at[0]}. Mend the path."
+    if holdings.damaged:
+        shown = ", ".join(holdings.damaged[:3]) + (", ..." if len(holdings.damaged) > 3 else "")
+        warnings["damaged"] = f"{shown} cannot be read. `ichkit verify` says more."
+    return warnings

@@ -1,0 +1,193 @@
+"""Held-out slices with the probabilities their fold's network gave them and the places it gave them for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.errors import ConfigError, DataError, nearest
+from ichkit.core.tasks import Task
+from ichkit.engine.heat import heat_maps
+from ichkit.engine.inference import load_predictor
+from ichkit.imaging.store import Prepared
+from ichkit.validation.metrics import log_losses
+from ichkit.work.artifacts import read_manifest, read_table
+from ichkit.work.folder import WorkFolder
+from ichkit.work.schemas import check_predictions
+
+MADE_BY = "ichkit train"
+LOSS = "loss"
+_NUM_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One slice as a network saw it that was trained without its fold.
+
+    Attributes:
+        slice_id, study_id, slice_index, num_slices: as in `slices.parquet`.
+        fold: the slice's own, and that of the network.
+        loss: weighted log loss of the slice, in nats.
+        hounsfield: (H, W) int16 HU.
+        labels: (C,) float64, 0 or 1, in the order of the task's classes.
+        probabilities: (C,) float32, the row of `oof.parquet`.
+        class_indices: (K,) which classes the heat is for.
+        heat: (K, H, W) float32 in [0, 1], see `engine.heat.heat_maps`.
+    """
+
+    slice_id: str
+    study_id: str
+    slice_index: int
+    num_slices: int
+    fold: int
+    loss: float
+    hounsfield: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_indices: tuple[int, ...]
+    heat: np.ndarray
+
+
+def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> pd.DataFrame:
+    """What a network says of the slices of its fold, and what they are.
+
+    Args:
+        run, fold: a finished fold.
+
+    Returns:
+        The rows of `oof.parquet`, sorted by study_id and slice_index, with the columns num_slices, volume, the labels
+        (float64), and loss: the weighted log loss of the row in nats.
+
+    Raises:
+        ConfigError: no such run or fold; the message lists those that are finished.
+        ArtifactError: the fold is damaged.
+        ContractError: the fold's slices are no longer those of the store.
+    """
+    refuse_unknown_fold(work, run, fold)
+    folder, task = work.fold(run, fold), prepared.task
+    read_manifest(folder, made_by=MADE_BY)
+    table = read_table(folder / "oof.parquet")
+    labelled = prepared.split("train")
+    own = labelled[labelled["fold"] == fold]
+    check_predictions(table, task, str(folder / "oof.parquet"), own)
+    classes = list(task.classes)
+    facts = own[["slice_id", "num_slices", "volume"]].join(own[classes].astype("float64"))
+    table = table.merge(facts, on="slice_id", validate="one_to_one")
+    losses = log_losses(table[task.probability_columns].to_numpy(np.float64), table[classes].to_numpy(np.float64))
+    return table.assign(**{LOSS: losses @ task.weight_array()})
+
+
+def pick_worst(held_out: pd.DataFrame, count: int) -> list[str]:
+    """Ids of the slices with the greatest loss, greatest first; ties by slice_id.
+
+    Args:
+        held_out: from `read_held_out`.
+    """
+    order = held_out.sort_values([LOSS, "slice_id"], ascending=[False, True])
+    return order["slice_id"].head(count).to_list()
+
+
+def explain_slices(
+    prepared: Prepared,
+    work: WorkFolder,
+    run: str,
+    fold: int,
+    slice_ids: Sequence[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    device: str = "auto",
+) -> list[Explained]:
+    """Some slices of a fold, each with what the network says that never saw it, in the order asked for.
+
+    Args:
+        slice_ids: of the fold; a network explains no slice that it was trained on.
+        class_names: which heat to compute [default: that of every class].
+        device: where the network computes.
+
+    Raises:
+        DataError: a slice is not of this fold; the message says where it is instead.
+        ConfigError: an unknown run, fold or class.
+        ArtifactError, ContractError: see `read_held_out`.
+    """
+    held_out = read_held_out(prepared, work, run, fold)
+    refuse_foreign(prepared, held_out, [fold], slice_ids)
+    task = prepared.task
+    indices = find_class_indices(task, class_names)
+    predictor = load_predictor(work.fold(run, fold), device)
+    rows = held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(slice_ids))]
+    found: dict[str, Explained] = {}
+    for relative, of_study in rows.groupby("volume", sort=False):
+        volume = prepared.read_volume(relative)
+        heat = heat_maps(predictor, volume, of_study["slice_index"].to_numpy(), indices)
+        for place, (_, row) in enumerate(of_study.iterrows()):
+            found[row["slice_id"]] = Explained(
+                slice_id=row["slice_id"],
+                study_id=row["study_id"],
+                slice_index=int(row["slice_index"]),
+                num_slices=int(row["num_slices"]),
+                fold=fold,
+                loss=float(row[LOSS]),
+                hounsfield=volume[int(row["slice_index"])],
+                labels=row[list(task.classes)].to_numpy(np.float64),
+                probabilities=row[task.probability_columns].to_numpy(np.float32),
+                class_indices=indices,
+                heat=heat[place],
+            )
+    return [found[slice_id] for slice_id in slice_ids]
+
+
+def find_class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ...]:
+    """Where the classes of these names stand among those of the task; without names all of them.
+
+    Raises:
+        ConfigError: no such class; the message lists the choices.
+    """
+    for name in names or ():
+        if name not in task.classes:
+            raise ConfigError(f'explain: unknown class "{name}". {nearest(name, task.classes)}')
+    return tuple(range(task.num_classes)) if names is None else tuple(task.classes.index(name) for name in names)
+
+
+def refuse_unknown_fold(work: WorkFolder, run: str, fold: int | None) -> None:
+    """Refuses a run without a finished fold, and a fold that is not among its finished ones.
+
+    Raises:
+        ConfigError: the message lists those that are.
+    """
+    runs = work.finished_runs()
+    if run not in runs:
+        raise ConfigError(f'explain: "{run}" is no run with a finished fold in {work.runs}. {nearest(run, runs)}')
+    if fold is not None and fold not in runs[run]:
+        finished = ", ".join(map(str, runs[run]))
+        raise ConfigError(f"explain: run {run} has finished folds {finished}; found --fold {fold}.")
+
+
+def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], slice_ids: Sequence[str]) -> None:
+    """Refuses slices that are not of these folds.
+
+    Args:
+        held_out: the slices of the folds.
+
+    Raises:
+        DataError: names the first such slice, and where it is instead.
+    """
+    foreign = [name for name in slice_ids if name not in set(held_out["slice_id"])]
+    if not foreign:
+        return
+    wanted = f"fold {', '.join(map(str, folds))}"
+    elsewhere = prepared.slices[prepared.slices["slice_id"] == foreign[0]]
+    if elsewhere.empty:
+        examples = ", ".join(held_out["slice_id"].head(_NUM_EXAMPLES))
+        raise DataError(
+            f"explain: expected a slice_id of {prepared.folder / 'slices.parquet'} in {wanted}, such as {examples}; "
+            f"found {foreign[0]}, which is not prepared."
+        )
+    row = elsewhere.iloc[0]
+    is_labelled = row["split"] == "train"
+    where = f"fold {row['fold']}" if is_labelled else f"the {row['split']} split of {row['dataset']}"
+    remedy = f"Use --fold {row['fold']}, once it is trained" if is_labelled else "Choose a labelled slice"
+    raise DataError(
+        f"explain: slice {foreign[0]} is of {where}, expected one of {wanted}: a network explains only what was "
+        f"held out from it. {remedy}."
+    )

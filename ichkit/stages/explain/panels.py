@@ -1,0 +1,58 @@
+"""Explained slices as pictures: one slice with the heat of several classes, or a study as a strip."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ichkit.core.tasks import Task
+from ichkit.imaging.pictures import brain_picture, caption_picture, fit_picture, paint_heat, tile_pictures
+from ichkit.stages.explain.held_out import Explained
+
+_PANEL_SIDE, _PANEL_COLUMNS = 320, 4
+_STRIP_SIDE, _STRIP_COLUMNS = 160, 10
+
+
+def draw_panel(one: Explained, task: Task) -> np.ndarray:
+    """A slice in the brain window, and beside it the heat of each class with its probability and label.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    place = f"slice {one.slice_index} of {one.num_slices}, fold {one.fold}, loss {one.loss:.3f}"
+    tiles = [_tile(brain_picture(one.hounsfield), _PANEL_SIDE, place)]
+    for index, heat in zip(one.class_indices, one.heat, strict=True):
+        tiles.append(_tile(paint_heat(one.hounsfield, heat), _PANEL_SIDE, _say_class(one, index, task)))
+    return tile_pictures(tiles, _PANEL_COLUMNS)
+
+
+def draw_strip(explained: Sequence[Explained], task: Task) -> np.ndarray:
+    """The slices of a study from feet to head, wrapped into bands: in each the brain window, then the heat per class.
+
+    Args:
+        explained: at least one, all with heat of the same classes.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    columns = min(_STRIP_COLUMNS, len(explained))
+    rows = []
+    for first in range(0, len(explained), columns):
+        band = explained[first : first + columns]
+        rows.append([_tile(brain_picture(one.hounsfield), _STRIP_SIDE, f"slice {one.slice_index}") for one in band])
+        for place, index in enumerate(explained[0].class_indices):
+            rows.append(
+                [
+                    _tile(paint_heat(one.hounsfield, one.heat[place]), _STRIP_SIDE, _say_class(one, index, task))
+                    for one in band
+                ]
+            )
+    blank = np.zeros_like(rows[0][0])
+    return tile_pictures([tile for row in rows for tile in [*row, *[blank] * (columns - len(row))]], columns)
+
+
+def _tile(picture: np.ndarray, side: int, text: str) -> np.ndarray:
+    return caption_picture(fit_picture(picture, side), [text])
+
+
+def _say_class(one: Explained, index: int, task: Task) -> str:
+    return f"{task.classes[index]} {one.probabilities[index]:.3f} (label {one.labels[index]:.0f})"

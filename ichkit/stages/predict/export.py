@@ -1,0 +1,143 @@
+"""`ichkit export`: a model with everything it needs to predict on another machine, and nothing of any patient."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.progress import logger
+from ichkit.core.tasks import find_task
+from ichkit.engine.inference import CARD_NAME, WEIGHTS_NAME
+from ichkit.stages.predict.model import EXPORT, EXPORTED_BY, RESEARCH_NOTE, Model, find_model
+from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest
+from ichkit.work.folder import WorkFolder
+
+DEFAULT_FOLDER = Path("export")
+# Predictions and importances stay behind: rows of the former are slices of patients, and predicting needs neither.
+_TABLES = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of which some files are exported.
+
+    Attributes:
+        source: where it is.
+        manifest: its own.
+        names: the files, relative to it.
+        below: where they go in the export.
+        run: name of the run it is a fold of; None for the stack.
+    """
+
+    source: Path
+    manifest: Manifest
+    names: tuple[str, ...]
+    below: str
+    run: str | None
+
+
+def look(config: Config, work: WorkFolder, named: str, out: Path | None) -> tuple[Model, Path]:
+    """The model of that name and the folder it would go to, which is not touched.
+
+    Raises:
+        ConfigError: no such model, it is an export already, or there is something else at `out`.
+        ArtifactError: a part of the model is unfinished.
+    """
+    model = find_model(config, work, named, find_task(config.task))
+    if model.is_exported:
+        raise ConfigError(f"export: {named} is an exported folder already; copy it as it is.")
+    folder = (DEFAULT_FOLDER / model.name if out is None else out).resolve()
+    _refuse_other_content(folder)
+    return model, folder
+
+
+def list_parts(model: Model) -> list[Part]:
+    """The folds of its runs, and its stack without the tables of predictions."""
+    parts = []
+    for name, of_run in model.runs.items():
+        for k, source in of_run.items():
+            manifest = read_manifest(source, made_by="ichkit train")
+            parts.append(Part(source, manifest, (CARD_NAME, WEIGHTS_NAME), f"runs/{name}/fold{k}", name))
+    if model.stack is not None:
+        manifest = read_manifest(model.stack, made_by="ichkit stack")
+        names = tuple(name for name in manifest.files if not name.endswith(_TABLES))
+        parts.append(Part(model.stack, manifest, names, f"stacks/{model.stack.resolve().name}", None))
+    return parts
+
+
+def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -> Manifest:
+    """Writes a folder that `predict --model` reads without a work folder, and returns its manifest.
+
+    ::
+
+        OUT/manifest.json                      what the model is, and the digests of the files below
+            config.yaml                        settings of every run, and of the stack
+            runs/RUN/foldK/                    model.safetensors, model.json
+            stacks/NAME/                       blend.json, the second-stage models, projections of embeddings
+
+    Args:
+        named: as for `predict --model`.
+        out: where it goes [default: export/NAME]; an earlier export there is replaced.
+
+    Raises:
+        ConfigError: no such model, it is an export already, or there is something else at `out`.
+        ArtifactError: a part of the model is unfinished or damaged.
+    """
+    model, folder = look(config, work, named, out)
+    writer = ArtifactWriter(folder, EXPORT)
+    settings: dict[str, Any] = {"runs": {}, "stack": None}
+    inputs = {}
+    for part in list_parts(model):
+        _copy_files(writer, part)
+        inputs[part.below] = part.manifest.settings_digest
+        if part.run is None:
+            settings["stack"] = part.manifest.settings
+        else:
+            settings["runs"][part.run] = part.manifest.settings
+    stack_name = None if model.stack is None else model.stack.resolve().name
+    writer.write_bytes("config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+    facts = {
+        "name": model.name,
+        "kind": model.kind,
+        "runs": list(model.runs),
+        "folds": list(model.folds),
+        "stack": stack_name,
+        "data": model.data,
+        "task": config.task,
+        "note": RESEARCH_NOTE,
+    }
+    made = writer.commit(settings=settings, inputs=inputs, facts=facts)
+    num_bytes = sum(digest.num_bytes for digest in made.files.values())
+    second = "the mean of its networks" if model.stack is None else "with its second stage"
+    logger.info("export: %s, %s, %d files, %.1f MB in %s", model.name, second, len(made.files), num_bytes / 1e6, folder)
+    return made
+
+
+def _copy_files(writer: ArtifactWriter, part: Part) -> None:
+    """Copies files of an artifact, each compared with its digest on the way."""
+    for name in part.names:
+        try:
+            data = (part.source / name).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{part.source / name}: missing. `ichkit verify` lists what is damaged.") from error
+        place = f"{part.below}/{name}"
+        writer.write_bytes(place, data)
+        if writer.files[place] != part.manifest.files.get(name):
+            raise ArtifactError(
+                f"{part.source / name}: changed since it was written (SHA-256 differs). "
+                "`ichkit verify` lists what is damaged."
+            )
+
+
+def _refuse_other_content(folder: Path) -> None:
+    """Refuses a place where something stands that an export would remove."""
+    if has_artifact(folder) and read_manifest(folder, made_by=EXPORTED_BY).kind == EXPORT:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"export: expected no folder, an empty one, or an earlier export at {folder}, found something else. "
+            "Name another with --out."
+        )

@@ -1,0 +1,128 @@
+"""What can predict: a run, a stack, or an exported folder, by name or by path."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.tasks import Task
+from ichkit.validation.catalog import find_sources, pick_source
+from ichkit.work.artifacts import Manifest, find_damage, has_artifact, read_manifest
+from ichkit.work.folder import WorkFolder
+
+if TYPE_CHECKING:
+    from ichkit.engine.inference import Predictor
+
+RESEARCH_NOTE = "Research use only: not a medical device, not for diagnosis."
+EXPORT = "export"
+EXPORTED_BY = "ichkit export"
+_BEST_KIND = "blend"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The networks, and what comes after them.
+
+    Attributes:
+        name: of the source, as on the board.
+        runs: fold folders of each run.
+        stack: the stack's folder, or None where the run's mean is the answer.
+        kind: which of the stack's predictions are taken; "base" without a stack.
+        data: what it learnt from: "rsna", "phantom" or "folder".
+        is_exported: it lies in an exported folder, whose files were compared with their digests.
+    """
+
+    name: str
+    runs: dict[str, dict[int, Path]]
+    stack: Path | None
+    kind: str
+    data: str
+    is_exported: bool = False
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds of its networks, ascending."""
+        return tuple(next(iter(self.runs.values())))
+
+    def load_networks(self, device: str = "auto") -> "dict[str, dict[int, Predictor]]":
+        """The network of every run and fold.
+
+        Raises:
+            ArtifactError: weights are missing or damaged.
+            ConfigError: no such device.
+        """
+        from ichkit.engine.inference import load_predictor, read_predictor
+
+        load = read_predictor if self.is_exported else load_predictor
+        return {name: {k: load(folder, device) for k, folder in of_run.items()} for name, of_run in self.runs.items()}
+
+
+def find_model(config: Config, work: WorkFolder, named: str | None, task: Task) -> Model:
+    """The networks and the second stage behind a name, a folder, or the best source of the work folder.
+
+    Args:
+        named: a source as on the board, a stack's own name, the folder of a run, of a stack, or of `ichkit export`;
+            None takes the source that `submit` would take.
+
+    Raises:
+        ArtifactError, ConfigError: there is none; the message lists the choices.
+    """
+    if named is not None and Path(named).is_dir():
+        return _model_of_folder(Path(named), task)
+    if named is None:
+        # Imported here: scores and their intervals bring much that a named model does without.
+        from ichkit.stages.scores.submit import choose_source
+
+        source = choose_source(config, work, None)
+    else:
+        sources = find_sources(work, task)
+        names = [source.name for source in sources]
+        is_stack = named not in names and f"{named}-{_BEST_KIND}" in names
+        source = pick_source(sources, f"{named}-{_BEST_KIND}" if is_stack else named)
+    runs = {name: _fold_folders(work.runs / name, source.folds) for name in source.runs}
+    stack = None if source.kind == "base" else (work.root / source.path).parent
+    return Model(source.name, runs, stack, source.kind, source.data)
+
+
+def _model_of_folder(folder: Path, task: Task) -> Model:
+    """A run's folder (with fold0, ...), a stack's (its runs stand where its work folder has them), or an export."""
+    manifest = read_manifest(folder, made_by=EXPORTED_BY) if has_artifact(folder) else None
+    if manifest is not None and manifest.kind == EXPORT:
+        return _model_of_export(folder, manifest, task)
+    if manifest is not None and manifest.kind == "stack":
+        runs_folder = folder.resolve().parents[1] / "runs"
+        runs = {name: _fold_folders(runs_folder / name, manifest.facts["folds"]) for name in manifest.facts["runs"]}
+        kinds = [name.removesuffix("_oof.parquet") for name in manifest.files if name.endswith("_oof.parquet")]
+        kind = _BEST_KIND if _BEST_KIND in kinds else sorted(kinds)[0]
+        return Model(f"{folder.name}-{kind}", runs, folder, kind, manifest.facts["data"])
+    resolved = folder.resolve()
+    folds = WorkFolder(resolved.parents[1]).finished_folds(resolved.name) if resolved.parent.name == "runs" else []
+    if not folds:
+        raise ConfigError(
+            f"model: expected a run (work/runs/NAME), a stack (work/stacks/NAME) or what `ichkit export` made at "
+            f"{folder}, found none of them. Leave --model out to take the best source of --work."
+        )
+    data = read_manifest(resolved / f"fold{folds[0]}", made_by="ichkit train").facts["data"]
+    return Model(folder.name, {folder.name: _fold_folders(resolved, folds)}, None, "base", data)
+
+
+def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:
+    damage = find_damage(folder, manifest)
+    if damage:
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        raise ArtifactError(
+            f"{damage[0]}{more}. The folder is not what `ichkit export` wrote; copy it again, or export it anew."
+        )
+    facts = manifest.facts
+    if facts["task"] != task.name:
+        raise ConfigError(
+            f"{folder}: expected a model for the task {task.name}, found {facts['task']}. Name its config with -c."
+        )
+    runs = {name: _fold_folders(folder / "runs" / name, facts["folds"]) for name in facts["runs"]}
+    stack = None if facts["stack"] is None else folder / "stacks" / facts["stack"]
+    return Model(facts["name"], runs, stack, facts["kind"], facts["data"], is_exported=True)
+
+
+def _fold_folders(run: Path, folds: "tuple[int, ...] | list[int]") -> dict[int, Path]:
+    return {int(k): run / f"fold{k}" for k in folds}

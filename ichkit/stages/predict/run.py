@@ -1,0 +1,197 @@
+"""Any folder or zip of DICOM to probabilities per slice and per study."""
+
+import os
+import secrets
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError, DataError
+from ichkit.core.progress import Meter, logger
+from ichkit.core.tasks import Task, find_task
+from ichkit.engine.inference import Predictor
+from ichkit.engine.parallel import run_tasks
+from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
+from ichkit.sources.files import scan_files
+from ichkit.sources.folder import hide_files, image_files, plan_folder
+from ichkit.sources.index import read_index
+from ichkit.sources.plan import StudyTasks, order_slices
+from ichkit.sources.study import PixelSettings, StudyRecord
+from ichkit.stacking.chain import predict_chains, read_chains
+from ichkit.stages.explain.volumes import Volumes
+from ichkit.stages.predict.model import RESEARCH_NOTE, Model, find_model
+from ichkit.stages.predict.outcome import JSON_NAME, Prediction, describe_prediction
+from ichkit.validation.metrics import study_maximum
+from ichkit.work.artifacts import encode_json, encode_table, write_bytes_atomically
+from ichkit.work.folder import WorkFolder
+from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
+
+
+def run(
+    config: Config,
+    work: WorkFolder,
+    path: Path,
+    *,
+    model: str | None,
+    out: Path,
+    device: str = "auto",
+    has_page: bool = True,
+) -> Prediction:
+    """Predicts every study below a path: tables as CSV, the same as predictions.json, and predictions.html to look at.
+
+    Args:
+        path: a folder or a zip of DICOM, any number of studies and series.
+        model: a run, a stack or an export, by name or folder; None takes the source that `submit` would take.
+        out: where everything goes.
+        device: where the networks compute.
+        has_page: whether the page with its pictures and heat maps is made.
+
+    Raises:
+        DataError: nothing at the path, or no readable CT slice in it.
+        ArtifactError, ConfigError: no such model.
+    """
+    task = find_task(config.task)
+    chosen = find_model(config, work, model, task)
+    files, refused = scan_files(path)
+    salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
+    files = image_files(files)
+    index = read_index(files, None, run=partial(run_tasks, workers=config.prepare.workers))
+    plan = plan_folder(index, salt)
+    networks = chosen.load_networks(device)
+    ordered, rows = order_slices(plan.files)
+    planned = PlannedSource(plan, StudyTasks(ordered, _pixel_settings(networks, chosen)), rows, repair=False)
+    volumes = Volumes(planned)
+    studies = "1 study" if len(volumes) == 1 else f"{len(volumes)} studies"
+    logger.info("predict: %d files, %s, with %s", len(files), studies, chosen.name)
+    table, records = _predict_slices(chosen, networks, planned, volumes, task)
+    refused = refused.rename(columns={"relative": "file"}).assign(dataset=plan.dataset).reindex(columns=REJECTED)
+    parts = [plan.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
+    rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
+    prediction = Prediction(
+        slices=table,
+        studies=_study_table(table, task),
+        rejected=rejected.sort_values("file", ignore_index=True),
+        series_choice=plan.series_choice[SERIES_CHOICE],
+        model=chosen,
+    )
+    for name in ("slices", "studies", "rejected", "series_choice"):
+        write_bytes_atomically(out / f"{name}.csv", encode_table(getattr(prediction, name), ".csv"))
+    _say_what_came(prediction, out)
+    if prediction.slices.empty:
+        raise DataError(
+            f"predict: none of the {len(files)} files at {path} could be used; {out / 'rejected.csv'} says why."
+        )
+    write_bytes_atomically(out / JSON_NAME, encode_json(describe_prediction(prediction, task)))
+    if has_page:
+        from ichkit.stages.predict.page import write_page
+
+        write_page(out, prediction, networks, volumes, task)
+    return prediction
+
+
+def _predict_slices(
+    model: Model,
+    networks: dict[str, dict[int, Predictor]],
+    planned: PlannedSource,
+    volumes: Volumes,
+    task: Task,
+) -> tuple[pd.DataFrame, dict[str, StudyRecord]]:
+    """`slices.csv`, and a record of every study by key."""
+    embeds = model.stack is not None and read_chains(model.stack).has_embeddings
+    descriptors, embeddings, slices, records = _describe(networks, planned, volumes, task, embeds=embeds)
+    table = (
+        _second_stage(model, descriptors, embeddings, slices, task)
+        if len(slices)
+        else make_predictions(slices, _none(task), task, -1)
+    )
+    table = table.merge(slices[["slice_id", "study_id", "position_mm"]], on=["study_id", "slice_id"])
+    return table[[*predictions_columns(task), "position_mm"]], records
+
+
+def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model) -> PixelSettings:
+    """How the stores were made that the networks learnt from; they must agree."""
+    cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
+    ways = {(card.hull_hu, card.prepare_size) for card in cards}
+    if len(ways) != 1:
+        raise ArtifactError(
+            f"{model.name}: its networks learnt from stores of different size or HU range ({sorted(map(str, ways))}); "
+            "train them on one prepared folder."
+        )
+    hull_hu, size = ways.pop()
+    return PixelSettings(repair=False, hull_hu=hull_hu, size=size)
+
+
+def _describe(
+    networks: dict[str, dict[int, Predictor]], planned: PlannedSource, volumes: Volumes, task: Task, *, embeds: bool
+) -> tuple[dict[str, dict[int, pd.DataFrame]], dict[str, dict[int, np.ndarray]], pd.DataFrame, dict[str, StudyRecord]]:
+    """Descriptors of every study by every network and, with `embeds`, its features with rows as in those tables; the
+    slices they stand for; what could not be read.
+    """
+    values = {name: {k: [] for k in of_run} for name, of_run in networks.items()}
+    features = {name: {k: [] for k in of_run} for name, of_run in networks.items()} if embeds else {}
+    records = {}
+    with Meter("predict", len(volumes), "studies") as meter:
+        for record, volume in volumes:
+            records[record.key] = record
+            for name, of_run in networks.items() if record.kept else ():
+                for k, predictor in of_run.items():
+                    if embeds:
+                        described, seen = predictor.describe_volume(volume)
+                        features[name][k].append(seen)
+                    else:
+                        described = predictor.predict_volume(volume)
+                    values[name][k].append(described)
+            meter.advance()
+    slices = collect_slices(planned, records, task)
+    order = slices.reset_index(drop=True).sort_values(KEY).index  # the tables are sorted by it
+    tables = {
+        name: {
+            k: make_predictions(slices, np.concatenate([_none(task), *parts]), task, fold=k)
+            for k, parts in of_run.items()
+        }
+        for name, of_run in values.items()
+    }
+    embeddings = {
+        name: {k: np.concatenate(parts)[order] for k, parts in of_run.items() if parts}
+        for name, of_run in features.items()
+    }
+    return tables, embeddings, slices, records
+
+
+def _none(task: Task) -> np.ndarray:
+    """(0, C) probabilities."""
+    return np.empty((0, task.num_classes), np.float32)
+
+
+def _second_stage(
+    model: Model,
+    descriptors: dict[str, dict[int, pd.DataFrame]],
+    embeddings: dict[str, dict[int, np.ndarray]],
+    slices: pd.DataFrame,
+    task: Task,
+) -> pd.DataFrame:
+    if model.stack is not None:
+        return predict_chains(model.stack, descriptors, slices, embeddings)[model.kind]
+    (tables,) = descriptors.values()
+    mean = np.mean([table[task.probability_columns].to_numpy(np.float64) for table in tables.values()], axis=0)
+    return make_predictions(next(iter(tables.values())), mean, task, fold=-1)
+
+
+def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """study_id, num_slices and the maximum of each class over the slices of each study."""
+    counts = table.groupby("study_id", sort=True).size().to_numpy()
+    studies = study_maximum(table, task)
+    studies.insert(1, "num_slices", counts)
+    return studies
+
+
+def _say_what_came(prediction: Prediction, out: Path) -> None:
+    for reason, count in prediction.rejected["reason"].value_counts().items():
+        logger.info("predict: %d rejected: %s", count, reason)
+    chosen = prediction.series_choice[prediction.series_choice["chosen"]]
+    for number, row in enumerate(chosen.itertuples(), 1):
+        logger.info("predict: study %d: %d slices, %s", number, row.num_slices, row.reason)
+    logger.info("predict: tables are in %s. %s", out, RESEARCH_NOTE)

@@ -1,0 +1,218 @@
+"""What a person should know of the data before training on them: counts, oddities and pictures of `work/prepared/`."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.tasks import Task, find_task
+from ichkit.stages.prepare.audit_page import draw_contact_sheet, render_page
+from ichkit.work.artifacts import ArtifactWriter
+from ichkit.work.schemas import BRAIN_SHARE, TILT
+
+AUDIT_JSON, AUDIT_PAGE = "audit.json", "audit.html"
+BLANK_SHARE = 0.01
+"""Below it a slice shows next to nothing in the brain window; 1.2 % of RSNA 2019's do."""
+GAP_EDGES_MM = (0.0, 2.0, 3.5, 4.5, 5.5)
+_TILT_EDGES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0)
+_LENGTH_EDGES = (1, 2, 10, 20, 25, 30, 35, 40, 50, 60)
+_NUM_PLACES = 20
+
+EXPECTED_OF_RSNA_2019: dict[str, int] = {
+    "training slices": 752_803 - 1,
+    "training studies": 21_744,
+    "training patients": 18_938,
+    "test slices": 121_232,
+    "slices with a repaired intercept": 123,
+    "merged duplicate label rows": 24,
+    "training slices at a repeated position": 6_232,
+}
+"""Of the stage-2 data; one training file, ID_6431af929, cannot be read."""
+
+
+def write_audit(
+    writer: ArtifactWriter,
+    slices: pd.DataFrame,
+    studies: pd.DataFrame,
+    rejected: pd.DataFrame,
+    facts: dict[str, Any],
+    config: Config,
+) -> None:
+    """Writes audit.json and audit.html; the same data give the same bytes.
+
+    Args:
+        slices: `slices.parquet`, with brain_share and tilt_degrees.
+        facts: of the manifest to be.
+    """
+    task = find_task(config.task)
+    audit = make_audit(slices, studies, rejected, facts, task)
+    writer.write_json(AUDIT_JSON, audit)
+    sheet = draw_contact_sheet(writer.folder, slices, studies, task)
+    writer.write_bytes(AUDIT_PAGE, render_page(audit, sheet, task).encode())
+
+
+def make_audit(
+    slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """Everything the page shows, as JSON values; shares are of 1, `None` where nothing is known."""
+    train = slices[slices["split"] == "train"]
+    return {
+        "data": facts["data"],
+        "counts": _counts(slices, facts),
+        "splits": _splits(slices, studies, task),
+        "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
+        "repaired": sorted(slices["slice_id"][slices["hu_repaired"]]),
+        "pixel_formats": _table_of(slices, "pixel_format"),
+        "padding": _padding(train, task),
+        "geometry": _geometry(slices),
+        "labels": _labels(train, facts, task),
+        "folds": _folds(train, task),
+        "slices_per_study": _histogram(studies["num_slices"].to_numpy(), _LENGTH_EDGES),
+        "positives_by_position": _positives_by_position(train, task),
+        "cq500": _cq500(slices, facts),
+    }
+
+
+def _counts(slices: pd.DataFrame, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Quantities and, where the data are the competition's, what they should be."""
+    train, test = (slices[slices["split"] == split] for split in ("train", "test"))
+    found = {
+        "training slices": len(train),
+        "training studies": train["study_id"].nunique(),
+        "training patients": train["patient_id"].nunique(),
+        "test slices": len(test),
+        "slices with a repaired intercept": int(slices["hu_repaired"].sum()),
+        "merged duplicate label rows": facts.get("rsna", {}).get("label_rows_merged", 0),
+        "training slices at a repeated position": int(_is_tied(train).sum()),
+    }
+    expected = EXPECTED_OF_RSNA_2019 if facts["data"] == "rsna" else {}
+    return [{"what": name, "found": int(value), "expected": expected.get(name)} for name, value in found.items()]
+
+
+def _splits(slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
+    rows = []
+    for (dataset, split), part in slices.groupby(["dataset", "split"], sort=True):
+        own = studies[(studies["dataset"] == dataset) & (studies["split"] == split)]
+        positive = own[task.any_class]
+        rows.append(
+            {
+                "dataset": dataset,
+                "split": split,
+                "slices": len(part),
+                "studies": len(own),
+                "patients": int(part["patient_id"].nunique()),
+                "positive_studies": int(positive.sum()) if positive.notna().any() else None,
+                "padded": float(part["padded"].mean()),
+                "blank": float((part[BRAIN_SHARE] < BLANK_SHARE).mean()),
+            }
+        )
+    return rows
+
+
+def _table_of(slices: pd.DataFrame, column: str) -> list[dict[str, Any]]:
+    """How often each value of a column occurs in each split, most frequent first."""
+    counts = pd.crosstab(slices[column], slices["split"])
+    counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    return [{"value": str(value), **{str(k): int(v) for k, v in row.items()}} for value, row in counts.iterrows()]
+
+
+def _padding(train: pd.DataFrame, task: Task) -> dict[str, Any]:
+    """The scanner group that pads outside the scan circle, and how its positive rate differs."""
+    rates = train.groupby("padded")[task.any_class].mean()
+    return {
+        "share": float(train["padded"].mean()),
+        "positive_rate_with": _number(rates.get(True)),
+        "positive_rate_without": _number(rates.get(False)),
+    }
+
+
+def _is_tied(slices: pd.DataFrame) -> pd.Series:
+    return slices.duplicated(["dataset", "study_id", "series_id", "position_mm"], keep=False)
+
+
+def _geometry(slices: pd.DataFrame) -> dict[str, Any]:
+    gaps = slices["gap_mm"].to_numpy()
+    known = gaps[np.isfinite(gaps)]
+    per_study = slices.groupby(["dataset", "study_id"], sort=False)
+    spread = per_study["gap_mm"].max() - per_study["gap_mm"].min()
+    matrices = slices["rows"].astype(str) + " x " + slices["columns"].astype(str)
+    is_square = (slices["rows"] == slices["columns"]) & np.isclose(
+        slices["spacing_row_mm"], slices["spacing_col_mm"], rtol=1e-4
+    )
+    mixed = slices.groupby(["dataset", "study_id"])[["rows", "columns"]].nunique().max(axis=1)
+    return {
+        "gap_mm": _histogram(known, GAP_EDGES_MM),
+        "largest_gap_mm": _number(known.max() if len(known) else None),
+        "studies_of_uneven_gaps": int((spread > 0.5).sum()),
+        "tied_slices": int(_is_tied(slices).sum()),
+        "series_per_study": _counts_of(slices.groupby(["dataset", "study_id"])["series_id"].nunique()),
+        "tilt_degrees": _histogram(slices[TILT].dropna().to_numpy(), _TILT_EDGES),
+        "not_square": int((~is_square).sum()),
+        "matrices": _counts_of(matrices, by_value=False),
+        "studies_of_mixed_matrices": int((mixed > 1).sum()),
+    }
+
+
+def _labels(train: pd.DataFrame, facts: dict[str, Any], task: Task) -> dict[str, Any]:
+    subtypes = train[list(task.subtypes)].max(axis=1)
+    disagree = train["slice_id"][train[task.any_class] != subtypes]
+    rsna = facts.get("rsna", {})
+    return {
+        "merged_rows": rsna.get("label_rows_merged", 0),
+        "without_image": rsna.get("labels_without_image", 0),
+        "any_differs_from_subtypes": sorted(disagree),
+        "given_per": facts.get("folder", {}).get("labels", "slice"),
+    }
+
+
+def _folds(train: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
+    rows = []
+    for fold, part in train.groupby("fold", sort=True):
+        prevalence = {name: float(part[name].mean()) for name in task.classes}
+        sizes = {"slices": len(part), "studies": part["study_id"].nunique(), "patients": part["patient_id"].nunique()}
+        rows.append({"fold": int(fold), **{name: int(size) for name, size in sizes.items()}, "prevalence": prevalence})
+    return rows
+
+
+def _positives_by_position(train: pd.DataFrame, task: Task) -> dict[str, Any]:
+    """Prevalence of each class in equal parts of the way from the first slice of a study to its last."""
+    place = train["slice_index"] / (train["num_slices"] - 1).clip(lower=1)
+    part = np.minimum((place * _NUM_PLACES).astype(int), _NUM_PLACES - 1)
+    means = train.groupby(part)[list(task.classes)].mean().reindex(range(_NUM_PLACES))
+    ends = train[(train["slice_index"] == 0) | (train["slice_index"] == train["num_slices"] - 1)]
+    return {
+        "places": [(i + 0.5) / _NUM_PLACES for i in range(_NUM_PLACES)],
+        "prevalence": {name: [_number(value) for value in means[name]] for name in task.classes},
+        "first_and_last": _number(ends[task.any_class].mean()),
+    }
+
+
+def _cq500(slices: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any] | None:
+    if "cq500" not in facts:
+        return None
+    own = slices[slices["dataset"] == "cq500"]
+    gaps = own.groupby("study_id")["gap_mm"].median().dropna().to_numpy()
+    return {
+        "labelled": facts["cq500"]["num_reads"],
+        "prepared": int(own["study_id"].nunique()),
+        "missing": facts["cq500"]["missing_studies"],
+        "gap_mm": _histogram(gaps, GAP_EDGES_MM),
+    }
+
+
+def _histogram(values: np.ndarray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Counts between edges, the last one open; e.g. {"from": 2.0, "to": 3.5, "count": 7}."""
+    counts = np.histogram(values, [*edges, np.inf])[0] if len(values) else np.zeros(len(edges), int)
+    ends = [*edges[1:], None]
+    return [{"from": a, "to": b, "count": int(n)} for a, b, n in zip(edges, ends, counts, strict=True)]
+
+
+def _counts_of(values: pd.Series, by_value: bool = True) -> dict[str, int]:
+    counts = values.value_counts()
+    counts = counts.sort_index() if by_value else counts.sort_values(ascending=False, kind="stable")
+    return {str(value): int(count) for value, count in counts.items()}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else float(value)

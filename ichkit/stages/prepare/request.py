@@ -1,0 +1,254 @@
+"""What one call of `prepare` finds before it does anything: sources, settings, folds, and what it will take."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
+from ichkit.core.progress import format_seconds, logger
+from ichkit.engine.parallel import count_cores
+from ichkit.imaging.store import MADE_BY
+from ichkit.sources.files import file_refs, scan_files
+from ichkit.sources.series import read_override
+from ichkit.sources.table import SOURCES, Source, locate, training_sources
+from ichkit.work.artifacts import Manifest, digest_table, has_artifact, list_differences, partial_of, read_manifest
+from ichkit.work.folder import WorkFolder
+from ichkit.work.schemas import FOLDS
+
+SETTINGS_FILE = "settings.json"
+_BYTES_PER_PIXEL = 0.51
+"""Of a compressed volume: 132 kB for a slice of 512 x 512, the noisiest of four real sets."""
+_SECONDS_PER_PIXEL = 1.0e-8
+"""Of one core, header included: 2.6 ms for a slice of 512 x 512 (`benchmarks/results/prepare.json`)."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What one call of `prepare` may ask for.
+
+    Attributes:
+        source: where training data come from, one of `training_sources`; None for rsna, or folder where one is named.
+        rsna, cq500, folder: roots; None looks where `sources.table.locate` says.
+        labels: the label file of a folder.
+        series_override: CSV of series chosen by hand (study_id, series).
+        limit_studies: the first so many studies of each split, by id.
+        fresh: forget what was prepared, except `folds.csv`.
+        new_folds: deal the folds anew.
+        folds_file: import folds from this CSV (patient_id, fold).
+        strict: stop at the first file that cannot be read.
+        backend: "processes" or "ray"; None takes the config's.
+    """
+
+    source: str | None = None
+    rsna: Path | None = None
+    cq500: Path | None = None
+    folder: Path | None = None
+    labels: Path | None = None
+    series_override: Path | None = None
+    limit_studies: int | None = None
+    fresh: bool = False
+    new_folds: bool = False
+    folds_file: Path | None = None
+    strict: bool = False
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source found on this machine: its files, and the images among them."""
+
+    source: Source
+    root: Path
+    files: pd.DataFrame
+    images: pd.DataFrame
+    refused: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call starts from.
+
+    Attributes:
+        source: where training data come from.
+        settings: what decides the bytes of the store.
+        folds: imported or kept; None where they are to be dealt.
+        override: series chosen by hand.
+        listings: the sources that are there.
+        inputs: digests that tell whether there is anything to do.
+        standing: the manifest of a store that is up to date; None where there is work.
+        is_update: a store stands, and the files are others now.
+    """
+
+    source: str
+    settings: dict[str, Any]
+    folds: pd.DataFrame | None
+    override: pd.DataFrame | None
+    listings: list[Listing]
+    inputs: dict[str, str]
+    standing: Manifest | None
+    is_update: bool
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the work will take, from the files alone: no header was read.
+
+    Attributes:
+        num_files, num_bytes: of the images.
+        disk_bytes: the most that the store takes.
+        workers: processes.
+        seconds: of all of them, where the disk is fast enough.
+    """
+
+    num_files: int
+    num_bytes: int
+    disk_bytes: float
+    workers: int
+    seconds: float
+
+    @classmethod
+    def of(cls, listings: list[Listing], config: Config) -> "Needs":
+        """The needs of these sources."""
+        num_files = sum(len(item.images) for item in listings)
+        num_bytes = sum(int(item.images["num_bytes"].sum()) for item in listings)
+        # Two bytes a stored pixel; headers are short.
+        read_pixels = num_bytes / 2
+        written_pixels = num_files * config.prepare.size**2 if config.prepare.size else read_pixels
+        workers = config.prepare.workers or count_cores()
+        seconds = read_pixels * _SECONDS_PER_PIXEL / workers
+        return cls(num_files, num_bytes, written_pixels * _BYTES_PER_PIXEL, workers, seconds)
+
+    def say(self, work: WorkFolder) -> None:
+        """Files, the disk they will take at most beside what is free, and about how long it will take."""
+        place = next(folder for folder in (work.root.absolute(), *work.root.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        logger.info(
+            "prepare: %d files, %.2f GB, on %d processes; at most %.2f GB of disk, %.2f GB free",
+            self.num_files,
+            self.num_bytes / 1e9,
+            self.workers,
+            self.disk_bytes / 1e9,
+            free / 1e9,
+        )
+        logger.info(
+            "prepare: about %s where the disk reads %.0f MB/s",
+            format_seconds(self.seconds),
+            self.num_bytes / 1e6 / max(self.seconds, 1e-9),
+        )
+        if self.disk_bytes > free:
+            logger.warning("prepare: the disk may be too small; what is finished stays valid if it fills up")
+
+
+def look(config: Config, work: WorkFolder, options: PrepareOptions) -> Request:
+    """Lists the files, refuses what does not fit, and says whether there is anything to do; writes nothing.
+
+    Raises:
+        DataError: no data at a place that was named, or none at all.
+        ConfigError: options that exclude each other.
+        ArtifactError: what is there was made from other settings.
+        FoldError: a file of folds that is none.
+    """
+    source = _training_source(options)
+    settings = {
+        "task": config.task,
+        "source": source,
+        "size": config.prepare.size,
+        "num_folds": config.prepare.num_folds,
+        "hull_hu": list(config.channels.hull_hu()),
+    }
+    folds = _kept_folds(work, options)
+    if not options.fresh:
+        _check_settings(work, settings)
+    override = None if options.series_override is None else read_override(options.series_override)
+    listings = _list_sources(config, options, source)
+    inputs = _digest_inputs(listings, options, override)
+    asks_folds = options.new_folds or options.folds_file is not None
+    is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
+    standing = read_manifest(work.prepared, made_by=MADE_BY) if is_update else None
+    if standing is not None and any(standing.inputs.get(name) != digest for name, digest in inputs.items()):
+        standing = None
+    return Request(source, settings, folds, override, listings, inputs, standing, is_update)
+
+
+def _training_source(options: PrepareOptions) -> str:
+    name = options.source or ("rsna" if options.folder is None else "folder")
+    names = training_sources()
+    if name not in names:
+        raise ConfigError(f'--source: "{name}" is no source of training data. {nearest(name, names)}')
+    if name != "folder" and (options.folder or options.labels):
+        raise ConfigError("--folder and --labels belong to --source folder; RSNA brings its own labels.")
+    return name
+
+
+def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
+    """Refuses to go on with work made from other settings."""
+    unfinished = partial_of(work.prepared) / SETTINGS_FILE
+    if has_artifact(work.prepared):
+        found = read_manifest(work.prepared, made_by=MADE_BY).settings
+    elif unfinished.exists():
+        found = json.loads(unfinished.read_text())
+    else:
+        return
+    if differences := list_differences(found, settings):
+        raise ArtifactError(
+            f"{work.prepared}: made from other settings ({'; '.join(differences)}). "
+            "Use the same settings, another --work, or start over with `ichkit prepare --fresh` (folds.csv is kept)."
+        )
+
+
+def _kept_folds(work: WorkFolder, options: PrepareOptions) -> pd.DataFrame | None:
+    """Folds imported, or those of an earlier call; None where they are to be dealt anew."""
+    if options.folds_file is not None:
+        return _read_folds(options.folds_file)
+    if options.new_folds:
+        return None
+    places = [work.prepared / "folds.csv", partial_of(work.prepared) / "folds.csv"]
+    found = next((path for path in places if path.exists()), None)
+    return None if found is None else _read_folds(found)
+
+
+def _read_folds(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype={"patient_id": "str", "fold": "int64"})[FOLDS]
+    except (OSError, ValueError, KeyError) as error:
+        raise FoldError(f"{path}: expected a CSV with columns patient_id, fold (a whole number): {error}") from error
+
+
+def _list_sources(config: Config, options: PrepareOptions, training: str) -> list[Listing]:
+    given = {
+        "rsna": options.rsna or config.prepare.rsna,
+        "cq500": options.cq500 or config.prepare.cq500,
+        "folder": options.folder,
+    }
+    listings = []
+    for source in (SOURCES[training], SOURCES["cq500"]):
+        root = locate(source, given.get(source.name))
+        if root is None:
+            places = " or ".join(map(str, source.folders))
+            logger.info("prepare: no %s at %s; going on without it", source.name, places)
+            continue
+        files, refused = scan_files(root)
+        listings.append(Listing(source, root, files, source.find_images(files), refused))
+    return listings
+
+
+def _digest_inputs(listings: list[Listing], options: PrepareOptions, override: pd.DataFrame | None) -> dict[str, str]:
+    """What tells whether there is anything to do: names and sizes of all files, and the content of their tables."""
+    inputs = {"limit_studies": str(options.limit_studies or "all")}
+    for item in listings:
+        inputs[f"{item.source.name}_files"] = digest_table(item.files[["relative", "num_bytes"]])
+        tables = item.files[item.files["relative"].str.lower().str.endswith(".csv")]
+        sha = hashlib.sha256()
+        for ref in file_refs(tables):
+            sha.update(ref.read())
+        inputs[f"{item.source.name}_tables"] = sha.hexdigest()[:16]
+    if options.labels is not None and options.labels.is_file():
+        inputs["label_file"] = hashlib.sha256(options.labels.read_bytes()).hexdigest()[:16]
+    inputs["series_override"] = "none" if override is None else digest_table(override)
+    return inputs

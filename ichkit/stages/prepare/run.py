@@ -1,0 +1,151 @@
+"""DICOM to the Hounsfield store: `work/prepared/`."""
+
+import os
+import secrets
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.errors import DataError
+from ichkit.core.progress import StopFlag, logger, stop_on_signal
+from ichkit.core.tasks import find_task
+from ichkit.engine.parallel import RunTasks, count_workers, run_tasks
+from ichkit.sources.collect import PlannedSource
+from ichkit.sources.decode import decode_all
+from ichkit.sources.index import KEPT_COLUMNS, read_index
+from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
+from ichkit.sources.study import PixelSettings
+from ichkit.sources.table import is_phantom
+from ichkit.stages.prepare.request import SETTINGS_FILE, Listing, Needs, PrepareOptions, look
+from ichkit.stages.prepare.tables import Stamp, write_tables
+from ichkit.work.artifacts import (
+    ArtifactWriter,
+    Manifest,
+    encode_json,
+    encode_table,
+    read_table,
+    write_bytes_atomically,
+)
+from ichkit.work.folder import WorkFolder
+
+_BASE_BYTES = 300 * 1024**2
+_COPIES_OF_A_VOLUME = 2.5
+"""A worker holds the volume, its compressed frame, and what the codec needs on the way."""
+
+
+def run(config: Config, work: WorkFolder, options: PrepareOptions | None = None) -> Manifest:
+    """Makes `work/prepared/`, or takes up new files in it, or finds nothing to do.
+
+    Raises:
+        DataError: no data, or data that contradict themselves.
+        ArtifactError: what is there was made from other settings.
+        FoldError: folds that do not fit.
+        Stopped: a stop signal; the next call goes on.
+    """
+    options = options or PrepareOptions()
+    found = look(config, work, options)
+    if found.standing is not None:
+        logger.info("prepare: up to date (%d slices)", found.standing.facts["num_slices"])
+        return found.standing
+    if found.is_update:
+        logger.info("prepare: the files have changed; taking them up")
+    listings, override, folds = found.listings, found.override, found.folds
+    Needs.of(listings, config).say(work)
+    writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh)
+    write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(found.settings))
+    if folds is not None:
+        write_bytes_atomically(writer.folder / "folds.csv", encode_table(folds, ".csv"))
+    if options.fresh and work.prepared.exists():
+        # Only now: the data were found and the folds are kept, so that a wrong path or a kill here loses nothing.
+        shutil.rmtree(work.prepared)
+    runner = partial(run_tasks, backend=options.backend or config.prepare.backend)
+    with stop_on_signal() as stop:
+        read = partial(runner, workers=config.prepare.workers)
+        planned = [_plan(item, writer, work, config, options, override, read, stop) for item in listings]
+        _check_override(override, planned)
+        largest = max(item.tasks.largest_bytes for item in planned)
+        workers = count_workers(config.prepare.workers, _BASE_BYTES + int(_COPIES_OF_A_VOLUME * largest))
+        records = decode_all(
+            [item.tasks for item in planned],
+            writer.folder,
+            work.prepared,
+            run=partial(runner, workers=workers),
+            strict=options.strict,
+            stop=stop,
+        )
+    writer.discard(SETTINGS_FILE)
+    refused = {item.source.name: item.refused for item in listings}
+    data = "phantom" if any(is_phantom(item.root) for item in listings) else found.source
+    return write_tables(writer, planned, records, refused, folds, Stamp(found.settings, found.inputs, data), config)
+
+
+def _plan(
+    listing: Listing,
+    writer: ArtifactWriter,
+    work: WorkFolder,
+    config: Config,
+    options: PrepareOptions,
+    override: pd.DataFrame | None,
+    read: RunTasks,
+    stop: StopFlag,
+) -> PlannedSource:
+    """Headers of one source, then which file is which slice of which study."""
+    source, task = listing.source, find_task(config.task)
+    name = f"index_{source.name}.parquet"
+    known = next((path for path in (writer.folder / name, work.prepared / name) if path.exists()), None)
+    files = listing.images[listing.files.columns]
+    index = read_index(files, None if known is None else read_table(known), run=read, stop=stop)
+    if source.keeps_index:
+        writer.write_table(name, index[KEPT_COLUMNS])
+    salt = b"" if source.keeps_index else _read_salt(work)
+    plan = source.plan(Found(listing.files, listing.images, index, task, options.labels, override, salt))
+    plan = _limit(plan, options.limit_studies)
+    if options.strict and len(plan.rejected):
+        first = plan.rejected.iloc[0]
+        raise DataError(f"{source.name}: {first.file} cannot be taken: {first.reason} (--strict).")
+    pixels = PixelSettings(source.repair, config.channels.hull_hu(), config.prepare.size)
+    ordered, slices = order_slices(plan.files)
+    return PlannedSource(plan, StudyTasks(ordered, pixels), slices, source.repair)
+
+
+def _read_salt(work: WorkFolder) -> bytes:
+    """The secret of this work folder: the same patient must have the same digest in every call, or folds would move."""
+    named = os.environ.get("ICHKIT_SALT")
+    if named:
+        return named.encode()[:64]
+    path = work.root / "salt"
+    if not path.exists():
+        write_bytes_atomically(path, secrets.token_hex(16).encode())
+        path.chmod(0o600)
+    return path.read_bytes()
+
+
+def _check_override(override: pd.DataFrame | None, planned: list[PlannedSource]) -> None:
+    if override is None:
+        return
+    known = {study for item in planned for study in item.plan.series_choice["study_id"]}
+    unknown = [study for study in override["study_id"] if study not in known]
+    if unknown:
+        raise DataError(
+            f"series override: {len(unknown)} studies are not among the {len(known)} whose series are chosen, "
+            f"e.g. {unknown[0]}. Use the ids of series_choice.csv."
+        )
+
+
+def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:
+    """The first `limit` studies of each split by id, and the sample ids of the test slices that are left."""
+    if limit is None:
+        return plan
+    studies = plan.files[["split", "study_id"]].drop_duplicates().sort_values(["split", "study_id"])
+    kept = studies[studies.groupby("split").cumcount() < limit]
+    files = plan.files.merge(kept, on=["split", "study_id"])
+    rejected = plan.rejected
+    known = rejected["study_id"].fillna("").ne("") & rejected["study_id"].isin(studies["study_id"])
+    rejected = rejected[~known | rejected["study_id"].isin(kept["study_id"])]
+    test = pd.concat([table["slice_id"][table["split"] == "test"] for table in (files, rejected)])
+    named = plan.sample_ids["ID"].str.rsplit("_", n=1).str[0]
+    sample = plan.sample_ids[named.isin(test)].reset_index(drop=True)
+    return replace(plan, files=files, rejected=rejected, sample_ids=sample)

@@ -1,0 +1,131 @@
+"""The tables of `work/prepared/`, once every volume is written."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.errors import DataError
+from ichkit.core.progress import logger
+from ichkit.core.tasks import Task, find_task
+from ichkit.imaging.store import FACTS_NAME
+from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices, collect_studies
+from ichkit.sources.decode import keep_records
+from ichkit.sources.folder import hide_files
+from ichkit.sources.study import StudyRecord
+from ichkit.stages.prepare.audit import write_audit
+from ichkit.validation.folds import assign_folds, check_folds, tally_studies
+from ichkit.work.artifacts import ArtifactWriter, Manifest
+from ichkit.work.schemas import BRAIN_SHARE, KEY, REJECTED, SERIES_CHOICE, TILT
+
+_FACT_COLUMNS = ["slice_id", "dataset", BRAIN_SHARE, TILT]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the manifest will say of where the artifact came from.
+
+    Attributes:
+        settings, inputs: as in the manifest.
+        data: "rsna", "phantom" or "folder".
+    """
+
+    settings: dict[str, object]
+    inputs: dict[str, str]
+    data: str
+
+
+def write_tables(
+    writer: ArtifactWriter,
+    planned: list[PlannedSource],
+    records: dict[str, StudyRecord],
+    refused: dict[str, pd.DataFrame],
+    folds: pd.DataFrame | None,
+    stamp: Stamp,
+    config: Config,
+) -> Manifest:
+    """Writes every table, deals the folds, draws the audit page, and puts the artifact in place.
+
+    Args:
+        records: of every study, by key.
+        refused: zip members that were not even looked at, by dataset (relative, reason).
+        folds: patients that have a fold already, who keep it.
+
+    Raises:
+        DataError: there is no training slice.
+        FoldError: folds that contradict themselves.
+    """
+    task = find_task(config.task)
+    slices = pd.concat([collect_slices(item, records, task) for item in planned], ignore_index=True)
+    slices = slices.sort_values(["dataset", *KEY], ignore_index=True)
+    train = slices["split"] == "train"
+    if not train.any():
+        raise DataError("prepare: no training slice could be read; see the reasons with --debug, or check the path.")
+    folds = _deal(slices[train], folds, config, task)
+    fold_of = folds.set_index("patient_id")["fold"]
+    slices.loc[train, "fold"] = slices["patient_id"][train].map(fold_of).astype("Int16")
+    check_folds(slices)
+    studies = collect_studies(slices, [item.plan for item in planned], task)
+    rejected = _collect_rejected(planned, records, refused)
+    choices = [item.plan.series_choice for item in planned if len(item.plan.series_choice)]
+    samples = [item.plan.sample_ids for item in planned if len(item.plan.sample_ids)]
+    writer.write_table("slices.parquet", slices.drop(columns=[BRAIN_SHARE, TILT]))
+    writer.write_table(FACTS_NAME, slices[_FACT_COLUMNS])
+    writer.write_table("studies.parquet", studies)
+    writer.write_table("folds.csv", folds)
+    writer.write_table("rejected.csv", rejected)
+    writer.write_table("series_choice.csv", pd.concat(choices) if choices else pd.DataFrame(columns=SERIES_CHOICE))
+    writer.write_table("sample_ids.csv", samples[0] if samples else pd.DataFrame(columns=["ID"]))
+    for item in planned:
+        for name, table in item.plan.tables.items():
+            writer.write_table(name, table)
+    keep_records(writer, records)
+    facts = {
+        "data": stamp.data,
+        "num_slices": len(slices),
+        "num_studies": len(studies),
+        "num_rejected": len(rejected),
+        **{item.plan.dataset: item.plan.facts for item in planned},
+    }
+    write_audit(writer, slices, studies, rejected, facts, config)
+    inputs = dict(stamp.inputs)
+    for item in planned:
+        inputs |= item.plan.inputs
+    manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
+    _say_what_came(slices, studies, rejected, facts)
+    return manifest
+
+
+def _deal(train: pd.DataFrame, existing: pd.DataFrame | None, config: Config, task: Task) -> pd.DataFrame:
+    """Folds of every patient, known ones where they were; patients of `existing` that are not here keep their row."""
+    tally = tally_studies(train, task.classes)
+    return assign_folds(tally, config.prepare.num_folds, task.classes, config.seed, existing)
+
+
+def _collect_rejected(
+    planned: list[PlannedSource], records: dict[str, StudyRecord], refused: dict[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """Every file that was not taken: by its header, by its pixels, or as a member of a zip."""
+    parts = []
+    for item in planned:
+        members = refused[item.plan.dataset].rename(columns={"relative": "file"}).assign(dataset=item.plan.dataset)
+        found = [collect_failures(item, records), members.reindex(columns=REJECTED)]
+        if item.plan.salt is not None:
+            found = [hide_files(table, item.plan.salt) for table in found]
+        parts += [item.plan.rejected, *found]
+    parts = [table for table in parts if len(table)] or [pd.DataFrame(columns=REJECTED)]
+    return pd.concat(parts).sort_values(["dataset", "file"], ignore_index=True)
+
+
+def _say_what_came(slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict) -> None:
+    for (dataset, split), rows in slices.groupby(["dataset", "split"]):
+        of_split = studies[(studies["dataset"] == dataset) & (studies["split"] == split)]
+        positive = of_split[of_split.columns[-1]].sum()
+        seen = "" if split == "test" else f", {positive} of them positive"
+        logger.info("prepare: %s %s: %d slices of %d studies%s", dataset, split, len(rows), len(of_split), seen)
+    for reason, count in rejected["reason"].value_counts().items():
+        logger.info("prepare: %d rejected: %s", count, reason)
+    missing = facts.get("cq500", {}).get("missing_studies", [])
+    if missing:
+        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        logger.info("prepare: %d CQ500 studies of reads.csv have no usable series: %s", len(missing), shown)

@@ -1,0 +1,186 @@
+"""The surest hits, false alarms and misses: each slice in three windows, and where the network found it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ichkit.core.config import ChannelsConfig
+from ichkit.core.errors import ConfigError
+from ichkit.core.progress import logger
+from ichkit.imaging.pictures import fit_picture, paint_heat
+from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
+from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
+from ichkit.show.page import encode_jpeg
+from ichkit.show.terminal import format_number
+from ichkit.stages.explain.held_out import Explained, explain_slices
+from ichkit.stages.report.material import Material, shorten
+from ichkit.validation.scores import POOLED, THRESHOLD_OF
+from ichkit.validation.thresholds import F1_AIM
+
+HIT, ALARM, MISS = "true positive", "false positive", "miss"
+_NUM_OF_ANY, _NUM_OF_SUBTYPE = 4, 2
+_TILE, _QUALITY = 168, 80
+_WINDOW_NAMES = ("brain", "subdural", "bone")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One slice of a gallery.
+
+    Attributes:
+        row: its row in the out-of-fold table.
+        class_index: the class it was judged for.
+        verdict: HIT, ALARM or MISS.
+    """
+
+    row: int
+    class_index: int
+    verdict: str
+
+
+def pick_judged(
+    p: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, studies: np.ndarray, count: int
+) -> dict[str, list[int]]:
+    """Rows of the surest hits and false alarms (highest first) and misses (lowest first), one for each study.
+
+    Args:
+        p, labels, thresholds, studies: (N,) each; without a label or a threshold a slice is neither right nor wrong.
+        count: at most so many of each.
+
+    Example:
+        >>> pick_judged(np.array([0.9, 0.8, 0.1]), np.array([1, 0, 1]), np.full(3, 0.5), np.arange(3), 1)
+        {'true positive': [0], 'false positive': [1], 'miss': [2]}
+    """
+    is_called, is_left = p >= thresholds, p < thresholds
+    groups = {HIT: (labels == 1) & is_called, ALARM: (labels == 0) & is_called, MISS: (labels == 1) & is_left}
+    picked = {}
+    for verdict, is_inside in groups.items():
+        rows = np.flatnonzero(is_inside)
+        rows = rows[np.argsort(p[rows] if verdict == MISS else -p[rows], kind="stable")]
+        _, first = np.unique(studies[rows], return_index=True)
+        picked[verdict] = rows[np.sort(first)][:count].tolist()
+    return picked
+
+
+def make_galleries(material: Material) -> Section:
+    """Galleries of every class, `any` at greater length, with the heat of the network of the slice's own fold."""
+    anchor, title = "galleries", "Hits, false alarms, misses"
+    judged = _judge(material)
+    if not judged:
+        return Section(anchor, title, [Missing("No slice is called positive, and none is missed.")])
+    if not all((material.prepared.folder / material.rows.volume[one.row]).is_file() for one in judged):
+        return Section(anchor, title, [Missing("The pixels are not in this work folder.", "ichkit prepare --fresh")])
+    try:
+        explained = _explain(material, judged)
+    except ConfigError as error:  # a backbone whose maps cannot be found: the slices are worth showing without
+        logger.warning("report: %s", error)
+        explained = {}
+    probabilities = material.probabilities(material.best)
+    any_index, blocks = material.task.any_index, [Prose(_text(material, bool(explained)))]
+    order = [any_index, *(c for c in range(material.task.num_classes) if c != any_index)]
+    for c in order:
+        own = [one for one in judged if one.class_index == c]
+        verdicts = (HIT, ALARM, MISS) if c == any_index else (None,)
+        for verdict in verdicts:
+            shown = [one for one in own if verdict in (None, one.verdict)]
+            cards = [_card(material, one, probabilities[one.row], explained, verdict is None) for one in shown]
+            name = material.task.classes[c]
+            blocks += _gallery(name if verdict is None else f"{name}: surest {_plural(verdict)}", cards)
+    return Section(anchor, title, blocks)
+
+
+def _gallery(title: str, cards: list[Card]) -> list[Block]:
+    return [Gallery(title, cards)] if cards else [Prose(f"{title}: none.")]
+
+
+def _plural(verdict: str) -> str:
+    return {HIT: "true positives", ALARM: "false positives", MISS: "misses"}[verdict]
+
+
+def _judge(material: Material) -> list[Judged]:
+    task, p = material.task, material.probabilities(material.best)
+    studies = material.rows.study_id.to_numpy()
+    judged = []
+    for c in range(task.num_classes):
+        count = _NUM_OF_ANY if c == task.any_index else _NUM_OF_SUBTYPE
+        picked = pick_judged(p[:, c], material.labels[:, c], _thresholds(material, c), studies, count)
+        judged += [Judged(row, c, verdict) for verdict, rows in picked.items() for row in rows]
+    return judged
+
+
+def _thresholds(material: Material, c: int) -> np.ndarray:
+    """(N,) the threshold each row was scored at: of its fold, or where there is a single fold the pooled one."""
+    name, metric = material.task.classes[c], THRESHOLD_OF[F1_AIM]
+    fold = material.rows.fold.to_numpy(np.int64)
+    numbers = material.best.folds if len(material.best.folds) > 1 else (POOLED,)
+    found = {k: material.book.find(material.best.name, metric, name, fold=k).value for k in numbers}
+    return np.array([found.get(int(k), found.get(POOLED, np.nan)) for k in fold])
+
+
+def _explain(material: Material, judged: list[Judged]) -> dict[str, Explained]:
+    """What the first-stage network of each slice's own fold makes of it, by slice_id; one pass per fold."""
+    if material.first is None:
+        return {}
+    rows = material.rows.iloc[sorted({one.row for one in judged})]
+    explained: dict[str, Explained] = {}
+    for fold, part in rows.groupby("fold"):
+        run = material.first.name
+        found = explain_slices(material.prepared, material.work, run, int(fold), part.slice_id.to_list())
+        explained |= {one.slice_id: one for one in found}
+    return explained
+
+
+def _text(material: Material, has_heat: bool) -> str:
+    windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in _windows())
+    text = (
+        f"By {material.best.name}, out of fold, sorted by confidence, at most one slice of a study. Positive means at "
+        "or above the threshold that was best for F1 on the other folds. Windows (level/width in HU), by rows: "
+    )
+    if not has_heat or material.first is None:
+        return f"{text}{windows}."
+    heat = (
+        f"; last, over the brain window, where {material.first.name} found what speaks for the class (Grad-CAM): the "
+        "network of the slice's own fold, which never saw it. The map is scaled to its own maximum, so it says where, "
+        "not how sure."
+    )
+    return text + windows + heat
+
+
+def _windows() -> list[tuple[str, tuple[float, float]]]:
+    return list(zip(_WINDOW_NAMES, ChannelsConfig().windows, strict=True))
+
+
+def _card(material: Material, one: Judged, p: np.ndarray, explained: dict[str, Explained], with_verdict: bool) -> Card:
+    task, row = material.task, material.rows.iloc[one.row]
+    found, name = explained.get(row.slice_id), task.classes[one.class_index]
+    if found is None:
+        hounsfield = material.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
+    else:
+        hounsfield = found.hounsfield
+    tiles = [_through_window(hounsfield, *window) for _, window in _windows()]
+    tiles += [] if found is None else [paint_heat(hounsfield, found.heat[one.class_index])]
+    picture = _put_together([fit_picture(tile, _TILE) for tile in tiles])
+    truth = [task.classes[c] for c in np.flatnonzero(material.labels[one.row] == 1)]
+    facts = [f"truth: {', '.join(truth) or 'no bleed'}"]
+    if found is not None and material.first is not None and material.best is not material.first:
+        before = format_number(float(found.probabilities[one.class_index]), 3)
+        facts.append(f"{material.first.name} alone: {before}")
+    place = f"slice {row.slice_index + 1} of {row.num_slices}"
+    alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} pictures"
+    figure = format_number(float(p[one.class_index]), 3)
+    verdict = f"{one.verdict}, " if with_verdict else ""
+    facts.insert(0, f"{verdict}{place}")
+    size = (picture.shape[1], picture.shape[0])
+    return Card(encode_jpeg(picture, _QUALITY), size, alt, shorten(row.slice_id), f"{name} {figure}", tuple(facts))
+
+
+def _through_window(hounsfield: np.ndarray, level: float, width: float) -> np.ndarray:
+    """(H, W, 3) uint8, all channels the same grey."""
+    places = np.clip(hounsfield, TABLE_LOW_HU, TABLE_HIGH_HU).astype(np.int32) - TABLE_LOW_HU
+    return np.repeat(window_table(level, width)[places][..., None], 3, axis=2)
+
+
+def _put_together(tiles: list[np.ndarray]) -> np.ndarray:
+    """Four tiles two by two, fewer side by side."""
+    rows = [tiles[:2], tiles[2:]] if len(tiles) == 4 else [tiles]
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])

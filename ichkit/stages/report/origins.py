@@ -1,0 +1,164 @@
+"""Where the numbers come from: the data, the training, and what is needed to make them again."""
+
+import json
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ichkit.show.blocks import Block, Cell, Chart, Charts, Listing, Prose, Section, Table
+from ichkit.show.drawing import to_svg
+from ichkit.show.terminal import NOTHING, format_number
+from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
+from ichkit.stages.report.curves import draw_training
+from ichkit.stages.report.material import Material
+from ichkit.work.artifacts import Manifest, list_differences, package_versions, read_manifest, read_table
+
+_CONFIG_FILE = "report.yaml"
+
+
+def make_training(material: Material) -> Section:
+    """The training curves of every fold of every run."""
+    charts, rows = [], []
+    for number, run in enumerate(source for source in material.sources if source.kind == "base"):
+        histories = {k: read_table(material.work.fold(run.name, k) / "history.csv") for k in run.folds}
+        last = {k: history.loss.iloc[-1] for k, history in histories.items()}
+        ends = ", ".join(f"fold {k} {format_number(loss, 4)}" for k, loss in last.items())
+        alt = f"Training loss of {run.name} by epoch; after the last: {ends}."
+        charts.append(Chart(to_svg(draw_training(histories), f"training-{number}", alt), f"{run.name}, loss by epoch."))
+        rows += [_training_row(material, run.name, k, history) for k, history in histories.items()]
+    columns = ("run and fold", "network", "epochs", "images per epoch", "last training loss", "minutes", "device")
+    after = "The training loss is of augmented images and says nothing of unseen ones. No score chose an epoch."
+    table = Table("Training, fold by fold", columns, rows, after=after, num_text=2)
+    return Section("training", "Training curves", [Charts(charts), table])
+
+
+def make_data(material: Material) -> Section:
+    """What was prepared: counts, folds, rejected files, and the oddities that the audit found."""
+    prepared, task = material.prepared, material.task
+    rows = []
+    for (dataset, split), slices in prepared.slices.groupby(["dataset", "split"]):
+        studies = prepared.studies[(prepared.studies.dataset == dataset) & (prepared.studies.split == split)]
+        positive = [NOTHING if studies[name].isna().all() else f"{int(studies[name].sum()):,}" for name in task.classes]
+        counts = [f"{number:,}" for number in (len(slices), len(studies), slices.patient_id.nunique())]
+        rows.append([f"{dataset} {split}", *counts, *positive])
+    columns = ("part", "slices", "studies", "patients", *task.classes)
+    after = "Class columns count positive studies; a dash where no label is known."
+    blocks: list[Block] = [Table(f"Prepared (data: {material.data})", columns, rows, after=after)]
+    if AUDIT_JSON in prepared.manifest.files:
+        blocks += _audit_tables(json.loads((prepared.folder / AUDIT_JSON).read_text(encoding="utf-8")))
+        blocks.append(Prose(f"The whole audit, with pictures: `prepared/{AUDIT_PAGE}` in the work folder."))
+    rejected = prepared.rejected().reason.value_counts()
+    if len(rejected):
+        lines = [[reason, f"{count:,}"] for reason, count in rejected.items()]
+        blocks.append(Table("Rejected files", ("reason", "files"), lines))
+    else:
+        blocks.append(Prose("No file was rejected."))
+    return Section("data", "Data", blocks)
+
+
+def make_repeat(material: Material) -> Section:
+    """The commands, the configuration, what each artifact was made with, and the versions."""
+    runs = [source for source in material.sources if source.kind == "base"]
+    stack = material.second
+    lines = [
+        "ichkit prepare",
+        *(f"ichkit train --run {run.name} --fold {','.join(map(str, run.folds))}" for run in runs),
+    ]
+    if stack is not None:
+        lines.append(f"ichkit stack --runs {','.join(stack.runs)} --name {stack.path.split('/')[1]}")
+    lines += ["ichkit evaluate", "ichkit submit", "ichkit report"] if runs else []
+    commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
+    config = material.config.settings()
+    text = (
+        f"Save the configuration below as `{_CONFIG_FILE}`; then, on the same data, with the same versions and as many "
+        "threads, these commands make the same numbers on a CPU, and nearly the same on a GPU."
+    )
+    differences = [line for run in runs for line in _differences(material, run.name, run.folds[0], config)]
+    blocks: list[Block] = [Prose(text), Listing("Commands", commands)]
+    if differences:
+        blocks.append(Prose("Made with other settings than those below (there, now here): " + "; ".join(differences)))
+    blocks.append(Listing("Configuration: all that decides a number", yaml.safe_dump(config, sort_keys=False)))
+    blocks.append(_artifacts_table(material))
+    versions = "\n".join(f"{name} {version}" for name, version in package_versions().items())
+    return Section("repeat", "How to repeat it", [*blocks, Listing("Versions now", versions)])
+
+
+def _training_row(material: Material, run: str, fold: int, history: pd.DataFrame) -> list[Cell | str]:
+    facts = read_manifest(material.work.fold(run, fold), made_by="ichkit train").facts
+    images = f"{int(history.num_images.iloc[-1]):,}" if "num_images" in history else NOTHING
+    minutes = format_number(facts["seconds"] / 60, 1) if "seconds" in facts else NOTHING
+    loss = format_number(history.loss.iloc[-1], 4)
+    network = str(facts.get("backbone", NOTHING))
+    return [f"{run} {fold}", network, str(len(history)), images, loss, minutes, str(facts.get("device", NOTHING))]
+
+
+def _audit_tables(audit: dict[str, Any]) -> list[Table]:
+    """Key figures of the audit, and the folds with the share of positive slices."""
+    is_real = audit["data"] == "rsna"
+    rows: list[list[Cell | str]] = []
+    for row in audit["counts"]:
+        tone = "bad" if row["expected"] not in (None, row["found"]) else ""
+        expected = [NOTHING if row["expected"] is None else f"{row['expected']:,}"] if is_real else []
+        rows.append([row["what"], Cell(f"{row['found']:,}", tone=tone), *expected])
+    geometry, padding = audit["geometry"], audit["padding"]
+    facts = {
+        "slices with padding outside the scan circle, training": _share(padding["share"]),
+        "positive slices with that padding": _share(padding["positive_rate_with"]),
+        "positive slices without": _share(padding["positive_rate_without"]),
+        "studies of uneven gaps": f"{geometry['studies_of_uneven_gaps']:,}",
+        "largest gap": NOTHING if geometry["largest_gap_mm"] is None else f"{geometry['largest_gap_mm']:.1f} mm",
+        "slices that are not square, or whose pixels are not": f"{geometry['not_square']:,}",
+    }
+    rows += [[what, value, *([NOTHING] if is_real else [])] for what, value in facts.items()]
+    columns = ("quantity", "here", *(("RSNA 2019, stage 2",) if is_real else ()))
+    names = list(audit["folds"][0]["prevalence"]) if audit["folds"] else []
+    folds = [
+        [str(fold["fold"]), *(f"{fold[key]:,}" for key in ("slices", "studies", "patients"))]
+        + [_share(fold["prevalence"][name]) for name in names]
+        for fold in audit["folds"]
+    ]
+    of_folds = ("fold", "slices", "studies", "patients", *names)
+    return [
+        Table("Key figures of the audit", columns, rows),
+        Table("Folds, by patient, and the share of positive slices", of_folds, folds),
+    ]
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.2f} %"
+
+
+def _differences(material: Material, run: str, fold: int, config: dict[str, Any]) -> list[str]:
+    """Settings that a run was trained with and that this report's configuration has otherwise."""
+    used = yaml.safe_load((material.work.fold(run, fold) / "config.yaml").read_text(encoding="utf-8"))
+    shared = {name: used[name] for name in ("task", "seed", "channels", "train") if name in used}
+    now = {name: _same_keys(shared[name], config[name]) for name in shared}
+    return [f"{run}: {line}" for line in list_differences(shared, now)]
+
+
+def _same_keys(old: Any, new: Any) -> Any:
+    """The part of a tree of settings that another one has too: what only decides speed is written nowhere."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {key: _same_keys(value, new.get(key)) for key, value in old.items()}
+    return new
+
+
+def _artifacts_table(material: Material) -> Table:
+    """When, from which commit and with which settings each artifact was made."""
+    work, rows = material.work, []
+    folders = {"prepared": (work.prepared, "ichkit prepare")}
+    for source in material.sources:
+        if source.kind == "base":
+            folders |= {f"{source.name} {k}": (work.fold(source.name, k), "ichkit train") for k in source.folds}
+        else:
+            folders[f"stack {source.path.split('/')[1]}"] = (work.root / source.path).parent, "ichkit stack"
+    if material.sources:
+        folders["scores"] = (work.scores, "ichkit evaluate")
+    for name, (folder, made_by) in folders.items():
+        manifest: Manifest = read_manifest(folder, made_by=made_by)
+        packages = [f"{key} {manifest.versions[key]}" for key in ("python", "torch") if key in manifest.versions]
+        commit = manifest.git_commit[:10] or NOTHING
+        rows.append([name, manifest.created_utc, manifest.settings_digest, commit, ", ".join(packages)])
+    columns = ("artifact", "made", "digest of settings", "commit", "with")
+    return Table("What each artifact was made with", columns, rows, num_text=5)

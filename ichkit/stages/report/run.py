@@ -1,0 +1,134 @@
+"""`ichkit report`: one self-contained HTML page about a work folder: no network, no script, every picture inside."""
+
+import re
+from pathlib import Path
+
+from ichkit.core.config import Config
+from ichkit.core.progress import logger
+from ichkit.core.tasks import find_task
+from ichkit.imaging.store import Prepared
+from ichkit.show import page
+from ichkit.show.blocks import Section
+from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
+from ichkit.stages.report.contrasts import make_pairs, make_subgroups
+from ichkit.stages.report.external import make_external
+from ichkit.stages.report.gallery import make_galleries
+from ichkit.stages.report.material import Material
+from ichkit.stages.report.origins import make_data, make_repeat, make_training
+from ichkit.stages.report.overview import make_board, make_overview
+from ichkit.stages.report.second_stage import make_second_stage
+from ichkit.stages.report.strips import make_strips
+from ichkit.stages.scores import evaluate, leaderboard
+from ichkit.stages.scores.summary import data_note
+from ichkit.validation.catalog import find_sources, pick_source
+from ichkit.work.artifacts import (
+    digest_of,
+    digest_table,
+    git_commit,
+    package_versions,
+    read_manifest,
+    write_bytes_atomically,
+)
+from ichkit.work.folder import WorkFolder
+
+_ROOM, _TEMPLATE = "ichkit.stages.report", "report.html.j2"
+# In the order of the page; these need something that is scored.
+_SCORED = (
+    make_board,
+    make_losses,
+    make_roc,
+    make_reliability,
+    make_strips,
+    make_galleries,
+    make_external,
+    make_subgroups,
+    make_pairs,
+    make_second_stage,
+    make_training,
+)
+
+
+def run(config: Config, work: WorkFolder, submissions: Path) -> Path:
+    """Writes `work/report.html` and returns its path; missing scores are computed, and what is not there is named.
+
+    A page made from the same inputs, settings and versions is left as it is.
+
+    Raises:
+        ArtifactError: nothing is prepared, or an artifact is damaged.
+    """
+    material = collect(config, work, submissions)
+    inputs = _digest(material)
+    if _inputs_of(work.report) == inputs:
+        logger.info("report: %s is up to date", work.report)
+        return work.report
+    if work.report.exists():
+        logger.info("report: inputs changed, the page is made anew")
+    text = render(material, inputs)
+    write_bytes_atomically(work.report, text.encode())
+    logger.info("report: %s, %.1f MB", work.report, len(text) / 1e6)
+    return work.report
+
+
+def collect(config: Config, work: WorkFolder, submissions: Path) -> Material:
+    """Everything the page is made from, sources in the order of the board; missing scores are computed.
+
+    Raises:
+        ArtifactError: nothing is prepared, or an artifact is damaged.
+    """
+    task = find_task(config.task)
+    prepared = Prepared.open(work.prepared, task)
+    data = str(prepared.manifest.facts["data"])
+    if not work.finished_runs():
+        return Material(config, work, prepared, data, [], None, None)
+    evaluate.run(config, work)
+    sources = find_sources(work, task)
+    tables = evaluate.read_tables(work, sources)
+    board = leaderboard.build(work, submissions, task)
+    ordered = [pick_source(sources, name) for name in board["name"]]
+    data = "+".join(sorted({data, *(source.data for source in sources)}))
+    return Material(config, work, prepared, data, ordered, tables, board)
+
+
+def render(material: Material, inputs: str = "") -> str:
+    """The page as HTML.
+
+    Args:
+        inputs: digest of what it is made from, kept in its head.
+    """
+    made = "Nothing is trained yet."
+    if material.sources:
+        made = f"Newest source made {max(source.created_utc for source in material.sources)}."
+    notice = data_note(material.data)
+    return page.render(
+        _ROOM, _TEMPLATE, sections=_make_sections(material), data=material.data, notice=notice, made=made, inputs=inputs
+    )
+
+
+def _make_sections(material: Material) -> list[Section]:
+    scored = [make(material) for make in _SCORED] if material.sources else []
+    return [make_overview(material), *scored, make_data(material), make_repeat(material)]
+
+
+def _digest(material: Material) -> str:
+    """First 16 hex digits over everything that decides what the page says."""
+    work, kinds = material.work, material.sources
+    manifests = [read_manifest(work.prepared, made_by="ichkit prepare")]
+    for source in kinds:
+        folders = {path.parent for path in source.oof_paths}
+        manifests += [read_manifest(folder, made_by=source.remedy) for folder in sorted(folders)]
+    read = [
+        {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
+    ]
+    made = [manifest.created_utc for manifest in manifests]
+    board = "" if material.board is None else digest_table(material.board.astype(str))
+    looks = [page.read_template(_ROOM, name) for name in ("page.html.j2", _TEMPLATE)]
+    return digest_of([read, made, board, looks, package_versions(), git_commit(), material.config.settings()])
+
+
+def _inputs_of(path: Path) -> str | None:
+    """The digest in the head of the page that is there; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = re.search(r'name="ichkit-inputs" content="([0-9a-f]*)"', file.read(2000))
+    return found[1] if found else None

@@ -1,0 +1,302 @@
+"""`ichkit evaluate`: every run and stack scored, each score with its counts and its interval."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError, ContractError
+from ichkit.core.progress import Meter, logger
+from ichkit.core.tasks import Task, find_task
+from ichkit.imaging.store import Prepared
+from ichkit.stages.scores.score_source import CQ500_FACTS, SourceScores, load_cq500, score_source, study_scores
+from ichkit.validation.catalog import Source, find_sources
+from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
+from ichkit.validation.folds import check_folds
+from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, weighted_log_loss
+from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, METRICS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS, headlines
+from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
+from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
+from ichkit.validation.submissions import read_submission, read_truth
+from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
+from ichkit.work.folder import WorkFolder
+
+MADE_BY = "ichkit evaluate"
+SCORES_NAME = "scores.parquet"
+RELIABILITY_NAME = "reliability.parquet"
+DRAWS_NAME = "draws.parquet"
+COMPARISONS_NAME = "comparisons.parquet"
+CQ500_BASELINE = "cq500_baseline.csv"
+# File to the part of `SourceScores` it holds of every source.
+_TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
+# What scores are made from besides a source's own tables, where it is there.
+_PREPARED_FILES = ("slices.parquet", "studies.parquet", CQ500_FACTS, CQ500_BASELINE)
+
+
+@dataclass(frozen=True)
+class ScoreTables:
+    """What `work/scores` holds.
+
+    Attributes:
+        scores: columns of `validation.scores.SCORE_DTYPES`.
+        reliability: columns of `validation.scores.CURVE_DTYPES`.
+        comparisons: columns of `validation.comparisons.COMPARISON_DTYPES`.
+        cq500_missing: CQ500 studies that the readers labelled and that have no slices.
+    """
+
+    scores: pd.DataFrame
+    reliability: pd.DataFrame
+    comparisons: pd.DataFrame
+    cq500_missing: list[str]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a call of `run` starts from.
+
+    Attributes:
+        prepared: the store.
+        sources: everything that can be scored.
+        settings, inputs: what the scores depend on.
+        old: the manifest of the scores that are there; None without any.
+    """
+
+    prepared: Prepared
+    sources: list[Source]
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    old: Manifest | None
+
+    @property
+    def is_current(self) -> bool:
+        """True where the scores that are there are those of now."""
+        return self.old is not None and self.old.settings == self.settings and self.old.inputs == self.inputs
+
+    @property
+    def stale(self) -> list[Source]:
+        """The sources that have to be scored, those that were never scored included."""
+        old, settings = self.old, self.settings
+        return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, old, settings)]
+
+
+def run(config: Config, work: WorkFolder) -> Manifest:
+    """The manifest of `work/scores/`; only sources whose tables or labels changed are scored again.
+
+    Raises:
+        ArtifactError: nothing is prepared or trained, or an artifact is damaged.
+        ContractError: a source's table does not hold exactly the slices it should.
+        FoldError: a patient has more than one fold, or none.
+    """
+    began = time.monotonic()
+    scoring = look(config, work)
+    prepared, sources, old = scoring.prepared, scoring.sources, scoring.old
+    if scoring.is_current:
+        assert old is not None
+        logger.info("evaluate: the scores of %d sources are up to date", len(sources))
+        return old
+    kept = _still_valid(work, sources, prepared.manifest, old, scoring.settings)
+    missing = _missing_cq500(prepared)
+    num_to_score = len(sources) - len(kept)
+    _announce(num_to_score, len(sources), old is not None, len(missing))
+    with Meter("evaluate", num_to_score, "source") as meter:
+        for source in sources:
+            if source.name not in kept:
+                kept[source.name] = score_source(source, prepared, config)
+                _say(kept[source.name].scores)
+                meter.advance(note=source.name)
+    writer = ArtifactWriter(work.scores, "scores")
+    for name, part in _TABLES.items():
+        tables = [getattr(kept[source.name], part) for source in sources]
+        writer.write_table(name, pd.concat(tables, ignore_index=True))
+    writer.write_table(COMPARISONS_NAME, _compare(sources, kept, prepared, config))
+    facts = {
+        "data": "+".join(sorted({source.data for source in sources})),
+        "task": prepared.task.name,
+        "sources": [source.name for source in sources],
+        "cq500_missing": missing,
+        "seconds_per_source": round((time.monotonic() - began) / num_to_score, 1) if num_to_score else None,
+    }
+    return writer.commit(settings=scoring.settings, inputs=scoring.inputs, facts=facts)
+
+
+def look(config: Config, work: WorkFolder) -> Scoring:
+    """What there is to score; writes nothing. Raises as `run`."""
+    prepared = Prepared.open(work.prepared, find_task(config.task))
+    check_folds(prepared.slices)
+    sources = find_sources(work, prepared.task)
+    if not sources:
+        raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
+    for name in sorted({source.name for source in sources if source.is_outdated}):
+        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
+    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
+    settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
+    settings |= {name: list(table) for name, table in measured.items()}
+    inputs = _inputs_of(sources, prepared.manifest)
+    old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
+    return Scoring(prepared, sources, settings, inputs, old)
+
+
+def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:
+    """The scores that rank and are quoted (`headlines`), of these sources as they are now.
+
+    Raises:
+        ArtifactError: there are no scores, or they were made from other tables or labels.
+    """
+    return headlines(read_tables(work, sources).scores)
+
+
+def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
+    """Everything that was scored, after making sure that it belongs to these sources as they are now.
+
+    Raises:
+        ArtifactError: there are no scores, or they were made from other tables or labels.
+    """
+    manifest = read_manifest(work.scores, made_by=MADE_BY)
+    prepared = read_manifest(work.prepared, made_by="ichkit prepare")
+    if manifest.inputs != _inputs_of(sources, prepared):
+        raise ArtifactError(
+            f"{work.scores}: expected the scores of the {len(sources)} sources that are there now, found those of "
+            f"{len(manifest.facts['sources'])} made from other tables. Run `{MADE_BY}`."
+        )
+    names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
+    return ScoreTables(*(read_table(work.scores / name) for name in names), manifest.facts["cq500_missing"])
+
+
+def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
+    """The scores of one `ID,Label` file against another: metric, class, value, n, n_positive, one row each.
+
+    Args:
+        submission: probabilities; rows in any order, IDs `<slice>_<class>`.
+        truth: labels of exactly the same slices, 0 or 1.
+
+    Raises:
+        DataError: a file is missing or not CSV.
+        ContractError: a file contradicts itself, has gaps or values that are no probabilities, or the two hold
+            different slices.
+    """
+    labels = read_truth(truth, task)
+    predicted = read_submission(submission, task)
+    missing, foreign = labels.index.difference(predicted.index), predicted.index.difference(labels.index)
+    if len(missing) or len(foreign):
+        example = missing[0] if len(missing) else foreign[0]
+        raise ContractError(
+            f"{submission}: expected exactly the {len(labels)} slices of {truth}, found {len(predicted)}: "
+            f"{len(missing)} are missing and {len(foreign)} are not in the truth, e.g. {example}. "
+            "Score a file against the labels it was made for."
+        )
+    p, y = predicted.loc[labels.index].to_numpy(), labels.to_numpy()
+    loss, losses, aucs = weighted_log_loss(p, y, task.weight_array()), log_loss_by_class(p, y), roc_auc_by_class(p, y)
+    positive = (y > 0).sum(0)
+    rows = [(WEIGHTED_LOG_LOSS, ALL_CLASSES, loss, int((y > 0).any(1).sum()))]
+    for metric, values in ((LOG_LOSS, losses), (ROC_AUC, aucs)):
+        rows += [(metric, name, values[c], positive[c]) for c, name in enumerate(task.classes)]
+    table = pd.DataFrame(rows, columns=["metric", "class", "value", "n_positive"])
+    table.insert(3, "n", len(labels))
+    return table
+
+
+def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
+    """Everything the scores of these sources depend on."""
+    present = [name for name in _PREPARED_FILES if name in prepared.files]
+    read = {f"prepared/{name}": prepared.files[name].sha256 for name in present}
+    return read | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
+
+
+def _still_valid(
+    work: WorkFolder, sources: list[Source], prepared: Manifest, old: Manifest | None, settings: dict[str, Any]
+) -> dict[str, SourceScores]:
+    """What was scored, by name, of sources whose tables, labels and settings are those of then."""
+    if old is None or old.settings != settings:
+        return {}
+    tables = {part: read_table(work.scores / name) for name, part in _TABLES.items()}
+    kept = {}
+    for source in sources:
+        if _is_scored(source, prepared, old, settings):
+            own = {part: table[table.source == source.name] for part, table in tables.items()}
+            kept[source.name] = SourceScores(**own)
+    return kept
+
+
+def _is_scored(source: Source, prepared: Manifest, old: Manifest | None, settings: dict[str, Any]) -> bool:
+    """True where the old scores hold this source as it is now."""
+    if old is None or old.settings != settings:
+        return False
+    prefixes = ("prepared/", f"{source.name}:")
+    before = {name: digest for name, digest in old.inputs.items() if name.startswith(prefixes)}
+    return before == _inputs_of([source], prepared)
+
+
+def _compare(
+    sources: list[Source], scored: dict[str, SourceScores], prepared: Prepared, config: Config
+) -> pd.DataFrame:
+    """Every pair of sources of the same folds, and each source with the baseline's own CQ500 probabilities.
+
+    Made anew whenever a source changed, from the draws of all: a comparison never outlives one of its two.
+    """
+    task, settings, baseline = prepared.task, config.evaluate, _read_baseline(prepared)
+    studies = {}
+    for source in sources if len(sources) > 1 or baseline is not None else ():
+        table = load_cq500(source, prepared)
+        if table is not None:
+            studies[source.name] = study_scores(table, prepared, MAXIMUM, settings.num_top)
+    draws = {name: scores.draws for name, scores in scored.items()}
+    tables = []
+    for folds in dict.fromkeys(source.folds for source in sources):
+        names = [source.name for source in sources if source.folds == folds]
+        tables.append(compare_pairs(draws, studies, names, task, settings.level))
+    if baseline is not None:
+        for name, own in studies.items():
+            rows = compare_studies(own, baseline, task, settings.level)
+            tables.append(make_comparisons([{"source": name, "other": BASELINE, **row} for row in rows]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _read_baseline(prepared: Prepared) -> StudyScores | None:
+    """The baseline's own probabilities of the CQ500 studies; None where they were not prepared.
+
+    Raises:
+        ContractError: a column is missing, or a study stands twice.
+    """
+    if CQ500_BASELINE not in prepared.manifest.files:
+        return None
+    path, columns = prepared.folder / CQ500_BASELINE, prepared.task.probability_columns
+    table = read_table(path)
+    missing = [name for name in ("study_id", *columns) if name not in table]
+    if missing or table.study_id.duplicated().any():
+        raise ContractError(
+            f"{path}: expected one row for each study with study_id and {', '.join(columns)}, found "
+            f"{f'no column {missing[0]}' if missing else 'a study twice'}. Run `ichkit prepare --fresh`."
+        )
+    probabilities = table.set_index("study_id")[columns].dropna()
+    return StudyScores({}, probabilities, pd.DataFrame(index=probabilities.index))
+
+
+def _announce(num_to_score: int, num_sources: int, is_remade: bool, num_missing: int) -> None:
+    why = ": inputs changed" if is_remade else ""
+    logger.info("evaluate: scoring %d of %d sources%s", num_to_score, num_sources, why)
+    if num_missing:
+        logger.info("evaluate: CQ500 studies without slices, not scored: %d (the manifest names them)", num_missing)
+
+
+def _missing_cq500(prepared: Prepared) -> list[str]:
+    """CQ500 studies that the readers labelled and that have no slices, by name."""
+    labelled = prepared.studies.study_id[prepared.studies.dataset == "cq500"]
+    without_series = prepared.manifest.facts.get("cq500", {}).get("missing_studies", [])
+    return sorted({*labelled, *without_series} - set(prepared.split("cq500").study_id))
+
+
+def _say(scores: pd.DataFrame) -> None:
+    """One line with the pooled loss of a source."""
+    row = scores[(scores.metric == WEIGHTED_LOG_LOSS) & (scores.fold == POOLED)].iloc[0]
+    logger.info(
+        "evaluate: %s: weighted log loss %.5f [%.5f, %.5f] on %d slices, %d positive",
+        row["source"],
+        row["value"],
+        row["low"],
+        row["high"],
+        row["n"],
+        row["n_positive"],
+    )

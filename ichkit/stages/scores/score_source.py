@@ -1,0 +1,266 @@
+"""Every score of one source: out of fold by slice and by study, per fold and subgroup, and the studies of CQ500."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.errors import ContractError
+from ichkit.core.seeding import derive_seed
+from ichkit.imaging.store import Prepared
+from ichkit.validation.catalog import Source, load_out_of_fold, load_split
+from ichkit.validation.comparisons import DRAWS_DTYPES, StudyScores
+from ichkit.validation.delong import delong_auc
+from ichkit.validation.folds import deal_patients
+from ichkit.validation.scores import (
+    AVERAGE_PRECISION,
+    CALIBRATION_ERROR,
+    CURVE_DTYPES,
+    DELONG_AUC,
+    F1_BEST,
+    F1_HALF,
+    LOG_LOSS,
+    POOLED,
+    ROC_AUC,
+    SCORE_DTYPES,
+    SENSITIVITY,
+    SPECIFICITY,
+    THRESHOLD_OF,
+    WEIGHTED_LOG_LOSS,
+    score_rows,
+)
+from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
+from ichkit.validation.subgroups import ALL, slice_subgroups, study_subgroups
+from ichkit.validation.tallies import ScoredRows
+from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
+from ichkit.work.artifacts import read_table
+from ichkit.work.schemas import check_predictions
+
+CQ500_FACTS = "cq500_facts.csv"
+_LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
+_RANKS = (ROC_AUC, AVERAGE_PRECISION)
+_DECISIONS = (F1_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
+# The loss of a study's maximum is left out: it is the loss of nothing that anybody submits.
+_BY_STUDY = (*_RANKS, *_DECISIONS, CALIBRATION_ERROR)
+_COMPARED = (*_LOSSES, ROC_AUC)
+
+
+@dataclass(frozen=True)
+class SourceScores:
+    """Tables about one source; columns of `SCORE_DTYPES`, of `CURVE_DTYPES`, and of `DRAWS_DTYPES` and `draws`."""
+
+    scores: pd.DataFrame
+    curves: pd.DataFrame
+    draws: pd.DataFrame
+
+
+class _Collector:
+    """Scores group after group of one source and keeps what comes out."""
+
+    def __init__(self, source: Source, config: Config) -> None:
+        self._source, self._config = source, config
+        self._scores: list[dict[str, Any]] = []
+        self._curves: list[dict[str, Any]] = []
+        self._draws: list[dict[str, Any]] = []
+
+    def add(self, rows: ScoredRows, metrics: tuple[str, ...], *, is_compared: bool = False) -> None:
+        """Scores a group; where it `is_compared`, its draws are kept for the pairs."""
+        settings = self._config.evaluate
+        scored = score_rows(
+            rows,
+            self._source.task,
+            metrics,
+            num_draws=settings.num_draws,
+            level=settings.level,
+            num_bins=settings.num_bins,
+            # The source's name stays out, so that two sources are compared on the same draws.
+            seed=derive_seed(self._config.seed, "evaluate", rows.place["dataset"], rows.place["fold"]),
+        )
+        self._scores += scored.rows
+        self._curves += scored.curve
+        if is_compared:
+            both = zip(scored.rows, scored.draws, strict=True)
+            self._draws += [{**row, "draws": draws} for row, draws in both if row["metric"] in _COMPARED]
+
+    def add_thresholds(self, place: dict[str, Any], thresholds: np.ndarray, labels: np.ndarray) -> None:
+        """Keeps (C,) thresholds with the counts of the (N, C) labels they were chosen on."""
+        counts = zip(thresholds, (~np.isnan(labels)).sum(0), (labels == 1).sum(0), strict=True)
+        self._add_plain(place, [(value, np.nan, np.nan, n, n_positive) for value, n, n_positive in counts])
+
+    def add_delong(self, rows: ScoredRows) -> None:
+        """Keeps the AUC of each class with DeLong's interval; for rows that are independent."""
+        scores = []
+        for p, y in zip(rows.probabilities.T, rows.labels.T, strict=True):
+            known = ~np.isnan(y)
+            found = delong_auc(y[known], p[known], self._config.evaluate.level)
+            scores.append((found.auc, found.low, found.high, known.sum(), (y == 1).sum()))
+        self._add_plain(rows.place | {"metric": DELONG_AUC}, scores)
+
+    def _add_plain(self, place: dict[str, Any], scores: Sequence[tuple[float, ...]]) -> None:
+        """Keeps scores made without draws: value, low, high, n and n_positive of each class."""
+        names = ("value", "low", "high", "n", "n_positive")
+        for label, numbers in zip(self._source.task.classes, scores, strict=True):
+            self._scores.append({**place, "class": label, **dict(zip(names, numbers, strict=True)), "num_left_out": 0})
+
+    def finish(self) -> SourceScores:
+        """Everything kept, as tables with their dtypes."""
+        draws = self._make_table(self._draws, DRAWS_DTYPES)
+        draws["draws"] = pd.Series([row["draws"] for row in self._draws], dtype=object)
+        scores, curves = self._make_table(self._scores, SCORE_DTYPES), self._make_table(self._curves, CURVE_DTYPES)
+        return SourceScores(scores, curves, draws)
+
+    def _make_table(self, rows: list[dict[str, Any]], dtypes: dict[str, str]) -> pd.DataFrame:
+        columns = {name: [row[name] for row in rows] for name in dtypes if name != "source"}
+        return pd.DataFrame({"source": self._source.name, **columns})[list(dtypes)].astype(dtypes)
+
+
+def score_source(source: Source, prepared: Prepared, config: Config) -> SourceScores:
+    """Every score of one source, with intervals, reliability curves and the draws that pairs are compared on.
+
+    Raises:
+        ArtifactError: a table cannot be read.
+        ContractError: a table does not hold exactly the slices it should, each with its own fold.
+    """
+    collector = _Collector(source, config)
+    elsewhere = _score_out_of_fold(collector, source, prepared, config)
+    table = load_cq500(source, prepared)
+    if table is not None:
+        _score_cq500(collector, table, elsewhere, prepared, config)
+    return collector.finish()
+
+
+def load_cq500(source: Source, prepared: Prepared) -> pd.DataFrame | None:
+    """The predictions of a source for the CQ500 slices; None where none were prepared.
+
+    Raises:
+        ContractError: other slices than the prepared ones.
+    """
+    slices = prepared.split("cq500")
+    if not len(slices):
+        return None
+    table = load_split(source, "cq500")
+    _check_slices(table, slices, source, "cq500")
+    return table
+
+
+def study_scores(table: pd.DataFrame, prepared: Prepared, aggregation: str, num_top: int) -> StudyScores:
+    """The CQ500 studies of a predictions table, with the readers' labels, by study_id.
+
+    Args:
+        aggregation: a key of `AGGREGATIONS`.
+        num_top: slices that count, where it asks for a number.
+    """
+    task = prepared.task
+    scores = AGGREGATIONS[aggregation].score(table, task, num_top).set_index("study_id")
+    studies = prepared.studies[prepared.studies.dataset == "cq500"].set_index("study_id")
+    place = {"dataset": "cq500", "split": "external", "level": "study", "aggregation": aggregation}
+    labels = studies.reindex(scores.index)[list(task.classes)].astype("Float64").astype("float64")
+    return StudyScores(place, scores[task.probability_columns].astype("float64"), labels)
+
+
+def _score_out_of_fold(
+    collector: _Collector, source: Source, prepared: Prepared, config: Config
+) -> dict[str, np.ndarray]:
+    """Scores the out-of-fold rows; returns the study-level thresholds of all of them, by aim, (C,) each."""
+    task = prepared.task
+    train = prepared.split("train")
+    train = train[train.fold.isin(source.folds)].reset_index(drop=True)
+    table = load_out_of_fold(source)
+    _check_slices(table, train, source, "oof")
+    check_predictions(table, task, source.path, train)
+    fold, part = table.fold.to_numpy(), _parts_of(source, train, config)
+    place = {"dataset": "+".join(sorted(train.dataset.unique())), "split": "train", "subgroup": ALL, "fold": POOLED}
+    patient, _ = pd.factorize(train.patient_id, sort=True)
+    slices = ScoredRows(
+        place | {"level": "slice", "aggregation": "none"},
+        table[task.probability_columns].to_numpy(np.float64),
+        train[list(task.classes)].to_numpy(np.float64, na_value=np.nan),
+        patient,
+    )
+    first = np.flatnonzero(table.study_id.ne(table.study_id.shift()))
+    studies = ScoredRows(
+        place | {"level": "study", "aggregation": MAXIMUM},
+        np.maximum.reduceat(slices.probabilities, first),
+        np.maximum.reduceat(slices.labels, first),
+        patient[first],
+    )
+    _score_with_thresholds(collector, slices, part, source, (*_LOSSES, *_BY_STUDY))
+    chosen = _score_with_thresholds(collector, studies, part[first], source, _BY_STUDY)
+    for k in source.folds:
+        collector.add(slices.take(fold == k, fold=k), _COMPARED)
+    for name, is_inside in slice_subgroups(train).items():
+        collector.add(slices.take(is_inside, subgroup=name), _COMPARED)
+    return chosen
+
+
+def _parts_of(source: Source, train: pd.DataFrame, config: Config) -> np.ndarray:
+    """(N,) parts, each of which gets thresholds chosen on the others: the folds, or parts of the only one."""
+    num_parts = min(config.evaluate.num_parts, train.patient_id.nunique())
+    if len(source.folds) > 1 or num_parts < 2:
+        return train.fold.to_numpy(np.int64)
+    return deal_patients(train, num_parts, source.task.classes, derive_seed(config.seed, "evaluate parts"))
+
+
+def _score_with_thresholds(
+    collector: _Collector, rows: ScoredRows, part: np.ndarray, source: Source, metrics: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Scores rows at thresholds chosen on the other parts; returns those chosen on all rows, by aim."""
+    parts = [int(number) for number in np.unique(part)]
+    chosen = choose_thresholds(rows.probabilities, rows.labels, rows.order, part, [*parts, POOLED])
+    half = dict.fromkeys(parts, np.full(source.task.num_classes, HALF))
+    decisions = {HALF_AIM: decide(rows.probabilities, half, part)}
+    for aim in THRESHOLD_OF:
+        decisions[aim] = decide(rows.probabilities, {number: chosen[number][aim] for number in parts}, part)
+    collector.add(rows.with_decisions(decisions), metrics, is_compared=True)
+    # Parts of a single fold have no number of their own in the table.
+    for number in [*(source.folds if len(source.folds) > 1 else ()), POOLED]:
+        labels = rows.labels[part != number]
+        for aim, name in THRESHOLD_OF.items():
+            collector.add_thresholds(rows.place | {"fold": number, "metric": name}, chosen[number][aim], labels)
+    return chosen[POOLED]
+
+
+def _score_cq500(
+    collector: _Collector, table: pd.DataFrame, chosen: dict[str, np.ndarray], prepared: Prepared, config: Config
+) -> None:
+    """Scores the CQ500 studies; decisions are made with thresholds chosen on the out-of-fold studies."""
+    task, settings = prepared.task, config.evaluate
+    for aggregation in AGGREGATIONS:
+        scored = study_scores(table, prepared, aggregation, settings.num_top)
+        place = scored.place | {"subgroup": ALL, "fold": POOLED}
+        studies = scored.probabilities.index
+        rows = ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())
+        if aggregation != MAXIMUM:
+            collector.add(rows, _RANKS)
+            continue
+        anywhere = np.zeros(len(rows.labels), np.int64)
+        thresholds = {HALF_AIM: np.full(task.num_classes, HALF), **chosen}
+        decisions = {aim: decide(rows.probabilities, {0: of_class}, anywhere) for aim, of_class in thresholds.items()}
+        collector.add(rows.with_decisions(decisions), _BY_STUDY, is_compared=True)
+        collector.add_delong(rows)
+        for name, is_inside in study_subgroups(_study_facts(studies, prepared)).items():
+            collector.add(rows.take(is_inside, subgroup=name), (ROC_AUC,))
+
+
+def _study_facts(study_ids: pd.Index, prepared: Prepared) -> pd.DataFrame:
+    """The batch and gap_mm (the median of its slices) of each study, by study_id; missing where not known."""
+    gap_mm = prepared.split("cq500").groupby("study_id").gap_mm.median().reindex(study_ids)
+    batch = pd.Series(pd.NA, index=study_ids, dtype="str")
+    if CQ500_FACTS in prepared.manifest.files:
+        facts = read_table(prepared.folder / CQ500_FACTS, columns=["study_id", "batch"])
+        batch = facts.set_index("study_id").batch.reindex(study_ids)
+    return pd.DataFrame({"gap_mm": gap_mm, "batch": batch})
+
+
+def _check_slices(table: pd.DataFrame, slices: pd.DataFrame, source: Source, split: str) -> None:
+    """Refuses a table that does not hold exactly these slices in this order."""
+    if table.slice_id.equals(slices.slice_id):
+        return
+    num_differ = len(set(table.slice_id) ^ set(slices.slice_id))
+    raise ContractError(
+        f"{source.path} ({split}): expected exactly the {len(slices)} prepared slices in their order, found "
+        f"{len(table)} rows, {num_differ} of other slices. The scans were prepared again since: run `{source.remedy}`."
+    )

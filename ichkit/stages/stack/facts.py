@@ -1,0 +1,152 @@
+"""What a stack says of itself: how much better it would look in sample, its calibration, what its trees look at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from ichkit.core.progress import logger
+from ichkit.show.terminal import make_table
+from ichkit.stacking.boosting import BoostedModel
+from ichkit.stacking.chain import Chains
+from ichkit.stacking.rows import log_losses, to_probabilities
+from ichkit.stacking.table import BASE, find_stacker
+from ichkit.validation.reliability import bin_numbers, expected_calibration_error
+from ichkit.work.artifacts import ArtifactWriter, Manifest
+
+IMPORTANCE_FILE = "importance.csv"
+_SHOWN_FEATURES = 15
+_NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class ChainLogits:
+    """What one chain says, all (rows, C) float64 logits.
+
+    Attributes:
+        held: row numbers that it never saw.
+        members: of the held rows, by the calibrated base and each stacker before its calibration.
+        kinds: of the held rows, by each stacker and the blend, as the tables hold them.
+        references: of the held rows, by stackers that were not shown the embeddings.
+        seen: row numbers of the inner patients of its training part.
+        seen_members, seen_kinds: of those rows, by the same models, which learnt from them.
+    """
+
+    held: np.ndarray
+    members: Mapping[str, np.ndarray]
+    kinds: Mapping[str, np.ndarray]
+    references: Mapping[str, np.ndarray]
+    seen: np.ndarray
+    seen_members: Mapping[str, np.ndarray]
+    seen_kinds: Mapping[str, np.ndarray]
+
+
+def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.ndarray) -> dict[str, Any]:
+    """The facts of a stack that its tables do not show.
+
+    Args:
+        results: one per chain.
+        labels: (N, C) of 0 and 1, of all rows.
+
+    Returns:
+        `optimism`: by kind, the weighted log loss of the rows that chains learnt from: `in_sample`, by the chains
+        that learnt from them, and `out_of_fold`, of the same rows, each counted as often, by the chain that did not.
+        A careless second stage would have shown the first. `calibration`: by stacker, the out-of-fold loss, and by
+        class the expected calibration error, before and after. `embeddings`: by stacker that looks at them, the
+        out-of-fold loss with and without.
+    """
+    weights = stack.task.weight_array()
+    seen = np.concatenate([result.seen for result in results])
+
+    def loss(logits: np.ndarray, truth: np.ndarray) -> float:
+        return float(log_losses(logits, truth).mean(axis=0) @ weights)
+
+    # One pooled array at a time: at the competition's size each is 36 MB.
+    optimism, calibration, embeddings = {}, {}, {}
+    for kind in (BASE, *stack.kinds):
+        is_base = kind == BASE
+        unseen = _pool(results, [(result.members if is_base else result.kinds)[kind] for result in results])
+        own = np.concatenate([(result.seen_members if is_base else result.seen_kinds)[kind] for result in results])
+        optimism[kind] = {"in_sample": loss(own, labels[seen]), "out_of_fold": loss(unseen[seen], labels[seen])}
+    for name in stack.chains[0].calibrations:
+        calibration[name] = {}
+        for when in ("before", "after"):
+            pooled = _pool(
+                results, [(result.members if when == "before" else result.kinds)[name] for result in results]
+            )
+            errors = dict(zip(stack.task.classes, _calibration_errors(pooled, labels), strict=True))
+            calibration[name] |= {f"loss_{when}": loss(pooled, labels), f"error_{when}": errors}
+    for name in results[0].references:
+        without = _pool(results, [result.references[name] for result in results])
+        embeddings[name] = {"with": calibration[name]["loss_before"], "without": loss(without, labels)}
+    return {"optimism": optimism, "calibration": calibration, "embeddings": embeddings}
+
+
+def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
+    """Writes `importance.csv` beside the boosters, where there are any, and shows the features that gain most.
+
+    Columns: feature, then one per class and `mean`: the share of the gain in training loss that splits on the feature
+    brought, averaged over the chains that have trees for the class.
+    """
+    for name in stack.chains[0].calibrations:
+        models = [find_stacker(name).load(writer.folder / name / chain.name) for chain in stack.chains]
+        boosted = [model for model in models if isinstance(model, BoostedModel)]
+        if not boosted:
+            continue
+        shares = np.stack([model.importance() for model in boosted])  # (chains, F, C)
+        total = shares.sum(axis=(0, 1))
+        mean = np.divide(shares.sum(axis=0), total, out=np.zeros(shares.shape[1:]), where=total > 0)
+        table = pd.DataFrame(mean, columns=list(stack.task.classes))
+        table.insert(0, "feature", boosted[0].names)
+        table["mean"] = mean.mean(axis=1)
+        table = table.sort_values(["mean", "feature"], ascending=[False, True], ignore_index=True)
+        writer.write_table(f"{name}/{IMPORTANCE_FILE}", table)
+        top = table.head(_SHOWN_FEATURES)
+        lines = [f"  {row.feature:36s} {100 * row.mean:5.1f} %" for row in top.itertuples()]
+        logger.info("%s: share of the gain by feature\n%s", name, "\n".join(lines))
+
+
+def render(manifest: Manifest) -> list[Table]:
+    """What a person should know of a stack: scores with the in-sample ones beside them, calibration, embeddings."""
+    facts = manifest.facts
+    title = f"{facts['name']}: weighted log loss, and what the same models say of rows they learnt from"
+    scores = make_table(title, ["kind", "out of fold", "in sample", "looks better by"])
+    for kind, losses in facts["optimism"].items():
+        better = 1 - losses["in_sample"] / losses["out_of_fold"]
+        scores.add_row(kind, f"{losses['out_of_fold']:.5f}", f"{losses['in_sample']:.5f}", f"{100 * better:.1f} %")
+    title = "Out of fold, without and with calibration on inner patients (ECE: mean over the classes)"
+    calibration = make_table(title, ["stacker", "log loss", "calibrated", "ECE", "calibrated"])
+    for name, found in facts["calibration"].items():
+        losses = [f"{found[f'loss_{when}']:.5f}" for when in ("before", "after")]
+        errors = [f"{np.mean(list(found[f'error_{when}'].values())):.4f}" for when in ("before", "after")]
+        calibration.add_row(name, *losses, *errors)
+    tables = [scores, calibration]
+    if facts["embeddings"]:
+        title = "Embeddings: out-of-fold log loss before calibration"
+        gained = make_table(title, ["stacker", "logits alone", "with embeddings", "gain"])
+        for name, losses in facts["embeddings"].items():
+            gain = 1 - losses["with"] / losses["without"]
+            gained.add_row(name, f"{losses['without']:.5f}", f"{losses['with']:.5f}", f"{100 * gain:.1f} %")
+        tables.append(gained)
+    return tables
+
+
+def _pool(results: Sequence[ChainLogits], parts: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, C) float64: what every chain says of the rows it never saw, put together."""
+    order = np.argsort(np.concatenate([result.held for result in results]))
+    return np.concatenate(parts)[order]
+
+
+def _calibration_errors(logits: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Per class, how far probabilities and shares of positives lie apart, averaged over the rows of 15 bins."""
+    errors = []
+    for column in range(labels.shape[1]):
+        p = to_probabilities(logits[:, column])
+        sums = (None, labels[:, column], p)
+        number = bin_numbers(p, _NUM_BINS)
+        bins = [np.bincount(number, weights=values, minlength=_NUM_BINS) for values in sums]
+        errors.append(float(expected_calibration_error(np.stack(bins, axis=-1))))
+    return errors

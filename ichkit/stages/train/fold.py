@@ -1,0 +1,166 @@
+"""One fold of a run: its training and its tables."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from ichkit.core.progress import Meter, StopFlag, logger
+from ichkit.engine.ranks import Ranks
+from ichkit.imaging.store import Prepared
+from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
+from ichkit.stacking.neighbours import neighbour_stacks
+from ichkit.stages.train.fold_inputs import CHECKPOINT_NAME, MADE_BY, STARTED_NAME, FoldTask, Parts, identify
+from ichkit.validation.metrics import weighted_log_loss
+from ichkit.work.artifacts import (
+    ArtifactWriter,
+    Manifest,
+    encode_json,
+    encode_table,
+    read_manifest,
+    write_bytes_atomically,
+)
+from ichkit.work.folder import CARD_NAME, JOURNAL_NAME, WEIGHTS_NAME
+from ichkit.work.schemas import make_predictions
+
+if TYPE_CHECKING:
+    from ichkit.engine.inference import Predictor
+    from ichkit.stages.train.network import Trained
+
+STACK_WINDOW = 7
+
+
+def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
+    """Trains a fold, or goes on with it, and writes its tables; or makes the tables again from finished weights.
+
+    Of several processes that train together the first one writes; the others return None when training is over.
+
+    Raises:
+        Stopped: a stop was asked for; the next call goes on from there.
+        ConfigError, ArtifactError, FoldError, DiskFullError: see the message.
+    """
+    from ichkit.engine.devices import memory_advice, torch_threads
+    from ichkit.engine.inference import read_predictor
+    from ichkit.stages.train.network import train_network
+
+    ranks = Ranks.of_environment()
+    began = time.monotonic()
+    prepared = task.open_prepared()
+    identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold)
+    if not ranks.leads:
+        with torch_threads(task.config.train.threads):
+            train_network(task, prepared, identity, parts, ranks, stop)
+        return None
+    writer = ArtifactWriter(task.folder, "fold", resume=task.trains)
+    embeds = task.config.train.embeddings or (not task.trains and has_embeddings(task.folder))
+    with torch_threads(task.config.train.threads) as threads:
+        if task.trains:
+            write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
+            trained = train_network(task, prepared, identity, parts, ranks, stop)
+            _write_training(writer, task, trained, prepared.manifest.settings["size"])
+            facts = trained.facts
+        else:
+            facts = _keep_weights(task, writer)
+        predictor = read_predictor(writer.folder, task.device_name)
+        tables = {"oof": (parts.heldout, None), "test": (parts.test, task.fold), "cq500": (parts.cq500, task.fold)}
+        num_studies = sum(slices.volume.nunique() for slices, _ in tables.values())
+        advice = f"Fewer images at once: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
+        with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
+            for name, (slices, fold) in tables.items():
+                probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
+                if embeds:
+                    writer.write_array(embeddings_name(name), embeddings)
+                table = make_predictions(slices, probabilities, prepared.task, fold)
+                writer.write_table(f"{name}.parquet", table)
+                if name == "oof":
+                    _write_stacks(writer, table, prepared)
+                    _say_score(task, table, slices, prepared)
+    for name in (CHECKPOINT_NAME, STARTED_NAME):
+        writer.discard(name)
+    return writer.commit(
+        settings=identity.settings,
+        inputs=identity.inputs,
+        facts={
+            **facts,
+            "run": task.run,
+            "fold": task.fold,
+            "data": prepared.manifest.facts["data"],
+            "task": task.config.task,
+            "num_slices": len(parts.heldout),
+            "device": str(predictor.device),
+            "threads": threads,
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+
+
+def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepare_size: int | None) -> None:
+    """Weights, card, config, history and journal into the unfinished folder."""
+    from ichkit.engine.inference import encode_card, encode_weights
+
+    config = task.config
+    writer.write_bytes(WEIGHTS_NAME, encode_weights(trained.network))
+    writer.write_json(CARD_NAME, encode_card(trained.card))
+    used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
+    used |= {"prepare": {"size": prepare_size}, "train": config.train.settings()}
+    writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
+    writer.write_bytes("history.csv", encode_table(pd.DataFrame(trained.history), ".csv"))
+    journal = writer.folder / JOURNAL_NAME
+    writer.write_bytes(JOURNAL_NAME, journal.read_bytes() if journal.is_file() else b"")
+
+
+def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
+    """Copies what training made into the new folder; returns the facts that stay."""
+    manifest = read_manifest(task.folder, made_by=MADE_BY)
+    for name in manifest.files:
+        if not name.endswith((".parquet", ".npy")):
+            writer.write_bytes(name, (task.folder / name).read_bytes())
+    kept = ("backbone", "num_parameters", "num_train_slices", INITIAL_WEIGHTS)
+    return {name: manifest.facts[name] for name in kept if name in manifest.facts}
+
+
+def _predict_slices(
+    predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag, *, embeds: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) float32 probabilities and (N, F) float16 features of the rows, sorted by study_id and slice_index.
+
+    Without `embeds` there are no features, F = 0.
+    """
+    probabilities = [np.empty((0, prepared.task.num_classes), np.float32)]
+    features = [np.empty((0, predictor.num_features if embeds else 0), np.float16)]
+    for relative, rows in slices.groupby("volume", sort=False):
+        volume, own = prepared.read_volume(relative), rows.slice_index.to_numpy()
+        if embeds:
+            described, seen = predictor.describe_volume(volume)
+            features.append(seen[own])
+        else:
+            described = predictor.predict_volume(volume)
+        probabilities.append(described[own])
+        meter.advance()
+        stop.check("training is saved, and the tables are made anew")
+    return np.concatenate(probabilities), np.concatenate(features)
+
+
+def has_embeddings(folder: Path) -> bool:
+    """True where a finished fold holds what its network sees before its last layer."""
+    return embeddings_name("oof") in read_manifest(folder, made_by=MADE_BY).files
+
+
+def _write_stacks(writer: ArtifactWriter, table: pd.DataFrame, prepared: Prepared) -> None:
+    """`stacks_oof.npy`: row i holds the descriptors around row i of the table."""
+    codes = pd.factorize(table.study_id)[0]
+    descriptors = table[prepared.task.probability_columns].to_numpy(np.float32)
+    writer.write_array("stacks_oof.npy", neighbour_stacks(descriptors, codes, STACK_WINDOW))
+
+
+def _say_score(task: FoldTask, table: pd.DataFrame, slices: pd.DataFrame, prepared: Prepared) -> None:
+    """Shows the held-out loss; nothing is chosen by it."""
+    if table.empty:
+        return
+    labels = slices[list(prepared.task.classes)].to_numpy(np.float64)
+    probabilities = table[prepared.task.probability_columns].to_numpy(np.float64)
+    loss = weighted_log_loss(probabilities, labels, prepared.task.weight_array())
+    logger.info("fold %d: held-out weighted log loss %.5f on %d slices", task.fold, loss, len(table))

@@ -1,0 +1,144 @@
+"""One fold of a run: where it is, what it is made from, and whether that is still so."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.tasks import find_task
+from ichkit.imaging.store import Prepared
+from ichkit.work.artifacts import digest_file, digest_table, partial_of
+from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
+
+MADE_BY = "ichkit train"
+STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
+RUN_PREFIX = "run:"
+# What a network sees of a slice without its label; the volume's name is a digest of its content.
+_SEEN = ["slice_id", "study_id", "slice_index", "volume"]
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """One fold to work on, small enough to travel to a worker.
+
+    Attributes:
+        config: the whole configuration.
+        work: the work folder.
+        run: name of the run.
+        fold: the fold held out.
+        trains: False where the weights are there and only tables have to be made again.
+        shows_meter: a progress bar; else one line per epoch.
+        gpu: number of the GPU it has to itself; None where there is one or none.
+    """
+
+    config: Config
+    work: WorkFolder
+    run: str
+    fold: int
+    trains: bool
+    shows_meter: bool = True
+    gpu: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished fold will stand."""
+        return self.work.fold(self.run, self.fold)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of unfinished training is kept."""
+        return partial_of(self.folder) / CHECKPOINT_NAME
+
+    @property
+    def device_name(self) -> str:
+        """The device that predicts."""
+        return self.config.train.accelerator if self.gpu is None else f"cuda:{self.gpu}"
+
+    def open_prepared(self) -> Prepared:
+        """The store.
+
+        Raises:
+            ArtifactError: missing or unfinished.
+        """
+        return Prepared.open(self.work.prepared, find_task(self.config.task))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a fold is made from: other settings or other training slices make another fold."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The slices of every part of one fold, sorted by study_id and slice_index."""
+
+    train: pd.DataFrame
+    heldout: pd.DataFrame
+    test: pd.DataFrame
+    cq500: pd.DataFrame
+
+    @classmethod
+    def of(cls, prepared: Prepared, fold: int) -> "Parts":
+        """The parts of a fold."""
+        labelled = prepared.split("train")
+        is_held_out = labelled.fold.to_numpy(np.int64) == fold
+        return cls(
+            train=labelled[~is_held_out].reset_index(drop=True),
+            heldout=labelled[is_held_out].reset_index(drop=True),
+            test=prepared.split("test"),
+            cq500=prepared.split("cq500"),
+        )
+
+
+def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) -> Identity:
+    """Settings and input digests of a fold.
+
+    The labels of the held-out fold are no part of it: nothing that is made here may depend on them.
+    """
+    parts, classes = Parts.of(prepared, fold), list(prepared.task.classes)
+    train = config.train.settings()
+    train["pretrained"] = name_weights(train["pretrained"], work, fold)
+    for phase in train["phases"]:
+        phase["weights"] = name_weights(phase["weights"], work, fold)
+    stored = prepared.manifest.settings
+    return Identity(
+        settings={
+            "task": config.task,
+            "seed": config.seed,
+            "channels": config.channels.settings(),
+            "train": train,
+            "prepare": {"size": stored["size"], "hull_hu": stored["hull_hu"]},
+        },
+        inputs={
+            "train_slices": digest_table(parts.train[[*_SEEN, *classes]]),
+            "heldout_slices": digest_table(parts.heldout[_SEEN]),
+            "test_slices": digest_table(parts.test[_SEEN]),
+            "cq500_slices": digest_table(parts.cq500[_SEEN]),
+        },
+    )
+
+
+def name_weights(weights: str, work: WorkFolder, fold: int) -> str:
+    """Initial weights by what is in them: the same words with other weights behind them are other settings."""
+    if weights.startswith(RUN_PREFIX):
+        path = work.fold(weights.removeprefix(RUN_PREFIX), fold) / WEIGHTS_NAME
+        return f"{weights} {digest_file(path)[:16]}" if path.is_file() else weights
+    return f"file {digest_file(Path(weights))[:16]}" if Path(weights).is_file() else weights
+
+
+def read_started(folder: Path) -> Identity | None:
+    """The identity of an unfinished fold; None where there is none that could go on."""
+    path = partial_of(folder) / STARTED_NAME
+    if not path.is_file():
+        return None
+    try:
+        return Identity(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        return None

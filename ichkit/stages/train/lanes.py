@@ -1,0 +1,101 @@
+"""Folds beside each other: a lane for each GPU, for each share of the cores, or wherever a cluster has room."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ichkit.core.errors import ArtifactError, Stopped
+from ichkit.core.progress import StopFlag, logger, stop_on_signal
+from ichkit.core.train_config import TrainConfig
+from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
+from ichkit.engine.stopping import RelayedStop, relay_stop
+from ichkit.stages.train.fold import do_fold
+from ichkit.stages.train.fold_inputs import FoldTask
+
+
+@dataclass(frozen=True)
+class _WorkerJob:
+    """Folds for a worker, with what the worker needs to be heard and to be stopped."""
+
+    tasks: list[FoldTask]
+    stop_path: Path
+    log_level: int
+
+
+def assign_lanes(tasks: list[FoldTask], settings: TrainConfig) -> list[list[FoldTask]]:
+    """The folds as lanes that work beside each other, each lane on its folds in turn.
+
+    On a machine with several GPUs there is a lane for each; on a CPU as many as its cores hold with `train.threads`
+    each; on a Ray cluster every fold is a lane of its own, and the cluster says where.
+    """
+    num_gpus = 0
+    if settings.backend == "ray":
+        return [[task] for task in tasks]
+    if settings.accelerator != "cpu":
+        from ichkit.engine.devices import count_gpus
+
+        num_gpus = count_gpus(settings.accelerator)
+    if num_gpus > 1:
+        lanes = [[replace(task, gpu=gpu) for task in tasks[gpu::num_gpus]] for gpu in range(num_gpus)]
+        return [lane for lane in lanes if lane]
+    if num_gpus == 1 or settings.threads is None or settings.accelerator not in ("auto", "cpu"):
+        return [tasks]
+    num_lanes = max(1, min(len(tasks), count_cores() // settings.threads))
+    return [[task] for task in tasks] if num_lanes > 1 else [tasks]
+
+
+def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:
+    """Works on the folds one after another here, or in lanes beside each other in workers.
+
+    Raises:
+        Stopped: a stop was asked for, and every fold at work is saved.
+        ArtifactError: a worker died, twice.
+        ConfigError: Ray is asked for and not installed.
+    """
+    lanes = assign_lanes(tasks, settings)
+    with stop_on_signal() as stop:
+        if len(lanes) == 1 and settings.backend == "processes":
+            for task in lanes[0]:
+                stop.check("finished folds are kept")
+                do_fold(task, stop)
+            return
+        workers = None
+        if lanes[0][0].gpu is not None:
+            workers = len(lanes)
+        elif settings.backend == "processes":
+            workers = max(1, min(len(lanes), count_cores() // (settings.threads or 1)))
+        logger.info("training %d folds, %s at once", len(tasks), workers or "as many as the cluster has room for")
+        # Beside the runs, where workers on other machines see it too.
+        with relay_stop(stop, tasks[0].folder.parent) as path:
+            level = logger.getEffectiveLevel()
+            jobs = [_WorkerJob([replace(task, shows_meter=False) for task in lane], path, level) for lane in lanes]
+            run = partial(run_tasks, backend=settings.backend, isolated=True, gpus_each=settings.ray_gpus)
+            for position, outcome in run(_do_in_worker, jobs, workers=workers):
+                if isinstance(outcome, WorkerDied):
+                    folds = ", ".join(str(task.fold) for task in jobs[position].tasks)
+                    raise ArtifactError(
+                        f"fold {folds}: expected it to finish, {outcome.reason}; memory may be short. Run the same "
+                        "command again to go on, with a larger train.threads to do fewer folds at once."
+                    )
+                if outcome is not None:
+                    stop.set()
+        stop.check("every fold at work is saved")
+
+
+def _do_in_worker(job: _WorkerJob) -> str | None:
+    """Works on folds in turn; None when they are finished, else what is saved: raised, `Stopped` would kill others."""
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(job.log_level)
+    with stop_on_signal() as own:
+        stop: StopFlag = RelayedStop(own, job.stop_path)
+        try:
+            for task in job.tasks:
+                stop.check("finished folds are kept")
+                do_fold(task, stop)
+        except Stopped as stopped:
+            return str(stopped)
+    return None

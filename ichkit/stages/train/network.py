@@ -1,0 +1,250 @@
+"""The network of one fold: its phases, the weights each begins with, and what is refused as a leak."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
+from ichkit.core.progress import StopFlag, logger
+from ichkit.core.seeding import derive_seed
+from ichkit.core.train_config import TrainConfig
+from ichkit.engine.blocks import BlockDataset, VolumeReader
+from ichkit.engine.checkpoint import load_checkpoint
+from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advice
+from ichkit.engine.inference import ModelCard, encode_weights
+from ichkit.engine.loop import TrainingLoop
+from ichkit.engine.parallel import SHARED_MEMORY
+from ichkit.engine.phases import Phase, list_phases
+from ichkit.engine.ranks import Ranks
+from ichkit.engine.sampling import SliceIndex
+from ichkit.engine.step import NonFiniteLossError
+from ichkit.imaging.store import Prepared
+from ichkit.imaging.windows import make_rendering
+from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
+from ichkit.models.losses import make_loss
+from ichkit.stacking.embeddings import INITIAL_WEIGHTS
+from ichkit.stages.train.fold_inputs import MADE_BY, RUN_PREFIX, FoldTask, Identity, Parts
+from ichkit.work.artifacts import read_manifest
+from ichkit.work.folder import WEIGHTS_NAME
+
+KEEP = "keep"
+_BATCHES_AHEAD = 2  # of each worker, torch's default
+_SHOWN_IDS = 5
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made.
+
+    Attributes:
+        network: that predicts.
+        card: what rebuilds it.
+        history: one row per epoch.
+        facts: about the network, for the manifest.
+    """
+
+    network: nn.Module
+    card: ModelCard
+    history: list[dict[str, float]]
+    facts: dict[str, Any]
+
+
+def train_network(
+    task: FoldTask, prepared: Prepared, identity: Identity, parts: Parts, ranks: Ranks, stop: StopFlag
+) -> Trained:
+    """Trains the network of a fold through all its phases, from the phase and step where its checkpoint stands.
+
+    Raises:
+        Stopped: a stop was asked for; the checkpoint holds the step reached.
+        ConfigError: the loss is no longer a number, memory ran out, or a part of the config cannot be used.
+        ArtifactError: initial weights of another run that is not finished, or has seen the fold that is held out.
+        FoldError: nothing to train on.
+    """
+    if parts.train.empty:
+        raise FoldError(f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or other folds.")
+    config, settings, stored = task.config, task.config.train, prepared.manifest.settings
+    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]))
+    fabric = make_fabric(settings, ranks, task.gpu)
+    num_workers = count_loader_workers(settings, fabric.device)
+    reader = VolumeReader(prepared.folder, num_sharing=max(num_workers, 1))
+    rendering = make_rendering(config.channels)
+    first = load_checkpoint(task.checkpoint)["progress"]["phase"] if task.checkpoint.exists() else 0
+    network, history, initial = None, [], ""
+    for phase in list_phases(settings):
+        classes = _classes_of(phase, prepared)
+        if 0 < phase.number < first:
+            continue
+        network = _begin_network(task, identity, card, phase, len(classes), network)
+        initial = initial or hashlib.sha256(encode_weights(network)).hexdigest()[:16]
+        if phase.number < first:
+            continue
+        index = SliceIndex.of(parts.train, classes)
+        prevalence = index.labels.mean(0, dtype=np.float64)
+        chosen = [prepared.task.classes.index(name) for name in classes]
+        weights = prepared.task.weight_array()[chosen]
+        dataset = BlockDataset(index, reader, rendering, settings, config.seed, task.fold)
+        if settings.label_prior_bias and phase.number == 0:
+            set_prior_bias(network, prevalence)
+        loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
+        with memory_advice(_save_memory(settings)):
+            loop = TrainingLoop(
+                fabric, network, dataset, loss, phase, task.checkpoint, history=history, shows_meter=task.shows_meter
+            )
+            if phase.number == first:
+                _announce(task, parts, network, phase.config.weights)
+                _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
+            logger.info("fold %d: %s%s", task.fold, _name_phase(phase, classes), loop.describe())
+            try:
+                network = loop.run(stop)
+            except NonFiniteLossError as error:
+                raise _explain(error, task, parts) from error
+        history = loop.progress.history
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    facts = {
+        "backbone": settings.backbone,
+        "num_parameters": num_parameters,
+        "num_train_slices": len(parts.train),
+        INITIAL_WEIGHTS: initial,
+    }
+    return Trained(network, card, history, facts)
+
+
+def _classes_of(phase: Phase, prepared: Prepared) -> tuple[str, ...]:
+    """The classes that a phase learns.
+
+    Raises:
+        ConfigError: one of them is not of the task.
+    """
+    known = prepared.task.classes
+    asked = known if phase.config.classes is None else phase.config.classes
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f'train.phases: unknown class "{name}". {nearest(name, known)}')
+    return tuple(name for name in known if name in asked)
+
+
+def _begin_network(
+    task: FoldTask,
+    identity: Identity,
+    card: ModelCard,
+    phase: Phase,
+    num_classes: int,
+    before: DescriptorNetwork | None,
+) -> DescriptorNetwork:
+    """The network as a phase begins with it; a head for other classes than before starts from random weights."""
+    drop_rate, weights = task.config.train.drop_rate, phase.config.weights
+    # The same for every fold: only then can what the networks see be brought into one space.
+    torch.manual_seed(derive_seed(task.config.seed, "network", *([phase.number] if phase.number else [])))
+    if weights != KEEP and not weights.startswith(RUN_PREFIX):
+        return card.build(drop_rate=drop_rate, pretrained=weights, num_classes=num_classes)
+    network = card.build(drop_rate=drop_rate, num_classes=num_classes)
+    if weights.startswith(RUN_PREFIX):
+        _carry(_read_run(task, identity, weights.removeprefix(RUN_PREFIX)), network, weights)
+    elif before is not None:
+        _carry(before.state_dict(), network, "the phase before")
+    return network
+
+
+def _carry(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source: str) -> None:
+    """Copies tensors into a network, all but those of a head for other classes.
+
+    Raises:
+        ConfigError: they are another network's.
+    """
+    own, head = network.state_dict(), {id(p) for p in network.backbone.get_classifier().parameters()}
+    in_head = {name for name, parameter in network.named_parameters() if id(parameter) in head}
+    differing = {name for name in own if name not in tensors or tensors[name].shape != own[name].shape}
+    if set(tensors) - set(own) or differing - in_head:
+        example = min((set(tensors) - set(own)) | (differing - in_head))
+        raise ConfigError(
+            f"train.phases: the weights of {source} are another network's ({example} differs). "
+            "Use the backbone and the image size they were trained with."
+        )
+    if differing:  # a head is carried as a whole or not at all
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in in_head}
+    network.load_state_dict(tensors, strict=False)
+
+
+def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.Tensor]:
+    """The weights of the same fold of an earlier run.
+
+    Raises:
+        ArtifactError: it is not finished, or it may have learnt from what is held out here.
+    """
+    folder = task.work.fold(run, task.fold)
+    manifest = read_manifest(folder, made_by=MADE_BY)
+    for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "learnt from other slices")):
+        if manifest.inputs.get(name) != identity.inputs[name]:
+            raise ArtifactError(
+                f"train.phases: run:{run} cannot be the beginning of fold {task.fold}: its fold {task.fold} {what}, so "
+                "it may have seen labels that are held out here. Expected an earlier run on the same folds.csv; train "
+                f"`ichkit train --run {run}` again on these folds, or begin with weights from other data."
+            )
+    return load_file(folder / WEIGHTS_NAME)
+
+
+def _announce(task: FoldTask, parts: Parts, network: DescriptorNetwork, initial: str) -> None:
+    settings = task.config.train
+    logger.info(
+        "fold %d: %s, %.2f M parameters, weights %s; %d slices of %d patients to train on, %d held out",
+        task.fold,
+        settings.backbone,
+        sum(parameter.numel() for parameter in network.parameters()) / 1e6,
+        "random" if initial == "none" else initial,
+        len(parts.train),
+        parts.train.patient_id.nunique(),
+        len(parts.heldout),
+    )
+
+
+def _name_phase(phase: Phase, classes: tuple[str, ...]) -> str:
+    """Which phase it is and what it learns; empty for the only one."""
+    if phase.num_phases == 1:
+        return ""
+    learns = "every class" if phase.config.classes is None else ", ".join(classes)
+    return f"phase {phase.number + 1} of {phase.num_phases}, learning {learns}: "
+
+
+def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels: int) -> None:
+    """Says so where the batches that workers make ahead may not fit into shared memory, before one is killed."""
+    if num_workers == 0 or not SHARED_MEMORY.is_dir():
+        return
+    batch = settings.batch_blocks * settings.block_size * settings.image_size**2 * num_channels
+    needed, free = num_workers * _BATCHES_AHEAD * batch, shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        logger.warning(
+            "%s has %.1f GB free, and %d workers may hold %.1f GB of batches there. Use fewer "
+            "(--set train.workers=%d), or give it more room (docker: --shm-size).",
+            SHARED_MEMORY,
+            free / 1e9,
+            num_workers,
+            needed / 1e9,
+            max(free // (_BATCHES_AHEAD * batch), 0),
+        )
+
+
+def _save_memory(settings: TrainConfig) -> str:
+    """What to do where a step does not fit, the cheapest first."""
+    recompute = "" if settings.grad_checkpointing else ", or --set train.grad_checkpointing=true"
+    return (
+        f"The same batch in smaller parts: --set train.accumulate={2 * settings.accumulate}{recompute}. "
+        f"Else smaller batches (train.batch_blocks, now {settings.batch_blocks}) or images (train.image_size, now "
+        f"{settings.image_size})."
+    )
+
+
+def _explain(error: NonFiniteLossError, task: FoldTask, parts: Parts) -> ConfigError:
+    rows = sorted(set(error.rows))
+    names = ", ".join(parts.train.slice_id.iloc[rows[:_SHOWN_IDS]])
+    more = f" and {len(rows) - _SHOWN_IDS} more" if len(rows) > _SHOWN_IDS else ""
+    return ConfigError(
+        f"train: expected a finite loss, found {error.loss} in fold {task.fold}, epoch {error.epoch + 1}, step "
+        f"{error.step + 1}, for the blocks around {names}{more}. Lower train.learning_rate (now "
+        f"{task.config.train.learning_rate:g}) or use --set train.precision=32, and start over with --fresh."
+    )

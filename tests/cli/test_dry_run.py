@@ -1,0 +1,206 @@
+"""`--dry-run`: the plan is what then happens, and not a byte, name or time of a file is another afterwards."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.commands import TINY
+from support.simulated import make_stack, make_work
+
+from ichkit.cli.main import main
+from ichkit.core.config import load_config
+from ichkit.show.plan import Plan, render
+from ichkit.stages.scores import submit
+from ichkit.work.artifacts import ArtifactWriter, finish_rename, partial_of, write_bytes_atomically
+from ichkit.work.folder import WorkFolder
+from ichkit.work.looking import is_looking_only, look_only
+
+SMALL = ["-c", "demo", *(word for text in (*TINY, "prepare.size=null") for word in ("--set", text))]
+WRITERS = (
+    "phantom",
+    "prepare",
+    "train",
+    "stack",
+    "evaluate",
+    "submit",
+    "leaderboard",
+    "predict",
+    "explain",
+    "export",
+    "report",
+    "run",
+    "demo",
+)
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="ichkit")
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def tree_of(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder: when it was last changed, and its size."""
+    found = [(path, path.stat()) for path in [root, *root.rglob("*")]]
+    return {path.relative_to(root).as_posix(): (state.st_mtime_ns, state.st_size) for path, state in found}
+
+
+@pytest.fixture(scope="module")
+def world(prepared_once, phantom_root, tmp_path_factory):
+    """A folder with a store (`real`), one with finished runs and a stack (`made`), and scans."""
+    root = tmp_path_factory.mktemp("world")
+    shutil.copytree(prepared_once.root, root / "real")
+    shutil.copytree(phantom_root, root / "phantom")
+    work = make_work(root / "made", num_patients=20, num_folds=3, folds=(0, 1, 2), cq500_studies=4)
+    make_stack(work, runs=("base",), kinds=("lightgbm", "blend"))
+    (root / "begun").mkdir()
+    return root
+
+
+@pytest.fixture
+def here(world, monkeypatch):
+    monkeypatch.chdir(world)
+    return world
+
+
+SAME = [
+    word
+    for text in ("studies=16", "test_studies=6", "cq500_studies=6", "size=64")
+    for word in ("--set", f"phantom.{text}")
+]
+"""The phantom that is there."""
+SCORED = ["--work", "made", "--set", "evaluate.num_draws=40"]
+CASES = {
+    "phantom": (["phantom", "new", "--studies", "3", "--size", "64"], "draws 18 studies as RSNA 2019"),
+    "phantom that is there": (
+        ["phantom", "phantom", *["--studies", "16", "--test-studies", "6", "--cq500-studies", "6", "--size", "64"]],
+        "nothing to do",
+    ),
+    "prepare": (["prepare", "--rsna", "phantom/rsna", "--cq500", "phantom/cq500", "--work", "new", *SMALL], "rsna: "),
+    "prepare --fresh": (
+        ["prepare", "--rsna", "phantom/rsna", "--fresh", "--work", "real", *SMALL],
+        "removes real/prepared first",
+    ),
+    "train": (["train", "--fold", "0", "--work", "real", *SMALL], "fold 0: 1 epochs of"),
+    "train of a run": (["train", "--run", "mine", "--work", "real", *SMALL], "real/runs/mine/fold2"),
+    "stack": (["stack", "--name", "other", "--work", "made"], "lightgbm and their blend: 6 fits in 3 chains"),
+    "evaluate": (["evaluate", *SCORED], "scores 3 of 3 sources"),
+    "submit": (["submit", *SCORED], "the best complete source, which the scores will tell"),
+    "submit --source": (["submit", "--source", "base", *SCORED], "submissions/base.csv"),
+    "leaderboard": (["leaderboard", *SCORED], "submissions/leaderboard.csv"),
+    "predict": (["predict", "phantom/rsna/stage_2_test", "--model", "base", "--work", "made"], "base: 3 networks"),
+    "explain": (["explain", "--worst", "3", "--work", "made"], "3 held-out slices of base, by the networks of folds"),
+    "export": (["export", "base", "--work", "made"], "export/base"),
+    "report": (["report", *SCORED], "made/report.html"),
+    "run": (["run", "demo", "--work", "new", *SMALL, *SAME], "known once the commands before it have run"),
+    "demo": (["demo"], "about 4 min, on two cores, as measured"),
+    "demo that was begun": (["demo", "begun"], "known once the commands before it have run"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_dry_run_shows_a_plan_and_leaves_the_tree_of_files_as_it_was(here, name):
+    words, expected = CASES[name]
+    before = tree_of(here)
+    printed = call(*words, "--dry-run")
+    assert expected in printed
+    assert "Nothing was written" in printed
+    assert tree_of(here) == before
+
+
+def test_every_command_that_writes_has_the_option_and_says_disk_and_time(here):
+    assert {words[0] for words, _ in CASES.values()} == set(WRITERS)
+    for name in WRITERS:
+        assert "--dry-run" in call(name, "--help")
+    printed = call("prepare", "--rsna", "phantom/rsna", "--work", "new", *SMALL, "--dry-run")
+    assert re.search(r"disk about [\d.]+ .B; [\d.]+ .B free", printed)
+    assert re.search(r"time about \d+ s, on 1 processes", printed)
+    printed = call("train", "--fold", "0", "--work", "real", *SMALL, "--set", "train.epochs=1000", "--dry-run")
+    assert re.search(r"time about \d+ (s|min|h \d+ min), one fold after another, as a step took", printed)
+
+
+def test_the_plan_of_a_submission_names_the_files_that_are_then_written(world, tmp_path, monkeypatch):
+    shutil.copytree(world / "made", tmp_path / "made")
+    monkeypatch.chdir(tmp_path)
+    words = ["submit", "--source", "base-blend", *SCORED]
+    planned = call(*words, "--dry-run")
+    before = set(tree_of(tmp_path))
+    call(*words)
+    made = {name for name in set(tree_of(tmp_path)) - before if name.startswith("submissions/")}
+    assert made == {"submissions/base-blend.csv", "submissions/base-blend.json", "submissions/leaderboard.csv"}
+    for name in (*made, "made/scores"):
+        assert name in planned
+    # What is scored now need not be scored again, and the best of it is known.
+    best = submit.choose_source(load_config("default", ("evaluate.num_draws=40",)), WorkFolder(Path("made")))
+    after = call("submit", *SCORED, "--dry-run")
+    assert f"rows of {best.name}" in after
+    assert "made/scores" not in after
+    assert "up to date, nothing to do" in call("evaluate", *SCORED, "--dry-run")
+
+
+def test_the_plan_of_prepare_bounds_what_it_then_takes(here, tmp_path):
+    words = ["prepare", "--rsna", "phantom/rsna", "--cq500", "phantom/cq500", "--work", tmp_path / "new", *SMALL]
+    planned = call(*words, "--dry-run")
+    size, unit = re.search(r"disk about ([\d.]+) (.B)", planned).groups()
+    call(*words)
+    taken = sum(path.stat().st_size for path in (tmp_path / "new" / "prepared" / "volumes").rglob("*.b2nd"))
+    assert 0 < taken <= float(size) * {"kB": 1e3, "MB": 1e6}[unit]
+    assert "up to date, nothing to do" in call(*words, "--dry-run")
+
+
+def test_time_goes_by_what_was_made_before(here):
+    unknown = call("stack", "--name", "other", "--work", "made", "--dry-run")
+    assert "no stack of these stackers stands here" in unknown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--fold", "7", "--work", "real", *SMALL], "found 7"),
+        (["train", "--set", "train.backbone=resnet5", "--work", "real", *SMALL], "train.backbone: unknown"),
+        (["stack", "--runs", "bsae", "--work", "made"], 'Did you mean "base"'),
+        (["submit", "--source", "bse", "--work", "made"], 'Did you mean "base"'),
+        (["leaderboard", "--record", "base", "--public", "0.7", *SCORED], 'holds no submission "base"'),
+        (["prepare", "--rsna", "nowhere"], "nothing is there"),
+        (["phantom", "real"], "expected a new or empty folder"),
+        (["run", "demo", "--set", "train.epoch=1"], 'Did you mean "epochs"'),
+        (["predict", "nowhere", "--work", "made", "--model", "base"], "nowhere"),
+    ],
+)
+def test_what_would_be_refused_is_refused_in_a_dry_run_too(here, words, message):
+    before = tree_of(here)
+    assert message in call(*words, "--dry-run", code=2)
+    assert tree_of(here) == before
+
+
+def test_a_recipe_is_planned_as_far_as_its_input_is_there(here):
+    printed = call("run", "demo", "--work", "real", *SMALL, *SAME, "--dry-run")
+    assert "phantom: what it would do" in printed
+    assert "fold 0: 1 epochs of" in printed  # the store is there
+    assert "known once the commands before it have run" in printed  # no run is
+
+
+def test_a_disk_that_is_too_small_is_said(tmp_path):
+    table = render(Plan(("one",), writes=(tmp_path,), num_bytes=1e18), "ichkit train")
+    assert "THE DISK IS TOO SMALL" in " ".join(table.columns[1]._cells)
+
+
+def test_while_only_looking_nothing_can_be_written_or_renamed(tmp_path):
+    writer = ArtifactWriter(tmp_path / "made", "stack")
+    writer.write_json("a.json", {})
+    (writer.folder / "manifest.json").write_text("{}")
+    with look_only():
+        assert is_looking_only()
+        finish_rename(tmp_path / "made")
+        assert partial_of(tmp_path / "made").is_dir()
+        for write in (
+            lambda: write_bytes_atomically(tmp_path / "b", b""),
+            lambda: ArtifactWriter(tmp_path / "c", "stack"),
+        ):
+            with pytest.raises(AssertionError, match="only looks"):
+                write()
+    finish_rename(tmp_path / "made")
+    assert (tmp_path / "made" / "a.json").is_file()
+    assert not is_looking_only()

@@ -1,0 +1,140 @@
+"""One step of training: accumulation, clipping, freezing."""
+
+import numpy as np
+import pytest
+import torch
+from support.pixels import make_pixel_work
+from support.simulated import TASK
+
+from ichkit.core.config import ChannelsConfig
+from ichkit.core.errors import ConfigError
+from ichkit.core.progress import StopFlag
+from ichkit.core.train_config import PhaseConfig, TrainConfig
+from ichkit.engine import rehearsal
+from ichkit.engine.blocks import BlockDataset, VolumeReader, stack_blocks
+from ichkit.engine.devices import make_fabric, memory_advice
+from ichkit.engine.phases import list_phases
+from ichkit.engine.sampling import SliceIndex
+from ichkit.engine.step import Stepper
+from ichkit.imaging.store import Prepared
+from ichkit.imaging.windows import make_rendering
+from ichkit.models.descriptor import build_network
+from ichkit.models.freezing import list_stages
+from ichkit.models.losses import make_loss
+
+WITHOUT_BATCH_STATISTICS = "test_convnext"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return Prepared.open(make_pixel_work(tmp_path_factory.mktemp("work")).prepared, TASK)
+
+
+def make_stepper(prepared, **train):
+    settings = {"backbone": "test_byobnet", "image_size": 32, "batch_blocks": 2, "accelerator": "cpu", "epochs": 2}
+    config = TrainConfig(**{**settings, "pretrained": "none", "ema_decay": None, **train})
+    index = SliceIndex.of(prepared.split("train"), TASK.classes)
+    reader, rendering = VolumeReader(prepared.folder), make_rendering(ChannelsConfig())
+    dataset = BlockDataset(index, reader, rendering, config, seed=0, fold=0)
+    torch.manual_seed(0)
+    network = build_network(config.backbone, num_channels=3, num_classes=6, image_size=32)
+    loss = make_loss("weighted-bce", TASK.weight_array(), np.full(6, 0.1))
+    return Stepper(make_fabric(config), network, dataset, loss, list_phases(config)[0])
+
+
+def do_steps(stepper, count):
+    """The losses of the first steps of an epoch."""
+    results = []
+    for step in range(count):
+        keys = [(0, int(number)) for number in stepper.batches.numbers[step]]
+        results.append(stepper.do(stack_blocks([stepper.dataset[key] for key in keys]), 0, step, StopFlag()))
+    return [result.loss for result in [*results[1:], stepper.finish()]]
+
+
+def weights_of(stepper):
+    return {name: value.clone() for name, value in stepper.trained.state_dict().items()}
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(prepared):
+    options = {"backbone": WITHOUT_BATCH_STATISTICS, "precision": "64", "optimizer": "sgd", "learning_rate": 0.1}
+    whole, divided = (make_stepper(prepared, **options, accumulate=number) for number in (1, 3))
+    # The library hands logits on as float32 whatever the network computes in.
+    np.testing.assert_allclose(do_steps(divided, 2), do_steps(whole, 2), rtol=1e-6)
+    ours, theirs = weights_of(divided), weights_of(whole)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_the_norm_of_the_gradient_is_clipped(prepared):
+    stepper = make_stepper(prepared, clip_norm=1e-3, optimizer="sgd", learning_rate=1.0)
+    before = weights_of(stepper)
+    do_steps(stepper, 1)
+    trained = [name for name, _ in stepper.trained.named_parameters()]
+    after = weights_of(stepper)
+    change = torch.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in trained)).item()
+    # timm's "sgd" has Nesterov momentum 0.9: the first step is 1.9 times the gradient.
+    assert change == pytest.approx(1.9e-3, rel=1e-3)
+
+
+def test_frozen_stages_keep_their_weights_and_statistics_and_the_others_learn(prepared):
+    stepper = make_stepper(prepared, phases=(PhaseConfig(frozen_stages=2),), learning_rate=0.01)
+    stages = list_stages(stepper.trained)
+    frozen = {f"backbone.{name}" for stage in stages[:2] for name in stage.parameters}
+    before = weights_of(stepper)
+    do_steps(stepper, 2)
+    after, parameters = weights_of(stepper), dict(stepper.trained.named_parameters())
+    for name in parameters:
+        assert torch.equal(before[name], after[name]) == (name in frozen), name
+        assert (parameters[name].grad is None) == (name in frozen), name
+    held = tuple(f"backbone.{stage.name}." for stage in stages[:2])
+    statistics = [name for name in after if "running" in name]
+    assert any(name.startswith(held) for name in statistics)
+    for name in statistics:
+        assert torch.equal(before[name], after[name]) == name.startswith(held), name
+    assert "frozen: stem, stages.0 (0.0" in stepper.frozen.describe()
+
+
+def test_more_frozen_stages_than_there_are_is_refused_with_their_names(prepared):
+    with pytest.raises(ConfigError, match=r"frozen_stages is 9, but this backbone has 5 stages.*stem, stages\.0"):
+        make_stepper(prepared, phases=(PhaseConfig(frozen_stages=9),))
+
+
+def test_recomputed_activations_give_the_same_losses(prepared):
+    options = {"backbone": WITHOUT_BATCH_STATISTICS, "precision": "64"}
+    plain, recomputed = (make_stepper(prepared, **options, grad_checkpointing=on) for on in (False, True))
+    np.testing.assert_allclose(do_steps(recomputed, 2), do_steps(plain, 2), rtol=1e-6)
+
+
+def test_a_rehearsal_leaves_the_network_as_it_is_and_counts_what_a_step_keeps(prepared):
+    stepper = make_stepper(prepared, batch_blocks=4)
+    before = weights_of(stepper)
+    whole = stepper.rehearse()
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(stepper).items())
+    assert all(parameter.grad is None for parameter in stepper.trained.parameters())
+    assert whole.seconds > 0
+    # The first layer alone keeps its input, 28 images of 3 x 32 x 32 in 4 bytes.
+    assert whole.activation_bytes > 28 * 3 * 32 * 32 * 4
+    divided = make_stepper(prepared, batch_blocks=4, accumulate=4).rehearse()
+    assert divided.activation_bytes == pytest.approx(whole.activation_bytes / 4, rel=0.05)
+
+
+def test_a_rehearsal_of_many_images_is_scaled_from_a_few(prepared, monkeypatch):
+    counts = []
+    monkeypatch.setattr(rehearsal, "_SHORT_SECONDS", 0.0)
+    stepper = make_stepper(prepared, batch_blocks=4)
+    stepper.loss_function = lambda logits, labels: (counts.append(len(logits)), (logits - labels).square().mean())[1]
+    stepper.rehearse()
+    assert counts == [7, 7]
+
+
+def test_memory_that_runs_out_is_explained_and_other_errors_are_not(prepared):
+    stepper = make_stepper(prepared)
+    stepper.loss_function = lambda logits, labels: logits.sum() * torch.empty(10**15)[0]
+    said = r"this machine's memory is not enough: .*can't allocate.* Do less\."
+    with pytest.raises(ConfigError, match=said), memory_advice("Do less."):
+        do_steps(stepper, 1)
+    said = r"the device's memory is not enough: CUDA out of memory\. Do less\."
+    with pytest.raises(ConfigError, match=said), memory_advice("Do less."):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore words")
+    with pytest.raises(RuntimeError, match="something else"), memory_advice("Do less."):
+        raise RuntimeError("something else")

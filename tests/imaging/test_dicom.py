@@ -1,0 +1,134 @@
+"""Headers and Hounsfield units, against values worked out by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support.dicoms import make_dataset, write_slice
+
+from ichkit.imaging.dicom import UnreadableError, read_header
+from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
+
+HULL = (-800, 2000)
+
+
+def read(path):
+    data = path.read_bytes()
+    return read_header(lambda length: data[:length], len(data)), data
+
+
+def hounsfield(path, repair=True):
+    header, data = read(path)
+    stored = decode_stored(data[header.pixel_offset :], header)
+    is_broken = has_broken_intercept(header.bits_stored, header.pixel_representation, header.intercept)
+    values = np.empty(stored.shape, np.int16)
+    is_padded, _ = fill_hounsfield(stored, header, values, repair=repair and is_broken, hull_hu=HULL)
+    return values, is_padded
+
+
+# (BitsStored, PixelRepresentation, RescaleIntercept), stored bit pattern, HU worked out by hand.
+FORMATS = [
+    ((16, 1, -1024), 1064, 40),
+    ((16, 1, -1024), 65536 - 2000, -800),  # -2000 of padding is -3024 HU, clipped to the hull
+    ((16, 1, -1024), 4000, 2000),  # 2976 HU, clipped
+    ((12, 0, -1024), 1089, 65),
+    ((12, 0, -1000), 1040, 40),
+    ((16, 1, 0), 40, 40),
+    ((16, 1, 0), 65536 - 30, -30),
+    ((12, 1, 0), 40, 40),
+    ((12, 1, 0), 4096 - 30, -30),  # two's complement in 12 bits
+    # The broken intercepts: 40 HU was 1040 with intercept -1000; the file holds 1040 - 1000 = 40.
+    ((12, 0, 0), 40, 40),
+    ((12, 0, 0), 4096 - 100, -100),  # -100 HU: 900 - 1000 wrapped to 3996
+    ((12, 0, 1), 60, 60),
+    ((12, 0, 1), 4096 - 500, -500),
+]
+
+
+@pytest.mark.parametrize(("pixel_format", "stored", "expected"), FORMATS)
+@pytest.mark.parametrize("implicit", [False, True])
+def test_every_pixel_format_gives_the_hounsfield_value_worked_out_by_hand(
+    tmp_path, pixel_format, stored, expected, implicit
+):
+    bits, signed, intercept = pixel_format
+    pixels = np.full((4, 6), stored, np.uint16)
+    path = write_slice(
+        tmp_path / "a.dcm", pixels, bits_stored=bits, signed=signed, intercept=intercept, implicit=implicit
+    )
+    values, _ = hounsfield(path)
+    assert values.dtype == np.int16
+    assert values.shape == (4, 6)
+    assert (values == expected).all()
+
+
+def test_a_broken_intercept_is_left_alone_outside_rsna(tmp_path):
+    path = write_slice(tmp_path / "a.dcm", np.full((4, 4), 3996, np.uint16), bits_stored=12, signed=0, intercept=0)
+    values, _ = hounsfield(path, repair=False)
+    assert (values == 2000).all()  # 3996 HU, clipped
+
+
+def test_hounsfield_agrees_with_pydicom_and_numpy_on_every_stored_value(tmp_path):
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    for signed in (0, 1):
+        path = write_slice(tmp_path / "a.dcm", stored, bits_stored=12, signed=signed, intercept=-24, slope=0.5)
+        reference = make_dataset(stored, bits_stored=12, signed=signed).pixel_array.astype(np.int64)
+        if signed:
+            reference = np.where(stored >= 2048, stored.astype(np.int64) - 4096, stored)
+        expected = np.clip(np.rint(reference * 0.5 - 24), *HULL)
+        np.testing.assert_array_equal(hounsfield(path, repair=False)[0], expected)
+
+
+def test_padding_is_noticed_before_it_is_clipped_away(tmp_path):
+    pixels = np.full((4, 4), 1064, np.uint16)
+    assert not hounsfield(write_slice(tmp_path / "a.dcm", pixels))[1]
+    pixels[0, 0] = 65536 - 2000
+    assert hounsfield(write_slice(tmp_path / "b.dcm", pixels))[1]
+
+
+def test_a_header_is_found_behind_a_private_tag_longer_than_the_first_read(tmp_path):
+    path = write_slice(tmp_path / "a.dcm", ImageComments="x" * 9000, DerivationDescription="y" * 9000)
+    header, data = read(path)
+    assert len(data) > 16_384
+    assert (decode_stored(data[header.pixel_offset :], header) == 1064).all()
+
+
+def test_nothing_but_the_allow_list_is_kept(tmp_path):
+    planted = {"PatientName": "PLANTED^NAME", "StudyDate": "20200202", "InstitutionName": "PLANTED CLINIC"}
+    header, _ = read(write_slice(tmp_path / "a.dcm", **planted))
+    kept = " ".join(map(str, dataclasses.astuple(header)))
+    assert "PLANTED" not in kept.upper()
+    assert "20200202" not in kept
+
+
+BAD_HEADERS = [
+    ({"Modality": "MR"}, "not CT"),
+    ({"SamplesPerPixel": 3}, "colour image"),
+    ({"BitsAllocated": 8}, "expected 16 bits allocated"),
+    ({"RescaleSlope": 0}, "RescaleSlope is 0"),
+    ({"Rows": 60000}, "absurd size"),
+    ({"Rows": 9}, "pixel data shorter than Rows x Columns"),
+    ({"ImagePositionPatient": None}, "no ImagePositionPatient"),
+    ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "spans no plane"),
+    ({"PixelSpacing": [0, 0]}, "PixelSpacing is not between"),
+    ({"NumberOfFrames": 4}, "multi-frame"),
+    ({"BitsStored": 0}, "expected 16 bits allocated"),
+]
+
+
+@pytest.mark.parametrize(("tags", "reason"), BAD_HEADERS)
+def test_a_header_that_cannot_be_used_is_refused_with_its_reason(tmp_path, tags, reason):
+    with pytest.raises(UnreadableError, match=reason):
+        read(write_slice(tmp_path / "a.dcm", **tags))
+
+
+def test_empty_and_foreign_files_are_refused_with_their_reason(tmp_path):
+    for data, reason in ((b"", "empty file"), (b"hello" * 100, "not DICOM"), (b"\0" * 128 + b"DICM", "no")):
+        with pytest.raises(UnreadableError, match=reason):
+            read_header(lambda length, data=data: data[:length], len(data))
+
+
+def test_a_truncated_file_keeps_what_its_header_says(tmp_path):
+    data = write_slice(tmp_path / "a.dcm", position=(0, 0, 7.5)).read_bytes()[:-10]
+    with pytest.raises(UnreadableError, match="truncated") as caught:
+        read_header(lambda length: data[:length], len(data))
+    assert caught.value.header.position_z == 7.5

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from support.simulated import TASK
+
+from ichkit.core.errors import ConfigError
+from ichkit.models.losses import LOSSES, make_loss
+from ichkit.validation.metrics import weighted_log_loss
+
+WEIGHTS = TASK.weight_array()
+PREVALENCE = np.array([0.01, 0.05, 0.04, 0.05, 0.06, 0.14])
+
+
+def random_case(seed=0, num_slices=50):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, 2, (num_slices, 6)).astype(np.float32))
+    labels = torch.from_numpy((rng.random((num_slices, 6)) < 0.3).astype(np.float32))
+    return logits, labels
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_row_of_losses_keeps_its_contract(name):
+    row, loss = LOSSES[name], make_loss(name, WEIGHTS, PREVALENCE)
+    logits, labels = random_case()
+    logits.requires_grad_()
+    value = loss(logits, labels)
+    value.backward()
+    assert row.name == name
+    assert row.description.endswith(".")
+    assert row.source
+    assert value.ndim == 0
+    assert (logits.grad != 0).all()
+    assert loss((labels * 2 - 1) * 20, labels) < 1e-6 < value
+    # The mean over slices: a batch twice is the batch once.
+    torch.testing.assert_close(loss(logits.repeat(2, 1), labels.repeat(2, 1)), value)
+    torch.testing.assert_close(loss(logits.bfloat16(), labels), value, rtol=0.02, atol=0)
+
+
+def test_weighted_bce_is_the_score_of_the_competition():
+    logits, labels = random_case()
+    loss = make_loss("weighted-bce", WEIGHTS, PREVALENCE)(logits, labels).item()
+    assert loss == pytest.approx(weighted_log_loss(logits.sigmoid().numpy(), labels.numpy(), WEIGHTS), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weighted-bce", "bce", "focal"])
+def test_with_soft_labels_the_best_probability_is_the_label(name):
+    labels = torch.full((1, 6), 0.3)
+    grid = torch.logit(torch.linspace(0.05, 0.95, 91))
+    loss = make_loss(name, WEIGHTS, PREVALENCE)
+    values = [loss(torch.full((1, 6), float(logit)), labels).item() for logit in grid]
+    assert grid[int(np.argmin(values))].sigmoid().item() == pytest.approx(0.3, abs=0.011)
+
+
+def test_ratio_bce_weighs_positives_by_the_negatives_for_each_at_most_twenty():
+    loss = make_loss("ratio-bce", np.array([1.0, 0.0]), np.array([0.1, 0.5]))
+    missed, false_alarm = (loss(torch.zeros(1, 2), torch.tensor([[y, 0.0]])).item() for y in (1.0, 0.0))
+    assert missed / false_alarm == pytest.approx(9.0)
+    rare = make_loss("ratio-bce", np.array([1.0]), np.array([0.0]))
+    assert rare(torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(20 * np.log(2))
+
+
+def test_focal_discounts_what_is_right_already():
+    focal, plain = (make_loss(name, WEIGHTS, PREVALENCE) for name in ("focal", "weighted-bce"))
+    labels, logits = torch.ones(1, 6), torch.full((1, 6), 2.0)
+    share = focal(logits, labels).item() / plain(logits, labels).item()
+    assert share == pytest.approx((1 - torch.sigmoid(torch.tensor(2.0)).item()) ** 2, rel=1e-5)
+
+
+def test_an_unknown_loss_gets_the_nearest_spelling():
+    with pytest.raises(ConfigError, match=r'train\.loss: unknown "wieghted-bce". Did you mean "weighted-bce"\?'):
+        make_loss("wieghted-bce", WEIGHTS, PREVALENCE)

@@ -1,0 +1,119 @@
+"""The audit against the tables it was made from, and the page for what a browser needs."""
+
+import base64
+import json
+import re
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from ichkit.core.tasks import find_task
+from ichkit.imaging.store import Prepared
+from ichkit.stages.prepare.audit import EXPECTED_OF_RSNA_2019, make_audit
+
+TASK = find_task("hemorrhage")
+
+
+@pytest.fixture(scope="module")
+def store(prepared_once):
+    return Prepared.open(prepared_once.prepared, TASK)
+
+
+@pytest.fixture(scope="module")
+def audit(store):
+    return json.loads((store.folder / "audit.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(store):
+    return (store.folder / "audit.html").read_text()
+
+
+def with_facts(store):
+    return store.slices.merge(store.slice_facts(), on=["slice_id", "dataset"])
+
+
+def test_its_counts_are_those_of_the_tables(store, audit):
+    counts = {row["what"]: row["found"] for row in audit["counts"]}
+    train = store.split("train")
+    assert counts["training slices"] == len(train)
+    assert counts["training patients"] == len(store.folds)
+    assert counts["slices with a repaired intercept"] == len(audit["repaired"]) == store.slices["hu_repaired"].sum()
+    assert sum(row["slices"] for row in audit["splits"]) == len(store.slices)
+    assert audit["rejected"] == store.rejected()["reason"].value_counts().to_dict()
+    assert sum(bar["count"] for bar in audit["slices_per_study"]) == len(store.studies)
+    assert sum(bar["count"] for bar in audit["geometry"]["gap_mm"]) == store.slices["gap_mm"].notna().sum()
+    assert sum(sum(v for k, v in row.items() if k != "value") for row in audit["pixel_formats"]) == len(store.slices)
+
+
+def test_prevalence_per_fold_is_worked_out_from_the_labels(store, audit):
+    train = store.split("train")
+    assert [row["fold"] for row in audit["folds"]] == store.fold_numbers
+    for row in audit["folds"]:
+        own = train[train["fold"] == row["fold"]]
+        assert row["patients"] == own["patient_id"].nunique()
+        for name in TASK.classes:
+            assert row["prevalence"][name] == pytest.approx(own[name].mean())
+
+
+def test_ties_padding_and_tilt_are_found(store, audit):
+    slices = with_facts(store)
+    tied = sum(
+        (group["position_mm"].value_counts() > 1).mul(group["position_mm"].value_counts()).sum()
+        for _, group in slices.groupby(["dataset", "study_id", "series_id"])
+    )
+    assert audit["geometry"]["tied_slices"] == tied > 0
+    train = slices[slices["split"] == "train"]
+    assert audit["padding"]["share"] == pytest.approx(train["padded"].mean())
+    assert audit["padding"]["positive_rate_with"] == pytest.approx(train["any"][train["padded"]].mean())
+    bars = {bar["from"]: bar["count"] for bar in audit["geometry"]["tilt_degrees"]}
+    assert bars[0.0] == (slices["tilt_degrees"] < 1).sum()
+    assert sum(bars.values()) == len(slices)
+
+
+def test_labels_that_contradict_each_other_are_listed(store):
+    slices = with_facts(store)
+    train = slices.index[slices["split"] == "train"]
+    slices.loc[train[0], "any"] = 1 - max(slices.loc[train[0], list(TASK.subtypes)])
+    facts = dict(store.manifest.facts)
+    made = make_audit(slices, store.studies, store.rejected(), facts, TASK)
+    assert made["labels"]["any_differs_from_subtypes"] == [slices.loc[train[0], "slice_id"]]
+
+
+def test_expected_counts_stand_beside_real_data_alone(store, audit):
+    assert all(row["expected"] is None for row in audit["counts"])
+    real = make_audit(
+        with_facts(store), store.studies, store.rejected(), {**store.manifest.facts, "data": "rsna"}, TASK
+    )
+    assert {row["what"]: row["expected"] for row in real["counts"]} == EXPECTED_OF_RSNA_2019
+
+
+def test_the_contact_sheet_shows_slices_through_the_three_windows(page):
+    encoded = re.search(r'src="data:image/jpeg;base64,([^"]+)"', page).group(1)
+    sheet = cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape == (4 * 3 * 96, 10 * 96)
+    brain, subdural, bone = (sheet[row * 96 : (row + 1) * 96, 4 * 96 : 5 * 96].astype(float) for row in range(3))
+    # Bone is white in the narrow windows and grey in the wide one.
+    assert (brain > 230).mean() > 0.03 > (bone > 230).mean()
+    assert np.abs(brain - subdural).mean() > 2
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_says_what_the_data_are(page, audit):
+    assert "http" not in page.replace("http-equiv", "")
+    assert "synthetic phantoms" in page
+    assert "<svg" in page
+    for reason in audit["rejected"]:
+        assert reason in page
+    assert re.findall(r"<(script|link)\b", page) == []
+
+
+def test_an_audit_of_training_slices_alone_has_no_cq500(store):
+    train = with_facts(store)
+    train = train[train["split"] == "train"]
+    facts = {key: value for key, value in store.manifest.facts.items() if key != "cq500"}
+    studies = store.studies[store.studies["split"] == "train"]
+    made = make_audit(train, studies, pd.DataFrame(columns=["reason"]), facts, TASK)
+    assert made["cq500"] is None
+    assert made["rejected"] == {}

@@ -1,0 +1,35 @@
+"""Commands in-process, as a person would type them, and settings that make the whole chain small."""
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from ichkit.cli.main import main
+from ichkit.stages.prepare import run as prepare
+
+TINY = (
+    "prepare.workers=1",
+    "prepare.num_folds=3",
+    "train.image_size=32",
+    "train.epochs=1",
+    "train.batch_blocks=4",
+    "train.threads=1",
+    "train.workers=0",
+    "evaluate.num_draws=200",
+)
+SMALL = [word for text in (*TINY, "prepare.size=null") for word in ("--set", text)]
+FAST_STACK = ["--set", "stack.fusion.epochs=2", "--set", "stack.fusion.num_seeds=1", "--set", "stack.num_parts=2"]
+
+
+def call(*words, code=0):
+    """Runs one command; returns what it printed, both streams."""
+    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="ichkit")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def phantom_options(root: Path, **options: object) -> prepare.PrepareOptions:
+    """Options that name both parts of a phantom."""
+    return prepare.PrepareOptions(**{"rsna": root / "rsna", "cq500": root / "cq500", **options})

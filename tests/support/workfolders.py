@@ -1,0 +1,51 @@
+"""Work folders with the manifests of finished work and hardly anything in them, for what only looks at manifests."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from ichkit.work.artifacts import ArtifactWriter
+
+FACTS = {"data": "phantom", "task": "hemorrhage", "num_slices": 40, "num_studies": 4, "num_rejected": 1}
+
+
+def write_prepared(work, folds=3, *, has_sample=True):
+    writer = ArtifactWriter(work.prepared, "prepared")
+    writer.write_table("folds.csv", pd.DataFrame({"patient_id": range(folds), "fold": range(folds)}))
+    writer.write_table("sample_ids.csv", pd.DataFrame({"ID": ["ID_1_any"] if has_sample else []}))
+    writer.commit(settings={}, inputs={}, facts=FACTS)
+
+
+def write_fold(work, run, fold, content="first", config=None):
+    """A fold whose tables are not tables, only bytes with a digest."""
+    writer = ArtifactWriter(work.fold(run, fold), "fold")
+    for split in ("oof", "test", "cq500"):
+        writer.write_bytes(f"{split}.parquet", f"{content} {run} {fold} {split}".encode())
+    if config is not None:
+        used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
+        writer.write_bytes("config.yaml", yaml.safe_dump(used | {"train": config.train.settings()}).encode())
+    writer.commit(settings={}, inputs={}, facts=FACTS)
+
+
+def write_stack(work, run, folds, name=None):
+    writer = ArtifactWriter(work.stacks / (name or run), "stack")
+    for split in ("oof", "test", "cq500"):
+        writer.write_bytes(f"blend_{split}.parquet", f"{run} {folds} {split}".encode())
+    inputs = {}
+    for fold in folds:
+        manifest = json.loads((work.fold(run, fold) / "manifest.json").read_text())
+        inputs |= {f"{run}/fold{fold}/{table}": file["sha256"] for table, file in manifest["files"].items()}
+    facts = {**FACTS, "runs": [run], "folds": list(folds), "kinds": ["blend"]}
+    writer.commit(settings={}, inputs=inputs, facts=facts)
+
+
+def write_submission(work, stack, folds):
+    manifest = json.loads((work.stacks / stack / "manifest.json").read_text())
+    table = "blend_test.parquet"
+    tables = {f"stacks/{stack}/{table}": manifest["files"][table]["sha256"]}
+    Path("submissions").mkdir(exist_ok=True)
+    Path("submissions", f"{stack}-blend.csv").write_text("ID,Label\n")
+    note = {"csv": f"{stack}-blend.csv", "folds": folds, "tables": tables}
+    Path("submissions", f"{stack}-blend.json").write_text(json.dumps(note))

@@ -1,0 +1,101 @@
+"""Two processes on a CPU that train one network together, as `torchrun` starts them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from support.pixels import make_pixel_work
+from support.training import TINY, config, read_files
+
+from ichkit.core.errors import ConfigError
+from ichkit.engine.ranks import Ranks
+from ichkit.stages.train import run as train
+from ichkit.work.artifacts import partial_of
+
+EXACT = (
+    "train.backbone=test_convnext",  # no batch statistics, which differ between halves of a batch
+    "train.precision=64",
+    "train.cutmix.probability=0",
+    "train.batch_blocks=4",
+    "train.epochs=7",
+    "train.log_every=1",
+)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(work, rank, port, changes):
+    settings = [word for change in (*TINY, *changes) for word in ("--set", change)]
+    words = ["train", "--work", str(work.root), "--run", "run", "--fold", "0", *settings]
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    place = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    # What torchrun sets besides; it tells the library that processes are there already.
+    place |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "ichkit", *words]
+    return subprocess.Popen(command, env=os.environ | place, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def losses_of(work):
+    lines = (work.fold("run", 0) / "steps.jsonl").read_text().splitlines()
+    return np.array([json.loads(line)["loss"] for line in lines])
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path):
+    alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
+    train.run(config(*EXACT), alone, run_name="run", folds=[0])
+    port = free_port()
+    processes = [start(together, rank, port, EXACT) for rank in range(2)]
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    expected = losses_of(alone)
+    assert len(expected) >= 12
+    np.testing.assert_allclose(losses_of(together), expected, atol=1e-5, rtol=0)
+    assert np.abs(expected - expected[0]).max() > 1e-3
+    assert set(read_files(together.fold("run", 0))) == set(read_files(alone.fold("run", 0)))
+    assert "epoch 1 of 7" in told[0]
+    assert "epoch 1 of 7" not in told[1]
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_process_stops_both_and_the_step_is_kept(tmp_path):
+    work, port = make_pixel_work(tmp_path), free_port()
+    changes = (*EXACT, "train.epochs=2000")
+    processes = [start(work, rank, port, changes) for rank in range(2)]
+    journal = partial_of(work.fold("run", 0)) / "steps.jsonl"
+    deadline = time.monotonic() + 60
+    while not journal.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], told
+    assert (journal.parent / "last.ckpt").exists()
+
+
+def test_several_folds_are_refused_where_processes_share_one(tmp_path, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"torchrun joins 2 processes on one fold, found folds 0, 1"):
+        train.run(config(), make_pixel_work(tmp_path), run_name="run")
+
+
+def test_the_place_among_processes_is_read_from_the_environment(monkeypatch):
+    assert Ranks.of_environment() == Ranks()
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    ranks = Ranks.of_environment()
+    assert (ranks.leads, ranks.num_nodes) == (False, 2)
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=many"):
+        Ranks.of_environment()
