@@ -38,9 +38,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ArtifactError: not readable.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise ArtifactError(
             f"{path}: expected a checkpoint, found a file that cannot be read ({type(error).__name__}). "
             "Start this fold over with `ichkit train --fresh`."
         ) from error
+    return state

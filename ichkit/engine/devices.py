@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import timm.optim
 import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from torch import nn
 
 from ichkit.core.errors import ConfigError, nearest
@@ -37,7 +37,7 @@ def make_fabric(config: TrainConfig, ranks: Ranks = ALONE, device: int | None = 
     from lightning.fabric import Fabric
 
     on_gpu = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    precision = _PRECISIONS.get(config.precision, config.precision)
+    precision: Any = _PRECISIONS.get(config.precision, config.precision)  # Fabric lists its names as literals
     if precision == "auto":
         precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if on_gpu else "32-true"
     places: dict[str, Any] = {"devices": 1 if device is None else [device]}
@@ -92,20 +92,21 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, on_gpu: bool = Fa
     Raises:
         ConfigError: no such optimizer, or one that needs a package or a device that is not here.
     """
-    names = timm.optim.list_optimizers()
+    names = [str(name) for name in list_optimizers()]
     if config.optimizer not in names:
         raise ConfigError(f'train.optimizer: unknown "{config.optimizer}". {nearest(config.optimizer, names)}')
     # One call for all tensors, where the optimizer can: calling is a tenth of a small network's step on a CPU.
-    constructor = timm.optim.get_optimizer_class(config.optimizer, bind_defaults=False)
+    constructor = get_optimizer_class(config.optimizer, bind_defaults=False)
     known = inspect.signature(constructor).parameters
     how = next((name for name in (("fused",) if on_gpu else ()) + ("foreach",) if name in known), None)
+    options: dict[str, Any] = {} if how is None else {how: True}
     try:
-        return timm.optim.create_optimizer_v2(
+        return create_optimizer_v2(
             network,
             opt=config.optimizer,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            **({} if how is None else {how: True}),
+            **options,
         )
     except (AssertionError, ImportError) as error:
         raise ConfigError(

@@ -59,7 +59,7 @@ def heat_maps(predictor: Predictor, volume: np.ndarray, rows: np.ndarray, class_
     return _fit_to_slices(cells, *volume.shape[1:])
 
 
-def find_place(backbone: nn.Module, image_size: int) -> tuple[nn.Module, int]:
+def find_place(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
     """The module whose output is looked at, and how many channels it has.
 
     Args:
@@ -117,14 +117,15 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
     return torch.stack(sums, 1).float()
 
 
-def _channels_first(output: torch.Tensor, num_channels: int, backbone: nn.Module) -> torch.Tensor:
+def _channels_first(output: torch.Tensor, num_channels: int, backbone: Any) -> torch.Tensor:
     """(n, C, h, w) of maps in either order, or of the tokens of an image without those that stand for all of it."""
     if output.ndim == 3:
         patches = output[:, getattr(backbone, "num_prefix_tokens", 0) :]
         rows, columns = backbone.patch_embed.grid_size
         if patches.shape[1] != rows * columns:
             raise _no_map(backbone)
-        return patches.transpose(1, 2).unflatten(2, (rows, columns))
+        maps: torch.Tensor = patches.transpose(1, 2).unflatten(2, (rows, columns))
+        return maps
     return output if output.shape[1] == num_channels else output.permute(0, 3, 1, 2)
 
 

@@ -93,10 +93,11 @@ class Predictor:
         device: where it computes, always in float32.
     """
 
-    def __init__(self, card: ModelCard, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, card: ModelCard, network: DescriptorNetwork, device: torch.device) -> None:
         self.card, self.device = card, device
         self.rendering = make_rendering(ChannelsConfig(**card.channels))
-        self.network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.network: DescriptorNetwork = network.eval().requires_grad_(False).to(device)
+        self.network.to(memory_format=torch.channels_last)
 
     @property
     def task(self) -> Task:
@@ -106,7 +107,7 @@ class Predictor:
     @property
     def num_features(self) -> int:
         """How many features the network's last layer reads."""
-        return self.network.backbone.get_classifier().in_features
+        return int(self.network.backbone.get_classifier().in_features)
 
     def predict_volume(self, volume: np.ndarray) -> np.ndarray:
         """The probabilities of every slice of one study.
@@ -147,7 +148,8 @@ class Predictor:
         probabilities = self.network(batch).float().sigmoid()
         if self.card.tta == "hflip":
             probabilities = (probabilities + self.network(batch.flip(2)).float().sigmoid()) / 2
-        return probabilities.cpu().numpy()
+        held: np.ndarray = probabilities.cpu().numpy()
+        return held
 
     @torch.inference_mode()
     def _describe_images(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -44,7 +44,7 @@ class MemoryLimit(NamedTuple):
 
 def count_cores() -> int:
     """Cores this process may use, by its affinity and by the quota of its container."""
-    return joblib.cpu_count()
+    return int(joblib.cpu_count())
 
 
 def count_workers(asked: int | None, bytes_each: int) -> int:
@@ -158,7 +158,8 @@ def _on_ray(
     register_ray()
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    here, room, resources = Path.cwd(), {}, ray.cluster_resources()
+    here, resources = Path.cwd(), ray.cluster_resources()
+    room: dict[str, float] = {}
     most = int(resources.get("CPU", 1))
     if gpus_each:
         # One worker more than there are GPUs for would be waited for without end.

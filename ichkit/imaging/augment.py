@@ -1,8 +1,7 @@
 """Augmentation of training slices by albumentations, reseeded at every use so that nothing ever repeats by accident."""
 
 import os
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -73,14 +72,16 @@ class Augmenter:
         # OpenCV's generator is twice as fast as NumPy's at this; its state is the thread's own, and seeded here.
         cv2.setRNGSeed(int(generator.integers(2**31)))
         flat = np.empty((len(slices_hu) * slices_hu.shape[1], slices_hu.shape[2]), np.int16)
-        cv2.randn(flat, 0, generator.uniform(*self._config.noise_hu))
-        return slices_hu + flat.reshape(slices_hu.shape)
+        cv2.randn(flat, np.zeros(1), np.array([generator.uniform(*self._config.noise_hu)]))
+        noisy: np.ndarray = slices_hu + flat.reshape(slices_hu.shape)
+        return noisy
 
 
 def _to_channels(slices_hu: np.ndarray) -> np.ndarray:
     """(n, H, W) int16 HU to (H, W, n) uint16, counted from the low end of the windows' tables and held to them."""
     held = np.clip(slices_hu, TABLE_LOW_HU, TABLE_HIGH_HU) - np.int16(TABLE_LOW_HU)
-    return cv2.merge(list(held.view(np.uint16)))
+    merged: np.ndarray = cv2.merge(list(held.view(np.uint16)))
+    return merged
 
 
 def _from_channels(image: np.ndarray) -> list[np.ndarray]:
@@ -132,7 +133,7 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
     return library.Compose(steps)
 
 
-def _import_albumentations() -> ModuleType:
+def _import_albumentations() -> Any:
     """The library, imported at first use since that takes seconds, and kept from asking the network for a newer one."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations

@@ -46,4 +46,5 @@ class AxialFusion(nn.Module):
         """
         hidden = torch.relu(self.first(descriptors))  # (B, widths[0], window)
         hidden = torch.relu(self.second(hidden))  # (B, widths[1], window)
-        return base_logits + self.last(hidden.flatten(1))
+        correction: torch.Tensor = self.last(hidden.flatten(1))
+        return base_logits + correction

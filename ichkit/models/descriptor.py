@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -49,6 +49,8 @@ class DescriptorNetwork(nn.Module):
         mean, std: (C,) of the images on a scale from 0 to 1.
     """
 
+    # timm's models share methods (forward_head, get_classifier, ...) that torch's Module has no types for.
+    backbone: Any
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -64,11 +66,14 @@ class DescriptorNetwork(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 images to (n, F) pooled features, what the head sees."""
-        return self.backbone.forward_head(self.backbone.forward_features(self.normalise(images)), pre_logits=True)
+        maps = self.backbone.forward_features(self.normalise(images))
+        pooled: torch.Tensor = self.backbone.forward_head(maps, pre_logits=True)
+        return pooled
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 images to (n, K) logits."""
-        return self.backbone.forward_head(self.backbone.forward_features(self.normalise(images)))
+        logits: torch.Tensor = self.backbone.forward_head(self.backbone.forward_features(self.normalise(images)))
+        return logits
 
 
 def build_network(
@@ -95,6 +100,7 @@ def build_network(
     defaults = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if defaults is not None and defaults.fixed_input_size:
         arguments["img_size"] = image_size
+    backbone: Any
     if pretrained == NONE:
         backbone = row.constructor(**arguments, pretrained=False)
     elif pretrained == HUB:
@@ -134,8 +140,8 @@ def set_prior_bias(network: DescriptorNetwork, prevalence: np.ndarray) -> None:
 
     Source: Lin et al., ICCV 2017, section 3.3.
     """
-    head = network.backbone.get_classifier()
-    if not isinstance(head, nn.Module) or not isinstance(getattr(head, "bias", None), nn.Parameter):
+    head: Any = network.backbone.get_classifier()
+    if not isinstance(getattr(head, "bias", None), nn.Parameter):
         raise ConfigError(
             "train.label_prior_bias: the head of this backbone has no bias. Use --set train.label_prior_bias=false."
         )
@@ -172,9 +178,9 @@ def _from_file(row: Backbone, arguments: dict[str, Any], path: Path) -> nn.Modul
                 "Name weights that were trained on other data."
             )
         overlay = {"file": str(path), "custom_load": False}
-        backbone = row.constructor(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
+        backbone: nn.Module = row.constructor(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
         # timm leaves out what it does not find as soon as the head differs, and would train on from random weights.
-        head = backbone.pretrained_cfg["classifier"]
+        head: Any = cast("Any", backbone).pretrained_cfg["classifier"]
         heads = (head,) if isinstance(head, str) else tuple(head)
         missing = [name for name in backbone.state_dict() if name not in names and not name.startswith(heads)]
         if missing:

@@ -51,4 +51,5 @@ class SequenceNetwork(nn.Module):
         upward, _ = self.upward(entered)
         downward, _ = self.downward(torch.take_along_dim(entered, turned, dim=1))
         downward = torch.take_along_dim(downward, turned, dim=1)
-        return base_logits + self.last(torch.cat([entered, upward, downward], dim=2)[is_real])
+        correction: torch.Tensor = self.last(torch.cat([entered, upward, downward], dim=2)[is_real])
+        return base_logits + correction

@@ -144,12 +144,14 @@ def _in_sheet(shape: float, x: float, y: float, z: float, depth: float, bleed: n
         if y < CORONAL_SUTURE_MM or y > LAMBDOID_SUTURE_MM:
             return False
         far = (x - bx) ** 2 + (y - by) ** 2 + (z - bz) ** 2 - depth * depth
-        return depth < rx * (1 - far / (ry * ry))
+        in_lens: bool = depth < rx * (1 - far / (ry * ry))
+        return in_lens
     taper = 1 - ((y - by) / ry) ** 2 - ((z - bz) / rz) ** 2
     if taper <= 0:
         return False
     if shape == CRESCENT:
-        return x * side > 3 and depth < rx * np.sqrt(taper)
+        in_crescent: bool = x * side > 3 and depth < rx * np.sqrt(taper)
+        return in_crescent
     if shape == ALONG_FALX:
         return 0 < x * side < rx * np.sqrt(taper) and not below_falx(y, z)
     above = z - tent_height(x)

@@ -99,7 +99,8 @@ def _draw_spot(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> 
     sx, sy = 62 * far * np.cos(angle), 76 * far * np.sin(angle)
     rx, ry = generator.uniform(4, 12, 2)
     q = ((x - sx) / rx) ** 2 + ((y - sy) / ry) ** 2
-    return generator.uniform(18, 42) * np.exp(-(q**2))
+    spot: np.ndarray = generator.uniform(18, 42) * np.exp(-(q**2))
+    return spot
 
 
 def _draw_star(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:

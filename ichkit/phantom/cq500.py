@@ -62,7 +62,8 @@ _LOCALIZER = "CT I To S"
 def choose_numbers(count: int, seed: int) -> list[int]:
     """The n of `CQ500-CT-n` of each study, all different."""
     generator = make_generator(seed, "phantom", "cq500", "numbers")
-    return generator.choice(max(NUM_CQ500, count), count, replace=False).tolist()
+    numbers: list[int] = generator.choice(max(NUM_CQ500, count), count, replace=False).tolist()
+    return numbers
 
 
 def write_study(task: tuple[StudyTask, int]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def skull_depth(x: float, y: float, z: float) -> float:
     rise = w * np.sqrt(w)  # |w|^1.5: a vertex flatter than an ellipsoid's
     r = np.sqrt(u * u + v * v + rise * w) + 1e-9
     slope = np.sqrt((u / a) ** 2 + (v / INNER_RADII_MM[1]) ** 2 + (1.25 * rise / c) ** 2) / r
-    return (1 - r) / (slope + 1e-9)
+    depth: float = (1 - r) / (slope + 1e-9)
+    return depth
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -54,7 +55,8 @@ def base_height(x: float, y: float) -> float:
     floor = roof + (middle - roof) * smooth_step(-42, -30, y)
     behind = y - (4 + 0.42 * side)
     floor += (-64 + 0.004 * side * side - floor) * smooth_step(0, 14, behind)
-    return floor + 17 * np.exp(-((behind - 2) ** 2) / 45) * smooth_step(12, 24, side)
+    height: float = floor + 17 * np.exp(-((behind - 2) ** 2) / 45) * smooth_step(12, 24, side)
+    return height
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -91,7 +93,8 @@ def ventricle_depth(x: float, y: float, z: float, scale: float, asymmetry: float
             best = max(best, (ar + (br - ar) * t) * factor - np.sqrt(ex * ex + ey * ey + ez * ez))
     third = 1 - np.sqrt((x / (2.2 * scale)) ** 2 + ((y - 2) / 14) ** 2 + ((z - 1) / 10) ** 2)
     fourth = 1 - np.sqrt((x / (6.5 * scale)) ** 2 + ((y - 36) / (4.5 * scale)) ** 2 + ((z + 34) / 9) ** 2)
-    return max(best, 2.2 * scale * third, 4.5 * scale * fourth)
+    deepest: float = max(best, 2.2 * scale * third, 4.5 * scale * fourth)
+    return deepest
 
 
 @njit(cache=True, nogil=True, fastmath=True)

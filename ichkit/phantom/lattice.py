@@ -28,4 +28,5 @@ def look_up_noise(lattice: np.ndarray, x: float, y: float, z: float) -> float:
     high = (lattice[i, j, k1] * (1 - tx) + lattice[i1, j, k1] * tx) * (1 - ty) + (
         lattice[i, j1, k1] * (1 - tx) + lattice[i1, j1, k1] * tx
     ) * ty
-    return low * (1 - tz) + high * tz
+    value: float = low * (1 - tz) + high * tz
+    return value

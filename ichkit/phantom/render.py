@@ -123,7 +123,7 @@ def forget_stale_kernels() -> None:
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     # A folder that cannot be written holds kernels that were not compiled here and cannot be stale.
     with contextlib.suppress(OSError):
-        for index in Path(_rasterise.stats.cache_path).glob("*.nbi"):
+        for index in Path(_rasterise.stats.cache_path or ".").glob("*.nbi"):
             if index.stat().st_mtime < newest:
                 index.unlink()
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,8 @@ def draw_visible(
 
 def write_masks(path: Path, slice_ids: list[str], slices: list[Drawn]) -> None:
     """One npz a study: slice id to (H, W) uint8, bit c set where class c of `SUBTYPES` is."""
-    np.savez_compressed(path, **{name: drawn.bits for name, drawn in zip(slice_ids, slices, strict=True)})
+    masks: dict[str, Any] = {name: drawn.bits for name, drawn in zip(slice_ids, slices, strict=True)}
+    np.savez_compressed(path, **masks)
 
 
 def _with_effects(scene: Scene, generator: np.random.Generator) -> Scene:
