@@ -63,7 +63,7 @@ def make_folder(work: WorkFolder, num_studies: int, seed: int = 0) -> dict[str, 
             tables[name] = (split.slices, _draw_descriptors(rng, split), fold)
         _write_fold(work, fold, tables, train)
     prevalence = train.labels.mean(axis=0)
-    positive = train.slices.groupby("study_id")[TASK.any_class].max().mean()
+    positive = train.slices.groupby("study_id")[TASK.headline_class].max().mean()
     return {
         "num_studies": num_studies,
         "num_slices": len(train.slices),
@@ -88,7 +88,7 @@ def _draw_split(
     levels, seen = (np.concatenate(parts) for parts in zip(*[_draw_levels(rng, n) for n in lengths], strict=True))
     labels = (rng.random(levels.shape) < expit(levels)).astype(np.int8)
     subtypes = [TASK.classes.index(name) for name in TASK.subtypes]
-    labels[:, TASK.any_index] = labels[:, subtypes].max(axis=1)
+    labels[:, TASK.headline_index] = labels[:, subtypes].max(axis=1)
     study = np.repeat(np.arange(num_studies), lengths)
     index = np.arange(len(study)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     owner = np.arange(num_studies)
@@ -141,9 +141,9 @@ def _draw_levels(rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.
         column = TASK.classes.index(TASK.subtypes[c])
         levels[:, column] += bleeds[c] * RISE * (depth + 1) / 2
         seen[:, column] += rng.normal(*(SEEN_RISE if bleeds[c] else LOOKALIKE_RISE)) * (depth + 1) / 2
-    subtypes = [c for c in range(TASK.num_classes) if c != TASK.any_index]
+    subtypes = [c for c in range(TASK.num_classes) if c != TASK.headline_index]
     for of in (levels, seen):
-        of[:, TASK.any_index] = logit(1 - np.prod(1 - expit(of[:, subtypes]), axis=1))
+        of[:, TASK.headline_index] = logit(1 - np.prod(1 - expit(of[:, subtypes]), axis=1))
     return levels, seen
 
 
@@ -169,7 +169,7 @@ def _write_prepared(work: WorkFolder, splits: tuple[_Split, ...], folds: pd.Data
     writer.write_table("series_choice.csv", pd.DataFrame(columns=SERIES_CHOICE))
     writer.write_table("rejected.csv", pd.DataFrame(columns=REJECTED))
     facts = {"data": "phantom", "task": TASK.name, "num_slices": len(slices)}
-    writer.commit(settings={"simulated": True}, inputs={}, facts=facts)
+    writer.commit(settings={"task": TASK.name, "simulated": True}, inputs={}, facts=facts)
 
 
 def _write_fold(

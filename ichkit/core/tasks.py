@@ -1,6 +1,8 @@
 """The task seam: what is predicted. Nothing below a task knows how many classes there are or what they are called."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,23 +12,68 @@ from ichkit.core.plugins import load_plugins
 
 @dataclass(frozen=True)
 class Task:
-    """Class names, their weights in the score, and which class says that any of the others is there.
+    """Class names, their weights in the score, and which class covers which; checked when it is made.
 
     Attributes:
         name: key in `TASKS`.
         classes: in file order; the predictions tables hold `p_<class>` in this order.
-        weights: one per class, summing to 1.
-        any_class: the class that is positive where any other is.
+        weights: one per class, 0 or more, summing to 1.
+        any_class: the class that is positive where any other is; None where the task has none.
         description: one sentence.
         source: where classes and weights come from.
+        covers: class to the classes that it covers: where one of those is positive, so is it. `any_class` covers every
+            other class without being named here.
+
+    Raises:
+        ConfigError: classes repeat, weights do not fit them, or `any_class` or `covers` name a class that is none.
+
+    Example:
+        >>> Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "an example").headline_class
+        'left'
     """
 
     name: str
     classes: tuple[str, ...]
     weights: tuple[float, ...]
-    any_class: str
+    any_class: str | None
     description: str
     source: str
+    covers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        covers = {name: tuple(covered) for name, covered in self.covers.items()}
+        if self.any_class is not None:
+            covers[self.any_class] = tuple(name for name in self.classes if name != self.any_class)
+        object.__setattr__(self, "covers", covers)
+        if problem := self._find_problem():
+            raise ConfigError(f'task "{self.name}": {problem} Change the row that defines the task.')
+
+    def _find_problem(self) -> str:
+        """What is wrong with the row, as a sentence; empty where nothing is."""
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            return f"expected one or more classes, each once, found {list(self.classes)}."
+        if len(self.weights) != len(self.classes):
+            return f"expected {len(self.classes)} weights, one for each class, found {len(self.weights)}."
+        if not all(weight >= 0 for weight in self.weights) or not math.isclose(sum(self.weights), 1, abs_tol=1e-9):
+            return f"expected weights of 0 or more that sum to 1, found {list(self.weights)} ({sum(self.weights):g})."
+        if self.any_class is not None and self.any_class not in self.classes:
+            return f'any_class is "{self.any_class}", expected None or one of {list(self.classes)}.'
+        for name, covered in self.covers.items():
+            for unknown in sorted({name, *covered} - set(self.classes)):
+                return f'covers names "{unknown}", expected classes among {list(self.classes)}.'
+            if name in self._all_covered_by(name):
+                return f'covers: "{name}" covers itself.'
+        return ""
+
+    def _all_covered_by(self, name: str) -> set[str]:
+        """Every class that `name` covers, directly or through another."""
+        found: set[str] = set()
+        waiting = list(self.covers.get(name, ()))
+        while waiting:
+            if (covered := waiting.pop()) not in found:
+                found.add(covered)
+                waiting += self.covers.get(covered, ())
+        return found
 
     @property
     def num_classes(self) -> int:
@@ -39,13 +86,23 @@ class Task:
         return [f"p_{name}" for name in self.classes]
 
     @property
+    def headline_class(self) -> str:
+        """The class that tables and pages are sorted by: `any_class`, or the first class where there is none."""
+        return self.classes[0] if self.any_class is None else self.any_class
+
+    @property
+    def headline_index(self) -> int:
+        """Position of `headline_class`."""
+        return self.classes.index(self.headline_class)
+
+    @property
     def any_index(self) -> int:
-        """Position of `any_class`."""
-        return self.classes.index(self.any_class)
+        """As `headline_index`, by its earlier name."""
+        return self.headline_index
 
     @property
     def subtypes(self) -> tuple[str, ...]:
-        """Every class but `any_class`, in order."""
+        """Every class but `any_class`, in order; all of them where there is none."""
         return tuple(name for name in self.classes if name != self.any_class)
 
     def weight_array(self) -> np.ndarray:

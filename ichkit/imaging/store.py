@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ArtifactError
+from ichkit.core.roles import Role, order_external
 from ichkit.core.tasks import Task
 from ichkit.work.artifacts import FileDigest, Manifest, read_manifest, read_table, write_bytes_atomically
 from ichkit.work.schemas import KEY
@@ -108,9 +109,10 @@ class Prepared:
         """The store in that folder.
 
         Raises:
-            ArtifactError: missing, unfinished, or a table of it cannot be read.
+            ArtifactError: missing, unfinished, made with another task, or a table of it cannot be read.
         """
         manifest = read_manifest(folder, made_by=MADE_BY)
+        _check_task(folder, manifest, task)
         return cls(
             folder=folder,
             task=task,
@@ -130,10 +132,26 @@ class Prepared:
         """How many folds there are."""
         return len(self.fold_numbers)
 
+    def external_sets(self) -> tuple[str, ...]:
+        """The external sets, by name; the standard one is always among them, first, also where it has no slices."""
+        tables = (self.slices, self.studies)
+        return order_external({name for table in tables for name in table.dataset[table.split == Role.EXTERNAL]})
+
     def split(self, name: str) -> pd.DataFrame:
-        """The slices of "train", "test" or "cq500", sorted by study_id and slice_index, with a fresh index."""
-        column = "dataset" if name == "cq500" else "split"
-        return self.slices[self.slices[column] == name].sort_values(KEY, ignore_index=True)
+        """The slices of "train", "test" or an external set, sorted by study_id and slice_index, with a fresh index.
+
+        Raises:
+            ArtifactError: there is no such external set.
+        """
+        is_own = self.slices.split == name
+        if name not in ("train", "test"):
+            if name not in self.external_sets():
+                raise ArtifactError(
+                    f'{self.folder}: no external set "{name}" is prepared, only {", ".join(self.external_sets())}. '
+                    f"Run `{MADE_BY} --external {name}=PATH --labels CSV`."
+                )
+            is_own = (self.slices.dataset == name) & (self.slices.split == Role.EXTERNAL)
+        return self.slices[is_own].sort_values(KEY, ignore_index=True)
 
     def sample_ids(self) -> pd.DataFrame:
         """ID of the sample submission, in its order."""
@@ -158,3 +176,13 @@ class Prepared:
         brain_share is the share of pixels from 0 to 80 HU, tilt_degrees the angle of the slice to the axial plane.
         """
         return read_table(self.folder / FACTS_NAME)
+
+
+def _check_task(folder: Path, manifest: Manifest, task: Task) -> None:
+    """Refuses a store that was made with another task."""
+    found = manifest.settings.get("task")
+    if found != task.name:
+        raise ArtifactError(
+            f'{folder}: expected a store of the task "{task.name}", found one of "{found}". Use the config it was '
+            "prepared with, or another --work folder."
+        )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ArtifactError
+from ichkit.core.roles import OUT_OF_FOLD
 from ichkit.core.stack_config import EmbeddingsConfig
 from ichkit.work.artifacts import digest_file, read_manifest
 from ichkit.work.folder import WorkFolder
@@ -19,7 +20,6 @@ from ichkit.work.folder import WorkFolder
 TRAINED_BY = "ichkit train --embeddings"
 INITIAL_WEIGHTS = "initial_weights"
 _BLOCK_ROWS = 8192
-_ANCHOR_SPLITS = ("test", "cq500")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Anchored:
 
 
 def embeddings_name(split: str) -> str:
-    """The file of a fold's folder that holds the features of "oof", "test" or "cq500"."""
+    """The file of a fold's folder that holds the features of "oof", "test" or an external set."""
     return f"embeddings_{split}.npy"
 
 
@@ -155,13 +155,14 @@ def _open(path: Path, num_rows: int) -> np.ndarray:
 
 
 def _choose_anchors(features: Mapping[str, Mapping[int, np.ndarray]], run: str) -> Mapping[int, np.ndarray]:
-    """The slices without labels to align by: the test split's, else CQ500's."""
-    for split in _ANCHOR_SPLITS:
+    """The slices that no model learns from, to align by: the test split's, else those of an external set."""
+    unseen = [split for split in features if split != OUT_OF_FOLD]
+    for split in unseen:
         num_rows, size = next(iter(features[split].values())).shape
         if num_rows > size:
             return features[split]
-    found = ", ".join(f"{len(next(iter(features[split].values())))} of {split}" for split in _ANCHOR_SPLITS)
+    found = ", ".join(f"{len(next(iter(features[split].values())))} of {split}" for split in unseen)
     raise ArtifactError(
         f"embeddings: expected more than {size} slices without labels to align the folds of run {run} by, found "
-        f"{found}. Prepare more test or CQ500 studies, or switch off stack.embeddings.enabled."
+        f"{found}. Prepare more test or external studies, or switch off stack.embeddings.enabled."
     )

@@ -20,7 +20,6 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import BRAIN_SHARE, KEY, check_predictions
 
 TRAINED_BY = "ichkit train"
-SPLITS = ("oof", "test", "cq500")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Inputs:
         runs: in alphabetical order.
         folds: the folds whose rows are learnt from and predicted, ascending.
         train: prepared slices of those folds, labels included, sorted by study_id and slice_index.
-        test, cq500: prepared slices, without labels.
+        test: prepared slices, without labels.
+        external: likewise, of each external set by its name.
         tables: split, then run, then fold, to a predictions table.
         embeddings: run to its embeddings in one space; empty where they are not asked for.
         digests: name to digest of everything read.
@@ -42,11 +42,16 @@ class Inputs:
     folds: tuple[int, ...]
     train: pd.DataFrame
     test: pd.DataFrame
-    cq500: pd.DataFrame
+    external: Mapping[str, pd.DataFrame]
     tables: Mapping[str, Mapping[str, Mapping[int, pd.DataFrame]]]
     embeddings: Mapping[str, Anchored]
     digests: Mapping[str, str]
     data: str
+
+    @property
+    def unseen(self) -> dict[str, pd.DataFrame]:
+        """The slices of every part that no model learns from, by the name of its tables: test, then external sets."""
+        return {"test": self.test, **self.external}
 
     @property
     def has_brain_shares(self) -> bool:
@@ -162,28 +167,32 @@ def read_inputs(
     runs, folds = choose_runs(finished, prepared.fold_numbers, requested)
     knows_brain = FACTS_NAME in prepared.manifest.files
     prepared = _with_brain_shares(prepared) if knows_brain else prepared
-    train, test, cq500 = (prepared.split(name) for name in ("train", "test", "cq500"))
+    train = prepared.split("train")
+    unseen = {name: prepared.split(name) for name in ("test", *prepared.external_sets())}
+    splits = ("oof", *unseen)
     check_folds(train)
     train = train[train.fold.isin(folds)].reset_index(drop=True)
-    tables: dict[str, dict[str, dict[int, pd.DataFrame]]] = {split: {run: {} for run in runs} for split in SPLITS}
+    tables: dict[str, dict[str, dict[int, pd.DataFrame]]] = {split: {run: {} for run in runs} for split in splits}
     known = FACTS if knows_brain else PREPARED_FACTS
     facts = ["slice_id", *KEY, *(name for name in known if name not in KEY)]
     digests = {
         "prepared/labels": digest_table(train[[*facts, "patient_id", "fold", *task.classes]]),
-        "prepared/test": digest_table(test[facts]),
-        "prepared/cq500": digest_table(cq500[facts]),
+        **{f"prepared/{name}": digest_table(slices[facts]) for name, slices in unseen.items()},
     }
     data = set()
     for run in runs:
         for fold in folds:
             folder = work.fold(run, fold)
-            data.add(str(read_manifest(folder, made_by=TRAINED_BY).facts["data"]))
-            expected = {
-                "oof": train.loc[train.fold == fold, ["slice_id", "fold"]],
-                "test": test[["slice_id"]].assign(fold=fold),
-                "cq500": cq500[["slice_id"]].assign(fold=fold),
-            }
-            for split in SPLITS:
+            manifest = read_manifest(folder, made_by=TRAINED_BY)
+            data.add(str(manifest.facts["data"]))
+            expected = {"oof": train.loc[train.fold == fold, ["slice_id", "fold"]]}
+            expected |= {name: slices[["slice_id"]].assign(fold=fold) for name, slices in unseen.items()}
+            for split in splits:
+                if f"{split}.parquet" not in manifest.files:
+                    raise ArtifactError(
+                        f"stack: expected {split}.parquet in {folder}, because {split} is prepared; the fold was "
+                        f"finished before. Run `{TRAINED_BY} --run {run}` again: it only predicts, nothing is trained."
+                    )
                 path = folder / f"{split}.parquet"
                 where = f"{run}/fold{fold}/{split}.parquet"
                 table = read_table(path)
@@ -198,10 +207,11 @@ def read_inputs(
     if embeddings is not None and embeddings.enabled:
         for run in runs:
             anchored[run] = read_embeddings(
-                work, run, folds, {split: tables[split][run] for split in SPLITS}, embeddings
+                work, run, folds, {split: tables[split][run] for split in splits}, embeddings
             )
             digests |= anchored[run].digests
-    return Inputs(runs, folds, train, test, cq500, tables, anchored, digests, data.pop())
+    test, external = unseen["test"], {name: slices for name, slices in unseen.items() if name != "test"}
+    return Inputs(runs, folds, train, test, external, tables, anchored, digests, data.pop())
 
 
 def _with_brain_shares(prepared: Prepared) -> Prepared:

@@ -1,6 +1,6 @@
 """Every predictor that a work folder holds, first or second stage, behind one row: what can be scored and submitted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, nearest
+from ichkit.core.roles import OUT_OF_FOLD, STANDARD_EXTERNAL, TEST, order_external
 from ichkit.core.tasks import Task
 from ichkit.work.artifacts import Manifest, digest_of, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import KEY, check_predictions, make_predictions
-
-SPLITS = ("oof", "test", "cq500")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class Source:
         runs: the first-stage runs behind it.
         folds: first-stage folds it was scored on, ascending.
         path: its run folder or out-of-fold table, relative to the work folder.
-        oof_paths: one table per fold of a run, one for a stack; likewise the next two.
+        oof_paths: one table per fold of a run, one for a stack.
+        test_paths: likewise.
+        external_paths: likewise, by external set, the standard one first.
         digests: SHA-256 of each table, keyed by its path relative to the work folder.
         data: where the scans came from: "rsna", "phantom", "folder".
         config_digest: digest of the settings it was made from.
@@ -43,7 +44,7 @@ class Source:
     path: str
     oof_paths: tuple[Path, ...]
     test_paths: tuple[Path, ...]
-    cq500_paths: tuple[Path, ...]
+    external_paths: dict[str, tuple[Path, ...]]
     digests: dict[str, str]
     data: str
     config_digest: str
@@ -63,8 +64,8 @@ class Source:
         return "ichkit train" if self.kind == "base" else "ichkit stack"
 
     def paths(self, split: str) -> tuple[Path, ...]:
-        """The tables of "oof", "test" or "cq500"."""
-        return {"oof": self.oof_paths, "test": self.test_paths, "cq500": self.cq500_paths}[split]
+        """The tables of "oof", "test" or an external set; none of a set that it has not predicted."""
+        return {OUT_OF_FOLD: self.oof_paths, TEST: self.test_paths, **self.external_paths}.get(split, ())
 
     def digests_of(self, work: WorkFolder, split: str) -> dict[str, str]:
         """The part of `digests` that belongs to one split."""
@@ -121,7 +122,10 @@ def load_out_of_fold(source: Source) -> pd.DataFrame:
 
 
 def load_split(source: Source, split: str) -> pd.DataFrame:
-    """The predictions for "test" or "cq500", fold = -1: for a run the arithmetic mean of its folds' models.
+    """The predictions for "test" or an external set, fold = -1: for a run the arithmetic mean of its folds' models.
+
+    Args:
+        split: "test", or one of `source.external_paths`.
 
     Raises:
         ArtifactError: a table cannot be read.
@@ -143,7 +147,9 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
 
 def _run_source(work: WorkFolder, run: str, folds: list[int], task: Task) -> Source:
     manifests = {work.fold(run, k): read_manifest(work.fold(run, k), made_by="ichkit train") for k in folds}
-    paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in SPLITS}
+    external = _sets_of_all(_tables_behind("", held) for held in manifests.values())
+    splits = (OUT_OF_FOLD, TEST, *external)
+    paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in splits}
     identity = {"name": run, "kind": "base", "runs": (run,), "folds": tuple(folds), "path": f"runs/{run}"}
     identity |= {"is_outdated": False}
     return _make_source(work, task, manifests, paths, identity)
@@ -160,12 +166,25 @@ def _stack_sources(work: WorkFolder, stack: str, task: Task, present: dict[str, 
         raise ArtifactError(f"{folder}: its manifest lacks {error}. Remove the folder and make it again.") from error
     used = manifest.inputs.items()
     shared |= {"is_outdated": any(present.get(f"runs/{name}", digest) != digest for name, digest in used)}
+    external = _sets_of_all(_tables_behind(f"{kind}_", manifest) for kind in kinds)
     sources = []
     for kind in kinds:
-        paths = {split: (folder / f"{kind}_{split}.parquet",) for split in SPLITS}
+        paths = {split: (folder / f"{kind}_{split}.parquet",) for split in (OUT_OF_FOLD, TEST, *external)}
         identity = {"name": f"{stack}-{kind}", "kind": kind, "path": f"stacks/{stack}/{kind}_oof.parquet", **shared}
         sources.append(_make_source(work, task, {folder: manifest}, paths, identity))
     return sources
+
+
+def _sets_of_all(tables: Iterable[set[str]]) -> tuple[str, ...]:
+    """The external sets that every fold or every kind has a table of; the standard one counts as one of them."""
+    groups = list(tables)
+    return order_external(set.intersection(*groups) - {OUT_OF_FOLD, TEST}) if groups else (STANDARD_EXTERNAL,)
+
+
+def _tables_behind(prefix: str, manifest: Manifest) -> set[str]:
+    """Names of the parquet tables of an artifact that begin with `prefix`, without it."""
+    names = {name.removesuffix(".parquet") for name in manifest.files if name.endswith(".parquet") and "/" not in name}
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
 def _make_source(
@@ -206,7 +225,7 @@ def _make_source(
         **identity,
         oof_paths=paths["oof"],
         test_paths=paths["test"],
-        cq500_paths=paths["cq500"],
+        external_paths={name: found for name, found in paths.items() if name not in (OUT_OF_FOLD, TEST)},
         digests=digests,
         data="+".join(sorted({str(manifest.facts["data"]) for manifest in manifests.values()})),
         config_digest=settings[0] if len(settings) == 1 else digest_of(settings),

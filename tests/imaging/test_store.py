@@ -9,8 +9,11 @@ import sys
 import blosc2
 import numpy as np
 import pytest
+from support.simulated import TASK, add_external_set, make_work
 
-from ichkit.imaging.store import encode_volume
+from ichkit.core.errors import ArtifactError
+from ichkit.core.tasks import Task
+from ichkit.imaging.store import Prepared, encode_volume
 
 CODE = """
 import hashlib, numpy as np
@@ -44,3 +47,27 @@ def test_encoding_waits_for_no_other_thread(volume):
         encode_volume(volume)
     # With threads of the library's own there were about seven waits a slice.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before < 5 * len(volume)
+
+
+def test_external_sets_stand_side_by_side_and_the_standard_one_always(tmp_path):
+    work = make_work(tmp_path, runs=(), cq500_studies=2)
+    add_external_set(work, "site")
+    prepared = Prepared.open(work.prepared, TASK)
+    assert prepared.external_sets() == ("cq500", "site")
+    assert set(prepared.split("site").dataset) == {"site"}
+    assert len(prepared.split("site")) == len(prepared.split("cq500")) > 0
+    with pytest.raises(ArtifactError, match=r'no external set "hospital" is prepared, only cq500, site'):
+        prepared.split("hospital")
+
+
+def test_a_store_without_external_slices_still_has_the_standard_set(tmp_path):
+    prepared = Prepared.open(make_work(tmp_path, runs=(), cq500_studies=0).prepared, TASK)
+    assert prepared.external_sets() == ("cq500",)
+    assert prepared.split("cq500").empty
+
+
+def test_a_store_of_another_task_is_refused_by_both_names(tmp_path):
+    work = make_work(tmp_path, runs=())
+    side = Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "this test")
+    with pytest.raises(ArtifactError, match=r'expected a store of the task "side", found one of "hemorrhage"'):
+        Prepared.open(work.prepared, side)

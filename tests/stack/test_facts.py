@@ -115,7 +115,7 @@ def test_an_overconfident_stacker_is_calibrated_on_inner_patients_and_both_are_t
     assert told["error_after"]["any"] < told["error_before"]["any"]
     slopes = [chain.calibrations["lightgbm"].slope for chain in read_chains(work.stacks / "base").chains]
     # A third would undo it; how far towards that is what 40 patients support.
-    assert all(1 / 3 < slope[TASK.any_index] < 0.75 for slope in slopes)
+    assert all(1 / 3 < slope[TASK.headline_index] < 0.75 for slope in slopes)
     as_it_is = stack.run(load_config("demo", (*QUICK, "stack.calibrate=false")), work).facts["calibration"]["lightgbm"]
     assert as_it_is["loss_after"] == as_it_is["loss_before"] == pytest.approx(told["loss_before"])
 

@@ -1,9 +1,12 @@
 """The stage `stack`: which runs and folds, what it refuses, what it writes, when it works again."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
-from support.simulated import TASK, flip_labels, make_work
+from support.simulated import TASK, add_external_set, flip_labels, make_work
+from support.training import read_files
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, FoldError, Stopped
@@ -306,3 +309,21 @@ def test_runs_of_real_and_of_made_data_do_not_mix(tmp_path):
     (tmp_path / "other/runs/b").rename(tmp_path / "work/runs/b")
     with pytest.raises(ArtifactError, match="trained on the same data, found phantom, rsna"):
         stack.run(quick_config(), work)
+
+
+def test_every_external_set_has_its_tables_and_a_run_that_lacks_one_is_refused(tmp_path, in_process):
+    work = make_work(tmp_path / "work", runs=("base", "late"), num_folds=2)
+    late = read_files(work.fold("late", 0))
+    add_external_set(work, "site")
+    manifest = stack.run(quick_config("stack.stackers=[lightgbm]"), work, runs=["base"])
+    assert {"base/fold0/site.parquet", "prepared/site", "prepared/cq500"} <= manifest.inputs.keys()
+    for kind in ("lightgbm", "blend"):
+        site, cq500 = (read_table(work.stacks / "base" / f"{kind}_{name}.parquet") for name in ("site", "cq500"))
+        assert site.slice_id.equals("site-" + cq500.slice_id)
+        np.testing.assert_array_equal(site[TASK.probability_columns], cq500[TASK.probability_columns])
+    shutil.rmtree(work.fold("late", 0))
+    for name, data in late.items():
+        work.fold("late", 0).mkdir(parents=True, exist_ok=True)
+        (work.fold("late", 0) / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"expected site.parquet in .*fold0.*Run `ichkit train --run late` again"):
+        stack.run(quick_config("stack.stackers=[lightgbm]"), work, runs=["late"])

@@ -121,7 +121,7 @@ def test_features_have_the_names_they_say_and_the_values_of_those_names():
     mean = rows.logits.mean(axis=1)
     subdural = TASK.classes.index("subdural")
     assert at["logit_subdural_-3_run1"][row] == rows.logits[row - 3, 1, subdural]
-    assert at["logit_any_+2_run0"][row] == rows.logits[row + 2, 0, TASK.any_index]
+    assert at["logit_any_+2_run0"][row] == rows.logits[row + 2, 0, TASK.headline_index]
     assert at["logit_subdural_+4_mean"][row] == pytest.approx(mean[row + 4, subdural], abs=1e-6)
     assert np.isnan(at["logit_subdural_+5_mean"][row])
     assert at["step_+1_epidural"][row] == pytest.approx(mean[row + 1, 0] - mean[row, 0], abs=1e-6)
@@ -129,10 +129,12 @@ def test_features_have_the_names_they_say_and_the_values_of_those_names():
     assert at["mean_three_epidural"][row] == pytest.approx(mean[row - 1 : row + 2, 0].mean(), abs=1e-6)
     assert at["mean_seven_epidural"][row] == pytest.approx(mean[row - 3 : row + 4, 0].mean(), abs=1e-6)
     assert at["mean_window_epidural"][row] == pytest.approx(mean[study, 0].mean(), abs=1e-6)
-    assert at["study_maximum_any"][row] == pytest.approx(mean[study, TASK.any_index].max(), abs=1e-6)
-    assert at["study_mean_any"][row] == pytest.approx(mean[study, TASK.any_index].mean(), abs=1e-6)
-    assert at["study_quantile75_any"][row] == pytest.approx(np.quantile(mean[study, TASK.any_index], 0.75), abs=1e-6)
-    below = (mean[study, TASK.any_index] < mean[row, TASK.any_index]).sum()
+    assert at["study_maximum_any"][row] == pytest.approx(mean[study, TASK.headline_index].max(), abs=1e-6)
+    assert at["study_mean_any"][row] == pytest.approx(mean[study, TASK.headline_index].mean(), abs=1e-6)
+    assert at["study_quantile75_any"][row] == pytest.approx(
+        np.quantile(mean[study, TASK.headline_index], 0.75), abs=1e-6
+    )
+    below = (mean[study, TASK.headline_index] < mean[row, TASK.headline_index]).sum()
     assert at["rank_any"][row] == pytest.approx(below / 8)
     assert (at["position"][row], at["slices_above"][row], at["gap_below_mm"][row]) == (0.5, 4, 5)
     assert (at["slices_to_edge"][row], at["slices_to_edge"][row + 3], at["num_slices"][row]) == (4, 1, 9)

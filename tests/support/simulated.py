@@ -162,6 +162,33 @@ def rewrite_prepared(work: WorkFolder, tables: dict[str, pd.DataFrame]) -> None:
     writer.commit(settings=old.settings, inputs=old.inputs, facts=old.facts)
 
 
+def add_external_set(work: WorkFolder, name: str) -> None:
+    """A second external set in the store and in every finished fold and stack: CQ500's rows under other ids."""
+    tables = {}
+    for file in ("slices.parquet", "studies.parquet"):
+        table = read_table(work.prepared / file)
+        tables[file] = pd.concat([table, _renamed(table[table.dataset == "cq500"], name)], ignore_index=True)
+    rewrite_prepared(work, tables)
+    folds = [work.fold(run, fold) for run, folds in work.finished_runs().items() for fold in folds]
+    for folder in (*folds, *(work.stacks / stack for stack in work.finished_stacks())):
+        old = read_manifest(folder, made_by="the test")
+        writer = ArtifactWriter(folder, old.kind)
+        for file in old.files:
+            writer.write_bytes(file, (folder / file).read_bytes())
+            if file.endswith("cq500.parquet"):
+                writer.write_table(
+                    file.removesuffix("cq500.parquet") + f"{name}.parquet", _renamed(read_table(folder / file), name)
+                )
+        writer.commit(settings=old.settings, inputs=old.inputs, facts=old.facts)
+
+
+def _renamed(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rows of CQ500 as rows of another external set."""
+    ids = [column for column in ("slice_id", "study_id", "series_id", "patient_id") if column in table]
+    renamed = table.assign(**{column: f"{name}-" + table[column] for column in ids})
+    return renamed.assign(dataset=name) if "dataset" in table else renamed
+
+
 def stack_windows(table: pd.DataFrame, task: Task = TASK) -> np.ndarray:
     """(N, 7, C) float32: the descriptors around each row, ends repeated; the plain twin of what the runs store."""
     p = table[task.probability_columns].to_numpy(np.float32)
@@ -206,15 +233,15 @@ def _draw_posterior(rng: np.random.Generator, num_slices: int, bleeding: set[int
     subtypes = expit(levels + 0.3 * rng.standard_normal(levels.shape))
     whole = np.empty((num_slices, TASK.num_classes))
     whole[:, [TASK.classes.index(name) for name in TASK.subtypes]] = subtypes
-    whole[:, TASK.any_index] = 1 - np.prod(1 - subtypes, axis=1)
+    whole[:, TASK.headline_index] = 1 - np.prod(1 - subtypes, axis=1)
     return whole
 
 
 def _draw_labels(rng: np.random.Generator, posterior: np.ndarray) -> np.ndarray:
     """(S, C) of 0 and 1, drawn slice by slice; the class `any` is the maximum of the others."""
     labels = (rng.random(posterior.shape) < posterior).astype(np.int8)
-    others = [i for i in range(TASK.num_classes) if i != TASK.any_index]
-    labels[:, TASK.any_index] = labels[:, others].max(1)
+    others = [i for i in range(TASK.num_classes) if i != TASK.headline_index]
+    labels[:, TASK.headline_index] = labels[:, others].max(1)
     return labels
 
 
@@ -286,7 +313,7 @@ def _write_prepared(
     writer.write_table("series_choice.csv", choice[SERIES_CHOICE])
     writer.write_table("rejected.csv", pd.DataFrame(columns=REJECTED))
     facts = {"data": data, "task": TASK.name, "num_slices": len(slices)}
-    writer.commit(settings={"seed": seed, "simulated": True}, inputs={}, facts=facts)
+    writer.commit(settings={"task": TASK.name, "seed": seed, "simulated": True}, inputs={}, facts=facts)
 
 
 def _write_fold(

@@ -15,7 +15,7 @@ def write_prepared(work, folds=3, *, has_sample=True):
     writer = ArtifactWriter(work.prepared, "prepared")
     writer.write_table("folds.csv", pd.DataFrame({"patient_id": range(folds), "fold": range(folds)}))
     writer.write_table("sample_ids.csv", pd.DataFrame({"ID": ["ID_1_any"] if has_sample else []}))
-    writer.commit(settings={}, inputs={}, facts=FACTS)
+    writer.commit(settings={"task": FACTS["task"]}, inputs={}, facts=FACTS)
 
 
 def write_fold(work, run, fold, content="first", config=None):

@@ -76,6 +76,23 @@ def test_the_predictor_of_a_fold_gives_exactly_the_values_of_its_tables(work):
     assert predictor.task == TASK
 
 
+def test_a_new_external_set_is_predicted_by_finished_weights(fresh_work):
+    first = train_fold(fresh_work, "train.epochs=1")
+    folder = fresh_work.fold("run", 0)
+    weights = (folder / "model.safetensors").read_bytes()
+    slices = Prepared.open(fresh_work.prepared, TASK).slices
+    own = slices[slices.dataset == "cq500"]
+    ids = {name: "site-" + own[name] for name in ("slice_id", "study_id", "series_id", "patient_id")}
+    rewrite_slices(fresh_work, pd.concat([slices, own.assign(dataset="site", **ids)], ignore_index=True))
+    second = train_fold(fresh_work, "train.epochs=1")
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert second.inputs.keys() - first.inputs.keys() == {"site_slices"}
+    assert {name: second.inputs[name] for name in first.inputs} == first.inputs
+    site, cq500 = (read_table(folder / f"{name}.parquet") for name in ("site", "cq500"))
+    assert len(site) > 0
+    np.testing.assert_array_equal(site[TASK.probability_columns], cq500[TASK.probability_columns])
+
+
 def test_the_history_has_a_row_for_each_epoch_and_the_config_can_be_used_again(work):
     history = pd.read_csv(work.fold("run", 0) / "history.csv")
     assert history.epoch.tolist() == [1, 2]

@@ -1,11 +1,12 @@
 """What a work folder holds, as sources: their names, folds, tables and digests."""
 
+import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.simulated import TASK, make_stack, make_work
+from support.simulated import TASK, add_external_set, make_stack, make_work
 
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split, pick_source
@@ -103,3 +104,25 @@ def test_a_run_of_another_task_is_refused_by_both_names(work):
     path.write_text(path.read_text().replace('"task": "hemorrhage"', '"task": "ischemia"'))
     with pytest.raises(ArtifactError, match=r'expected the task "hemorrhage", found "ischemia"'):
         find_sources(work, TASK)
+
+
+def test_every_external_set_that_all_folds_have_is_a_part_of_a_source(work):
+    add_external_set(work, "site")
+    run, stack = (pick_source(find_sources(work, TASK), name) for name in ("a", "a+b-fusion"))
+    assert list(run.external_paths) == list(stack.external_paths) == ["cq500", "site"]
+    assert [path.name for path in run.paths("site")] == ["site.parquet"] * 5
+    assert [path.name for path in stack.paths("site")] == ["fusion_site.parquet"]
+    assert len(run.digests) == 4 * 5
+    assert load_split(run, "site").slice_id.str.removeprefix("site-").equals(load_split(run, "cq500").slice_id)
+    assert run.paths("hospital") == ()
+
+
+def test_a_set_that_one_fold_lacks_is_no_part_of_its_run(work):
+    add_external_set(work, "site")
+    path = work.fold("a", 3) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["site.parquet"]
+    path.write_bytes(encode_json(manifest))
+    sources = find_sources(work, TASK)
+    assert list(pick_source(sources, "a").external_paths) == ["cq500"]
+    assert list(pick_source(sources, "b").external_paths) == ["cq500", "site"]

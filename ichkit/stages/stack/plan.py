@@ -1,6 +1,7 @@
 """The plan of `stack`."""
 
 from ichkit.core.config import Config
+from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
 from ichkit.show.plan import PREDICTION_BYTES, Plan, up_to_date
 from ichkit.stacking.inputs import Inputs, plan_chains, read_inputs
@@ -28,12 +29,13 @@ def describe_plan(config: Config, work: WorkFolder, *, runs: list[str] | None = 
         return up_to_date(f"stack {final.name}")
     chains = plan_chains(inputs, task, config.stack.num_parts, config.seed)
     num_fits, num_kinds = len(chains) * len(stackers), len(stackers) + 1
-    num_rows = len(inputs.train) + len(inputs.test) + len(inputs.cq500)
+    num_rows = len(inputs.train) + sum(len(slices) for slices in inputs.unseen.values())
+    outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
     seconds, basis = _estimate_seconds(work, inputs, stackers, num_fits)
     return Plan(
         steps=(
             f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
-            f"{len(inputs.test)} test, {len(inputs.cq500)} CQ500",
+            f"{len(inputs.test)} test, {outside}",
             f"{', '.join(stackers)} and their blend: {num_fits} fits in {len(chains)} chains",
         ),
         writes=(final,),

@@ -288,7 +288,7 @@ def _predict_held(
 
 
 def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainLogits], inputs: Inputs) -> None:
-    """What predicts beside the models, then out-of-fold, test and CQ500 tables of every kind, through those files."""
+    """What predicts beside the models; through those files the tables of every kind: out-of-fold, test, external."""
     writer.write_bytes(BLEND_FILE, stack.encode())
     for run, anchored in inputs.embeddings.items():
         for fold, projection in anchored.projections.items():
@@ -299,7 +299,7 @@ def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainL
         for result in results:
             logits[result.held] = result.kinds[kind]
         writer.write_table(f"{kind}_oof.parquet", make_predictions(inputs.train, to_probabilities(logits), stack.task))
-    for split, slices in (("test", inputs.test), ("cq500", inputs.cq500)):
+    for split, slices in inputs.unseen.items():
         features = {run: anchored.features[split] for run, anchored in inputs.embeddings.items()}
         for kind, table in predict_chains(writer.folder, inputs.tables[split], slices, features).items():
             writer.write_table(f"{kind}_{split}.parquet", table)

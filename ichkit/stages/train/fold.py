@@ -65,15 +65,14 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         else:
             facts = _keep_weights(task, writer)
         predictor = read_predictor(writer.folder, task.device_name)
-        tables = {"oof": (parts.heldout, None), "test": (parts.test, task.fold), "cq500": (parts.cq500, task.fold)}
-        num_studies = sum(slices.volume.nunique() for slices, _ in tables.values())
+        num_studies = sum(slices.volume.nunique() for slices in parts.predicted.values())
         advice = f"Fewer images at once: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
         with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
-            for name, (slices, fold) in tables.items():
+            for name, slices in parts.predicted.items():
                 probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
                 if embeds:
                     writer.write_array(embeddings_name(name), embeddings)
-                table = make_predictions(slices, probabilities, prepared.task, fold)
+                table = make_predictions(slices, probabilities, prepared.task, None if name == "oof" else task.fold)
                 writer.write_table(f"{name}.parquet", table)
                 if name == "oof":
                     _write_stacks(writer, table, prepared)

@@ -77,12 +77,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Parts:
-    """The slices of every part of one fold, sorted by study_id and slice_index."""
+    """The slices of every part of one fold, sorted by study_id and slice_index; those of external sets by name."""
 
     train: pd.DataFrame
     heldout: pd.DataFrame
     test: pd.DataFrame
-    cq500: pd.DataFrame
+    external: dict[str, pd.DataFrame]
 
     @classmethod
     def of(cls, prepared: Prepared, fold: int) -> "Parts":
@@ -93,8 +93,13 @@ class Parts:
             train=labelled[~is_held_out].reset_index(drop=True),
             heldout=labelled[is_held_out].reset_index(drop=True),
             test=prepared.split("test"),
-            cq500=prepared.split("cq500"),
+            external={name: prepared.split(name) for name in prepared.external_sets()},
         )
+
+    @property
+    def predicted(self) -> dict[str, pd.DataFrame]:
+        """Every part that the network predicts, by the name of its table."""
+        return {"oof": self.heldout, "test": self.test, **self.external}
 
 
 def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) -> Identity:
@@ -120,7 +125,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
             "train_slices": digest_table(parts.train[[*_SEEN, *classes]]),
             "heldout_slices": digest_table(parts.heldout[_SEEN]),
             "test_slices": digest_table(parts.test[_SEEN]),
-            "cq500_slices": digest_table(parts.cq500[_SEEN]),
+            **{f"{name}_slices": digest_table(slices[_SEEN]) for name, slices in parts.external.items()},
         },
     )
 

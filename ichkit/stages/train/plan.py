@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ichkit.core.config import Config
+from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import TrainConfig
 from ichkit.imaging.store import Prepared
@@ -64,7 +65,8 @@ def describe_plan(
 
 def _describe_fold(task: FoldTask, parts: Parts, config: Config, *, is_removed: bool) -> str:
     settings = config.train
-    others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {len(parts.cq500)} CQ500 slices"
+    outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in parts.external.items())
+    others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {outside} slices"
     if not task.trains:
         return f"fold {task.fold}: its weights predict anew: {others}"
     epochs, steps = _count_epochs(settings), _count_steps(settings, len(parts.train))
@@ -99,7 +101,7 @@ def _build_network(config: Config, prepared: Prepared) -> "DescriptorNetwork":
 def _fold_bytes(config: Config, parts: Parts, parameters: int) -> float:
     """Weights, the checkpoint while it trains (weights, two moments, their average), and the tables."""
     copies = 4 + (config.train.ema_decay is not None)
-    num_rows = len(parts.heldout) + len(parts.test) + len(parts.cq500)
+    num_rows = sum(len(slices) for slices in parts.predicted.values())
     num_classes = len(find_task(config.task).classes)
     stacks = len(parts.heldout) * STACK_WINDOW * num_classes * _BYTES_PER_NUMBER
     return copies * parameters * _BYTES_PER_NUMBER + num_rows * PREDICTION_BYTES + stacks
