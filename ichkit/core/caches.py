@@ -1,0 +1,69 @@
+"""Where compiled kernels are cached when neither the installed package nor the home folder can be written to."""
+
+import atexit
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+VARIABLE = "NUMBA_CACHE_DIR"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def provide_kernel_cache(package: Path = _PACKAGE) -> None:
+    """Sets `NUMBA_CACHE_DIR` to a private temporary folder where numba would find no place of its own.
+
+    Numba caches beside the source, else below the user's home, and refuses to define a cached kernel when it can write
+    to neither (numba 0.60 to 0.68): an image or a cluster with a read-only installation and no home. Called before any
+    module of this package loads numba; worker processes inherit the variable.
+
+    Args:
+        package: folder of the installed package.
+    """
+    if os.environ.get(VARIABLE) or _is_writable(package) or _is_writable(_user_caches()):
+        return
+    folder = str(_private_folder(f"ichkit-numba-{_user()}"))
+    os.environ[VARIABLE] = folder
+    if "numba" in sys.modules:  # a notebook may have loaded it first; it reads the variable only when it loads
+        sys.modules["numba"].config.CACHE_DIR = folder
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in the nearest one above it that exists."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
+def _user_caches() -> Path:
+    """Where numba looks for the user's caches; the same rules as the copy of `appdirs` that it carries."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home())
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"
+
+
+def _private_folder(name: str) -> Path:
+    """A folder in the temporary one that nobody else can write to, kept between calls.
+
+    Numba's cache holds pickles, so a folder that someone else prepared under that name is not used: then it is one of
+    this process alone, removed at its end.
+    """
+    folder = Path(tempfile.gettempdir()) / name
+    try:
+        folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+        found = folder.lstat()
+        is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+        if stat.S_ISDIR(found.st_mode) and is_own and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return folder
+    except OSError:  # a file or a link to nowhere has that name
+        pass
+    alone = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    atexit.register(shutil.rmtree, alone, ignore_errors=True)
+    return alone
