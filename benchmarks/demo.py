@@ -15,7 +15,7 @@ from measuring import report
 from ichkit.core.config import find_yaml, read_yaml
 from ichkit.core.tasks import find_task
 from ichkit.stacking.calibration import fit_calibration
-from ichkit.stacking.rows import log_losses, to_logits, to_probabilities
+from ichkit.stacking.rows import log_losses_of_logits, to_logits, to_probabilities
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.validation.resampling import resample
 
@@ -81,7 +81,7 @@ def compare_blend(folder: Path, rows: pd.DataFrame, calibrated: np.ndarray, labe
     (path,) = (folder / "work" / "stacks").glob("*/blend_oof.parquet")
     blend = pd.read_parquet(path).set_index("slice_id").loc[rows.index, P].to_numpy(np.float64)
     weights = TASK.weight_array()
-    losses = [log_losses(to_logits(p), labels) @ weights for p in (calibrated, blend)]  # (N,) each
+    losses = [log_losses_of_logits(to_logits(p), labels) @ weights for p in (calibrated, blend)]  # (N,) each
     sums = pd.DataFrame(np.column_stack(losses)).groupby(rows["patient_id"].to_numpy()).sum().to_numpy()
     drawn = resample(sums, (), num_draws=2000, seed=0).sums
     gains = 1 - drawn[:, 1] / drawn[:, 0]

@@ -19,10 +19,10 @@ from measuring import make_parser, report, time_cpu, watch_memory
 from ichkit.core.config import Config, load_config
 from ichkit.core.progress import logger
 from ichkit.core.seeding import derive_seed
-from ichkit.stacking.inner import make_training
+from ichkit.stacking.inner import make_training_part
 from ichkit.stacking.inputs import plan_chains, read_inputs
 from ichkit.stacking.neighbours import neighbour_stacks
-from ichkit.stacking.rows import Rows, log_losses, make_rows
+from ichkit.stacking.rows import Rows, log_losses_of_logits, make_rows
 from ichkit.stacking.table import STACKERS
 from ichkit.stages.scores import evaluate
 from ichkit.stages.stack import run as stack
@@ -105,11 +105,11 @@ def loss_of(name: str, rows: Rows, inputs: Any, config: Config) -> float:
     for plan in plan_chains(inputs, TASK, config.stack.num_parts, config.seed):
         seed = derive_seed(config.seed, "stack inner", plan.name)
         others = ~plan.held
-        training = make_training(rows.take(others), inputs.train[others], TASK, config.stack.num_inner, seed)
+        training = make_training_part(rows.take(others), inputs.train[others], TASK, config.stack.num_inner, seed)
         model, _ = STACKERS[name].fit(training, TASK, config.stack, derive_seed(config.seed, "stack", plan.name, name))
         held = rows.take(plan.held)
         logits = model.predict(held, training.calibration.apply(held.mean_logits()))
-        losses[plan.held] = log_losses(logits, labels[plan.held])
+        losses[plan.held] = log_losses_of_logits(logits, labels[plan.held])
     return float(losses.mean(axis=0) @ TASK.weight_array())
 
 

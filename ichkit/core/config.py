@@ -12,13 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 import ichkit
 from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.plugins import load_plugins
-from ichkit.core.section import Count, Positive, Section, runtime
+from ichkit.core.section import ConfigSection, Count, Positive, runtime
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import TASKS
 from ichkit.core.train_config import TrainConfig
 
 
-class ChannelsConfig(Section):
+class ChannelsConfig(ConfigSection):
     """How a slice becomes an image; `kind` is a row of `imaging.windows.CHANNELS`, windows are (level, width) in HU."""
 
     kind: str = "windows"
@@ -31,7 +31,7 @@ class ChannelsConfig(Section):
         return min(-800, int(low)), max(2000, int(-(-high // 1)))
 
 
-class PrepareConfig(Section):
+class PrepareConfig(ConfigSection):
     """DICOM to the Hounsfield store."""
 
     size: Count | None = None
@@ -42,7 +42,7 @@ class PrepareConfig(Section):
     backend: Literal["processes", "ray"] = runtime("processes")
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(ConfigSection):
     """Scores and their intervals; `num_parts` is for a single fold, `num_top` slices make the top mean of a study."""
 
     num_draws: Count = 2000
@@ -52,7 +52,7 @@ class EvaluateConfig(Section):
     num_top: Count = 3
 
 
-class PhantomConfig(Section):
+class PhantomConfig(ConfigSection):
     """What `demo` asks of the phantom."""
 
     studies: Count = 60
@@ -61,7 +61,7 @@ class PhantomConfig(Section):
     size: Annotated[int, Field(ge=64)] = 512
 
 
-class Config(Section):
+class Config(ConfigSection):
     """The whole configuration; `configs/default.yaml` names the choices and their reasons."""
 
     task: str = "hemorrhage"
@@ -200,10 +200,10 @@ def _explain(error: ValidationError, where: str) -> str:
     return f"config {where}: " + "; ".join(lines)
 
 
-def _section_at(place: tuple[int | str, ...]) -> type[Section]:
-    section: type[Section] = Config
+def _section_at(place: tuple[int | str, ...]) -> type[ConfigSection]:
+    section: type[ConfigSection] = Config
     for name in place:
         annotation = section.model_fields[str(name)].annotation
         choices = [annotation, *get_args(annotation)]
-        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section))
+        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, ConfigSection))
     return section

@@ -12,12 +12,12 @@ Count = Annotated[int, Field(ge=1)]
 def runtime(default: Any) -> Any:
     """A field that changes how fast a result comes or what is kept beside it, never the result.
 
-    It stays out of `Section.settings`.
+    It stays out of `ConfigSection.settings`.
     """
     return Field(default, json_schema_extra={"runtime": True})
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A part of the configuration; a stage sees only its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +30,8 @@ class Section(BaseModel):
                 continue
             value = getattr(self, name)
             kept[name] = (
-                value.settings() if isinstance(value, Section) else self.model_dump(mode="json", include={name})[name]
+                value.settings()
+                if isinstance(value, ConfigSection)
+                else self.model_dump(mode="json", include={name})[name]
             )
         return kept

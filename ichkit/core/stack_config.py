@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from ichkit.core.section import Count, Positive, Probability, Section, runtime
+from ichkit.core.section import ConfigSection, Count, Positive, Probability, runtime
 
 
-class NetworkConfig(Section):
+class NetworkConfig(ConfigSection):
     """What the networks of the second stage share; decay and length of training are chosen on inner patients.
 
     `epochs` are the most passes over the rows, and `max_visits` bounds the rows seen in all of them together.
@@ -44,7 +44,7 @@ class SequenceConfig(NetworkConfig):
     thinning_probability: Probability = 0.25
 
 
-class LightgbmConfig(Section):
+class LightgbmConfig(ConfigSection):
     """Boosted trees on neighbours' descriptors; the strength of regularisation is chosen on inner patients."""
 
     window: Annotated[int, Field(ge=1)] = 19
@@ -66,13 +66,13 @@ def _check_odd(key: str, window: int) -> None:
         raise ValueError(f"{key} must be odd, so that it has a middle; found {window}")
 
 
-class BlendConfig(Section):
+class BlendConfig(ConfigSection):
     """Convex weights per class on logits, fitted on inner patients of each fold's training part."""
 
     tolerance: Annotated[float, Field(ge=0)] = 0.0
 
 
-class EmbeddingsConfig(Section):
+class EmbeddingsConfig(ConfigSection):
     """What networks see before their last layer, brought into one space; `enabled` needs `train --embeddings`."""
 
     enabled: bool = False
@@ -80,7 +80,7 @@ class EmbeddingsConfig(Section):
     max_anchors: Count = 20_000
 
 
-class StackConfig(Section):
+class StackConfig(ConfigSection):
     """Stage 2: descriptors of adjacent slices to the final probability."""
 
     stackers: tuple[str, ...] = ("fusion", "lightgbm")

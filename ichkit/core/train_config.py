@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ichkit.core.section import Count, Positive, Probability, Section, runtime
+from ichkit.core.section import ConfigSection, Count, Positive, Probability, runtime
 
 
-class AugmentConfig(Section):
+class AugmentConfig(ConfigSection):
     """Geometry and noise of training images; each `*_probability` is per draw, one draw per block or per slice.
 
     `noise_hu` is the range of the noise's standard deviation in HU.
@@ -27,14 +27,14 @@ class AugmentConfig(Section):
     noise_probability: Probability = 0.2
 
 
-class CutMixConfig(Section):
+class CutMixConfig(ConfigSection):
     """CutMix over blocks; probability 0 switches it off."""
 
     probability: Probability = 0.5
     alpha: Positive = 1.0
 
 
-class PhaseConfig(Section):
+class PhaseConfig(ConfigSection):
     """One phase of a run; what is None here is as in `train`.
 
     `weights` are those it begins with: "keep" (of the phase before; in the first one `train.pretrained`), "hub",
@@ -51,7 +51,7 @@ class PhaseConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """Stage 1: a 2D network on blocks of adjacent slices."""
 
     backbone: str = "resnet50"

@@ -19,7 +19,7 @@ from ichkit.phantom.headers import (
     geometry_elements,
     outside_circle,
 )
-from ichkit.phantom.plan import StudyTask
+from ichkit.phantom.plan import StudyToDraw
 from ichkit.phantom.render import Drawn, Grid
 from ichkit.phantom.study import (
     Scene,
@@ -66,7 +66,7 @@ def choose_numbers(count: int, seed: int) -> list[int]:
     return numbers
 
 
-def write_study(task: tuple[StudyTask, int]) -> dict[str, Any]:
+def write_study(task: tuple[StudyToDraw, int]) -> dict[str, Any]:
     """Draws one study with all its series, writes its files, and returns its facts.
 
     Args:
@@ -102,7 +102,7 @@ def write_study(task: tuple[StudyTask, int]) -> dict[str, Any]:
 class _StudyFolder:
     """Writes the series of one study, each in a folder of its own."""
 
-    def __init__(self, study: StudyTask, number: int, generator: np.random.Generator, scene: Scene) -> None:
+    def __init__(self, study: StudyToDraw, number: int, generator: np.random.Generator, scene: Scene) -> None:
         self.study, self.generator, self.scene = study, generator, scene
         self.name = f"CQ500CT{number}"
         self.folder = study.root / f"{self.name} {self.name}" / "Unknown Study"

@@ -52,7 +52,7 @@ class StudyPlan:
 
 
 @dataclass(frozen=True)
-class StudyTask:
+class StudyToDraw:
     """What a worker needs to draw and write one study.
 
     Attributes:

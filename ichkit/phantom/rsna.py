@@ -18,7 +18,7 @@ from ichkit.phantom.headers import (
     geometry_elements,
     outside_circle,
 )
-from ichkit.phantom.plan import StudyPlan, StudyTask
+from ichkit.phantom.plan import StudyPlan, StudyToDraw
 from ichkit.phantom.render import Grid
 from ichkit.phantom.study import (
     draw_patient,
@@ -66,7 +66,7 @@ def make_id(seed: int, digits: int, kind: str, number: int) -> str:
     return f"ID_{(left << half) + right:0{digits}x}"
 
 
-def write_study(task: StudyTask) -> dict[str, Any]:
+def write_study(task: StudyToDraw) -> dict[str, Any]:
     """Draws one study, writes its files, and returns its facts with slice ids and labels, bottom first."""
     plan = task.plan
     generator = make_generator(task.seed, "phantom", plan.part, plan.index)

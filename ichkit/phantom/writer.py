@@ -14,7 +14,7 @@ from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
 from ichkit.phantom import cq500, rsna
 from ichkit.phantom.confounders import finish_slice
 from ichkit.phantom.head import draw_head
-from ichkit.phantom.plan import StudyTask, plan_part
+from ichkit.phantom.plan import StudyToDraw, plan_part
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
 from ichkit.work.artifacts import disk_full, encode_json, partial_of, write_bytes_atomically
 
@@ -181,7 +181,7 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
     parts = {"rsna": ("train", "test"), "cq500": ("cq500",)}[name]
     counts = {"train": "studies", "test": "test_studies", "cq500": "cq500_studies"}
     plans = [plan for part in parts for plan in plan_part(part, settings[counts[part]], seed)]
-    tasks = [StudyTask(plan, partial, masks, size, seed) for plan in plans]
+    tasks = [StudyToDraw(plan, partial, masks, size, seed) for plan in plans]
     if name == "rsna":
         for folder in rsna.FOLDERS.values():
             (partial / folder).mkdir()

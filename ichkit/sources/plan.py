@@ -26,7 +26,7 @@ class Found:
 
     Attributes:
         files: all files below its root, `FILE_COLUMNS`.
-        images: those that may be images, with what their paths say of them (`Source.find_images`).
+        images: those that may be images, with what their paths say of them (`DataSource.find_images`).
         index: of the images, `INDEX_COLUMNS`.
         labels: the label file a user named, for a source that has none of its own.
         override: column study_id and series: series chosen by hand; or None.

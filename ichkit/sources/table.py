@@ -16,7 +16,7 @@ _KAGGLE_INPUT = Path("/kaggle/input")
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data source of `prepare`.
 
     Attributes:
@@ -47,7 +47,7 @@ class Source:
 
 
 SOURCES = {
-    "rsna": Source(
+    "rsna": DataSource(
         name=rsna.DATASET,
         find_images=rsna.image_files,
         plan=rsna.plan_rsna,
@@ -64,7 +64,7 @@ SOURCES = {
         description="RSNA 2019: slices labelled with six classes, a test split and a sample submission.",
         source="https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/data",
     ),
-    "cq500": Source(
+    "cq500": DataSource(
         name=cq500.DATASET,
         find_images=cq500.image_files,
         plan=cq500.plan_cq500,
@@ -77,7 +77,7 @@ SOURCES = {
         description="CQ500: studies read by three radiologists, the external test.",
         source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
     ),
-    "folder": Source(
+    "folder": DataSource(
         name=folder.DATASET,
         find_images=folder.image_files,
         plan=folder.plan_labelled_folder,
@@ -98,7 +98,7 @@ def training_sources() -> list[str]:
     return [name for name, source in SOURCES.items() if source.has_labels]
 
 
-def locate(source: Source, given: Path | None) -> Path | None:
+def locate(source: DataSource, given: Path | None) -> Path | None:
     """The root of a source: the one given, else its environment variable, else the first of its folders that is there.
 
     Raises:

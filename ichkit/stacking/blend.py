@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.stacking.rows import log_losses, to_probabilities
+from ichkit.stacking.rows import log_losses_of_logits, to_probabilities
 
 _MAX_STEPS = 200
 _SMALLEST_WEIGHT = 1e-6
@@ -54,11 +54,11 @@ def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.n
     from scipy.optimize import minimize
 
     num_members = len(logits)
-    single = log_losses(logits, labels).mean(axis=1)
+    single = log_losses_of_logits(logits, labels).mean(axis=1)
     alone = np.zeros(num_members)
     alone[np.argmin(single)] = 1.0
     found = minimize(
-        lambda weights: log_losses(weights @ logits, labels).mean(),
+        lambda weights: log_losses_of_logits(weights @ logits, labels).mean(),
         np.full(num_members, 1 / num_members),
         jac=lambda weights: logits @ (to_probabilities(weights @ logits) - labels) / len(labels),
         method="SLSQP",
@@ -68,5 +68,5 @@ def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.n
     )
     mixed = np.where(found.x > _SMALLEST_WEIGHT, found.x, 0.0)
     mixed /= mixed.sum()
-    gained = single.min() - log_losses(mixed @ logits, labels).mean()
+    gained = single.min() - log_losses_of_logits(mixed @ logits, labels).mean()
     return mixed if gained > tolerance * single.min() else alone

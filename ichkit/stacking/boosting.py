@@ -17,7 +17,7 @@ from ichkit.core.stack_config import LightgbmConfig, StackConfig
 from ichkit.core.tasks import Task, find_task
 from ichkit.stacking.features import feature_names, make_features
 from ichkit.stacking.inner import Training
-from ichkit.stacking.rows import Rows, log_losses
+from ichkit.stacking.rows import Rows, log_losses_of_logits
 from ichkit.stacking.strengths import STRENGTHS, Strength
 from ichkit.stacking.trees import read_trees
 from ichkit.work.artifacts import encode_json
@@ -184,11 +184,14 @@ class _Search:
         """Of one class: the strength of least loss, its number of rounds, and the (n,) inner corrections with them."""
         base, labels = self.inner[self.rows, column], self.training.labels[self.rows, column]
         self._set_targets(column)
-        best, best_loss = (BASE, 0, np.zeros(len(self.training.labels))), float(log_losses(base, labels).mean())
+        best, best_loss = (
+            (BASE, 0, np.zeros(len(self.training.labels))),
+            float(log_losses_of_logits(base, labels).mean()),
+        )
         before = np.inf
         for name in candidates:
             num_rounds, corrections = self._boost(STRENGTHS[name], seed)
-            loss = float(log_losses(base + corrections[self.rows], labels).mean())
+            loss = float(log_losses_of_logits(base + corrections[self.rows], labels).mean())
             if loss < best_loss:
                 best, best_loss = (name, num_rounds, corrections), loss
             # From the strongest on, a weaker one is tried for as long as that helps: each costs a fit per split.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ichkit.stacking.rows import log_losses
+from ichkit.stacking.rows import log_losses_of_logits
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Standard errors that count as no gain at all. At 1, boosters lost 0.3 % to true posteriors of 80 patients; at 1.5 they
@@ -29,8 +29,8 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
         >>> choose_share(np.zeros(40), 2.0 * labels - 1, labels, patients)
         1.0
     """
-    losses = log_losses(base, labels)
-    tried = [losses - log_losses(base + share * correction, labels) for share in _SHARES]
+    losses = log_losses_of_logits(base, labels)
+    tried = [losses - log_losses_of_logits(base + share * correction, labels) for share in _SHARES]
     best = int(np.argmax([gains.sum() for gains in tried]))
     return _SHARES[best] * trust(tried[best], patients)
 

@@ -113,7 +113,7 @@ class Training:
         )
 
 
-def make_training(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, seed: int) -> Training:
+def make_training_part(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, seed: int) -> Training:
     """The training part made of these rows, with inner parts dealt by patient and the base calibrated.
 
     Args:

@@ -18,7 +18,7 @@ from ichkit.core.errors import ArtifactError
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.core.stack_config import NetworkConfig
 from ichkit.stacking.inner import Training
-from ichkit.stacking.rows import Rows, log_losses
+from ichkit.stacking.rows import Rows, log_losses_of_logits
 from ichkit.work.artifacts import encode_json
 
 State = Mapping[str, torch.Tensor]
@@ -216,7 +216,7 @@ def _choose_passes(
             for passes, network in zip(ends, networks, strict=True):
                 found[passes][split.held] = correct(network, inputs, split.held, inner.shape[1])
         for passes, corrections in found.items():
-            losses = log_losses((inner + corrections)[rows], training.labels[rows])
+            losses = log_losses_of_logits((inner + corrections)[rows], training.labels[rows])
             loss = float(losses.mean(axis=0) @ weights)
             if best is None or loss < best[0]:
                 best = (loss, decay, passes, corrections)

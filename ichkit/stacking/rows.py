@@ -95,7 +95,7 @@ def to_probabilities(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
 
 
-def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def log_losses_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Binary log loss of every element in nats, float64.
 
     Args:

@@ -12,7 +12,7 @@ from ichkit.core.config import load_config
 from ichkit.core.errors import ContractError
 from ichkit.stacking import table as table_module
 from ichkit.stacking.chain import predict_chains, read_chains
-from ichkit.stacking.rows import log_losses, to_logits
+from ichkit.stacking.rows import log_losses_of_logits, to_logits
 from ichkit.stages.stack import run as stack
 from ichkit.stages.stack.facts import render
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
@@ -79,7 +79,7 @@ def out_of_fold_loss(work, kind):
     table = read_table(work.stacks / "base" / f"{kind}_oof.parquet")
     slices = read_table(work.prepared / "slices.parquet").set_index("slice_id").loc[table.slice_id]
     labels = slices[list(TASK.classes)].to_numpy(float)
-    return log_losses(to_logits(table[TASK.probability_columns]), labels).mean(axis=0) @ TASK.weight_array()
+    return log_losses_of_logits(to_logits(table[TASK.probability_columns]), labels).mean(axis=0) @ TASK.weight_array()
 
 
 def test_a_stacker_that_learns_by_heart_looks_perfect_in_sample_and_is_no_better_out_of_fold(

@@ -10,8 +10,8 @@ from support.simulated import TASK, make_work
 from ichkit.core.config import load_config
 from ichkit.core.seeding import make_generator
 from ichkit.stacking.calibration import fit_calibration
-from ichkit.stacking.inner import make_training
-from ichkit.stacking.rows import log_losses, make_rows, to_logits
+from ichkit.stacking.inner import make_training_part
+from ichkit.stacking.rows import log_losses_of_logits, make_rows, to_logits
 from ichkit.stacking.table import STACKERS
 from ichkit.stages.stack import run as stack
 from ichkit.work.artifacts import read_table
@@ -57,7 +57,7 @@ def play(root, **settings):
     found = {kind: logits_of(read_table(work.stacks / "base" / f"{kind}_oof.parquet")) for kind in KINDS}
     assert manifest.facts["num_slices"] == len(base)
     losses = {
-        kind: log_losses(logits, labels) @ TASK.weight_array()
+        kind: log_losses_of_logits(logits, labels) @ TASK.weight_array()
         for kind, logits in {"base": base, "calibrated": calibrated, **found}.items()
     }
     return Outcome(losses, pd.factorize(slices.patient_id)[0])
@@ -86,11 +86,11 @@ def loss_of(name, rows, slices, folds):
     config, losses = load_config("demo", ("stack.sequence.num_seeds=1",)), []
     for fold in folds:
         held = (slices.fold == fold).to_numpy()
-        training = make_training(rows.take(~held), slices[~held], TASK, config.stack.num_inner, seed=fold)
+        training = make_training_part(rows.take(~held), slices[~held], TASK, config.stack.num_inner, seed=fold)
         model, _ = STACKERS[name].fit(training, TASK, config.stack, fold)
         own = rows.take(held)
         logits = model.predict(own, training.calibration.apply(own.mean_logits()))
-        losses.append(log_losses(logits, slices.loc[held, list(TASK.classes)].to_numpy(float)))
+        losses.append(log_losses_of_logits(logits, slices.loc[held, list(TASK.classes)].to_numpy(float)))
     return np.concatenate(losses).mean(axis=0) @ TASK.weight_array()
 
 

@@ -10,7 +10,7 @@ from ichkit.core.errors import ArtifactError
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import MIN_SLOPE, Calibration, fit_calibration
 from ichkit.stacking.choice import choose_share, standard_error_of_sum, trust
-from ichkit.stacking.rows import log_losses, to_logits, to_probabilities
+from ichkit.stacking.rows import log_losses_of_logits, to_logits, to_probabilities
 from ichkit.stacking.trees import read_trees
 
 
@@ -83,7 +83,7 @@ def test_calibration_is_the_minimum_of_the_penalised_loss():
     logits, labels = miscalibrated(num_rows=60, seed=3)
 
     def penalised(theta):
-        losses = log_losses(theta[0] * logits + theta[1], labels)
+        losses = log_losses_of_logits(theta[0] * logits + theta[1], labels)
         return losses.sum() + ((theta[0] - 1) / 0.5) ** 2 / 2 + theta[1] ** 2 / 2
 
     slow = minimize(penalised, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
@@ -160,8 +160,8 @@ def test_blend_weights_are_convex_and_the_best_on_a_fine_grid():
     assert blend.weights.min() >= 0
     assert blend.weights.sum(axis=0) == pytest.approx(1, abs=1e-12)
     grid = [(i / 50, j / 50, 1 - (i + j) / 50) for i in range(51) for j in range(51 - i)]
-    best = min(log_losses(np.array(weights) @ members[:, :, 0], labels[:, 0]).mean() for weights in grid)
-    assert log_losses(blend.apply(members), labels).mean() <= best + 1e-9
+    best = min(log_losses_of_logits(np.array(weights) @ members[:, :, 0], labels[:, 0]).mean() for weights in grid)
+    assert log_losses_of_logits(blend.apply(members), labels).mean() <= best + 1e-9
 
 
 def test_a_blend_takes_its_best_member_where_mixing_gains_too_little():

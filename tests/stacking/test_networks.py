@@ -14,7 +14,7 @@ from ichkit.core.stack_config import FusionConfig, SequenceConfig, StackConfig
 from ichkit.models.axial import AxialFusion
 from ichkit.models.recurrent import SequenceNetwork
 from ichkit.stacking.fusion import fit_fusion
-from ichkit.stacking.inner import make_training
+from ichkit.stacking.inner import make_training_part
 from ichkit.stacking.networks import _Fit, standardisation
 from ichkit.stacking.rows import make_rows
 from ichkit.stacking.sequence import _Studies, fit_sequence
@@ -38,7 +38,7 @@ def training(tmp_path_factory):
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "train"].sort_values(KEY, ignore_index=True)
     table = pd.concat([read_table(work.fold("base", fold) / "oof.parquet") for fold in range(5)])
-    return make_training(make_rows([table], slices, TASK), slices, TASK, 2, seed=0)
+    return make_training_part(make_rows([table], slices, TASK), slices, TASK, 2, seed=0)
 
 
 def make_batch(seed=0, channels=4):

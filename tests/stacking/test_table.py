@@ -11,8 +11,8 @@ from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.stack_config import LightgbmConfig, StackConfig
 from ichkit.stacking import inner as inner_module
 from ichkit.stacking.calibration import fit_calibration
-from ichkit.stacking.inner import make_training
-from ichkit.stacking.rows import log_losses, make_rows
+from ichkit.stacking.inner import make_training_part
+from ichkit.stacking.rows import log_losses_of_logits, make_rows
 from ichkit.stacking.table import STACKERS, find_stacker
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import KEY
@@ -39,7 +39,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(parts):
-    return make_training(parts[0], parts[1], TASK, 3, seed=0)
+    return make_training_part(parts[0], parts[1], TASK, 3, seed=0)
 
 
 @pytest.fixture(scope="module", params=sorted(STACKERS))
@@ -59,8 +59,8 @@ def test_inner_logits_are_there_for_inner_patients_and_gain_on_the_base(fitted, 
     _, _, inner = fitted
     rows = training.chosen_rows()
     assert np.isfinite(inner[rows]).all()
-    base = log_losses(training.inner_base_logits()[rows], training.labels[rows]).mean(axis=0)
-    assert (log_losses(inner[rows], training.labels[rows]).mean(axis=0) <= base).all()
+    base = log_losses_of_logits(training.inner_base_logits()[rows], training.labels[rows]).mean(axis=0)
+    assert (log_losses_of_logits(inner[rows], training.labels[rows]).mean(axis=0) <= base).all()
 
 
 def test_a_model_gains_on_rows_it_never_saw(fitted, training, parts):
@@ -68,8 +68,8 @@ def test_a_model_gains_on_rows_it_never_saw(fitted, training, parts):
     labels = parts[3][list(TASK.classes)].to_numpy(float)
     base = training.calibration.apply(parts[2].mean_logits())
     weights = TASK.weight_array()
-    before = log_losses(base, labels).mean(axis=0) @ weights
-    assert log_losses(model.predict(parts[2], base), labels).mean(axis=0) @ weights < 0.95 * before
+    before = log_losses_of_logits(base, labels).mean(axis=0) @ weights
+    assert log_losses_of_logits(model.predict(parts[2], base), labels).mean(axis=0) @ weights < 0.95 * before
 
 
 def test_a_model_read_back_predicts_the_same_bytes(fitted, training, parts, tmp_path):
@@ -122,7 +122,7 @@ def test_inner_parts_hold_whole_patients_and_every_row_once(training):
 def test_a_held_inner_part_is_calibrated_by_the_others_alone(parts, monkeypatch):
     rows, slices = parts[:2]
     monkeypatch.setattr(inner_module, "choose_share", lambda *_: 1.0)
-    training = make_training(rows, slices, TASK, 3, seed=0)
+    training = make_training_part(rows, slices, TASK, 3, seed=0)
     mean, inner = rows.mean_logits(), training.inner_base_logits()
     for split in training.splits():
         by_hand = fit_calibration(mean[split.fitting], training.labels[split.fitting])
@@ -134,7 +134,9 @@ def test_a_base_that_is_calibrated_already_is_left_alone(tmp_path):
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "train"].sort_values(KEY, ignore_index=True)
     rows = make_rows([pd.concat([read_table(work.fold("base", k) / "oof.parquet") for k in range(5)])], slices, TASK)
-    change = make_training(rows, slices, TASK, 3, seed=0).calibration.apply(rows.mean_logits()) - rows.mean_logits()
+    change = (
+        make_training_part(rows, slices, TASK, 3, seed=0).calibration.apply(rows.mean_logits()) - rows.mean_logits()
+    )
     by_fit = fit_calibration(rows.mean_logits(), slices[list(TASK.classes)].to_numpy(float))
     plain = by_fit.apply(rows.mean_logits()) - rows.mean_logits()
     assert np.abs(change).mean() < 0.5 * np.abs(plain).mean()
@@ -142,7 +144,7 @@ def test_a_base_that_is_calibrated_already_is_left_alone(tmp_path):
 
 def test_choices_are_made_on_drawn_patients_where_there_are_many(parts, monkeypatch):
     monkeypatch.setattr(inner_module, "MAX_INNER_ROWS", 150)
-    training = make_training(parts[0], parts[1], TASK, 3, seed=0)
+    training = make_training_part(parts[0], parts[1], TASK, 3, seed=0)
     chosen = training.chosen_rows()
     assert 100 < len(chosen) <= 150
     assert not set(training.patients[chosen]) & set(training.patients[training.parts < 0])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.core.errors import DataError
-from ichkit.sources.table import Source, is_phantom, locate
+from ichkit.sources.table import DataSource, is_phantom, locate
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DataState:
     is_phantom: bool
 
 
-def find_data(source: Source, given: Path | None = None) -> DataState:
+def find_data(source: DataSource, given: Path | None = None) -> DataState:
     """Where the data of a source are; unlike `locate`, nothing there is an answer too.
 
     Args:

@@ -16,7 +16,7 @@ from ichkit.engine.parallel import count_cores
 from ichkit.imaging.store import MADE_BY
 from ichkit.sources.files import file_refs, scan_files
 from ichkit.sources.series import read_override
-from ichkit.sources.table import SOURCES, Source, locate, training_sources
+from ichkit.sources.table import SOURCES, DataSource, locate, training_sources
 from ichkit.work.artifacts import Manifest, digest_table, has_artifact, list_differences, partial_of, read_manifest
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import FOLDS
@@ -60,10 +60,10 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListedSource:
     """A source found on this machine: its files, and the images among them."""
 
-    source: Source
+    source: DataSource
     root: Path
     files: pd.DataFrame
     images: pd.DataFrame
@@ -89,7 +89,7 @@ class Request:
     settings: dict[str, Any]
     folds: pd.DataFrame | None
     override: pd.DataFrame | None
-    listings: list[Listing]
+    listings: list[ListedSource]
     inputs: dict[str, str]
     standing: Manifest | None
     is_update: bool
@@ -113,7 +113,7 @@ class Needs:
     seconds: float
 
     @classmethod
-    def of(cls, listings: list[Listing], config: Config) -> "Needs":
+    def of(cls, listings: list[ListedSource], config: Config) -> "Needs":
         """The needs of these sources."""
         num_files = sum(len(item.images) for item in listings)
         num_bytes = sum(int(item.images["num_bytes"].sum()) for item in listings)
@@ -220,7 +220,7 @@ def _read_folds(path: Path) -> pd.DataFrame:
         raise FoldError(f"{path}: expected a CSV with columns patient_id, fold (a whole number): {error}") from error
 
 
-def _list_sources(config: Config, options: PrepareOptions, training: str) -> list[Listing]:
+def _list_sources(config: Config, options: PrepareOptions, training: str) -> list[ListedSource]:
     given = {
         "rsna": options.rsna or config.prepare.rsna,
         "cq500": options.cq500 or config.prepare.cq500,
@@ -234,11 +234,13 @@ def _list_sources(config: Config, options: PrepareOptions, training: str) -> lis
             logger.info("prepare: no %s at %s; going on without it", source.name, places)
             continue
         files, refused = scan_files(root)
-        listings.append(Listing(source, root, files, source.find_images(files), refused))
+        listings.append(ListedSource(source, root, files, source.find_images(files), refused))
     return listings
 
 
-def _digest_inputs(listings: list[Listing], options: PrepareOptions, override: pd.DataFrame | None) -> dict[str, str]:
+def _digest_inputs(
+    listings: list[ListedSource], options: PrepareOptions, override: pd.DataFrame | None
+) -> dict[str, str]:
     """What tells whether there is anything to do: names and sizes of all files, and the content of their tables."""
     inputs = {"limit_studies": str(options.limit_studies or "all")}
     for item in listings:

@@ -19,7 +19,7 @@ from ichkit.sources.index import KEPT_COLUMNS, read_index
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings
 from ichkit.sources.table import is_phantom
-from ichkit.stages.prepare.request import SETTINGS_FILE, Listing, Needs, PrepareOptions, look
+from ichkit.stages.prepare.request import SETTINGS_FILE, ListedSource, Needs, PrepareOptions, look
 from ichkit.stages.prepare.tables import Stamp, write_tables
 from ichkit.work.artifacts import (
     ArtifactWriter,
@@ -83,7 +83,7 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions | None = None)
 
 
 def _plan(
-    listing: Listing,
+    listing: ListedSource,
     writer: ArtifactWriter,
     work: WorkFolder,
     config: Config,

@@ -12,7 +12,7 @@ from ichkit.core.progress import logger
 from ichkit.show.terminal import make_table
 from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.chain import Chains
-from ichkit.stacking.rows import log_losses, to_probabilities
+from ichkit.stacking.rows import log_losses_of_logits, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.validation.reliability import bin_numbers, expected_calibration_error
 from ichkit.work.artifacts import ArtifactWriter, Manifest
@@ -62,7 +62,7 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
     seen = np.concatenate([result.seen for result in results])
 
     def loss(logits: np.ndarray, truth: np.ndarray) -> float:
-        return float(log_losses(logits, truth).mean(axis=0) @ weights)
+        return float(log_losses_of_logits(logits, truth).mean(axis=0) @ weights)
 
     # One pooled array at a time: at the competition's size each is 36 MB.
     optimism, calibration, embeddings = {}, {}, {}

@@ -24,7 +24,7 @@ from ichkit.engine.parallel import WorkerDied, run_tasks
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import no_calibration
 from ichkit.stacking.chain import BLEND_FILE, Chain, Chains, predict_chains, projection_path
-from ichkit.stacking.inner import Training, make_training
+from ichkit.stacking.inner import Training, make_training_part
 from ichkit.stacking.inputs import ChainPlan, Inputs, check_name, plan_chains, read_inputs
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
@@ -206,7 +206,7 @@ def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task,
     """The training part of a chain: every row but those it predicts."""
     others = ~plan.held
     seed = derive_seed(config.seed, "stack inner", plan.name)
-    return make_training(rows.take(others), train[others], task, config.stack.num_inner, seed)
+    return make_training_part(rows.take(others), train[others], task, config.stack.num_inner, seed)
 
 
 def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
