@@ -60,10 +60,13 @@ class Header(StoredPixels):
     """What is kept of one file's header.
 
     Attributes:
-        kind: ImageType, SeriesDescription, ConvolutionKernel and ContrastBolusAgent in lower case, only ever matched
-            against key words.
+        kind: the values of `KIND_TAGS` in lower case, joined by `KIND_SEPARATOR`, only ever matched against key words;
+            empty where all of them are.
+        slice_uid, study_uid, series_uid, patient_id: without the blanks and zero bytes around them, which mean nothing
+            (DICOM PS3.5 table 6.2-1), so that one patient is one patient however a program padded the id.
         position_x, position_y, position_z: ImagePositionPatient in mm.
         row_x .. column_z: ImageOrientationPatient.
+        instance_number, acquisition_number: 0 where they are missing or no whole number.
     """
 
     slice_uid: str
@@ -80,6 +83,8 @@ class Header(StoredPixels):
     column_x: float
     column_y: float
     column_z: float
+    instance_number: int = 0
+    acquisition_number: int = 0
 
 
 STORED_COLUMNS = [field.name for field in fields(StoredPixels)]
@@ -88,6 +93,17 @@ _Values = pydicom.Dataset | Mapping[str, object]
 HEADER_COLUMNS = [field.name for field in fields(Header)]
 POSITION = ["position_x", "position_y", "position_z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
+KIND_TAGS = (
+    "ImageType",
+    "SeriesDescription",
+    "ProtocolName",
+    "ConvolutionKernel",
+    "Manufacturer",
+    "ContrastBolusAgent",
+    "BodyPartExamined",
+)
+KIND_SEPARATOR = "\x1f"
+_MAX_NUMBER = 2**31
 
 
 def read_header(read_head: Callable[[int], bytes], num_bytes: int) -> Header:
@@ -189,15 +205,17 @@ def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: i
         spacing_col,
         pixel_offset,
         pixel_bytes,
-        _text(dataset, "SOPInstanceUID"),
-        _text(dataset, "StudyInstanceUID"),
-        _text(dataset, "SeriesInstanceUID"),
-        _text(dataset, "PatientID"),
+        _id(dataset, "SOPInstanceUID"),
+        _id(dataset, "StudyInstanceUID"),
+        _id(dataset, "SeriesInstanceUID"),
+        _id(dataset, "PatientID"),
         _kind(dataset),
         x,
         y,
         z,
         *orientation,
+        _count(dataset, "InstanceNumber"),
+        _count(dataset, "AcquisitionNumber"),
     )
     if failure is not None:
         failure.header = header
@@ -229,9 +247,21 @@ def _parallelogram(orientation: list[float]) -> float:
 
 
 def _kind(dataset: _Values) -> str:
-    words = [_text(dataset, name) for name in ("ImageType", "SeriesDescription", "ConvolutionKernel")]
-    contrast = "contrast agent" if _text(dataset, "ContrastBolusAgent") else ""
-    return "|".join(word for word in (*words, contrast) if word).lower()
+    words = [_text(dataset, name).replace(KIND_SEPARATOR, " ").strip().lower() for name in KIND_TAGS]
+    return KIND_SEPARATOR.join(words) if any(words) else ""
+
+
+def _id(dataset: _Values, name: str) -> str:
+    return _text(dataset, name).strip(" \0")
+
+
+def _count(dataset: _Values, name: str) -> int:
+    """A number that only orders slices: one that cannot be read is no reason to refuse the file."""
+    try:
+        number = _whole(dataset, name, 0)
+    except UnreadableError:
+        return 0
+    return number if abs(number) < _MAX_NUMBER else 0
 
 
 def _value(dataset: _Values, name: str) -> object:

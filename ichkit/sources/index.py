@@ -13,7 +13,7 @@ from ichkit.core.progress import Meter, StopFlag
 from ichkit.engine.parallel import RunTasks, WorkerDied, run_tasks
 from ichkit.imaging.dicom import HEADER_COLUMNS, Header, UnreadableError, read_header
 from ichkit.sources.files import FILE_COLUMNS, FileRef, file_refs
-from ichkit.sources.series import why_dropped_by_name
+from ichkit.sources.series_names import why_dropped_by_header
 
 REASON = "reason"
 INDEX_COLUMNS = [*FILE_COLUMNS, *HEADER_COLUMNS, REASON]
@@ -23,6 +23,7 @@ _FILES_PER_TASK = 256
 _values = attrgetter(*HEADER_COLUMNS)
 _TEXT = ["slice_uid", "study_uid", "series_uid", "patient_id", "kind"]
 _WHOLE = ["rows", "columns", "bits_stored", "high_bit", "pixel_representation", "pixel_offset", "pixel_bytes"]
+_WHOLE += ["instance_number", "acquisition_number"]
 _BLANKS = {**dict.fromkeys(_TEXT, ""), **dict.fromkeys(_WHOLE, 0)}
 _DTYPES = {
     **{name: "str" if name in _TEXT else "int64" if name in _WHOLE else "float64" for name in HEADER_COLUMNS},
@@ -42,7 +43,8 @@ def read_index(
         stop: looked at between tasks.
     """
     files = files.reset_index(drop=True)
-    if known is None or not len(known):
+    if known is None or not len(known) or not set(KEPT_COLUMNS) <= set(known):
+        # The last: an index that an earlier version kept, when fewer tags were read.
         return _read_headers(files, run, stop)
     joined = files.merge(known[KEPT_COLUMNS], on=["relative", "num_bytes"], how="left", indicator=True)
     is_known = (joined.pop("_merge") == "both").to_numpy()
@@ -67,7 +69,7 @@ def read_headers(refs: list[FileRef]) -> list[tuple[Header | None, str]]:
         except UnreadableError as error:
             header, reason = error.header, str(error)
         if header is not None and header.kind:
-            header = replace(header, kind=why_dropped_by_name(header.kind))
+            header = replace(header, kind=why_dropped_by_header(header.kind))
         found.append((header, reason))
     return found
 

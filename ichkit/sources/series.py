@@ -1,8 +1,6 @@
 """Which series of a study is the plain axial head CT: a rule on names, headers and geometry, with its reasons."""
 
-import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pandas as pd
 from ichkit.core.errors import DataError
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.geometry import is_axial, slab_groups
+from ichkit.sources.series_names import why_dropped_by_name
 from ichkit.work.schemas import SERIES_CHOICE
 
 WANTED_GAP_MM = 5.0
@@ -34,31 +33,6 @@ class SeriesRule:
 
 CQ500_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, fall_back=False)
 FOLDER_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, fall_back=True)
-
-_NAME_RULES = (
-    # Order matters: the first that matches is the reason given.
-    ("localizer", r"\b(localizer|scout|topogram|surview|scano)\b"),
-    ("not an image of one slice", r"\b(dose|report|screen save|protocol|secondary)\b"),
-    ("bone or high-resolution kernel", r"\b(bone|hrct|hi ?res\w*|lung|edge|sharp|details?)\b"),
-    ("not a plain head", r"\b(pns|head ?orbits?|orbits?|lt|rt|neck|spine|sinus\w*|face)\b"),
-    ("contrast", r"\b(c|cect|mmc|oral|iv|angio\w*|cta|contrast agent)\b|(?<!pre )\bcontrast\b|\bcc sec\b|\d+cc\b"),
-    ("three-dimensional or reformatted", r"\b(d?3d|mip|mpr|dmpr|vrt?|volume rendering|sagittal|coronal|sag|cor)\b"),
-    ("derived", r"\bderived\b"),
-)
-
-
-@lru_cache(maxsize=4096)
-def why_dropped_by_name(name: str) -> str:
-    """The reason a series' name (or ImageType, description, kernel) rules it out; empty where it does not.
-
-    Example:
-        >>> why_dropped_by_name("CT PRE CONTRAST BONE"), why_dropped_by_name("CT 5mm")
-        ('bone or high-resolution kernel', '')
-    """
-    # "-", "_", "|" and "\" separate words as spaces do; "1.25 MMC" and "1.25MMC" read alike.
-    words = re.sub(r"[-_|\\/,;:()\s]+", " ", name.lower())
-    words = re.sub(r"(?<=\d)(?=mmc\b)", " ", words).strip()
-    return next((reason for reason, pattern in _NAME_RULES if re.search(pattern, words)), "")
 
 
 def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFrame:

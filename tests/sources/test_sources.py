@@ -22,7 +22,8 @@ from ichkit.sources.folder import plan_folder
 from ichkit.sources.index import read_headers, read_index
 from ichkit.sources.plan import add_positions, order_slices
 from ichkit.sources.rsna import read_labels
-from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, choose_series, why_dropped_by_name
+from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, choose_series
+from ichkit.sources.series_names import why_dropped_by_name
 from ichkit.sources.study import PixelSettings, StudyTask
 
 TASK = find_task("hemorrhage")

@@ -1,0 +1,279 @@
+"""What name and header of a CT series say against its being the plain head: words, kernels, contrast, body part."""
+
+import re
+from functools import lru_cache
+
+from ichkit.imaging.dicom import KIND_SEPARATOR, KIND_TAGS
+
+LOCALIZER = "localizer"
+NO_SLICE = "not an image of one slice"
+DERIVED = "derived"
+REFORMATTED = "three-dimensional or reformatted"
+CONTRAST = "contrast"
+BONE = "bone or high-resolution kernel"
+DYNAMIC = "perfusion or dynamic"
+PART_OF_HEAD = "not a plain head"
+OTHER_BODY_PART = "another body part"
+
+RANKS = {
+    DERIVED: 0,
+    REFORMATTED: 1,
+    CONTRAST: 2,
+    BONE: 3,
+    DYNAMIC: 4,
+    PART_OF_HEAD: 5,
+    OTHER_BODY_PART: 6,
+    LOCALIZER: 9,
+    NO_SLICE: 9,
+}
+"""How far from a plain head a series is for each reason; where nothing better is there, the lowest is taken."""
+NEVER = 9
+
+_NO = r"(?:without|with out|w/o|w/out|wo|wout|no|non|not|sans|sin|sem|ohne|senza|zonder|s/)"
+_AGENT = (
+    r"(?:contrast\w*|contr|con|cont|kontrast\w*|km|contraste?|contrasto|enhance\w*|enh|dye|agent|iv|i\.v\.?|"
+    r"intravenous|oral|c)"
+)
+_HEAD_WORDS = r"\b(?:head|brain|skull|cerebr\w*|cranial|cranium|crane|neuro|kopf|schaedel|schadel|craneo|tete)\b"
+
+# Both scans in one name: "W AND WO", "W/WO", "WITH AND WITHOUT".
+_WITH_AND_WITHOUT = re.compile(r"\b(?:with|w)\s*/?\s*(?:and|und|et|y|e|or|&|\+|/|,|-)?\s*(?:without|w/o|wo)\b")
+_NEGATIONS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"\b{_NO}[\s\-./]*(?:{_AGENT}\b[\s\-./]*)*(?=$|\W|\d)",
+        r"\b(?:non|un|pre|no)[ -]?(?:contrast\w*|con|contr|enhanced?|infused|iv|c|km|inj\w*|kontrast\w*)\b",
+        r"\b(?:ncct|nect|nccth?|uninfused|nativ\w*|plain|blanco|pre|nc)\b",
+        r"(?<!\w)-\s?c\b|\bc-(?=\s|$)|\biv\s?-(?=\s|$)|(?<!\w)-\s?iv\b",
+        # The name of Siemens' blend of two energies: contrast between tissues, not of an agent.
+        r"\boptimum contrast\b",
+    )
+)
+_CONTRAST_WORDS = re.compile(
+    r"\b(?:c|ce|cect|mmc|oral|iv|i\.v|contrast\w*|contr|contraste|kontrast\w*|km|enhanced|enh|enhancement|"
+    r"angio\w*|cta\w*|ctv|ven(?:o(?:us|gram|graphy)|ogr\w*)|arterial\w*|delay(?:ed)?|bolus|omnipaque|iohexol|"
+    r"iopamidol|isovue|visipaque|ultravist|iomeron|optiray|gado?\w*|willis|cow|carotids?|carotis|runoff)\b"
+    r"|(?<!\w)\+\s?c\b|\bc\s?\+|\biv\s?\+|(?<!\w)\+\s?iv\b|\bcc sec\b|\d+cc\b"
+    r"|\b(?:with|w|w/|mit|avec|con|com)\s?(?:c|con|iv|km|contr\w*|kontrast\w*|kontrastmittel)\b"
+    r"|\bpost(?:[ -]?(?:c|con|km|iv|inj\w*|gd))?\b"
+    r"(?![ -]?(?:op\w*|fossa|surg\w*|trauma\w*|evd|eva\w*|drain\w*|clip\w*|coil\w*|cran\w*|proc\w*|thromb\w*|t[np][ak]|"
+    r"fall|mva|int\w*))"
+)
+
+_WORD_RULES: tuple[tuple[str, str], ...] = (
+    (
+        LOCALIZER,
+        r"\b(localiz\w*|localis\w*|scouts?|topograms?|topo|surview|scano\w*|pilot|centering|lokali\w*)\b",
+    ),
+    (
+        NO_SLICE,
+        r"\bdose ?(report|info|sheet|summary|page|record|structured)\w*|^(?:ct )?dose$|\breports?\b"
+        r"|\bpatient protocol\b|\bprotocol (page|sheet)\b"
+        r"|\bscreen ?(save|shot|capture)s?\b|\bsecondary\b|\b(exam|study|rapid) summary\b"
+        r"|\bkey images?\b|\bsummary\b|\boverlays?\b|\brgb\b|\bcolou?r maps?\b|\bpasted\b",
+    ),
+    (
+        DYNAMIC,
+        r"\b(ctp\w*|perfusi\w*|perf|vpct|dynamic\w*|dynamik|dyn|4d\w*|cine|shuttle|toggling|time resolved|"
+        r"(?:pre)?monitor\w*|test ?bolus|bolus ?track\w*|tracker|timing|smart ?prep|sure ?start|xenon|cbf|cbv|mtt|tmax|"
+        r"ttp|tmip|aif|vof|iodine\w*|jod\w*|vpc)\b",
+    ),
+    (
+        OTHER_BODY_PART,
+        r"\b(neck|hals|nek|cou|cuello|chest|thora\w*|torax|lungs?|lunge|pulmon\w*|abd\w*|pelv\w*|becken|liver|hepat\w*|"
+        r"kidneys?|renal|kub|urogram|aort\w*|cardiac|heart|herz|coronar(?:y|ies|e)|calcium|tap|cap|trunk|rumpf|"
+        r"whole ?body|wb|spine|spinal|[ctl] ?spine|[clt]sp|cervical\w*|thoracolumbar|lumbar\w*|lumbo\w*|sacr\w*|"
+        r"wirbel\w*|hws|bws|lws|columna|rachis|extremit\w*|shoulders?|schulter|humerus|elbow|wrist|hand|hips?|femur|"
+        r"knees?|knie|tibia|ankles?|foot|feet|legs?|colon\w*|enterograph\w*)\b",
+    ),
+    (
+        PART_OF_HEAD,
+        r"\b(pns|nnh|head ?orbit\w*|orbit\w*|sinus|sinuses|paranasal|sinusitis|face|facial\w*|gesicht\w*|midface|"
+        r"maxillo\w*|maxilla\w*|mandib\w*|dental\w*|jaw|kiefer\w*|tmj|iac|iacs|temporal ?bones?|temporals?|t ?bones?|"
+        r"petrous|mastoid\w*|felsenbein\w*|inner ?ears?|innerear\w*|ears?|sella\w*|pituitary|nasal|nose|left|right)\b"
+        # RT and LT name a side, but not beside a number, where they belong to the name of a kernel or a protocol.
+        r"|(?<![\d.] )(?<![\d.]mm )\b(?:lt|rt)\b(?! ?\d)",
+    ),
+    (
+        BONE,
+        r"\b(bones?|boneplus\d?|bony|hrct|hi ?res\w*|high ?res\w*|uhr|edge|sharp\w*|details?|knochen\w*|osseux|osea?|"
+        r"hueso|botten|bot|skeletal)\b",
+    ),
+    (
+        REFORMATTED,
+        r"\b(d?3d|mips?|minip|mpr|dmpr|mpvr|vrt?|ssd|cpr|volume render\w*|rendering|surface|sagitt?al\w*|coronals?|"
+        r"sag|cor|oblique|reformats?|reformatted|refor)\b",
+    ),
+    (DERIVED, r"\b(derived|vnc|virtual\w*|mono\w*|\d+ ?kev|subtract\w*|calibrat\w*)\b"),
+)
+_WORDS = tuple((reason, re.compile(pattern)) for reason, pattern in _WORD_RULES)
+
+# Siemens: a letter for the region, two digits that rise with sharpness, a letter for the speed (B30f, H31s, J70h);
+# since 2013 two letters (Hr38, Br59, Qr40). From 50 on they are made for bone, lung and the inner ear; U is ultra-high
+# resolution.
+_SIEMENS = re.compile(r"(?P<region>[bhijcdsqfu])(?P<style>[a-z]?)(?P<number>\d\d)(?P<speed>[a-z]?)(?:[_ ]?\d)?")
+_SIEMENS_SHARP = 50
+_SIEMENS_LOCALIZER = re.compile(r"tr?\d\d[a-z]?|fl0\d")
+# Canon and Toshiba: FC20-29 and FC60-69 are for the brain, FC30-39 for bone and inner ear, FC50-59 and FC80-89 for lung
+# and bone.
+_CANON = re.compile(r"fc[ _]?(\d\d)")
+_CANON_SHARP = (range(30, 40), range(50, 60), range(80, 90))
+# Philips: Y with or without a letter, D, E with or without a letter, F and L; UA, UB, UC, A, B and C are soft.
+_PHILIPS = re.compile(r"y[a-z]?|d|e[a-d]?|f|l")
+# GE (BONE, BONEPLUS, EDGE, LUNG, DETAIL, ULTRA), United Imaging (H_SHARP_C, H_VSHARP_B) and whoever writes words.
+_WORD_KERNEL = re.compile(r"bone|edge|lung|detail|ultra|sharp|inner|(?<![a-z])ear|knochen|hires|high.?res")
+
+_NO_AGENT = re.compile(
+    r"(?:no|non|none|not|nil|nein|nee|n|na|n/a|nan|null|false|f|0+(?:\.0+)?|-+|\.+|unknown|unspecified|"
+    r"not? (?:given|used|applicable)|none given|without|wo|w/o|"
+    r"ohne|sans|sin|sem|geen|kein\w*|aucun|plain|native?|unenhanced|negative)?"
+)
+_HEAD_PARTS = re.compile(r"head|brain|skull|cran|neuro|cerebr|kopf|tete|crane")
+_PARTS_OF_HEAD = re.compile(
+    r"orbit|sinus|face|facial|maxill|mandib|jaw|dental|teeth|tooth|tmj|\bear|iac|temporal|nose|nasal|pituitary|sella"
+)
+_OTHER_PARTS = re.compile(
+    r"neck|chest|thora|torax|lung|abd|pelv|spine|cervical|lumbar|sacr|heart|card|coron|aort|liver|kidney|renal|breast|"
+    r"extrem|shoulder|arm|elbow|wrist|hand|finger|hip|leg|femur|knee|ankle|foot|toe|whole ?body|trunk|body|bowel|colon|"
+    r"bladder|prostat|uterus|carotid|hals|clavicle|rib|stern"
+)
+
+
+@lru_cache(maxsize=4096)
+def why_dropped_by_name(name: str) -> str:
+    """The reason a series' name (its folder, its description) rules it out; empty where it does not.
+
+    Where there are several reasons, the one that is furthest from a plain head (`RANKS`).
+
+    Example:
+        >>> why_dropped_by_name("CT PRE CONTRAST BONE"), why_dropped_by_name("AX HEAD WITHOUT CONTRAST 5MM")
+        ('bone or high-resolution kernel', '')
+    """
+    # "_", "|", "\\" and brackets separate words as spaces do; "1.25 MMC" and "1.25MMC" read alike.
+    text = re.sub(r"[_|\\;:,()\[\]\s]+", " ", name.lower()).strip()
+    text = re.sub(r"(?<=\d)(?=mmc\b)", " ", text)
+    words = re.sub(r"[-/ ]+", " ", text).strip()
+    reasons = [reason for reason, pattern in _WORDS if pattern.search(words)]
+    if _is_contrast(text):
+        reasons.append(CONTRAST)
+    # A kernel inside the name has a form that no word has: two letters or a speed beside its number.
+    reasons += [why_dropped_by_kernel(word) for word in words.split() if _is_named_kernel(word)]
+    return _furthest(reasons)
+
+
+@lru_cache(maxsize=4096)
+def says_no_contrast(name: str) -> bool:
+    """True where a name says in words that no contrast was given."""
+    text = re.sub(r"[_|\\;:,()\[\]\s]+", " ", name.lower()).strip()
+    return not _is_contrast(text) and any(pattern.search(text) for pattern in _NEGATIONS)
+
+
+@lru_cache(maxsize=4096)
+def why_dropped_by_kernel(kernel: str, maker: str = "") -> str:
+    r"""The reason a convolution kernel (0018,1210) rules a series out: for bone, lung or inner ear, or a localizer's.
+
+    Args:
+        kernel: as in the header; of several values, separated by a backslash, the first counts: Siemens' second one is
+            the strength of its iterative reconstruction.
+        maker: Manufacturer (0008,0070); the single letters of Philips are taken as such where no other maker is
+            named.
+
+    Source: names of kernels as read in headers of public collections; the sharpness of Siemens' rises with its number.
+
+    Example:
+        >>> why_dropped_by_kernel("H60s"), why_dropped_by_kernel("Hr38f\\3"), why_dropped_by_kernel("FC81")
+        ('bone or high-resolution kernel', '', 'bone or high-resolution kernel')
+    """
+    name, maker = kernel.lower().split("\\")[0].strip(), maker.lower()
+    if _SIEMENS_LOCALIZER.fullmatch(name):
+        return LOCALIZER
+    canon = _CANON.fullmatch(name)
+    siemens = _SIEMENS.fullmatch(name)
+    if canon:
+        is_sharp = any(int(canon[1]) in numbers for numbers in _CANON_SHARP)
+    elif siemens:
+        is_sharp = int(siemens["number"]) >= _SIEMENS_SHARP or siemens["region"] == "u"
+    elif _PHILIPS.fullmatch(name):
+        is_sharp = not maker or "philips" in maker or "marconi" in maker or "picker" in maker
+    else:
+        is_sharp = bool(_WORD_KERNEL.search(name))
+    return BONE if is_sharp else ""
+
+
+@lru_cache(maxsize=4096)
+def why_dropped_by_header(kind: str) -> str:
+    """The reason what a header says of its series rules it out; empty where it does not.
+
+    Its description, or where there is none its protocol, is judged as a name; then ImageType, kernel, contrast agent
+    and body part. Agent and body part only where the name leaves them open: protocols fill them for a whole study.
+
+    Args:
+        kind: `Header.kind`.
+    """
+    values = dict(zip(KIND_TAGS, kind.split(KIND_SEPARATOR), strict=False))
+    name = values.get("SeriesDescription") or values.get("ProtocolName", "")
+    reasons = [
+        why_dropped_by_name(name),
+        _why_dropped_by_image_type(values.get("ImageType", "")),
+        why_dropped_by_kernel(values.get("ConvolutionKernel", ""), values.get("Manufacturer", "")),
+    ]
+    if names_an_agent(values.get("ContrastBolusAgent", "")) and not says_no_contrast(name):
+        reasons.append(CONTRAST)
+    if not re.search(_HEAD_WORDS, re.sub(r"[^a-z0-9]+", " ", name)):
+        reasons.append(_why_dropped_by_body_part(values.get("BodyPartExamined", "")))
+    return _furthest(reasons)
+
+
+def names_an_agent(text: str) -> bool:
+    """True where ContrastBolusAgent (0018,0010) names one; many scanners write that there was none."""
+    text = text.lower().strip(" '\"")
+    if _NO_AGENT.fullmatch(text):
+        return False
+    return not re.match(rf"{_NO}\b|(?:un|non)[- ]?enhanced", text)
+
+
+def _is_contrast(text: str) -> bool:
+    if _WITH_AND_WITHOUT.search(text):
+        return True
+    for pattern in _NEGATIONS:
+        text = pattern.sub(" ", text)
+    if re.search(r"(?<!\w)\+\s?c\b|\bc\s?\+|\biv\s?\+", text):
+        return True
+    # The spine at the neck is written with a C that is no contrast.
+    spaced = re.sub(r"\bc[- ](?=sp)|\bc[- ]arm", "", text)
+    return bool(_CONTRAST_WORDS.search(re.sub(r"[-/ ]+", " ", spaced)))
+
+
+def _is_named_kernel(word: str) -> bool:
+    found = _SIEMENS.fullmatch(word)
+    if found:
+        return bool(found["style"] or found["speed"])
+    return bool(_CANON.fullmatch(word) or _SIEMENS_LOCALIZER.fullmatch(word))
+
+
+def _why_dropped_by_image_type(text: str) -> str:
+    """ImageType alone: DERIVED is what scanners write of every reformat, so it says nothing by itself."""
+    words = set(re.split(r"[\\_ ]+", text))
+    if "localizer" in words:
+        return LOCALIZER
+    if words & {"screen", "overlay", "rgb", "dose", "captured"}:
+        return NO_SLICE
+    if words & {"mip", "minip", "projection", "vrt", "volren", "rendering", "3d", "ssd", "collapse"}:
+        return REFORMATTED
+    if words & {"perfusion", "cbf", "cbv", "mtt", "tmax", "ttp"}:
+        return DYNAMIC
+    return ""
+
+
+def _why_dropped_by_body_part(text: str) -> str:
+    text = text.replace("_", " ")
+    if not text or _HEAD_PARTS.search(text):
+        return ""
+    if _PARTS_OF_HEAD.search(text):
+        return PART_OF_HEAD
+    return OTHER_BODY_PART if _OTHER_PARTS.search(text) or re.fullmatch(r"[ctl] ?spine|css|tss|lss", text) else ""
+
+
+def _furthest(reasons: list[str]) -> str:
+    """The first of those reasons that are furthest from a plain head; empty where there is none."""
+    return max((reason for reason in reasons if reason), key=RANKS.__getitem__, default="")
