@@ -9,7 +9,7 @@ import pandas as pd
 
 from ichkit.core.tasks import Task
 from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
-from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected
+from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected, series_key
 from ichkit.sources.study import StudyRecord
 from ichkit.work.schemas import BRAIN_SHARE, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
 
@@ -42,7 +42,7 @@ def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], t
     study = table.groupby("study_id", sort=False)
     table["slice_index"] = study.cumcount()
     table["num_slices"] = study["slice_index"].transform("size")
-    series = table.groupby(["study_id", "series_id"], sort=False)["position_mm"]
+    series = table.groupby(["study_id", series_key(table)], sort=False)["position_mm"]
     table["gap_mm"] = (series.shift(-1) - table["position_mm"]).round(6)
     formats = table[_FORMAT].drop_duplicates()
     rows = list(formats.itertuples(index=False))

@@ -7,8 +7,9 @@ import pandas as pd
 
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
+from ichkit.sources.copies import split_copies
 from ichkit.sources.files import FileRef, find_one
-from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
+from ichkit.sources.plan import Found, SourcePlan, add_positions, add_reason, make_rejected
 from ichkit.sources.series import CQ500_RULE, take_chosen_series
 from ichkit.work.artifacts import digest_table
 
@@ -26,6 +27,7 @@ _READER_COLUMNS = {
     "epidural": "EDH",
 }
 _NUM_READERS = 3
+_NO_UID = "no SeriesInstanceUID or no SOPInstanceUID"
 _LAYOUT_HINT = (
     "Expected reads.csv and CQ500-CT-0.zip ... CQ500-CT-490.zip, packed or unpacked, from "
     "http://headctstudy.qure.ai/dataset; `ichkit phantom OUT` writes the same layout under OUT/cq500."
@@ -61,11 +63,13 @@ def plan_cq500(found: Found) -> SourcePlan:
     index = add_positions(found.index.merge(images, on="relative", validate="one_to_one")).assign(dataset=DATASET)
     # A series is a UID inside a study; folders of the same name in another zip stay apart.
     index["series_id"], index["slice_id"] = index["series_uid"], index["slice_uid"]
-    good, copies = split_duplicates(index[index["reason"] == ""], ["study_id", "slice_id"])
+    index = add_reason(index, (index["slice_id"] == "") | (index["series_id"] == ""), _NO_UID)
+    good, copies = split_copies(index[index["reason"] == ""])
     unlabelled = good[~good["study_id"].isin(study_labels["study_id"])]
     good = good.drop(unlabelled.index)
-    kept, choice = take_chosen_series(good, good["series"], CQ500_RULE, found.override)
-    refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no row in reads.csv")]
+    taken = take_chosen_series(good, good["series"], CQ500_RULE, found.override)
+    kept, choice = taken.files, taken.choice
+    refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no row in reads.csv"), taken.refused]
     missing = study_labels[~study_labels["study_id"].isin(kept["study_id"])]["study_id"]
     tables = {} if batches is None else {FACTS_FILE: batches}
     baseline = find_one(found.files, rf"(?:^|/){re.escape(_BASELINE)}$")

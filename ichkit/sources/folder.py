@@ -2,18 +2,20 @@
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
-from ichkit.core.tasks import Task
-from ichkit.sources.plan import Found, SourcePlan, add_positions, make_rejected, split_duplicates
-from ichkit.sources.series import FOLDER_RULE, take_chosen_series
+from ichkit.imaging.dicom import ORIENTATION
+from ichkit.sources.copies import split_copies
+from ichkit.sources.labels import check_matches, read_folder_labels
+from ichkit.sources.plan import NO_PATIENT, Found, SourcePlan, add_positions, add_reason, make_rejected
+from ichkit.sources.series import FOLDER_RULE, say_choice, take_chosen_series
 from ichkit.work.artifacts import digest_table
 
 DATASET = "folder"
+_NO_STUDY = "no StudyInstanceUID and no PatientID: studies cannot be told apart"
 _COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|dicomdir|thumbs\.db|\.[^/]*)$"
 
 
@@ -22,32 +24,67 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
     return files[~files["relative"].str.contains(_COMPANIONS, regex=True)].reset_index(drop=True)
 
 
-def plan_folder(index: pd.DataFrame, salt: bytes, override: pd.DataFrame | None = None) -> SourcePlan:
+def plan_folder(
+    index: pd.DataFrame, salt: bytes, override: pd.DataFrame | None = None, *, needs_patients: bool = False
+) -> SourcePlan:
     """The best axial series of every study, without labels.
 
     Args:
         index: of every file below the root.
         salt: secret bytes; patients and file names appear only as digests with it.
         override: series chosen by hand.
+        needs_patients: a file without PatientID is refused, because folds go by patient.
     """
     index = add_positions(index).assign(dataset=DATASET, split="external")
-    index["study_id"], index["series_id"] = index["study_uid"], index["series_uid"]
-    index["patient_id"] = [salted(salt, "patient", name) for name in index["patient_id"]]
-    unnamed = index["slice_uid"] == ""
-    index["slice_id"] = index["slice_uid"].mask(unnamed, [salted(salt, "slice", name) for name in index["relative"]])
-    good, copies = split_duplicates(index[index["reason"] == ""], ["study_id", "slice_id"])
+    if needs_patients:
+        index = add_reason(index, index["patient_id"] == "", NO_PATIENT)
+    index = _add_ids(index, salt)
+    good, copies = split_copies(index[index["reason"] == ""])
     number = good.groupby("study_id")["series_id"].rank(method="dense").astype(int)
     # A series description is free text and may hold a name: series are told apart by number.
-    kept, choice = take_chosen_series(good, "series " + number.astype(str), FOLDER_RULE, override)
-    refused = pd.concat([index[index["reason"] != ""], copies])
+    taken = take_chosen_series(good, "series " + number.astype(str), FOLDER_RULE, override)
+    say_choice(taken.choice, DATASET)
+    refused = pd.concat([index[index["reason"] != ""], copies, taken.refused])
     return SourcePlan(
         dataset=DATASET,
-        files=kept.drop(columns="reason"),
+        files=taken.files.drop(columns="reason"),
         rejected=hide_files(make_rejected(refused), salt),
-        series_choice=choice,
+        series_choice=taken.choice,
         facts={"num_files": len(index)},
         salt=salt,
     )
+
+
+def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
+    """The index with study_id, series_id, slice_id and a digest as patient_id.
+
+    Where an anonymiser emptied the UIDs, a study is what one patient has in one folder, and a series what in it has the
+    same geometry and header; without a patient such files cannot be told apart and are refused.
+    """
+    patient, study = index["patient_id"], index["study_uid"]
+    folder = index["relative"].str.rpartition("/")[0]
+    index = add_reason(index, (study == "") & (patient == ""), _NO_STUDY)
+    study_id = study.mask((study == "") & (patient != ""), _digests(salt, "study", patient, folder))
+    geometry = (
+        index[[*ORIENTATION, "spacing_row_mm", "spacing_col_mm", "rows", "columns"]].fillna(0).round(3).astype("str")
+    )
+    series_texts = [study_id, folder, index["kind"], *(geometry[name] for name in geometry)]
+    is_unnamed = (index["series_uid"] == "") & (study_id != "")
+    series_id = index["series_uid"].mask(is_unnamed, _digests(salt, "series", *series_texts))
+    slice_id = index["slice_uid"].mask(index["slice_uid"] == "", _digests(salt, "slice", index["relative"]))
+    # Patients without an id are not one patient: each of their studies stands for itself.
+    patient_id = _digests(salt, "patient", patient.mask(patient == "", "\x1e" + study_id))
+    return index.assign(study_id=study_id, series_id=series_id, slice_id=slice_id, patient_id=patient_id)
+
+
+def _digests(salt: bytes, purpose: str, *texts: pd.Series) -> list[str]:
+    """A digest for each row of these columns."""
+    made: dict[tuple[str, ...], str] = {}
+    rows = list(zip(*(text.to_list() for text in texts), strict=True))
+    for row in rows:
+        if row not in made:
+            made[row] = salted(salt, purpose, "\x1f".join(row))
+    return [made[row] for row in rows]
 
 
 def plan_labelled_folder(found: Found) -> SourcePlan:
@@ -63,14 +100,14 @@ def plan_labelled_folder(found: Found) -> SourcePlan:
             "For scans without labels there is `ichkit predict`."
         )
     labels, key = read_folder_labels(found.labels, found.task)
-    plan = plan_folder(found.index, found.salt, found.override)
+    plan = plan_folder(found.index, found.salt, found.override, needs_patients=True)
     files = plan.files.assign(split="train")
+    # A slice of a series that was not chosen has a scan, too.
+    readable = found.index[found.index["reason"] == ""]
+    scans = readable["slice_uid" if key == "slice_id" else "study_uid"]
+    if len(files):
+        check_matches(found.labels, labels, key, scans, files[key])
     is_known = files[key].isin(labels[key])
-    if not is_known.any():
-        raise DataError(
-            f"{found.labels}: none of its {len(labels)} ids in column {key} is among the {files[key].nunique()} found. "
-            "They must be the UIDs in the DICOM headers."
-        )
     unlabelled = files[~is_known].assign(reason="no label in the label file")
     rejected = [plan.rejected, hide_files(make_rejected(unlabelled), found.salt)]
     # A slab is named by its middle slice and has that slice's label: its files go or stay together.
@@ -91,36 +128,6 @@ def plan_labelled_folder(found: Found) -> SourcePlan:
         facts=facts,
         inputs={"labels": digest_table(labels)},
     )
-
-
-def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
-    """The id column and one 0/1 column per class, sorted by id; and which it is, slice_id or study_id.
-
-    The class that is positive where any other is may be missing: it is their maximum.
-
-    Raises:
-        DataError: missing, no id, no or contradicting labels.
-    """
-    try:
-        raw = pd.read_csv(path, dtype={"slice_id": "str", "study_id": "str"})
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a CSV of labels: {error}") from error
-    key = next((name for name in ("slice_id", "study_id") if name in raw), None)
-    subtypes = list(task.subtypes)
-    missing = [name for name in subtypes if name not in raw]
-    if key is None or missing:
-        raise DataError(
-            f"{path}: expected a column slice_id or study_id, and {', '.join(task.classes)}; "
-            f"found {', '.join(map(str, raw.columns))}."
-        )
-    if task.any_class not in raw:
-        raw[task.any_class] = raw[subtypes].max(axis=1)
-    table = raw[[key, *task.classes]].drop_duplicates()
-    if not table[list(task.classes)].isin([0, 1]).all(axis=None):
-        raise DataError(f"{path}: expected labels 0 or 1 in every class column of every row.")
-    if table[key].duplicated().any() or table[key].isna().any():
-        raise DataError(f"{path}: a {key} is empty, or stands in two rows with different labels.")
-    return table.astype(dict.fromkeys(task.classes, "int8")).sort_values(key, ignore_index=True), key
 
 
 def hide_files(rejected: pd.DataFrame, salt: bytes) -> pd.DataFrame:

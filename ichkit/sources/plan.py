@@ -18,6 +18,11 @@ from ichkit.work.schemas import REJECTED, SERIES_CHOICE
 
 PLAN_COLUMNS = ["dataset", "split", "study_id", "patient_id", "series_id", "slice_id", "position_mm"]
 PLAN_COLUMNS += ["tilt_degrees", "slab"]
+TIES = ["instance_number", "acquisition_number", "slice_id"]
+"""What orders slices at one place."""
+
+NO_UID = "no StudyInstanceUID or no SeriesInstanceUID"
+NO_PATIENT = "no PatientID: folds go by patient, and without one patients cannot be told apart"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class SourcePlan:
     Attributes:
         dataset: its name in every table.
         files: one row per file to be used: `PLAN_COLUMNS`, `FILE_COLUMNS`, `HEADER_COLUMNS`; files with the same
-            (study_id, slab) make one slice, whose id and place are those of the file named by `slice_id`.
+            (study_id, slab) make one slice, whose id and place are those of the file named by `slice_id`. With a column
+            `part`, the slices of one part of a study follow each other by position, whatever series they are of.
         rejected: `schemas.REJECTED`.
         series_choice: `schemas.SERIES_CHOICE`.
         labels: slice labels, column slice_id and one per class; or None.
@@ -74,17 +80,20 @@ class SourcePlan:
     salt: bytes | None = None
 
 
-def add_positions(index: pd.DataFrame) -> pd.DataFrame:
+def add_positions(index: pd.DataFrame, by: Sequence[str] = ("series_uid",)) -> pd.DataFrame:
     """The index with `position_mm` along the common normal of each series and `tilt_degrees` of that normal.
 
     Both are NaN where there is no geometry.
+
+    Args:
+        by: the columns that name a series.
     """
     index = index.assign(position_mm=np.nan, tilt_degrees=np.nan)
     usable = (index[ORIENTATION + POSITION].notna().all(axis=1) & (index["rows"] > 0)).to_numpy()
     if not usable.any():
         return index
     orientations, where = index[ORIENTATION].to_numpy()[usable], index[POSITION].to_numpy()[usable]
-    series = pd.factorize(index["series_uid"][usable])[0]
+    series = index[usable].groupby(list(by), sort=False).ngroup().to_numpy()
     counts = np.bincount(series)
     means = np.stack([np.bincount(series, axis) / counts for axis in slice_normals(orientations).T], axis=1)
     normals = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12))[series]
@@ -93,6 +102,11 @@ def add_positions(index: pd.DataFrame) -> pd.DataFrame:
     positions[usable] = np.round((where * normals).sum(1), 6)
     tilts[usable] = np.degrees(np.arccos(np.clip(normals[:, 2], -1, 1)))
     return index.assign(position_mm=positions, tilt_degrees=tilts)
+
+
+def add_reason(index: pd.DataFrame, rows: pd.Series, reason: str) -> pd.DataFrame:
+    """The index with a reason for those rows that have none yet."""
+    return index.assign(reason=index["reason"].mask(rows & (index["reason"] == ""), reason))
 
 
 def are_among(values: pd.Series, known: pd.Series) -> np.ndarray:
@@ -122,20 +136,27 @@ def order_slices(plan: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         files: the plan with `slice_index`, sorted by study_id, slice_index, position_mm.
         slices: one row per slice, the row of the file that names it (a slab's: its middle file), with slice_index.
 
-    Series of one study follow each other by series_id; ties in position go by slice_id.
+    Series of one study follow each other by series_id, parts by their number; ties in position go by InstanceNumber,
+    AcquisitionNumber and slice_id, in RSNA by slice_id alone.
     """
-    files = plan.sort_values(["study_id", "series_id", "slab", "position_mm", "slice_id"], ignore_index=True)
-    group = files.groupby(["study_id", "series_id", "slab"], sort=False).ngroup().to_numpy()
+    series = series_key(plan)
+    files = plan.sort_values(["study_id", series, "slab", "position_mm", *TIES], ignore_index=True)
+    group = files.groupby(["study_id", series, "slab"], sort=False).ngroup().to_numpy()
     counts = np.bincount(group, minlength=group.max(initial=-1) + 1)
     heads = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64) + counts // 2
     slices = files.iloc[heads[: len(counts)]].assign(group=np.arange(len(counts)))
-    slices = slices.sort_values(["study_id", "series_id", "position_mm", "slice_id"], ignore_index=True)
+    slices = slices.sort_values(["study_id", series, "position_mm", *TIES], ignore_index=True)
     slices["slice_index"] = slices.groupby("study_id", sort=False).cumcount()
     index_of_group = np.empty(len(counts), np.int64)
     index_of_group[slices["group"]] = slices["slice_index"]
     files["slice_index"] = index_of_group[group]
-    files = files.sort_values(["study_id", "slice_index", "position_mm", "slice_id"], ignore_index=True)
+    files = files.sort_values(["study_id", "slice_index", "position_mm", *TIES], ignore_index=True)
     return files, slices.drop(columns="group")
+
+
+def series_key(plan: pd.DataFrame) -> str:
+    """The column whose values follow each other inside a study: its part, or where there are none its series."""
+    return "part" if "part" in plan else "series_id"
 
 
 class StudyTasks(Sequence[StudyTask]):

@@ -8,7 +8,17 @@ import pandas as pd
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.files import FileRef, find_one
-from ichkit.sources.plan import Found, SourcePlan, add_positions, are_among, make_rejected, split_duplicates
+from ichkit.sources.plan import (
+    NO_PATIENT,
+    NO_UID,
+    Found,
+    SourcePlan,
+    add_positions,
+    add_reason,
+    are_among,
+    make_rejected,
+    split_duplicates,
+)
 from ichkit.work.artifacts import digest_table
 
 DATASET = "rsna"
@@ -48,8 +58,12 @@ def plan_rsna(found: Found) -> SourcePlan:
     labels, num_rows = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
     sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
     index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="one_to_one")
-    index = add_positions(index).assign(dataset=DATASET, slab=0)
+    # Ties of position go by slice_id here, whatever the headers say.
+    index = add_positions(index).assign(dataset=DATASET, slab=0, instance_number=0, acquisition_number=0)
     index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
+    is_train = index["split"] == "train"
+    index = add_reason(index, (index["study_id"] == "") | (index["series_id"] == ""), NO_UID)
+    index = add_reason(index, is_train & (index["patient_id"] == ""), NO_PATIENT)
     good = index[index["reason"] == ""]
     good, copies = split_duplicates(good, ["split", "slice_id"])
     unlabelled = good[(good["split"] == "train") & ~are_among(good["slice_id"], labels["slice_id"])]

@@ -2,19 +2,41 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import DataError
+from ichkit.core.progress import logger
 from ichkit.imaging.dicom import ORIENTATION
-from ichkit.imaging.geometry import is_axial, slab_groups
-from ichkit.sources.series_names import why_dropped_by_name
+from ichkit.imaging.geometry import is_axial, slab_groups, slice_normals
+from ichkit.sources.acquisitions import SERIES, split_repeats, split_strays
+from ichkit.sources.plan import TIES, add_positions
+from ichkit.sources.series_names import (
+    CONTRAST,
+    DYNAMIC,
+    NEVER,
+    OTHER_BODY_PART,
+    RANKS,
+    says_no_contrast,
+    why_dropped_by_name,
+)
 from ichkit.work.schemas import SERIES_CHOICE
 
 WANTED_GAP_MM = 5.0
 THIN_GAP_MM = 2.0
 """Below it a series is averaged to slabs: RSNA's own studies go down to 2 mm between slices."""
+COVERED = "the other half of the head covers the same place"
+_DYNAMIC_REPEATS = 2.5
+"""A scan is repeated once where the patient moved; a place that is covered three times and more is a time series."""
+_HEAD_MM = 200.0
+"""More than any head is high: two series that together are longer are not its two halves."""
+_HALF_ADDS_MM = 15.0
+_HALVES_OVERLAP_MM = 10.0
+_HALVES_APART_MM = 12.0
+_HALVES_DEGREES = 5.0
+_MAX_WARNINGS = 10
 
 
 @dataclass(frozen=True)
@@ -23,50 +45,81 @@ class SeriesRule:
 
     Attributes:
         min_slices, min_coverage_mm: the minima.
-        fall_back: where no series has the minima, take the axial one with the most coverage all the same.
+        max_coverage_mm: what is longer holds more than a head; None where names have sorted that out.
+        fall_back: where no series passes, take the axial one whose reason weighs least (`RANKS`) all the same.
+        joins_halves: take base and vertex of one head together where they are two series.
     """
 
     min_slices: int
     min_coverage_mm: float
+    max_coverage_mm: float | None
     fall_back: bool
+    joins_halves: bool
 
 
-CQ500_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, fall_back=False)
-FOLDER_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, fall_back=True)
+CQ500_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, max_coverage_mm=None, fall_back=False, joins_halves=False)
+FOLDER_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, max_coverage_mm=300.0, fall_back=True, joins_halves=True)
+
+
+@dataclass(frozen=True)
+class ChosenSeries:
+    """What is read of each study.
+
+    Attributes:
+        files: of the chosen series, one row a file, with `slab` (files that make one slice), `part` (0: a study is one
+            part, joined halves too) and the slice_id of each slab's middle file.
+        choice: `schemas.SERIES_CHOICE`.
+        refused: files inside a chosen series that do not belong to its pass over the head, with their reason.
+    """
+
+    files: pd.DataFrame
+    choice: pd.DataFrame
+    refused: pd.DataFrame
 
 
 def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFrame:
-    """One row per (study_id, series_id): series, kind, num_slices, coverage_mm, gap_mm, axial.
+    """One row per (study_id, series_id): its name, the reason most of its headers give, its geometry.
 
     Args:
-        index: study_id, series_id, position_mm, orientation and kind (why its header rules it out) of each file.
+        index: study_id, series_id, position_mm, orientation, rows, columns, spacing, kind (why its header rules it out)
+            of each file, one file for each place of a series, and how often its places were covered (`repeats`).
         series_names: (N,) name of the series each file belongs to, aligned with the index.
     """
-    rows = index[["study_id", "series_id", "position_mm", "kind"]].assign(
-        series=series_names.to_numpy(), axial=is_axial(index[ORIENTATION].to_numpy())
+    normals = slice_normals(index[ORIENTATION].to_numpy())
+    rows = index[[*SERIES, "position_mm", "kind", "repeats", "rows", "columns", "spacing_row_mm", "spacing_col_mm"]]
+    rows = rows.assign(
+        series=series_names.to_numpy(),
+        axial=is_axial(index[ORIENTATION].to_numpy()),
+        rank=index["kind"].map(RANKS).fillna(-1).to_numpy(),
+        **{f"normal_{name}": normals[:, axis] for axis, name in enumerate("xyz")},
     )
-    rows = rows.sort_values(["study_id", "series_id", "position_mm"])
-    rows["gap"] = rows.groupby(["study_id", "series_id"])["position_mm"].diff()
+    # The reason that most slices give, of equally frequent ones the one that weighs least.
+    kinds = rows.groupby([*SERIES, "kind", "rank"]).size().rename("count").reset_index()
+    kinds = kinds.sort_values([*SERIES, "count", "rank"], ascending=[True, True, False, True])
+    rows = rows.sort_values([*SERIES, "position_mm"])
+    rows["gap"] = rows.groupby(SERIES)["position_mm"].diff()
     # Repeated positions are no gap: the spacing is that between different places.
     rows["gap"] = rows["gap"].where(rows["gap"] > 1e-3)
-    grouped = rows.groupby(["study_id", "series_id"], sort=True)
-    table = grouped.agg(
+    table = rows.groupby(SERIES, sort=True).agg(
         series=("series", "first"),
-        kind=("kind", "first"),
         num_slices=("position_mm", "size"),
         low=("position_mm", "min"),
         high=("position_mm", "max"),
         gap_mm=("gap", "median"),
         axial=("axial", "mean"),
-    ).reset_index()
-    table["coverage_mm"] = (table.pop("high") - table.pop("low")).round(3)
+        **{name: (name, "median") for name in ("repeats", "rows", "columns", "spacing_row_mm", "spacing_col_mm")},
+        **{f"normal_{name}": (f"normal_{name}", "median") for name in "xyz"},
+    )
+    table["kind"] = kinds.drop_duplicates(SERIES).set_index(SERIES)["kind"].reindex(table.index)
+    table = table.reset_index()
+    table["coverage_mm"] = (table["high"] - table["low"]).round(3)
     table["gap_mm"] = table["gap_mm"].round(3)
     table["axial"] = table["axial"] > 0.5
     return table
 
 
 def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`schemas.SERIES_CHOICE`: at most one chosen series per study, and the reason for each candidate.
+    """`schemas.SERIES_CHOICE`: at most one chosen series per study (two where they are halves), and each one's reason.
 
     Among the series that pass, the one whose spacing is nearest 5 mm; ties by coverage, then by name.
 
@@ -78,53 +131,97 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
         DataError: the override names a series that its study does not have, or two of the same name.
     """
     table = candidates.copy()
-    table["reason"] = [_why_dropped(row, rule) for row in table.itertuples()]
+    judged = [_why_dropped(row, rule) for row in table.itertuples()]
+    table["reason"] = pd.Series([reason for reason, _ in judged], table.index, dtype="object")
+    table["rank"] = pd.Series([rank for _, rank in judged], table.index, dtype="int64")
     table["distance"] = (table["gap_mm"].fillna(np.inf) - WANTED_GAP_MM).abs().round(2)
+    why = table["reason"].copy()
     passed = table["reason"] == ""
     best = _first_of_each(table[passed], distance=True, coverage_mm=False, series=True)
     table.loc[passed, "reason"] = "another series is nearer 5 mm, covers more, or comes first by name"
     table.loc[best, "reason"] = "plain axial series with spacing nearest 5 mm"
     if rule.fall_back:
-        left = table[table["axial"] & ~table["study_id"].isin(table["study_id"][best])]
-        fallen = _first_of_each(left, coverage_mm=False, num_slices=False, series=True)
-        table.loc[fallen, "reason"] = (
-            "no better series: axial with the most coverage, although " + table["reason"][fallen]
-        )
+        left = table[table["axial"] & (table["rank"] < NEVER) & ~table["study_id"].isin(table["study_id"][best])]
+        fallen = _first_of_each(left, rank=True, coverage_mm=False, num_slices=False, series=True)
+        for row in fallen:
+            table.loc[row, "reason"] = _say_fallen(row, table, why)
         best = best.append(fallen)
+    if rule.joins_halves:
+        best = _join_halves(table, best)
     if override is not None:
         mine = table["study_id"].isin(override["study_id"])
         wanted = override.set_index("study_id")["series"]
-        named = [_find_series(study, name, wanted[name]) for name, study in table[mine].groupby("study_id", sort=False)]
+        named = [
+            _find_series(study, str(name), wanted[name]) for name, study in table[mine].groupby("study_id", sort=False)
+        ]
         table.loc[mine, "reason"] = "another series was chosen by the override file"
         table.loc[named, "reason"] = "chosen by the override file"
         best = best[~mine[best]].append(pd.Index(named))
     table["chosen"] = table.index.isin(best)
+    is_flat = table["chosen"] & (table["coverage_mm"] == 0) & (table["num_slices"] > 1)
+    table.loc[is_flat, "reason"] += "; all positions are the same, ordered by InstanceNumber"
     table.loc[table["chosen"] & (table["gap_mm"] < THIN_GAP_MM), "reason"] += "; thin, averaged to slabs of about 5 mm"
+    table.loc[table["chosen"] & (table["repeats"] > 1), "reason"] += "; one of several acquisitions of the same places"
     return table[SERIES_CHOICE]
 
 
 def take_chosen_series(
     files: pd.DataFrame, series_names: pd.Series, rule: SeriesRule, override: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The files of the chosen series, with column slab and the slice_id of each slab's middle file; and the choice.
+) -> ChosenSeries:
+    """The chosen series of every study: its one pass over the head, in slabs where it is thin.
 
     Args:
-        files: study_id, series_id, slice_id, position_mm, kind and orientation.
+        files: study_id, series_id, slice_id, kind, geometry and numbers of each file.
         series_names: (N,) aligned with files.
         override: see `choose_series`.
     """
-    choice = choose_series(describe_series(files, series_names), rule, override)
-    pairs = choice[choice["chosen"]][["study_id", "series_id"]]
-    kept = files.merge(pairs, on=["study_id", "series_id"])
-    kept = kept.sort_values(["study_id", "position_mm", "slice_id"], ignore_index=True)
+    files = files.assign(series_name=series_names.to_numpy()).reset_index(drop=True)
+    files, strays = split_strays(files)
+    files = add_positions(files.reset_index(drop=True), by=SERIES)
+    files, repeats = split_repeats(files)
+    choice = choose_series(describe_series(files, files["series_name"]), rule, override)
+    pairs = choice[choice["chosen"]][SERIES]
+    kept = files.drop(columns=["series_name", "repeats"]).merge(pairs, on=SERIES)
+    kept, covered = _cut_overlap(kept)
+    kept = kept.sort_values(["study_id", "position_mm", *TIES], ignore_index=True)
     slabs = np.empty(len(kept), np.int64)
-    for where in kept.groupby("study_id", sort=False).indices.values():
+    for where in kept.groupby(SERIES, sort=False).indices.values():
         slabs[where] = _slab_numbers(kept["position_mm"].to_numpy()[where])
-    kept["slab"] = slabs
+    # The slabs of two halves are counted on, so that none holds slices of both.
+    number = kept.groupby("study_id", sort=False)["series_id"].rank(method="dense").to_numpy(np.int64)
+    kept["slab"] = slabs + (number - 1) * (slabs.max(initial=0) + 1)
+    kept["part"] = 0
     group = kept.groupby(["study_id", "slab"], sort=False).ngroup().to_numpy()
-    first, sizes = np.unique(group, return_index=True, return_counts=True)[1:]
-    kept["slice_id"] = kept["slice_id"].to_numpy()[(first + sizes // 2)[group]]
-    return kept, choice
+    order = np.argsort(group, kind="stable")
+    first, sizes = np.unique(group[order], return_index=True, return_counts=True)[1:]
+    kept["slice_id"] = kept["slice_id"].to_numpy()[order][(first + sizes // 2)[group]]
+    refused = pd.concat([part.merge(pairs, on=SERIES) for part in (strays, repeats, covered)], ignore_index=True)
+    return ChosenSeries(kept, choice, refused.drop(columns="series_name", errors="ignore"))
+
+
+def say_choice(choice: pd.DataFrame, source: str) -> None:
+    """Warns of every study whose series is not plainly the right one; studies go by number, in order of id."""
+    numbers = {name: number for number, name in enumerate(sorted(choice["study_id"].unique()), 1)}
+    chosen = choice[choice["chosen"]].drop_duplicates("study_id")
+    reasons = [
+        (numbers[row.study_id], str(row.reason))
+        for row in chosen.itertuples()
+        if any(mark in str(row.reason) for mark in _DOUBTS)
+    ]
+    counts = choice["study_id"].value_counts()
+    reasons += [
+        (number, f"no axial series of slices; passed over: {counts[name]}")
+        for name, number in numbers.items()
+        if name not in set(chosen["study_id"])
+    ]
+    groups: dict[str, list[int]] = {}
+    for number, reason in reasons:
+        groups.setdefault(reason, []).append(number)
+    for reason, of_reason in list(groups.items())[:_MAX_WARNINGS]:
+        who = f"study {of_reason[0]}" if len(of_reason) == 1 else f"{len(of_reason)} studies, e.g. study {of_reason[0]}"
+        logger.warning("%s: %s: %s", source, who, reason)
+    if len(groups) > _MAX_WARNINGS:
+        logger.warning("%s: %d more such reasons; see series_choice.csv", source, len(groups) - _MAX_WARNINGS)
 
 
 def read_override(path: Path) -> pd.DataFrame:
@@ -145,10 +242,99 @@ def read_override(path: Path) -> pd.DataFrame:
     return table
 
 
+def check_override(override: pd.DataFrame | None, choices: list[pd.DataFrame]) -> None:
+    """Refuses an override that names studies whose series are not chosen here.
+
+    Args:
+        choices: `schemas.SERIES_CHOICE` of each source.
+
+    Raises:
+        DataError: there are such studies.
+    """
+    if override is None:
+        return
+    known = {study for choice in choices for study in choice["study_id"]}
+    unknown = [study for study in override["study_id"] if study not in known]
+    if unknown:
+        raise DataError(
+            f"series override: {len(unknown)} studies are not among the {len(known)} whose series are chosen, "
+            f"e.g. {unknown[0]}. Use the ids of series_choice.csv."
+        )
+
+
+_FALLEN = "no better series: "
+_HALF_LEFT = "; half of the head may be in another series, which is not looked at"
+_JOINED = "one of two series that hold a half of the head each"
+_DOUBTS = (_FALLEN, _HALF_LEFT, _JOINED, "all positions are the same", "one of several acquisitions")
+
+
 def _first_of_each(candidates: pd.DataFrame, **ascending: bool) -> pd.Index:
     """The row of each study that comes first by these columns."""
     ordered = candidates.sort_values(list(ascending), ascending=list(ascending.values()))
     return ordered.index[~ordered["study_id"].duplicated()]
+
+
+def _say_fallen(row: int, table: pd.DataFrame, why: pd.Series) -> str:
+    """Why a series that did not pass is taken, and what was passed over for it."""
+    others = why[(table["study_id"] == table.loc[row, "study_id"]) & (table.index != row)]
+    counts = others.value_counts()
+    passed_over = ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
+    more = f"; passed over: {passed_over}" if passed_over else ""
+    return f"{_FALLEN}axial, although {why[row]}{more}"
+
+
+def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
+    """The chosen rows and, of each study, the series with the half of its head that the chosen one lacks.
+
+    Reasons are written into the table. A half that does not fit into the same volume is left, and said.
+    """
+    halves = []
+    for row in best:
+        chosen = table.loc[row]
+        others = table[(table["study_id"] == chosen["study_id"]) & table["axial"] & (table["rank"] <= 0)]
+        for other in others.drop(index=row).sort_values("coverage_mm", ascending=False).itertuples():
+            if not _is_other_half(chosen, other):
+                continue
+            if _fits_together(chosen, other):
+                halves.append(other.Index)
+                table.loc[[row, other.Index], "reason"] = _JOINED
+            else:
+                table.loc[row, "reason"] += _HALF_LEFT
+            break
+    return best.append(pd.Index(halves, dtype=best.dtype))
+
+
+def _is_other_half(chosen: pd.Series, other: Any) -> bool:
+    low, high = min(chosen["low"], other.low), max(chosen["high"], other.high)
+    overlap = min(chosen["high"], other.high) - max(chosen["low"], other.low)
+    adds = (high - low) - chosen["coverage_mm"]
+    return bool(high - low <= _HEAD_MM and adds >= _HALF_ADDS_MM and -_HALVES_APART_MM <= overlap <= _HALVES_OVERLAP_MM)
+
+
+def _fits_together(chosen: pd.Series, other: Any) -> bool:
+    """True where two series have the same matrix, pixels of the same size, and the same tilt."""
+    ours = np.array([chosen[f"normal_{name}"] for name in "xyz"])
+    theirs = np.array([getattr(other, f"normal_{name}") for name in "xyz"])
+    is_parallel = ours @ theirs >= np.cos(np.radians(_HALVES_DEGREES))
+    same_matrix = chosen["rows"] == other.rows and chosen["columns"] == other.columns
+    spacings = ("spacing_row_mm", "spacing_col_mm")
+    return bool(
+        is_parallel and same_matrix and all(np.isclose(chosen[s], getattr(other, s), rtol=0.01) for s in spacings)
+    )
+
+
+def _cut_overlap(kept: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(files, those of one half that lie where the half with more slices has its own, with their reason)."""
+    is_covered = np.zeros(len(kept), bool)
+    if len(kept) and kept.groupby("study_id")["series_id"].nunique().max() > 1:
+        for _, study in kept.groupby("study_id"):
+            counts = study["series_id"].value_counts()
+            if len(counts) > 1:
+                is_main = study["series_id"] == counts.index[0]
+                low, high = study["position_mm"][is_main].min(), study["position_mm"][is_main].max()
+                inside = ~is_main & study["position_mm"].between(low, high)
+                is_covered[kept.index.get_indexer(study.index[inside])] = True
+    return kept[~is_covered].reset_index(drop=True), kept[is_covered].assign(reason=COVERED)
 
 
 def _find_series(study: pd.DataFrame, study_id: str, wanted: str) -> int:
@@ -158,7 +344,7 @@ def _find_series(study: pd.DataFrame, study_id: str, wanted: str) -> int:
         names = ", ".join(sorted(study["series"]))
         count = "no series" if not len(found) else f"{len(found)} series, name one by its series_id,"
         raise DataError(f'series override: study {study_id} has {count} "{wanted}". It has: {names}.')
-    return found[0]
+    return int(found[0])
 
 
 def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
@@ -170,14 +356,24 @@ def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
     return slab_groups(positions_mm, WANTED_GAP_MM)
 
 
-def _why_dropped(row, rule: SeriesRule) -> str:
-    by_name = why_dropped_by_name(row.series) or row.kind
-    if by_name:
-        return by_name
+def _why_dropped(row: Any, rule: SeriesRule) -> tuple[str, int]:
+    """(reason, its rank); an empty reason where the series passes."""
+    kind = row.kind
+    if kind == CONTRAST and says_no_contrast(row.series):
+        # Scanners write the agent of a study into its plain series too.
+        kind = ""
+    reasons = [reason for reason in (why_dropped_by_name(row.series), kind) if reason]
+    if reasons:
+        reason = max(reasons, key=RANKS.__getitem__)
+        return reason, RANKS[reason]
     if not row.axial:
-        return "not axial"
+        return "not axial", NEVER
+    if row.repeats >= _DYNAMIC_REPEATS:
+        return f"{DYNAMIC}: every place was scanned about {round(row.repeats)} times", RANKS[DYNAMIC]
+    if rule.max_coverage_mm is not None and row.coverage_mm > rule.max_coverage_mm:
+        return f"covers more than {rule.max_coverage_mm:.0f} mm", RANKS[OTHER_BODY_PART]
     if row.num_slices < rule.min_slices:
-        return f"fewer than {rule.min_slices} slices"
+        return f"fewer than {rule.min_slices} slices", 0
     if row.coverage_mm < rule.min_coverage_mm:
-        return f"covers less than {rule.min_coverage_mm:.0f} mm"
-    return ""
+        return f"covers less than {rule.min_coverage_mm:.0f} mm", 0
+    return "", -1

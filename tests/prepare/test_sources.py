@@ -169,11 +169,14 @@ def test_labels_per_study_go_to_every_slice_and_are_said_to_be_rough(tmp_path, t
     ("content", "expected"),
     [
         (None, "expected a label file, found none. Name it with --labels CSV.*ichkit predict"),
-        ("name,any\na,1\n", "expected a column slice_id or study_id.*found name, any"),
-        ("slice_id,any\na,1\n", "expected a column slice_id or study_id, and epidural"),
-        ("slice_id,%s\na,1,0,0,0,2\n", "expected labels 0 or 1"),
-        ("slice_id,%s\na,1,0,0,0,0\na,0,0,0,0,0\n", "a slice_id is empty, or stands in two rows"),
-        ("slice_id,%s\nnobody,1,0,0,0,0\n", "none of its 1 ids in column slice_id is among the 48 found"),
+        ("name,any\na,1\n", "expected a header with slice_id or study_id.*found 2 columns, of those names any"),
+        ("slice_id,any\na,1\n", "expected a header with slice_id or study_id, and epidural"),
+        ("slice_id,%s\na,1,0,0,0,2\n", "expected 0 or 1 for every class, found something else, in row 2"),
+        (
+            "slice_id,%s\na,1,0,0,0,0\na,0,0,0,0,0\n",
+            "a slice_id stands in an earlier row with different labels, in row 3",
+        ),
+        ("slice_id,%s\nnobody,1,0,0,0,0\n", "1 of its 1 ids in column slice_id are not among the 48 slices found"),
     ],
 )
 def test_labels_that_do_not_fit_say_what_was_expected(tmp_path, tiny_config, monkeypatch, content, expected):

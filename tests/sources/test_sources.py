@@ -152,7 +152,7 @@ def test_every_real_study_but_the_contrast_only_one_keeps_a_series_by_name(real_
     assert not kept["series"].str.replace("PRE-CONTRAST", "").str.contains(forbidden, case=False).any()
 
 
-def series_row(name, gap, coverage=150.0, num=30, axial=True, kind=""):
+def series_row(name, gap, coverage=150.0, num=30, axial=True, kind="", low=0.0, repeats=1.0, spacing=0.5):
     return {
         "study_id": "s",
         "series_id": name,
@@ -162,6 +162,16 @@ def series_row(name, gap, coverage=150.0, num=30, axial=True, kind=""):
         "gap_mm": gap,
         "axial": axial,
         "coverage_mm": coverage,
+        "low": low,
+        "high": low + coverage,
+        "repeats": repeats,
+        "rows": 512,
+        "columns": 512,
+        "spacing_row_mm": spacing,
+        "spacing_col_mm": spacing,
+        "normal_x": 0.0,
+        "normal_y": 0.0,
+        "normal_z": 1.0,
     }
 
 
@@ -173,8 +183,8 @@ def chosen(rows, rule=CQ500_RULE):
 def test_the_series_nearest_five_millimetres_wins_then_coverage_then_name():
     took, _ = chosen([series_row("Plain Thin", 0.625), series_row("Plain", 5.1), series_row("3mm", 3.0)])
     assert took[took].index.to_list() == ["Plain"]
-    took, _ = chosen([series_row("b", 5.0), series_row("a", 5.0), series_row("c", 5.0, coverage=140)])
-    assert took[took].index.to_list() == ["a"]
+    took, _ = chosen([series_row("b", 5.0), series_row("z", 5.0), series_row("a", 5.0, coverage=140)])
+    assert took[took].index.to_list() == ["b"]
 
 
 def test_every_candidate_is_given_its_reason():
@@ -203,7 +213,7 @@ def test_a_folder_falls_back_to_the_axial_series_with_the_most_coverage_and_says
     rows = [series_row("a", 5.0, coverage=20, num=5), series_row("b", 5.0, coverage=0, num=1)]
     took, why = chosen(rows, FOLDER_RULE)
     assert took[took].index.to_list() == ["a"]
-    assert why["a"].startswith("no better series: axial with the most coverage, although fewer than 16")
+    assert why["a"] == ("no better series: axial, although fewer than 16 slices; passed over: 1 (fewer than 16 slices)")
     assert not chosen(rows, CQ500_RULE)[0].any()
 
 

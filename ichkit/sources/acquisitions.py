@@ -1,0 +1,122 @@
+"""What inside a series does not belong to its one pass over the head: localizers, other planes, repeated passes."""
+
+import numpy as np
+import pandas as pd
+
+from ichkit.imaging.dicom import ORIENTATION
+from ichkit.imaging.geometry import slice_normals
+from ichkit.sources.series_names import NEVER, RANKS
+
+SERIES = ["study_id", "series_id"]
+REPEATED = "another acquisition of its series covers the same place"
+OTHER_ORIENTATION = "another orientation than the rest of its series"
+_SAME_PLACE_MM = 0.05
+"""Tables return to a place within some hundredths of a millimetre; the thinnest slices lie 0.2 mm apart."""
+_SAME_ORIENTATION_DEGREES = 20.0
+"""A gantry may be tilted differently for the base of the skull; a reformat in another plane stands at 90 degrees."""
+_MIN_PASS_SLICES = 4
+_MIN_SHARED = 0.5
+_REGULAR = 0.1
+
+
+def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(files, strays with their reason): localizers, captures and other orientations, where most of a series is none.
+
+    Args:
+        files: study_id, series_id, kind and orientation.
+    """
+    never = files["kind"].map(RANKS).ge(NEVER).to_numpy()
+    normals = slice_normals(files[ORIENTATION].to_numpy())
+    reasons = np.full(len(files), "", object)
+    for rows in files.groupby(SERIES, sort=False).indices.values():
+        if never[rows].mean() <= 0.5:
+            reasons[rows[never[rows]]] = files["kind"].to_numpy()[rows[never[rows]]]
+        left = rows[reasons[rows] == ""]
+        common = normals[left] @ _common_normal(normals[left])
+        reasons[left[common < np.cos(np.radians(_SAME_ORIENTATION_DEGREES))]] = OTHER_ORIENTATION
+    is_stray = reasons != ""
+    return files[~is_stray], files[is_stray].assign(reason=reasons[is_stray])
+
+
+def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(files with one slice for each place of a series, those of other passes with their reason).
+
+    The pass that covers most places is taken, of equal ones the last: a scan is repeated where the first one failed. A
+    series whose slices all stand at one place has no geometry to tell passes by, and stays whole. The files kept have a
+    column `repeats`, how often the places of their series were covered.
+
+    Args:
+        files: study_id, series_id, position_mm (along one normal for a series), kind, acquisition_number,
+            instance_number, slice_id.
+    """
+    keep, repeats = np.ones(len(files), bool), np.ones(len(files))
+    for rows in files.groupby(SERIES, sort=False).indices.values():
+        series = files.iloc[rows]
+        place = _places(series["position_mm"].to_numpy())
+        num_places = place.max(initial=0) + 1
+        if len(rows) == 1 or num_places == 1:
+            continue
+        is_kept = _is_main_pass(series, place)
+        keep[rows] = is_kept
+        repeats[rows] = len(rows) / is_kept.sum()
+    files = files.assign(repeats=repeats)
+    return files[keep], files[~keep].drop(columns="repeats").assign(reason=REPEATED)
+
+
+def _common_normal(normals: np.ndarray) -> np.ndarray:
+    """(3,) the normal that most slices have, to a hundredth."""
+    values, counts = np.unique(normals.round(2), axis=0, return_counts=True)
+    return values[counts.argmax()] / np.linalg.norm(values[counts.argmax()]) if len(values) else np.zeros(3)
+
+
+def _places(positions_mm: np.ndarray) -> np.ndarray:
+    """(N,) number of the place of each slice, from the feet to the head."""
+    order = np.argsort(positions_mm, kind="stable")
+    steps = np.diff(positions_mm[order], prepend=positions_mm[order[:1]]) > _SAME_PLACE_MM
+    places = np.empty(len(positions_mm), np.int64)
+    places[order] = np.cumsum(steps)
+    return places
+
+
+def _is_regular(positions_mm: np.ndarray) -> bool:
+    """True where the slices stand at equal distances."""
+    gaps = np.diff(positions_mm)
+    return bool((np.abs(gaps - np.median(gaps)) <= _REGULAR * np.median(gaps)).all())
+
+
+def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
+    """(N,) True for one slice at each place, of the main pass wherever it has one."""
+    table = pd.DataFrame(
+        {
+            "place": place,
+            "kind": series["kind"].to_numpy(),
+            "acquisition": series["acquisition_number"].to_numpy(),
+            "instance": series["instance_number"].to_numpy(),
+            "slice_id": series["slice_id"].to_numpy(),
+        }
+    )
+    table = table.sort_values(["place", "instance", "slice_id"])
+    # Without numbers of acquisitions, the second slice at a place in the order of instances is of the second pass.
+    table["turn"] = table.groupby(["kind", "acquisition", "place"]).cumcount()
+    passes = table.groupby(["kind", "acquisition", "turn"])["place"].agg(["nunique", "min", "max"]).reset_index()
+    passes["is_half"] = passes["nunique"] * 2 >= place.max() + 1
+    passes["rank"] = passes["kind"].map(RANKS).fillna(-1)
+    passes = passes.sort_values(
+        ["is_half", "rank", "nunique", "acquisition", "turn"], ascending=[False, True, False, False, False]
+    ).reset_index(drop=True)
+    passes["order"] = passes.index
+    table = table.reset_index().merge(passes, on=["kind", "acquisition", "turn"]).set_index("index")
+    # A pass that was shifted a little shares no place with the main one, and still runs over the same head.
+    main = passes.iloc[0]
+    shared = np.minimum(passes["max"], main["max"]) - np.maximum(passes["min"], main["min"]) + 1
+    is_long = (passes["nunique"] >= _MIN_PASS_SLICES) & bool(main["nunique"] >= _MIN_PASS_SLICES)
+    is_other = (passes["acquisition"] != main["acquisition"]) | (passes["turn"] != main["turn"])
+    is_again = is_long & is_other & (shared >= _MIN_SHARED * (passes["max"] - passes["min"] + 1))
+    if len(table) == place.max() + 1 and _is_regular(np.sort(series["position_mm"].to_numpy())):
+        # Acquisitions that take turns, one slice each, are one pass.
+        is_again[:] = False
+    table = table[~table["order"].isin(passes["order"][is_again])]
+    first = table.sort_values(["place", "order", "instance", "slice_id"]).drop_duplicates("place").index
+    is_kept = np.zeros(len(place), bool)
+    is_kept[first] = True
+    return is_kept

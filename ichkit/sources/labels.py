@@ -1,0 +1,132 @@
+"""Label files as people have them: any delimiter, encoding and spelling of 0 and 1; errors name rows, not cells."""
+
+import io
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from ichkit.core.errors import DataError
+from ichkit.core.progress import logger
+from ichkit.core.tasks import Task
+
+KEYS = ("slice_id", "study_id")
+_DELIMITERS = (",", ";", "\t", "|")
+_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 1}
+_BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
+_SHOWN_ROWS = 5
+
+
+def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
+    """The id column and one 0/1 column per class, sorted by id; and which it is, slice_id or study_id.
+
+    Blanks around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab or bar
+    between cells are understood; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may be
+    missing: it is their maximum.
+
+    Raises:
+        DataError: not a table, no id, a value that is none of these, an id with different labels, or a class that is 0
+            beside one that it covers.
+    """
+    raw = _read_cells(path)
+    key = next((name for name in KEYS if name in raw), None)
+    derived = [name for name in task.classes if name not in raw and task.covers.get(name)]
+    missing = [name for name in task.classes if name not in raw and name not in derived]
+    if key is None or missing:
+        # Names of other columns are not shown: in a file without a header they are the cells of its first row.
+        known = [name for name in raw if name in (*KEYS, *task.classes)]
+        raise DataError(
+            f"{path}: expected a header with slice_id or study_id, and {', '.join(task.classes)}; found {raw.shape[1]} "
+            f"columns, of those names {', '.join(known) or 'none'}. Name the columns in the first row."
+        )
+    table = pd.DataFrame({key: raw[key].str.strip(" \t\0")})
+    for name in task.classes:
+        if name not in derived:
+            table[name] = raw[name].str.lower().str.replace(",", ".").map(_VALUES)
+    given = [name for name in task.classes if name not in derived]
+    _refuse(path, table[given].isna().any(axis=1), "expected 0 or 1 for every class, found something else")
+    _refuse(path, table[key].isna() | (table[key] == ""), f"expected a {key} in every row, found none")
+    for name in derived:
+        table[name] = table[[other for other in task.covers[name] if other in table]].max(axis=1)
+    for name, covered in task.covers.items():
+        if name in given:
+            contradicts = (table[name] == 0) & (table[list(covered)] == 1).any(axis=1)
+            _refuse(path, contradicts, f"{name} is 0 beside a class that it covers and that is 1")
+    table = table[[key, *task.classes]].astype(dict.fromkeys(task.classes, "int8"))
+    differs = ~table.duplicated() & table[key].duplicated()
+    _refuse(path, differs, f"a {key} stands in an earlier row with different labels")
+    unused = raw.shape[1] - 1 - len(given)
+    if unused:
+        logger.warning("%s: %d further columns are not used", path, unused)
+    return table.drop_duplicates().sort_values(key, ignore_index=True), key
+
+
+def check_matches(path: Path, labels: pd.DataFrame, key: str, scans: pd.Series, taken: pd.Series) -> None:
+    """Says how many labels have no scan and how many scans no label.
+
+    Args:
+        scans: ids of all readable files, whatever series was chosen.
+        taken: ids of what is to be used.
+
+    Raises:
+        DataError: more than half of the labels have no scan.
+    """
+    num_lost = int((~labels[key].isin(scans)).sum())
+    unlabelled = taken[~taken.isin(labels[key])].nunique()
+    what = "slices" if key == "slice_id" else "studies"
+    if 2 * num_lost > len(labels):
+        raise DataError(
+            f"{path}: {num_lost} of its {len(labels)} ids in column {key} are not among the {scans.nunique()} {what} "
+            "found. They must be the UIDs in the DICOM headers."
+        )
+    if num_lost:
+        logger.warning("%s: %d of %d ids have no scan", path, num_lost, len(labels))
+    if unlabelled:
+        logger.warning("%s: %d of %d %s have no label and are left out", path, unlabelled, taken.nunique(), what)
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """Every cell as text without the blanks around it; columns by their names in lower case."""
+    try:
+        data = path.read_bytes()
+        encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
+        text = data.decode(encoding)
+    except OSError as error:
+        raise DataError(f"{path}: expected a CSV of labels, it cannot be read ({type(error).__name__}).") from error
+    except UnicodeError:
+        text = data.decode("latin-1")
+    header = text.lstrip().split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            raw = pd.read_csv(
+                io.StringIO(text),
+                sep=delimiter,
+                dtype="str",
+                keep_default_na=False,
+                index_col=False,
+                skip_blank_lines=False,
+            )
+    # What the parser says holds cells of the row that it stumbled over.
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning):
+        raise DataError(
+            f"{path}: expected a table with as many cells in every row as in its header, found something else. "
+            "Save it as CSV again."
+        ) from None
+    raw = raw.fillna("")
+    raw.columns = pd.Index([str(name).strip().strip("\ufeff").lower() for name in raw.columns])
+    raw = raw.loc[:, ~raw.columns.duplicated()]
+    # Rows without anything in them, as spreadsheets leave them at the end.
+    raw = raw[(raw != "").any(axis=1)]
+    return pd.DataFrame({name: raw[name].str.strip() for name in raw})
+
+
+def _refuse(path: Path, rows: pd.Series, problem: str) -> None:
+    """Raises where any row is marked, by its number as a spreadsheet counts: the header is row 1."""
+    if not rows.any():
+        return
+    numbers = [str(number + 2) for number in rows.index[rows]]
+    more = f" and {len(numbers) - _SHOWN_ROWS} more" if len(numbers) > _SHOWN_ROWS else ""
+    shown = ", ".join(numbers[:_SHOWN_ROWS]) + more
+    raise DataError(f"{path}: {problem}, in row {shown}. Correct the rows and run again.")
