@@ -52,7 +52,11 @@ def main() -> None:
 
 def make_store(config: Config, scratch: Path, work: WorkFolder) -> Prepared:
     write_phantom(scratch / "phantom", studies=STUDIES, test_studies=1, cq500_studies=1, size=512, seed=0)
-    prepare.run(config, work, PrepareOptions(rsna=scratch / "phantom" / "rsna", cq500=scratch / "phantom" / "cq500"))
+    prepare.run(
+        prepare.plan(
+            config, work, PrepareOptions(rsna=scratch / "phantom" / "rsna", cq500=scratch / "phantom" / "cq500")
+        )
+    )
     return Prepared.open(work.prepared, TASK)
 
 

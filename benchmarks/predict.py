@@ -76,10 +76,10 @@ def make_model(folder: Path) -> Path:
     config, work = load_config("demo", FEW), WorkFolder(folder / "work")
     write_phantom(folder / "phantom", studies=40, test_studies=3, cq500_studies=3, size=128, seed=0)
     roots = {"rsna": folder / "phantom" / "rsna", "cq500": folder / "phantom" / "cq500"}
-    prepare.run(config, work, prepare.PrepareOptions(**roots))
-    train.run(config, work, run_name="demo")
-    stack.run(config, work)
-    export.run(config, work, "demo-blend", folder / "export")
+    prepare.run(prepare.plan(config, work, prepare.PrepareOptions(**roots)))
+    train.run(train.plan(config, work, train.TrainOptions(run_name="demo")))
+    stack.run(stack.plan(config, work))
+    export.run(export.plan(config, work, export.ExportOptions(model="demo-blend", out=folder / "export")))
     return folder / "export"
 
 
@@ -112,7 +112,13 @@ def measure_warm(study: Path, model: Path, out: Path) -> dict[str, float]:
         with watch_memory() as peak:
             for _ in range(REPEATS + 1):
                 began = time.perf_counter()
-                made = predict.run(config, WorkFolder(out), study, model=str(model), out=out, has_page=has_page)
+                made = predict.run(
+                    predict.plan(
+                        config,
+                        WorkFolder(out),
+                        predict.PredictOptions(path=study, model=str(model), out=out, has_page=has_page),
+                    )
+                )
                 seconds.append(time.perf_counter() - began)
         figures[f"seconds_per_study{name}"] = float(np.median(seconds[1:]))
         figures[f"peak_gb_warm{name}"] = peak.gb

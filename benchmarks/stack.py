@@ -52,12 +52,12 @@ def time_stages(work: WorkFolder) -> dict[str, float]:
     config, found = load_config("default", SETTINGS), {}
 
     def make_stack() -> None:
-        found["stack"] = stack.run(config, work)
+        found["stack"] = stack.run(stack.plan(config, work))
         get_reusable_executor().shutdown(wait=True)  # what workers computed counts once they have ended
 
     with watch_memory() as peak:
         seconds, cpu = time_cpu(make_stack)
-        seconds_scores, cpu_scores = time_cpu(lambda: evaluate.run(config, work))
+        seconds_scores, cpu_scores = time_cpu(lambda: evaluate.run(evaluate.plan(config, work)))
     losses = {f"loss_{kind}": of_kind["out_of_fold"] for kind, of_kind in found["stack"].facts["optimism"].items()}
     return {
         "seconds_stack": seconds,

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.commands import TINY, phantom_options
+from support.commands import TINY, do, phantom_options
 
 from ichkit.core.config import Config, load_config
 from ichkit.phantom.writer import write_phantom
@@ -40,7 +40,7 @@ def tiny_config() -> Config:
 def prepared_once(phantom_root: Path, tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> WorkFolder:
     """The store of that phantom; never written to."""
     work = WorkFolder(tmp_path_factory.mktemp("work"))
-    prepare.run(tiny_config, work, phantom_options(phantom_root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root))
     return work
 
 

@@ -3,28 +3,26 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ichkit.cli.completion import complete_run, complete_runs, complete_source, complete_training_source
 from ichkit.cli.config import config_commands
 from ichkit.cli.model import explain_command, export_command, predict_command
-from ichkit.cli.plan import (
-    phantom_counts,
-    plan_evaluate,
-    plan_leaderboard,
-    plan_phantom,
-    plan_prepare,
-    plan_report,
-    plan_stack,
-    plan_submit,
-    plan_train,
-    with_dry_run,
-)
-from ichkit.cli.run import demo, run
+from ichkit.cli.plan import planned
+from ichkit.cli.run import demo, run_command
 from ichkit.cli.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
-from ichkit.core.tasks import find_task
+
+if TYPE_CHECKING:
+    from ichkit.phantom.writer import PhantomPlan
+    from ichkit.stages.prepare.run import PreparePlan
+    from ichkit.stages.report.run import ReportPlan
+    from ichkit.stages.scores.evaluate import EvaluatePlan, FilePlan
+    from ichkit.stages.scores.leaderboard import LeaderboardPlan
+    from ichkit.stages.scores.submit import SubmitPlan
+    from ichkit.stages.stack.run import StackPlan
+    from ichkit.stages.train.run import TrainPlan
 
 # Stages are imported inside the commands: torch alone takes seconds, and `--help` should not.
 
@@ -44,21 +42,14 @@ def main() -> None:
 @click.option("--cq500-studies", type=click.IntRange(0), help="CQ500 studies [default: the config's, 20].")
 @click.option("--size", type=click.IntRange(64, 1024), help="Rows and columns [default: the config's, 512].")
 @click.option("--seed", type=int, help="[default: the config's, 0].")
-@click.option("--masks", is_flag=True, help="Keep the masks of the bleeds.")
+@click.option("--masks", "keep_masks", is_flag=True, help="Keep the masks of the bleeds.")
 @common_options
-@with_dry_run(plan_phantom)
-def phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **counts: int | None) -> None:
+@planned("ichkit.phantom.writer", "PhantomOptions")
+def phantom(plan: "PhantomPlan") -> None:
     """Write synthetic head CT as DICOM: OUT/rsna and OUT/cq500, to try everything without data."""
-    from ichkit.phantom.writer import write_phantom
+    from ichkit.phantom.writer import run
 
-    config = settings.load()
-    write_phantom(
-        out,
-        **phantom_counts(settings, counts),
-        seed=config.seed if seed is None else seed,
-        keep_masks=masks,
-        workers=config.prepare.workers,
-    )
+    run(plan)
 
 
 @main.command(
@@ -87,12 +78,12 @@ def phantom(settings: Settings, out: Path, masks: bool, seed: int | None, **coun
     help="Processes of this machine, or a Ray cluster (env RAY_ADDRESS; extra ray) [default: the config's, processes].",
 )
 @common_options
-@with_dry_run(plan_prepare)
-def prepare(settings: Settings, **options: Any) -> None:
+@planned("ichkit.stages.prepare.run", "PrepareOptions")
+def prepare(plan: "PreparePlan") -> None:
     """DICOM to a compressed Hounsfield store with patient-wise folds."""
-    from ichkit.stages.prepare import run as stage
+    from ichkit.stages.prepare.run import run
 
-    stage.run(settings.load(), settings.work, stage.PrepareOptions(**options))
+    run(plan)
 
 
 def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> list[int] | None:
@@ -104,19 +95,29 @@ def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str
     return sorted({int(word) for word in words})
 
 
+def _name_after_config(ctx: click.Context, _option: click.Parameter, given: str | None) -> str:
+    """A run without a name is called after its config, which is read first."""
+    return given or Path(ctx.params["config"]).stem
+
+
 @main.command(epilog=epilog("ichkit train --fold 0", "ichkit train -c resnet50-midl --fold 0,1"))
 @click.option("--fold", "folds", multiple=True, callback=_parse_folds, help='A fold, "0,1", or "all" (default).')
-@click.option("--run", "run_name", shell_complete=complete_run, help="Name of the run [default: the config's].")
+@click.option(
+    "--run",
+    "run_name",
+    callback=_name_after_config,
+    shell_complete=complete_run,
+    help="Name of the run [default: the config's].",
+)
 @click.option("--fresh", is_flag=True, help="Train the folds again from the start.")
 @click.option("--embeddings", is_flag=True, help="Keep what the network sees before its last layer, for stage 2.")
 @common_options
-@with_dry_run(plan_train)
-def train(settings: Settings, folds: list[int] | None, run_name: str | None, fresh: bool, embeddings: bool) -> None:
+@planned("ichkit.stages.train.run", "TrainOptions")
+def train(plan: "TrainPlan") -> None:
     """Stage 1: train the 2D network fold by fold, and write its descriptors of what it has not seen."""
-    from ichkit.stages.train import run as stage
+    from ichkit.stages.train.run import run
 
-    config = settings.load("train.embeddings=true") if embeddings else settings.load()
-    stage.run(config, settings.work, run_name=run_name or settings.run_name, folds=folds, fresh=fresh)
+    run(plan)
 
 
 def _parse_runs(_ctx: click.Context, _option: click.Parameter, given: str | None) -> list[str] | None:
@@ -132,13 +133,13 @@ def _parse_runs(_ctx: click.Context, _option: click.Parameter, given: str | None
 )
 @click.option("--name", help="Name of the stack [default: the runs joined by +].")
 @common_options
-@with_dry_run(plan_stack)
-def stack(settings: Settings, runs: list[str] | None, name: str | None) -> None:
+@planned("ichkit.stages.stack.run", "StackOptions")
+def stack(plan: "StackPlan") -> None:
     """Stage 2: axial fusion, LightGBM and their blend on out-of-fold descriptors."""
-    from ichkit.stages.stack import run as stage
     from ichkit.stages.stack.facts import render
+    from ichkit.stages.stack.run import run
 
-    for table in render(stage.run(settings.load(), settings.work, runs=runs, name=name)):
+    for table in render(run(plan)):
         show(table)
 
 
@@ -156,24 +157,18 @@ def stack(settings: Settings, runs: list[str] | None, name: str | None) -> None:
 @click.option("--submission", type=PATH, help="Score this submission file instead (ID,Label).")
 @click.option("--truth", type=PATH, help="Its labels (ID,Label).")
 @common_options
-@with_dry_run(plan_evaluate)
-def evaluate(
-    settings: Settings, source: str | None, is_whole: bool, submission: Path | None, truth: Path | None
-) -> None:
+@planned("ichkit.stages.scores.evaluate", "EvaluateOptions")
+def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
     """Score every run and stack: weighted log loss, AUC, CQ500, each with its interval."""
-    from ichkit.stages.scores import evaluate as stage
     from ichkit.stages.scores import summary
+    from ichkit.stages.scores.evaluate import FilePlan, run, score_submission
 
-    if (submission is None) != (truth is None):
-        raise click.UsageError(
-            "--submission and --truth go together: the file to score, and the labels to score it with."
-        )
-    config = settings.load()
-    if submission is not None and truth is not None:
-        show(summary.render_submission(stage.score_submission(submission, truth, find_task(config.task))))
+    if isinstance(plan, FilePlan):
+        show(summary.render_submission(score_submission(plan.submission, plan.truth, plan.task)))
         return
-    stage.run(config, settings.work)
-    for table in summary.render(settings.work, find_task(config.task), source, is_whole=is_whole):
+    run(plan)
+    options, task = plan.options, plan.prepared.task
+    for table in summary.render(plan.work, task, options.source, is_whole=options.is_whole):
         show(table)
 
 
@@ -186,20 +181,19 @@ def evaluate(
 )
 @submissions_option
 @common_options
-@with_dry_run(plan_submit)
-def submit(settings: Settings, source: str | None, uploads: bool, submissions: Path) -> None:
+@planned("ichkit.stages.scores.submit", "SubmitOptions")
+def submit(plan: "SubmitPlan") -> None:
     """Write the submission of a source, and the leaderboard."""
     from ichkit.stages.scores import leaderboard as board
-    from ichkit.stages.scores import submit as stage
+    from ichkit.stages.scores.submit import run
 
-    config = settings.load()
-    made = stage.run(config, settings.work, submissions, source)
-    if uploads:
+    name, submissions = run(plan).source.name, plan.options.submissions
+    if plan.options.uploads:
         from ichkit.stages.scores.upload import upload, what_next
 
-        click.echo(f"kaggle: {upload(submissions, made.source.name)}\n{what_next(made.source.name)}")
-    task = find_task(config.task)
-    show(board.render(settings.work, board.build(settings.work, submissions, task), task))
+        click.echo(f"kaggle: {upload(submissions, name)}\n{what_next(name)}")
+    work, task = plan.scoring.work, plan.scoring.prepared.task
+    show(board.render(work, board.build(work, submissions, task), task))
 
 
 @main.command(epilog=epilog("ichkit leaderboard", "ichkit leaderboard --record default-blend --private 0.0473"))
@@ -208,21 +202,12 @@ def submit(settings: Settings, source: str | None, uploads: bool, submissions: P
 @click.option("--private", "private_score", type=float, help="Its private score.")
 @submissions_option
 @common_options
-@with_dry_run(plan_leaderboard)
-def leaderboard(
-    settings: Settings, record: str | None, public_score: float | None, private_score: float | None, submissions: Path
-) -> None:
+@planned("ichkit.stages.scores.leaderboard", "LeaderboardOptions")
+def leaderboard(plan: "LeaderboardPlan") -> None:
     """Print the board, or record the site's scores of a submission."""
-    from ichkit.stages.scores import leaderboard as stage
+    from ichkit.stages.scores.leaderboard import render, run
 
-    config = settings.load()
-    if record is None and (public_score is not None or private_score is not None):
-        raise click.UsageError("--public and --private belong to a submission: name it with --record NAME.")
-    if record is not None:
-        board = stage.record(config, settings.work, submissions, record, public_score, private_score)
-    else:
-        board = stage.run(config, settings.work, submissions)
-    show(stage.render(settings.work, board, find_task(config.task)))
+    show(render(plan.scoring.work, run(plan), plan.scoring.prepared.task))
 
 
 main.add_command(predict_command)
@@ -233,15 +218,15 @@ main.add_command(explain_command)
 @main.command(epilog=epilog("ichkit report"))
 @submissions_option
 @common_options
-@with_dry_run(plan_report)
-def report(settings: Settings, submissions: Path) -> None:
+@planned("ichkit.stages.report.run", "ReportOptions")
+def report(plan: "ReportPlan") -> None:
     """One self-contained HTML page: the board, the curves, what it was made from."""
-    from ichkit.stages.report import run as stage
+    from ichkit.stages.report.run import run
 
-    stage.run(settings.load(), settings.work, submissions)
+    run(plan)
 
 
-main.add_command(run)
+main.add_command(run_command)
 main.add_command(demo)
 
 

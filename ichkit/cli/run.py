@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ichkit.cli.completion import complete_pipeline
-from ichkit.cli.terminal import PATH, Settings, common_options, epilog, show
+from ichkit.cli.terminal import PATH, Settings, common_options, epilog
 from ichkit.core.errors import ArtifactError, DataError
 from ichkit.core.progress import logger
 
@@ -16,11 +17,11 @@ _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what each command w
 _DEMO = "demo"
 
 
-@click.command(epilog=epilog("ichkit run midl2020 --dry-run", "ichkit run demo --set train.epochs=1"))
+@click.command("run", epilog=epilog("ichkit run midl2020 --dry-run", "ichkit run demo --set train.epochs=1"))
 @click.argument("pipeline", shell_complete=complete_pipeline)
 @_DRY_RUN
 @common_options
-def run(settings: Settings, pipeline: str, dry_run: bool) -> None:
+def run_command(settings: Settings, pipeline: str, dry_run: bool) -> None:
     """Run a recipe of pipelines/, by name or file: the commands above, in order."""
     _run_pipeline(settings, pipeline, dry_run=dry_run)
 
@@ -44,18 +45,21 @@ def demo(settings: Settings, folder: Path, dry_run: bool) -> None:
 
 
 def _show_demo(settings: Settings, folder: Path) -> None:
+    """The plan of a demo whose folder is not there yet: its commands, and the disk of its phantom."""
     from ichkit.cli.pipeline import read_pipeline
     from ichkit.core.config import load_config
-    from ichkit.show.plan import render
-    from ichkit.stages.prepare.plan import describe_demo
+    from ichkit.phantom.writer import PhantomOptions, plan
+    from ichkit.show.plan import format_bytes
 
     config = load_config(settings.config_name if settings.is_config_named else _DEMO, settings.overrides)
-    commands = read_pipeline(_DEMO, _commands())
-    is_as_shipped = config == load_config(_DEMO)
-    show(render(describe_demo(config, folder, commands, is_as_shipped=is_as_shipped), f"ichkit demo {folder}"))
+    for words in read_pipeline(_DEMO, _commands()):
+        click.echo(f"ichkit {' '.join(words)}")
+    num_bytes = plan(config, None, PhantomOptions(folder / "phantom")).num_bytes
+    click.echo(f"All of it in {folder}; the phantom alone takes about {format_bytes(num_bytes)}.")
+    click.echo("Nothing was written (--dry-run).")
 
 
-def _commands() -> dict[str, click.Command]:
+def _commands() -> Mapping[str, click.Command]:
     """Every command there is, by name."""
     root = click.get_current_context().find_root().command
     assert isinstance(root, click.Group)

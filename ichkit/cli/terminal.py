@@ -101,14 +101,9 @@ class Settings:
         self.config_name, self.is_config_named = config, is_config_named
         self.overrides, self.work = overrides, WorkFolder(work)
 
-    @property
-    def run_name(self) -> str:
-        """What a run is called that is given no name: as its config."""
-        return Path(self.config_name).stem
-
-    def load(self, *more: str) -> Config:
-        """The configuration, with `section.key=value` of a command's own; read when a command asks for it."""
-        return load_config(self.config_name, (*self.overrides, *more))
+    def load(self) -> Config:
+        """The configuration; read when a command asks for it."""
+        return load_config(self.config_name, self.overrides)
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +114,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--config",
         default="default",
         show_default=True,
+        is_eager=True,
         shell_complete=complete_config,
         help="A shipped config's name, or a YAML file.",
     )

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ichkit.core.config import Config
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, logger, stop_on_signal
 from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
@@ -16,7 +18,9 @@ from ichkit.phantom.confounders import finish_slice
 from ichkit.phantom.head import draw_head
 from ichkit.phantom.plan import StudyToDraw, plan_part
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
+from ichkit.show.plan import Plan
 from ichkit.work.artifacts import disk_full, encode_json, partial_of, write_bytes_atomically
+from ichkit.work.folder import WorkFolder
 
 FACTS_NAME = "phantom.json"
 _VERSION = 1
@@ -24,79 +28,116 @@ _ROOTS = ("rsna", "cq500")
 _MASKS = "masks"
 
 
-def write_phantom(
-    out: Path,
-    *,
-    studies: int = 60,
-    test_studies: int = 15,
-    cq500_studies: int = 20,
-    size: int = 512,
-    seed: int = 0,
-    keep_masks: bool = False,
-    workers: int | None = None,
-) -> None:
-    """Writes `out/rsna` and `out/cq500`, the same bytes for the same arguments whatever the number of workers.
+@dataclass(frozen=True)
+class PhantomOptions:
+    """What one call of `phantom` may ask for; None takes the config's value.
 
-    A finished root with the same settings is left as it is; an unfinished one is begun again.
-
-    Args:
+    Attributes:
         out: a new or empty folder, or one of an earlier call with the same settings.
         studies, test_studies: RSNA studies with and without published labels; about 32 slices each.
         cq500_studies: studies in the CQ500 layout, one to five series each; 0 for no such folder.
         size: rows and columns of a slice, at least 64.
         keep_masks: also write `out/masks/<data set>/*.npz`, slice id to (H, W) uint8, bit c for class c of
             `bleeds.SUBTYPES`.
-        workers: processes; None for one a core.
-
-    Raises:
-        DataError: `out` holds something else, or a phantom of other settings, or a worker died.
-        DiskFullError: too little room.
-        Stopped: a signal asked for a stop.
+        workers: processes; None for the config's, else one a core.
     """
-    missing = find_missing(
-        out,
-        studies=studies,
-        test_studies=test_studies,
-        cq500_studies=cq500_studies,
-        size=size,
-        seed=seed,
-        keep_masks=keep_masks,
-    )
-    if not missing:
-        logger.info("phantom: %s is finished; nothing to do.", out)
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _check_room(out, size, studies + test_studies, cq500_studies)
-        _compile_kernels()
-        for name, settings in missing.items():
-            _write_root(out, name, settings, workers)
-    except OSError as error:
-        raise disk_full(out, error) from error
+
+    out: Path
+    studies: int | None = None
+    test_studies: int | None = None
+    cq500_studies: int | None = None
+    size: int | None = None
+    seed: int | None = None
+    keep_masks: bool = False
+    workers: int | None = None
 
 
-def find_missing(
-    out: Path, *, studies: int, test_studies: int, cq500_studies: int, size: int, seed: int, keep_masks: bool
-) -> dict[str, dict[str, Any]]:
-    """Name and settings of every root that is not finished yet; arguments as for `write_phantom`.
+@dataclass(frozen=True)
+class PhantomPlan(Plan):
+    """What a call of `phantom` starts from.
+
+    Attributes:
+        missing: name and settings of every root that is not finished yet.
+        workers: processes; None for one a core.
+    """
+
+    out: Path
+    missing: dict[str, dict[str, Any]]
+    workers: int | None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Studies that are to be drawn as RSNA 2019 and as CQ500."""
+        rsna, cq500 = (self.missing.get(name, {}) for name in _ROOTS)
+        return rsna.get("studies", 0) + rsna.get("test_studies", 0), cq500.get("cq500_studies", 0)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is drawn."""
+        if not self.missing:
+            return (f"{self.out}: up to date, nothing to do",)
+        (num_rsna, num_cq500), settings = self.counts, next(iter(self.missing.values()))
+        size, seed = settings["size"], settings["seed"]
+        return (f"draws {num_rsna} studies as RSNA 2019 and {num_cq500} as CQ500, {size} x {size} pixels, seed {seed}",)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The roots that are not finished yet."""
+        return tuple(self.out / name for name in self.missing)
+
+    @property
+    def num_bytes(self) -> float:
+        """About 33 slices a study, and about 80 in CQ500 with its other series."""
+        (num_rsna, num_cq500), size = self.counts, next((part["size"] for part in self.missing.values()), 0)
+        return (33 * num_rsna + 80 * num_cq500) * 2 * size * size
+
+
+def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> PhantomPlan:
+    """Which of the two roots have to be written; writes nothing.
 
     Raises:
         DataError: `out` holds something else, or a phantom of other settings, or a count is too small.
     """
-    common = {"version": _VERSION, "size": size, "seed": seed, "keep_masks": keep_masks}
-    settings = {
-        "rsna": {**common, "studies": studies, "test_studies": test_studies},
-        "cq500": {**common, "cq500_studies": cq500_studies},
-    }
-    _check_counts(size, {"studies": studies, "test-studies": test_studies, "cq500-studies": cq500_studies})
-    _check_folder(out)
-    wanted = _ROOTS if cq500_studies else ("rsna",)
-    return {name: settings[name] for name in wanted if not _is_finished(out / name, settings[name])}
+    counts = {name: getattr(options, name) for name in ("studies", "test_studies", "cq500_studies", "size")}
+    counts = {name: getattr(config.phantom, name) if value is None else value for name, value in counts.items()}
+    size, seed = counts.pop("size"), config.seed if options.seed is None else options.seed
+    _check_counts(size, counts)
+    _check_folder(options.out)
+    num_cq500 = counts.pop("cq500_studies")
+    common = {"version": _VERSION, "size": size, "seed": seed, "keep_masks": options.keep_masks}
+    asked = {"rsna": {**common, **counts}}
+    if num_cq500:
+        asked["cq500"] = {**common, "cq500_studies": num_cq500}
+    missing = {name: part for name, part in asked.items() if not _is_finished(options.out / name, part)}
+    return PhantomPlan(options.out, missing, options.workers or config.prepare.workers)
 
 
-def room_bytes(size: int, num_rsna: int, num_cq500: int) -> int:
-    """Disk that so many studies take: about 33 slices each, and about 80 in CQ500 with its other series."""
-    return (33 * num_rsna + 80 * num_cq500) * 2 * size * size
+def run(plan: PhantomPlan) -> None:
+    """Writes `out/rsna` and `out/cq500`, the same bytes for the same settings whatever the number of workers.
+
+    A finished root with the same settings is left as it is; an unfinished one is begun again.
+
+    Raises:
+        DataError: a worker died.
+        DiskFullError: too little room.
+        Stopped: a signal asked for a stop.
+    """
+    if not plan.missing:
+        logger.info("phantom: %s is finished; nothing to do.", plan.out)
+        return
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+        _check_room(plan)
+        _compile_kernels()
+        for name, settings in plan.missing.items():
+            _write_root(plan.out, name, settings, plan.workers)
+    except OSError as error:
+        raise disk_full(plan.out, error) from error
+
+
+def write_phantom(out: Path, **options: Any) -> None:
+    """Plans and writes a phantom with the default config; keyword arguments as in `PhantomOptions`."""
+    run(plan(Config(), None, PhantomOptions(out, **options)))
 
 
 def _check_counts(size: int, counts: dict[str, int]) -> None:
@@ -105,7 +146,7 @@ def _check_counts(size: int, counts: dict[str, int]) -> None:
     for name, count in counts.items():
         least = 1 if name == "studies" else 0
         if count < least:
-            raise DataError(f"phantom: expected --{name} of at least {least}, found {count}.")
+            raise DataError(f"phantom: expected --{name.replace('_', '-')} of at least {least}, found {count}.")
 
 
 def _check_folder(out: Path) -> None:
@@ -147,13 +188,12 @@ def _is_finished(root: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _check_room(out: Path, size: int, num_rsna: int, num_cq500: int) -> None:
-    needed = room_bytes(size, num_rsna, num_cq500)
-    free = shutil.disk_usage(out).free
+def _check_room(plan: PhantomPlan) -> None:
+    needed, free = plan.num_bytes, shutil.disk_usage(plan.out).free
     logger.info("phantom: needs about %.1f GB, %.1f GB are free.", needed / 1e9, free / 1e9)
     if needed > free:
         raise DiskFullError(
-            f"phantom: {out} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed. "
+            f"phantom: {plan.out} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed. "
             "Choose another disk, a smaller --size, or fewer studies."
         )
 

@@ -1,7 +1,7 @@
 """What a command would do, for `--dry-run`: steps, places, disk and time, found out without writing a byte."""
 
 import shutil
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from rich.markup import escape
@@ -10,38 +10,45 @@ from rich.table import Table
 from ichkit.core.progress import format_seconds
 from ichkit.show.terminal import make_table
 
-PREDICTION_BYTES = 45
-"""Of one row of a predictions table in parquet: 41 to 43 in the tables of the demo."""
 NOT_KNOWN = "not known before it has begun"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one command would do.
+class Plan(ABC):
+    """The first half of a command: what was found, and what would be done with it; `run` is the second half.
 
-    Attributes:
-        steps: one line each, in order; none where everything is up to date.
-        writes: files and folders that would be made or replaced.
-        num_bytes: of disk they take, at most or about; None where it cannot be known.
-        seconds: about how long it takes; None where nothing is known to go by.
-        basis: what the time goes by, or why there is none.
+    Each command has a subclass, a frozen dataclass of what was found. The answers below are worked out when they are
+    asked for: a run needs none of them.
     """
 
-    steps: tuple[str, ...]
-    writes: tuple[Path, ...] = ()
-    num_bytes: float | None = 0
-    seconds: float | None = None
-    basis: str = NOT_KNOWN
+    @property
+    @abstractmethod
+    def steps(self) -> tuple[str, ...]:
+        """One line each, in order."""
+
+    @property
+    @abstractmethod
+    def writes(self) -> tuple[Path, ...]:
+        """Files and folders that would be made or replaced; none where everything is up to date."""
+
+    @property
+    def num_bytes(self) -> float | None:
+        """Of disk they take, at most or about; None where it cannot be known."""
+        return None
+
+    @property
+    def seconds(self) -> float | None:
+        """About how long it takes; None where there is no measurement to go by."""
+        return None
+
+    @property
+    def basis(self) -> str:
+        """What the time goes by, or why there is none."""
+        return NOT_KNOWN
 
     @property
     def is_idle(self) -> bool:
         """True where there is nothing to do."""
         return not self.writes
-
-
-def up_to_date(what: str) -> Plan:
-    """The plan of a command that finds its work done."""
-    return Plan((f"{what}: up to date, nothing to do",), seconds=0, basis="nothing to do")
 
 
 def render(plan: Plan, command: str) -> Table:

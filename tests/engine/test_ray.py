@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.commands import phantom_options
+from support.commands import do, phantom_options
 from support.jobs import square_or_die, where
 from support.pixels import make_pixel_work
 from support.training import config as training_config
@@ -62,7 +62,7 @@ def test_prepare_on_a_cluster_gives_the_bytes_of_one_process(
 ):
     work = WorkFolder(tmp_path)
     config = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"workers": 2})})
-    prepare.run(config, work, phantom_options(phantom_root, backend="ray"))
+    do(prepare, config, work, phantom_options(phantom_root, backend="ray"))
     files = [read_manifest(item.prepared, made_by="test").files for item in (work, prepared_once)]
     assert files[0] == files[1]
 
@@ -78,8 +78,8 @@ def test_without_ray_it_is_named_with_its_extra(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_folds_trained_on_a_cluster_are_those_trained_here(cluster, tmp_path):
     here, there = make_pixel_work(tmp_path / "here"), make_pixel_work(tmp_path / "there")
-    train.run(training_config("train.epochs=1"), here, run_name="run")
-    train.run(training_config("train.epochs=1", "train.backend=ray"), there, run_name="run")
+    do(train, training_config("train.epochs=1"), here, run_name="run")
+    do(train, training_config("train.epochs=1", "train.backend=ray"), there, run_name="run")
     assert there.finished_folds("run") == [0, 1]
     for fold in (0, 1):
         ours, theirs = (read_files(work.fold("run", fold)) for work in (here, there))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.commands import do
 
 from ichkit.core.config import load_config
 from ichkit.core.tasks import find_task
@@ -48,8 +49,8 @@ def test_the_heat_of_true_positives_falls_on_the_bleed_far_above_chance(tmp_path
     """Chance is the bleed's share of the head's area: what heat spread evenly over it, or a blind guess, would hit."""
     write_phantom(tmp_path, studies=NUM_STUDIES, test_studies=0, cq500_studies=0, size=SIZE, seed=3, keep_masks=True)
     config, work = load_config("demo", SETTINGS), WorkFolder(tmp_path / "work")
-    prepare.run(config, work, prepare.PrepareOptions(rsna=tmp_path / "rsna"))
-    train.run(config, work, run_name="demo", folds=[0])
+    do(prepare, config, work, prepare.PrepareOptions(rsna=tmp_path / "rsna"))
+    do(train, config, work, run_name="demo", folds=[0])
     prepared = Prepared.open(work.prepared, TASK)
     held_out = read_held_out(prepared, work, "demo", 0)
     is_hit = (held_out[TASK.any_class] == 1) & (held_out[f"p_{TASK.any_class}"] > 0.5)

@@ -8,6 +8,7 @@ import zipfile
 import pandas as pd
 import pytest
 from support.browsers import find_browser, look_at
+from support.commands import do
 from support.dicoms import write_series, write_slice
 from support.simulated import TASK
 from support.trained import CONFIG, make_trained_work
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.slow
 def work(tmp_path_factory):
     """Two folds trained and stacked; never written to."""
     work = make_trained_work(tmp_path_factory.mktemp("export"))
-    stack.run(CONFIG, work)
+    do(stack, CONFIG, work)
     return work
 
 
@@ -38,7 +39,7 @@ def work(tmp_path_factory):
 def exported(work, tmp_path_factory):
     """The blend, exported; never written to."""
     folder = tmp_path_factory.mktemp("exported") / "model"
-    export.run(CONFIG, work, "demo-blend", folder)
+    do(export, CONFIG, work, model="demo-blend", out=folder)
     return folder
 
 
@@ -59,13 +60,13 @@ def scans(tmp_path_factory):
 
 
 def predict_with(model, scans, out, work=NOWHERE, **options):
-    return predict.run(CONFIG, work, scans, model=str(model), out=out, **options)
+    return do(predict, CONFIG, work, path=scans, model=str(model), out=out, **options)
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-blend", "demo-fusion"])
 def test_an_export_predicts_exactly_what_the_work_folder_predicts(work, scans, tmp_path, monkeypatch, name):
     monkeypatch.setenv("ICHKIT_SALT", "same")
-    export.run(CONFIG, work, name, tmp_path / "model")
+    do(export, CONFIG, work, model=name, out=tmp_path / "model")
     moved = tmp_path / "elsewhere" / "m"
     moved.parent.mkdir()
     (tmp_path / "model").rename(moved)
@@ -115,22 +116,22 @@ def test_damage_at_home_is_not_exported(work, tmp_path):
     path = copy.fold("demo", 0) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match=r"fold0/model\.safetensors: changed since it was written"):
-        export.run(CONFIG, copy, "demo", tmp_path / "model")
+        do(export, CONFIG, copy, model="demo", out=tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(work, exported, tmp_path):
-    export.run(CONFIG, work, "demo", tmp_path / "model")
-    export.run(CONFIG, work, "demo-blend", tmp_path / "model")
+    do(export, CONFIG, work, model="demo", out=tmp_path / "model")
+    do(export, CONFIG, work, model="demo-blend", out=tmp_path / "model")
     assert read_manifest(tmp_path / "model", made_by="").facts["name"] == "demo-blend"
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("keep me")
     for other in (tmp_path / "home", work.prepared):
         with pytest.raises(ConfigError, match="found something else"):
-            export.run(CONFIG, work, "demo", other)
+            do(export, CONFIG, work, model="demo", out=other)
     assert (tmp_path / "home" / "letter.txt").exists()
     with pytest.raises(ConfigError, match="exported folder already"):
-        export.run(CONFIG, work, str(exported), tmp_path / "again")
+        do(export, CONFIG, work, model=str(exported), out=tmp_path / "again")
 
 
 def test_the_series_of_a_pacs_export_are_chosen_and_the_others_told_why(exported, scans, tmp_path):
@@ -212,5 +213,5 @@ def test_a_stack_may_be_named_without_its_kind(work, tmp_path):
     shutil.copytree(work.root, tmp_path / "work")
     own = WorkFolder(tmp_path / "work")
     (own.stacks / "demo").rename(own.stacks / "mine")
-    made = export.run(CONFIG, own, "mine", tmp_path / "model")
+    made = do(export, CONFIG, own, model="mine", out=tmp_path / "model")
     assert (made.facts["name"], made.facts["kind"]) == ("mine-blend", "blend")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from click.testing import CliRunner
-from support.commands import phantom_options
+from support.commands import do, phantom_options
 
 from ichkit.cli.main import main
 from ichkit.core.errors import DiskFullError
@@ -61,7 +61,7 @@ def check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch):
     finished, done, store_study = num_records(work), [], decode.store_study
     is_whole = (work.prepared / "manifest.json").exists()
     monkeypatch.setattr(decode, "store_study", lambda folder, task: done.append(task.key) or store_study(folder, task))
-    prepare.run(tiny_config, work, phantom_options(phantom_root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root))
     monkeypatch.undo()
     assert len(done) == (0 if is_whole else NUM_STUDIES - finished)
     assert contents(work) == contents(prepared_once)
@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_finished_studies_valid_and_says_how_many_are_missing
     about = r", about 0\.\d\d GB" if room else ""
     expected = f"is full .*Free some room.*{room} of 28 studies are finished, {28 - room} are missing{about}"
     with pytest.raises(DiskFullError, match=expected):
-        prepare.run(tiny_config, work, phantom_options(phantom_root))
+        do(prepare, tiny_config, work, phantom_options(phantom_root))
     monkeypatch.undo()
     check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch)
 

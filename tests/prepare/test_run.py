@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from support.commands import phantom_options
+from support.commands import do, phantom_options
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, DataError, FoldError, Stopped
@@ -109,7 +109,7 @@ def test_a_second_run_does_nothing(prepared_work, phantom_root, tiny_config, mon
     before = digests(prepared_work)
     created = read_manifest(prepared_work.prepared, made_by="test").created_utc
     monkeypatch.setattr(decode, "store_study", None)
-    manifest = prepare.run(tiny_config, prepared_work, phantom_options(phantom_root))
+    manifest = do(prepare, tiny_config, prepared_work, phantom_options(phantom_root))
     assert manifest.created_utc == created
     assert digests(prepared_work) == before
     assert find_damage(prepared_work.prepared, manifest) == []
@@ -117,7 +117,7 @@ def test_a_second_run_does_nothing(prepared_work, phantom_root, tiny_config, mon
 
 def test_two_processes_give_the_bytes_of_one(prepared_once, phantom_root, tmp_path):
     config = load_config("demo", ("prepare.num_folds=3", "prepare.workers=2", "prepare.size=null"))
-    prepare.run(config, WorkFolder(tmp_path), phantom_options(phantom_root))
+    do(prepare, config, WorkFolder(tmp_path), phantom_options(phantom_root))
     assert digests(WorkFolder(tmp_path)) == digests(prepared_once)
 
 
@@ -135,12 +135,12 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr(StopFlag, "check", stop_after)
     with pytest.raises(Stopped, match=f"{after} of 28 studies are finished. Run the same command again"):
-        prepare.run(tiny_config, work, phantom_options(phantom_root))
+        do(prepare, tiny_config, work, phantom_options(phantom_root))
     assert not work.prepared.exists()
     monkeypatch.undo()
     done, store_study = [], decode.store_study
     monkeypatch.setattr(decode, "store_study", lambda folder, task: done.append(task.key) or store_study(folder, task))
-    prepare.run(tiny_config, work, phantom_options(phantom_root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root))
     assert len(done) == 28 - after
     assert digests(work) == digests(prepared_once)
 
@@ -149,12 +149,12 @@ def test_new_files_are_taken_up_and_move_no_patient(phantom_root, tiny_config, t
     root = tmp_path / "part"
     shutil.copytree(phantom_root, root)
     work = WorkFolder(tmp_path / "work")
-    prepare.run(tiny_config, work, phantom_options(root, limit_studies=9))
+    do(prepare, tiny_config, work, phantom_options(root, limit_studies=9))
     first = store(work)
     assert first.split("train")["study_id"].nunique() == 9
     done, store_study = [], decode.store_study
     monkeypatch.setattr(decode, "store_study", lambda folder, task: done.append(task.key) or store_study(folder, task))
-    prepare.run(tiny_config, work, phantom_options(root))
+    do(prepare, tiny_config, work, phantom_options(root))
     second = store(work)
     assert second.split("train")["study_id"].nunique() == 16
     assert len(done) == 16 - 9
@@ -170,45 +170,45 @@ def test_other_settings_are_refused_with_the_difference_and_fresh_keeps_the_fold
 ):
     other = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"size": 32})})
     with pytest.raises(ArtifactError, match=r"other settings \(size: None, now 32\).*--fresh"):
-        prepare.run(other, prepared_work, phantom_options(phantom_root))
+        do(prepare, other, prepared_work, phantom_options(phantom_root))
     with pytest.raises(DataError, match="nothing is there"):
-        prepare.run(other, prepared_work, phantom_options(phantom_root / "nowhere", fresh=True))
+        do(prepare, other, prepared_work, phantom_options(phantom_root / "nowhere", fresh=True))
     assert has_artifact(prepared_work.prepared)  # a wrong path costs nothing
     folds = (prepared_work.prepared / "folds.csv").read_bytes()
     reseeded = other.model_copy(update={"seed": 77})
-    prepare.run(reseeded, prepared_work, phantom_options(phantom_root, fresh=True))
+    do(prepare, reseeded, prepared_work, phantom_options(phantom_root, fresh=True))
     assert (prepared_work.prepared / "folds.csv").read_bytes() == folds
     assert store(prepared_work).read_volume(store(prepared_work).slices["volume"].iloc[0]).shape[1:] == (32, 32)
-    prepare.run(reseeded, prepared_work, phantom_options(phantom_root, new_folds=True))
+    do(prepare, reseeded, prepared_work, phantom_options(phantom_root, new_folds=True))
     assert (prepared_work.prepared / "folds.csv").read_bytes() != folds
 
 
 def test_imported_folds_are_used_as_they_are(prepared_work, phantom_root, tiny_config, tmp_path):
     folds = store(prepared_work).folds.assign(fold=lambda table: (table["fold"] + 1) % 3)
     folds.to_csv(tmp_path / "mine.csv", index=False)
-    prepare.run(tiny_config, prepared_work, phantom_options(phantom_root, folds_file=tmp_path / "mine.csv"))
+    do(prepare, tiny_config, prepared_work, phantom_options(phantom_root, folds_file=tmp_path / "mine.csv"))
     pd.testing.assert_frame_equal(store(prepared_work).folds, folds)
     (tmp_path / "bad.csv").write_text("patient,part\na,1\n")
     with pytest.raises(FoldError, match="expected a CSV with columns patient_id, fold"):
-        prepare.run(tiny_config, prepared_work, phantom_options(phantom_root, folds_file=tmp_path / "bad.csv"))
+        do(prepare, tiny_config, prepared_work, phantom_options(phantom_root, folds_file=tmp_path / "bad.csv"))
 
 
 def test_missing_data_say_where_they_were_looked_for(phantom_root, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ICHKIT_RSNA", raising=False)
     with pytest.raises(DataError, match="no data at data/rsna.*--rsna PATH or ICHKIT_RSNA.*ichkit phantom"):
-        prepare.run(tiny_config, WorkFolder(tmp_path / "work"))
+        do(prepare, tiny_config, WorkFolder(tmp_path / "work"))
     options = phantom_options(phantom_root, cq500=tmp_path / "nowhere")
     with pytest.raises(DataError, match="--cq500 says .*nowhere, and nothing is there"):
-        prepare.run(tiny_config, WorkFolder(tmp_path / "work"), options)
+        do(prepare, tiny_config, WorkFolder(tmp_path / "work"), options)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image folder among 0 files. Expected stage_2_train.csv"):
-        prepare.run(tiny_config, WorkFolder(tmp_path / "work"), prepare.PrepareOptions(rsna=tmp_path / "empty"))
+        do(prepare, tiny_config, WorkFolder(tmp_path / "work"), prepare.PrepareOptions(rsna=tmp_path / "empty"))
 
 
 def test_strict_stops_at_the_first_rejected_file(phantom_root, tiny_config, tmp_path):
     with pytest.raises(DataError, match=r"cannot be taken: truncated.*\(--strict\)"):
-        prepare.run(tiny_config, WorkFolder(tmp_path), phantom_options(phantom_root, strict=True))
+        do(prepare, tiny_config, WorkFolder(tmp_path), phantom_options(phantom_root, strict=True))
 
 
 def test_a_damaged_manifest_and_a_flipped_byte_are_found(prepared_work):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from support.commands import phantom_options
+from support.commands import do, phantom_options
 from support.dicoms import make_dataset, write_series, write_slice
 
 from ichkit.core.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def test_the_zips_as_they_are_downloaded_give_the_slices_of_the_folders(
     zipped_root, prepared_once, tiny_config, tmp_path
 ):
     work = WorkFolder(tmp_path)
-    prepare.run(tiny_config, work, prepare.PrepareOptions(rsna=zipped_root / "rsna.zip", cq500=zipped_root / "cq500"))
+    do(prepare, tiny_config, work, prepare.PrepareOptions(rsna=zipped_root / "rsna.zip", cq500=zipped_root / "cq500"))
     compare(work, prepared_once)
 
 
@@ -85,7 +85,7 @@ def test_folders_and_zips_may_be_mixed(phantom_root, prepared_once, tiny_config,
     pack(root / "stage_2_test", root / "more.zip", prefix="stage_2_test/", method=zipfile.ZIP_STORED)
     shutil.rmtree(root / "stage_2_test")
     work = WorkFolder(tmp_path / "work")
-    prepare.run(tiny_config, work, phantom_options(phantom_root, rsna=root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root, rsna=root))
     compare(work, prepared_once)
 
 
@@ -114,7 +114,7 @@ def test_own_scans_with_labels_per_slice_become_a_training_split(tmp_path, tiny_
     labels = label_table("slice_id", ids[:-3])
     labels.to_csv(tmp_path / "labels.csv", index=False)
     work = WorkFolder(tmp_path / "work")
-    manifest = prepare.run(tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
+    manifest = do(prepare, tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
     store = prepared(work)
     assert manifest.facts["data"] == "folder"
     assert set(store.slices["split"]) == {"train"}
@@ -137,10 +137,10 @@ def test_the_patients_of_own_scans_keep_their_folds_when_more_come(tmp_path, tin
     root, work = own_scans(tmp_path / "scans"), WorkFolder(tmp_path / "work")
     ids = [f"1.2.{i}" for i in range(12)]
     label_table("study_id", ids).to_csv(tmp_path / "labels.csv", index=False)
-    prepare.run(tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
+    do(prepare, tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
     first = prepared(work).folds
     own_scans(root, 12)
-    prepare.run(tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
+    do(prepare, tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
     second = prepared(work).folds
     assert len(second) == 6
     both = first.merge(second, on="patient_id", suffixes=("_first", "_second"))
@@ -155,7 +155,7 @@ def test_labels_per_study_go_to_every_slice_and_are_said_to_be_rough(tmp_path, t
     labels.to_csv(tmp_path / "labels.csv", index=False)
     work = WorkFolder(tmp_path / "work")
     with caplog.at_level("WARNING", logger="ichkit"):
-        manifest = prepare.run(tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
+        manifest = do(prepare, tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
     assert "labels are per study" in caplog.text
     assert manifest.facts["folder"]["labels"] == "study"
     store = prepared(work)
@@ -186,14 +186,14 @@ def test_labels_that_do_not_fit_say_what_was_expected(tmp_path, tiny_config, mon
         labels = tmp_path / "labels.csv"
         labels.write_text(content % ",".join(TASK.subtypes) if "%s" in content else content)
     with pytest.raises(DataError, match=expected):
-        prepare.run(tiny_config, WorkFolder(tmp_path / "work"), folder_options(root, labels))
+        do(prepare, tiny_config, WorkFolder(tmp_path / "work"), folder_options(root, labels))
 
 
 def test_a_folder_is_no_rsna_and_unknown_sources_get_the_nearest(tmp_path, tiny_config):
     with pytest.raises(ConfigError, match="--folder and --labels belong to --source folder"):
-        prepare.run(tiny_config, WorkFolder(tmp_path), prepare.PrepareOptions(source="rsna", folder=tmp_path))
+        do(prepare, tiny_config, WorkFolder(tmp_path), prepare.PrepareOptions(source="rsna", folder=tmp_path))
     with pytest.raises(ConfigError, match='"foldr" is no source of training data.*folder'):
-        prepare.run(tiny_config, WorkFolder(tmp_path), prepare.PrepareOptions(source="foldr"))
+        do(prepare, tiny_config, WorkFolder(tmp_path), prepare.PrepareOptions(source="foldr"))
 
 
 def test_a_series_chosen_by_hand_is_taken_whatever_the_rule_says(phantom_root, prepared_once, tiny_config, tmp_path):
@@ -203,7 +203,7 @@ def test_a_series_chosen_by_hand_is_taken_whatever_the_rule_says(phantom_root, p
     override = tmp_path / "override.csv"
     others[["study_id", "series"]].to_csv(override, index=False)
     work = WorkFolder(tmp_path / "work")
-    prepare.run(tiny_config, work, phantom_options(phantom_root, series_override=override))
+    do(prepare, tiny_config, work, phantom_options(phantom_root, series_override=override))
     mine = pd.read_csv(work.prepared / "series_choice.csv")
     chosen = mine[mine["chosen"]].set_index("study_id")
     assert chosen.loc[study, "series"] == series
@@ -213,7 +213,7 @@ def test_a_series_chosen_by_hand_is_taken_whatever_the_rule_says(phantom_root, p
     held = prepared(work).slices
     assert set(held["series_id"][held["study_id"] == study]) == set(others["series_id"])
     # Taking it back is another input, not another setting.
-    prepare.run(tiny_config, work, phantom_options(phantom_root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root))
     pd.testing.assert_frame_equal(pd.read_csv(work.prepared / "series_choice.csv"), choice)
 
 
@@ -231,14 +231,14 @@ def test_an_override_that_does_not_fit_is_refused(phantom_root, tiny_config, tmp
     studies = pd.read_csv(phantom_root / "cq500" / "reads.csv")["name"]
     override.write_text(rows.replace("CQ500-CT-1,", f"{studies.iloc[0]},"))
     with pytest.raises(DataError, match=expected):
-        prepare.run(tiny_config, WorkFolder(tmp_path / "w"), phantom_options(phantom_root, series_override=override))
+        do(prepare, tiny_config, WorkFolder(tmp_path / "w"), phantom_options(phantom_root, series_override=override))
 
 
 def test_changed_labels_are_noticed_although_the_file_is_as_long_as_before(phantom_root, tiny_config, tmp_path):
     root = tmp_path / "rsna"
     shutil.copytree(phantom_root / "rsna", root)
     work = WorkFolder(tmp_path / "work")
-    prepare.run(tiny_config, work, phantom_options(phantom_root, rsna=root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root, rsna=root))
     before = prepared(work).split("train")
     path = root / "stage_2_train.csv"
     target = f"{before['slice_id'].iloc[0]}_subdural,"
@@ -246,7 +246,7 @@ def test_changed_labels_are_noticed_although_the_file_is_as_long_as_before(phant
     at = text.index(target) + len(target)
     flipped = "0" if text[at] == "1" else "1"
     path.write_text("\n".join(line[:-1] + flipped if line.startswith(target) else line for line in text.split("\n")))
-    prepare.run(tiny_config, work, phantom_options(phantom_root, rsna=root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root, rsna=root))
     after = prepared(work).split("train")
     assert int(after["subdural"].iloc[0]) == int(flipped) != int(before["subdural"].iloc[0])
 
@@ -258,7 +258,7 @@ def test_the_batches_and_the_baseline_of_cq500_are_kept_where_they_are_given(pha
     scores = {word: np.linspace(0, 1, len(names)) for word in ("ICH", "IPH", "IVH", "SAH", "SDH", "EDH")}
     pd.DataFrame({"name": names, **scores}).to_csv(root / "prediction_probabilities.csv", index=False)
     work = WorkFolder(tmp_path / "work")
-    prepare.run(tiny_config, work, phantom_options(phantom_root, cq500=root))
+    do(prepare, tiny_config, work, phantom_options(phantom_root, cq500=root))
     facts = pd.read_csv(work.prepared / "cq500_facts.csv")
     assert set(facts["batch"]) <= {"B1", "B2"}
     assert set(facts["study_id"]) == set(names)

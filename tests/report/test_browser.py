@@ -2,6 +2,7 @@
 
 import pytest
 from support.browsers import find_browser, look_at
+from support.commands import do
 from support.reports import CONFIG, explain_without_network, make_report_work
 from support.simulated import TASK
 
@@ -22,7 +23,7 @@ def page(tmp_path_factory):
     work = make_report_work(root / "work", cq500_missing=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gallery, "explain_slices", explain_without_network)
-        return report.run(CONFIG, work, root / "submissions").read_text()
+        return do(report, CONFIG, work, submissions=root / "submissions").read_text()
 
 
 @pytest.fixture(scope="module")

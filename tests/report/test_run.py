@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
+from support.commands import do
 from support.reports import CONFIG, Page, explain_without_network, make_report_work
 from support.simulated import TASK, make_stack, make_work, rewrite_prepared
 
@@ -38,7 +39,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(work):
-    return Page(report.run(CONFIG, work, work.root / "submissions").read_text())
+    return Page(do(report, CONFIG, work, submissions=work.root / "submissions").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +203,11 @@ def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, 
     shutil.copytree(work.root, tmp_path / "work")
     copy, submissions = WorkFolder(tmp_path / "work"), tmp_path / "submissions"
     copy.report.write_text(copy.report.read_text() + "<!-- mine -->")
-    assert "<!-- mine -->" in report.run(CONFIG, copy, submissions).read_text()
+    assert "<!-- mine -->" in do(report, CONFIG, copy, submissions=submissions).read_text()
     facts = read_table(copy.prepared / "rejected.csv")
     facts.loc[0] = {"dataset": "rsna", "split": "train", "reason": "not <script>alert(1)</script> DICOM"}
     rewrite_prepared(copy, {"rejected.csv": facts})
-    text = report.run(CONFIG, copy, submissions).read_text()
+    text = do(report, CONFIG, copy, submissions=submissions).read_text()
     assert "mine" not in text
     assert "not &lt;script&gt;alert(1)&lt;/script&gt; DICOM" in text
     assert "<script" not in text
@@ -215,7 +216,7 @@ def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, 
 def test_the_stages_of_the_best_source_are_its_stack_and_its_runs_and_no_others(tmp_path):
     work = make_report_work(tmp_path / "work", runs=("a", "b", "c"))
     make_stack(work, runs=("b", "c"), kinds=("fusion", "blend"))
-    material = report.collect(CONFIG, work, tmp_path / "submissions")
+    material = report.collect(report.plan(CONFIG, work, report.ReportOptions(tmp_path / "submissions")))
     of_stack = {"a": {"a", "a-fusion", "a-blend"}, "b+c": {"b", "c", "b+c-fusion", "b+c-blend"}}
     for source in material.peers:
         mine = replace(material, sources=[source, *(other for other in material.sources if other != source)])
@@ -238,12 +239,12 @@ def test_the_legend_below_a_figure_is_as_wide_as_the_figure_or_narrower(names):
 @pytest.mark.slow
 def test_two_pages_of_the_same_inputs_are_the_same_bytes(work, page):
     work.report.unlink()
-    assert report.run(CONFIG, work, work.root / "submissions").read_text() == page.raw
+    assert do(report, CONFIG, work, submissions=work.root / "submissions").read_text() == page.raw
 
 
 def test_what_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
     work = make_report_work(tmp_path / "work", folds=(0,), cq500_studies=0, is_stacked=False)
-    missing = find_missing(report.collect(CONFIG, work, tmp_path / "submissions"))
+    missing = find_missing(report.collect(report.plan(CONFIG, work, report.ReportOptions(tmp_path / "submissions"))))
     assert "Run a has 1 of 2 folds" in missing[0].what
     commands = [one.command for one in missing]
     assert commands[0].startswith("ichkit train --fold 1")
@@ -253,7 +254,7 @@ def test_what_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
 @pytest.mark.slow
 def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
     work = make_report_work(tmp_path / "work", folds=(0,), cq500_studies=0, is_stacked=False)
-    page = Page(report.run(CONFIG, work, tmp_path / "submissions").read_text())
+    page = Page(do(report, CONFIG, work, submissions=tmp_path / "submissions").read_text())
     for command in ("ichkit train --fold 1", "ichkit stack", "ichkit prepare --cq500 PATH"):
         assert f"Run {command}" in page.text
     assert set(page.tables) >= {"Log loss per class and stage, out of fold", "a, out of fold, by slice"}
@@ -262,13 +263,13 @@ def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
 
 def test_without_training_the_page_shows_the_data_and_says_what_comes_next(tmp_path):
     work = make_work(tmp_path / "work", num_patients=6, folds=())
-    page = Page(report.run(CONFIG, work, tmp_path / "submissions").read_text())
+    page = Page(do(report, CONFIG, work, submissions=tmp_path / "submissions").read_text())
     assert page.headings == ["At a glance", "Data", "How to repeat it"]
     assert "Run ichkit train --fold 0" in page.text
     rows = by_name(page.tables["Prepared (data: phantom)"])
     assert rows["rsna train"][0] == f"{(read_table(work.prepared / 'slices.parquet').split == 'train').sum():,}"
     with pytest.raises(ArtifactError, match="ichkit prepare"):
-        report.run(CONFIG, WorkFolder(tmp_path / "nothing"), tmp_path / "submissions")
+        do(report, CONFIG, WorkFolder(tmp_path / "nothing"), submissions=tmp_path / "submissions")
 
 
 def test_roc_points_are_those_of_scikit_learn_ties_included():

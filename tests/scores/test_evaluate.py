@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+from support.commands import do
 from support.scored import make_scored, pick, read
 from support.simulated import TASK, make_work, rewrite_slices
 
@@ -87,7 +88,7 @@ def test_a_class_without_positives_in_a_fold_has_no_auc_there(work):
     slices = read_table(work.prepared / "slices.parquet")
     slices.loc[(slices.fold == 2).fillna(False), "epidural"] = 0
     rewrite_slices(work, slices)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     row = pick(read(work), source="a", dataset="rsna", fold=2, metric="roc_auc", class_="epidural")
     assert np.isnan([row.value, row.low, row.high]).all()
     assert (row.n, row.n_positive) == (int((slices.fold == 2).sum()), 0)
@@ -96,7 +97,7 @@ def test_a_class_without_positives_in_a_fold_has_no_auc_there(work):
 
 def test_two_sources_are_drawn_alike_so_equal_tables_have_equal_intervals(work):
     shutil.copytree(work.runs / "a", work.runs / "twin")
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     scores = read(work)
     a, twin = (scores[scores.source == name].drop(columns="source").reset_index(drop=True) for name in ("a", "twin"))
     pd.testing.assert_frame_equal(a, twin)
@@ -104,17 +105,17 @@ def test_two_sources_are_drawn_alike_so_equal_tables_have_equal_intervals(work):
 
 def test_scores_are_made_once_and_again_only_for_what_changed(work, caplog):
     caplog.set_level(logging.INFO, logger="ichkit")
-    before, bytes_before = evaluate.run(CONFIG, work), (work.scores / "scores.parquet").read_bytes()
+    before, bytes_before = do(evaluate, CONFIG, work), (work.scores / "scores.parquet").read_bytes()
     assert "the scores of 3 sources are up to date" in caplog.text
     assert before.created_utc == read_manifest(work.scores, made_by="").created_utc
     shutil.rmtree(work.fold("b", 2))
     caplog.clear()
-    after = evaluate.run(CONFIG, work)
+    after = do(evaluate, CONFIG, work)
     assert "scoring 1 of 3 sources: inputs changed" in caplog.text
     assert after.inputs != before.inputs
     kept = (work.scores / "scores.parquet").read_bytes()
     shutil.rmtree(work.scores)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     assert (work.scores / "scores.parquet").read_bytes() == kept != bytes_before
 
 
@@ -123,17 +124,17 @@ def test_other_labels_or_other_settings_score_everything_again(work, caplog):
     slices = read_table(work.prepared / "slices.parquet")
     slices.loc[(slices.split == "train").to_numpy(), "epidural"] = 0
     rewrite_slices(work, slices)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     assert "scoring 3 of 3 sources: inputs changed" in caplog.text
     caplog.clear()
-    evaluate.run(Config(evaluate=EvaluateConfig(num_draws=60)), work)
+    do(evaluate, Config(evaluate=EvaluateConfig(num_draws=60)), work)
     assert "scoring 3 of 3 sources" in caplog.text
 
 
 def test_missing_cq500_studies_are_counted_in_the_log_and_named_in_the_manifest(work, caplog):
     shutil.rmtree(work.scores)
     caplog.set_level(logging.INFO, logger="ichkit")
-    manifest = evaluate.run(CONFIG, work)
+    manifest = do(evaluate, CONFIG, work)
     assert "CQ500 studies without slices, not scored: 2" in caplog.text
     assert manifest.facts["cq500_missing"] == ["CQ500-CT-30", "CQ500-CT-31"]
     assert "CQ500-CT-30" not in caplog.text
@@ -141,14 +142,14 @@ def test_missing_cq500_studies_are_counted_in_the_log_and_named_in_the_manifest(
 
 def test_without_cq500_there_are_only_out_of_fold_scores(tmp_path):
     work = make_work(tmp_path / "work", num_patients=10, num_folds=2, folds=(0, 1), cq500_studies=0)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     assert read(work).dataset.unique().tolist() == ["rsna"]
 
 
 def test_nothing_trained_is_refused_with_the_command_to_run(tmp_path):
     work = make_work(tmp_path / "work", num_patients=10, folds=())
     with pytest.raises(ArtifactError, match=r"expected a finished fold of a run, found none. Run `ichkit train` first"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
 
 
 def test_a_source_made_before_scans_were_added_is_refused_with_its_remedy(work):
@@ -156,21 +157,21 @@ def test_a_source_made_before_scans_were_added_is_refused_with_its_remedy(work):
     extra = slices[slices.fold == 1].iloc[:1].assign(slice_id="ID_new", study_id="ID_zz", slice_index=0, num_slices=1)
     rewrite_slices(work, pd.concat([slices, extra]))
     with pytest.raises(ContractError, match=r"runs/a \(oof\).*found .* rows, 1 of other slices.*run `ichkit train`"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
     shutil.rmtree(work.runs)
     with pytest.raises(ContractError, match=r"stacks/.*run `ichkit stack`"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
 
 
 def test_a_stack_older_than_the_descriptors_of_its_runs_is_named(work, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="ichkit"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
         assert not caplog.records
         other = make_work(tmp_path / "other", runs=("b",), num_folds=3, folds=(1,), seed=1)
         shutil.rmtree(work.fold("b", 1))
         shutil.copytree(other.fold("b", 1), work.fold("b", 1))
         with pytest.raises(ContractError, match=r"runs/b \(oof\)"):
-            evaluate.run(CONFIG, work)
+            do(evaluate, CONFIG, work)
     assert caplog.messages == [
         "evaluate: a+b-fusion was made from other descriptors than its runs have now; run `ichkit stack`"
     ]
@@ -181,7 +182,7 @@ def test_a_row_with_a_fold_that_is_not_its_own_is_refused(work):
     path.write_bytes(encode_table(read_table(path).assign(fold=1), ".parquet"))
     shutil.rmtree(work.scores)
     with pytest.raises(ContractError, match=r"has fold 1, its own is 0"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
 
 
 def test_a_patient_in_two_folds_stops_the_scores(work):
@@ -190,7 +191,7 @@ def test_a_patient_in_two_folds_stops_the_scores(work):
     slices.loc[slices.slice_id == twice, "fold"] = 1
     rewrite_slices(work, slices)
     with pytest.raises(FoldError, match=r"has folds 0 and 1; a patient has one"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
 
 
 def test_scores_older_than_a_source_are_not_read(work):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from support.commands import do
 from support.simulated import TASK, make_stack, make_work
 
 from ichkit.core.config import Config, EvaluateConfig
@@ -35,7 +36,7 @@ def made(tmp_path_factory) -> WorkFolder:
     work = make_work(root, runs=("a",), folds=(0, 1, 2), **knobs)
     make_stack(work, runs=("a",), kinds=("fusion", "blend"))
     make_work(root, runs=("part",), folds=(1,), noise=0.1, **knobs)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     return work
 
 
@@ -46,7 +47,7 @@ def work(made, tmp_path) -> WorkFolder:
 
 
 def test_the_columns_are_those_of_the_contract_and_every_source_has_a_row(work, tmp_path):
-    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out")
     assert list(board.columns) == COLUMNS
     assert set(board.name) == {"a", "part", "a-fusion", "a-blend"}
     told = pd.read_csv(tmp_path / "out" / "leaderboard.csv", dtype={"folds": str})
@@ -56,7 +57,7 @@ def test_the_columns_are_those_of_the_contract_and_every_source_has_a_row(work, 
 
 
 def test_ranks_begin_at_one_among_sources_of_equal_folds_and_larger_groups_come_first(work, tmp_path):
-    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out")
     assert board["rank"].tolist() == [1, 2, 3, 1]
     assert board.folds.tolist() == ["0+1+2"] * 3 + ["1"]
     assert board.cv_weighted_log_loss[:3].is_monotonic_increasing
@@ -65,7 +66,7 @@ def test_ranks_begin_at_one_among_sources_of_equal_folds_and_larger_groups_come_
 
 
 def test_every_number_is_the_pooled_score_of_its_source(work, tmp_path):
-    board = leaderboard.run(CONFIG, work, tmp_path / "out").set_index("name")
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out").set_index("name")
     scores = read_table(work.scores / "scores.parquet")
     is_main = (scores["level"] == "slice") | (scores.dataset == "cq500") & (scores.aggregation == "maximum")
     scores = scores[is_main & (scores.fold == -1) & (scores.subgroup == "all")]
@@ -85,31 +86,33 @@ def test_every_number_is_the_pooled_score_of_its_source(work, tmp_path):
 
 def test_rebuilding_gives_the_same_bytes_also_from_nothing(work, tmp_path):
     first = tmp_path / "out" / "leaderboard.csv"
-    leaderboard.run(CONFIG, work, first.parent)
+    do(leaderboard, CONFIG, work, submissions=first.parent)
     before = first.read_bytes()
     first.write_text("rank,name\n1,made up\n")
-    leaderboard.run(CONFIG, work, first.parent)
+    do(leaderboard, CONFIG, work, submissions=first.parent)
     assert first.read_bytes() == before
     shutil.rmtree(work.scores)
-    leaderboard.run(CONFIG, work, tmp_path / "other")
+    do(leaderboard, CONFIG, work, submissions=tmp_path / "other")
     assert (tmp_path / "other" / "leaderboard.csv").read_bytes() == before
 
 
 def test_a_recorded_score_stays_until_the_sources_tables_are_others(work, tmp_path):
     out = tmp_path / "out"
-    submit.run(CONFIG, work, out, "a")
-    board = leaderboard.record(CONFIG, work, out, "a", 0.66, 0.05).set_index("name")
+    do(submit, CONFIG, work, submissions=out, source="a")
+    board = do(leaderboard, CONFIG, work, submissions=out, record="a", public_score=0.66, private_score=0.05).set_index(
+        "name"
+    )
     assert board.loc["a", ["public_score", "private_score", "submission"]].tolist() == [0.66, 0.05, "a.csv"]
     assert board.drop("a")[["public_score", "private_score", "submission"]].isna().all(axis=None)
     shutil.rmtree(work.fold("a", 2))
     shutil.rmtree(work.stacks)
-    board = leaderboard.run(CONFIG, work, out).set_index("name")
+    board = do(leaderboard, CONFIG, work, submissions=out).set_index("name")
     assert board.loc["a", ["public_score", "private_score", "submission"]].isna().all()
 
 
 def test_a_submission_that_was_edited_is_no_longer_the_sources(work, tmp_path):
     out = tmp_path / "out"
-    made = submit.run(CONFIG, work, out, "a-blend")
+    made = do(submit, CONFIG, work, submissions=out, source="a-blend")
     assert leaderboard.build(work, out, TASK).set_index("name").submission["a-blend"] == "a-blend.csv"
     made.csv_path.write_text(made.csv_path.read_text().replace("0.1", "0.2"))
     assert leaderboard.build(work, out, TASK).submission.isna().all()
@@ -123,7 +126,7 @@ def test_a_board_without_scores_names_the_command(work, tmp_path):
 
 def test_without_cq500_its_columns_are_empty(tmp_path):
     work = make_work(tmp_path / "work", num_patients=10, num_folds=2, folds=(0, 1), cq500_studies=0)
-    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out")
     assert board.filter(like="cq500").isna().all(axis=None)
     assert board.cv_weighted_log_loss.notna().all()
 
@@ -137,8 +140,8 @@ def text_of(table, width: int) -> str:
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_terminal_shows_every_number_whole_and_that_the_data_are_phantoms(work, tmp_path, width):
     out = tmp_path / "out"
-    submit.run(CONFIG, work, out, "a-fusion")
-    board = leaderboard.record(CONFIG, work, out, "a-fusion", 0.66, 0.05)
+    do(submit, CONFIG, work, submissions=out, source="a-fusion")
+    board = do(leaderboard, CONFIG, work, submissions=out, record="a-fusion", public_score=0.66, private_score=0.05)
     text = text_of(leaderboard.render(work, board, TASK), width)
     assert "data: phantom" in text
     assert "Made from phantoms" in " ".join(text.split())
@@ -157,13 +160,13 @@ def test_the_terminal_shows_every_number_whole_and_that_the_data_are_phantoms(wo
 
 
 def test_without_recorded_scores_the_terminal_has_no_column_for_them(work, tmp_path):
-    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out")
     text = text_of(leaderboard.render(work, board, TASK), 140)
     assert "public" not in text
 
 
 def test_the_difference_to_the_best_is_the_paired_one_and_starred_where_it_is_real(work, tmp_path):
-    board = leaderboard.run(CONFIG, work, tmp_path / "out")
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out")
     lines = text_of(leaderboard.render(work, board, TASK), 200).splitlines()
     pairs = read_table(work.scores / "comparisons.parquet")
     pairs = pairs[pairs.metric == "weighted_log_loss"].set_index(["source", "other"])
@@ -186,8 +189,8 @@ def test_the_difference_to_the_best_is_the_paired_one_and_starred_where_it_is_re
 
 def test_recorded_scores_move_no_rank(work, tmp_path):
     out = tmp_path / "out"
-    before = leaderboard.run(CONFIG, work, out)
+    before = do(leaderboard, CONFIG, work, submissions=out)
     worst = before.name[2]
-    submit.run(CONFIG, work, out, worst)
-    after = leaderboard.record(CONFIG, work, out, worst, 0.0, 0.0)
+    do(submit, CONFIG, work, submissions=out, source=worst)
+    after = do(leaderboard, CONFIG, work, submissions=out, record=worst, public_score=0.0, private_score=0.0)
     pd.testing.assert_frame_equal(after[["rank", "name"]], before[["rank", "name"]])

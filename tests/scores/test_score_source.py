@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+from support.commands import do
 from support.scored import make_scored, pick, read
 from support.simulated import TASK, flip_labels, make_stack, make_work, rewrite_slices
 
@@ -86,7 +87,7 @@ def test_decisions_of_a_fold_are_made_at_the_threshold_of_the_others_and_add_up(
 def test_no_label_of_a_fold_moves_its_own_thresholds(work):
     before = thresholds_of(read(work))
     flip_labels(work, 1)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     is_moved = before != thresholds_of(read(work))
     for level in ("slice", "study"):
         for aim in ("best_f1", "youden"):
@@ -111,7 +112,7 @@ def test_cq500_is_decided_at_thresholds_of_the_out_of_fold_studies_and_none_of_i
 
 def test_a_single_fold_gets_thresholds_from_parts_of_its_own_patients(tmp_path):
     work = make_work(tmp_path / "work", num_patients=30, num_folds=2, folds=(1,), cq500_studies=0)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     scores = read(work)
     assert scores[scores.metric.str.startswith("threshold")].fold.unique().tolist() == [-1]
     assert np.isfinite(pick(scores, level="study", fold=-1, metric="sensitivity_at_youden", class_="any").value)
@@ -121,7 +122,7 @@ def test_subgroups_are_scored_on_their_own_rows_and_add_up_to_all(work):
     slices = read_table(work.prepared / "slices.parquet")
     slices["padded"] = slices.study_id.map(lambda name: hash_of(name) % 3 == 0)
     rewrite_slices(work, slices)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     scores = read(work)
     parts = [
         pick(scores, source="a", subgroup=f"padded={word}", metric="weighted_log_loss", fold=-1)
@@ -159,7 +160,7 @@ def test_cq500_is_scored_by_batch_once_the_batches_are_known(work, caplog):
     facts = pd.DataFrame({"study_id": names, "batch": ["B1", "B1", "B2", "B2"] * 8})
     add_prepared(work, "cq500_facts.csv", facts)
     caplog.set_level(logging.INFO, logger="ichkit")
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     assert "scoring 2 of 2 sources: inputs changed" in caplog.text
     scores = read(work)
     top = load_split(pick_source(find_sources(work, TASK), "a"), "cq500").groupby("study_id")[["p_any"]].max()
@@ -179,7 +180,7 @@ def test_the_baselines_own_probabilities_are_compared_on_the_studies_that_both_s
     table = pd.DataFrame(rng.random((25, 6)), columns=TASK.probability_columns)
     table.insert(0, "study_id", [f"CQ500-CT-{i}" for i in range(25)])
     add_prepared(work, "cq500_baseline.csv", table)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     found = read_comparisons(work, BASELINE)
     assert set(found.source) == {"a", "a-fusion"}
     assert (found.n == 25).all()
@@ -193,7 +194,7 @@ def test_the_baselines_own_probabilities_are_compared_on_the_studies_that_both_s
     )
     add_prepared(work, "cq500_baseline.csv", table.drop(columns="p_any"))
     with pytest.raises(ContractError, match=r"cq500_baseline.csv: expected one row .* found no column p_any"):
-        evaluate.run(CONFIG, work)
+        do(evaluate, CONFIG, work)
 
 
 def read_comparisons(work: WorkFolder, other: str) -> pd.DataFrame:
@@ -205,14 +206,14 @@ def test_comparisons_go_when_one_of_the_two_goes_and_follow_when_it_changes(work
     assert set(read_comparisons(work, "a").source) == {"a-fusion"}
     before = (work.scores / "comparisons.parquet").read_bytes()
     shutil.rmtree(work.fold("a", 2))
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     # The run has other folds now, so nothing is left to compare.
     assert not len(read_table(work.scores / "comparisons.parquet"))
     shutil.rmtree(work.stacks)
     make_stack(work, runs=("a",), kinds=("fusion",))
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     kept = (work.scores / "comparisons.parquet").read_bytes()
     assert set(read_comparisons(work, "a").source) == {"a-fusion"}
     shutil.rmtree(work.scores)
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     assert (work.scores / "comparisons.parquet").read_bytes() == kept != before

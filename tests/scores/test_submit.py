@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from support.commands import do
 from support.simulated import TASK, make_stack, make_work, rewrite_prepared
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DataError
-from ichkit.stages.scores import submit
+from ichkit.stages.scores import evaluate, submit
 from ichkit.validation.catalog import find_sources, load_split, pick_source
 from ichkit.validation.notes import read_note, record_scores, write_note
 from ichkit.validation.scores import headlines
@@ -29,7 +30,7 @@ def made(tmp_path_factory) -> WorkFolder:
     work = make_work(root, runs=("a",), folds=(0, 1, 2), **knobs)
     make_stack(work, runs=("a",), kinds=("fusion",))
     make_work(root, runs=("part",), folds=(1,), noise=0.1, **knobs)
-    submit.choose_source(CONFIG, work)
+    do(evaluate, CONFIG, work)
     return work
 
 
@@ -62,7 +63,7 @@ def labels_of(path) -> pd.DataFrame:
 def test_the_file_holds_the_samples_ids_in_their_order_and_the_mean_of_the_folds(work, tmp_path):
     sample = pd.read_csv(work.prepared / "sample_ids.csv").sample(frac=1, random_state=0)
     rewrite_prepared(work, {"sample_ids.csv": sample})
-    made = submit.run(CONFIG, work, tmp_path / "out", "a")
+    made = do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
     rows = pd.read_csv(made.csv_path)
     assert list(rows.columns) == ["ID", "Label"]
     assert rows.ID.tolist() == sample.ID.tolist()
@@ -72,7 +73,7 @@ def test_the_file_holds_the_samples_ids_in_their_order_and_the_mean_of_the_folds
 
 
 def test_the_note_says_what_the_file_was_made_from(work, tmp_path):
-    made = submit.run(CONFIG, work, tmp_path / "out", "a-fusion")
+    made = do(submit, CONFIG, work, submissions=tmp_path / "out", source="a-fusion")
     note = json.loads(made.note_path.read_text())
     assert note["sha256"] == digest_file(made.csv_path)
     assert note["tables"] == {"stacks/a/fusion_test.parquet": digest_file(work.stacks / "a" / "fusion_test.parquet")}
@@ -83,11 +84,11 @@ def test_the_note_says_what_the_file_was_made_from(work, tmp_path):
 
 def test_the_same_inputs_change_no_byte_at_any_later_time(work, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    submit.run(CONFIG, work, out, "a")
+    do(submit, CONFIG, work, submissions=out, source="a")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert before.keys() == {"a.csv", "a.json", "leaderboard.csv"}
     monkeypatch.setattr("ichkit.validation.notes._now", lambda: "2099-01-01T00:00:00Z")
-    submit.run(CONFIG, work, out, "a")
+    do(submit, CONFIG, work, submissions=out, source="a")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -95,7 +96,7 @@ def test_the_best_complete_source_is_taken_even_when_a_partial_one_has_a_lower_l
     scores = headlines(read_table(work.scores / "scores.parquet"))
     pooled = scores[(scores.metric == "weighted_log_loss") & (scores.fold == -1)].set_index("source").value
     assert pooled["part"] < min(pooled["a"], pooled["a-fusion"])
-    best = submit.choose_source(CONFIG, work)
+    best = submit.choose_source(evaluate.plan_scores(CONFIG, work))
     assert best.name == pooled[["a", "a-fusion"]].idxmin()
 
 
@@ -103,20 +104,20 @@ def test_without_a_complete_source_the_best_there_is_is_taken_and_said_plainly(w
     shutil.rmtree(work.stacks)
     shutil.rmtree(work.fold("a", 2))
     with caplog.at_level(logging.WARNING, logger="ichkit"):
-        chosen = submit.choose_source(CONFIG, work)
+        chosen = submit.choose_source(evaluate.plan_scores(CONFIG, work))
     assert chosen.name == "a"  # two folds; "part" has one and a lower loss
     assert "no source has all 3 folds; taking the best there is: a, folds 0+1" in caplog.text
 
 
 def test_missing_scores_are_computed(work, tmp_path):
     shutil.rmtree(work.scores)
-    assert submit.run(CONFIG, work, tmp_path / "out").csv_path.exists()
+    assert do(submit, CONFIG, work, submissions=tmp_path / "out").csv_path.exists()
     assert (work.scores / "manifest.json").exists()
 
 
 def test_an_unknown_source_is_refused_with_the_choices(work, tmp_path):
     with pytest.raises(ConfigError, match=r'"a-fusoin" is not a finished run or stack. Did you mean "a-fusion"'):
-        submit.run(CONFIG, work, tmp_path / "out", "a-fusoin")
+        do(submit, CONFIG, work, submissions=tmp_path / "out", source="a-fusoin")
     assert not (tmp_path / "out").exists()
 
 
@@ -131,7 +132,7 @@ def test_a_rejected_slice_gets_the_mean_of_its_neighbours_and_is_named(work, tmp
     unplaced = rejected.assign(study_id=None, series_id=None, position_mm=None, file="y.dcm")
     rewrite_prepared(work, {"rejected.csv": pd.concat([unplaced.astype("object"), rejected.astype("object")])})
     with caplog.at_level(logging.WARNING, logger="ichkit"):
-        made = submit.run(CONFIG, work, tmp_path / "out", "a")
+        made = do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
     labels = labels_of(made.csv_path).to_dict("index")
     neighbours = [labels[study.slice_id.iloc[i]] for i in (3, 5)]
     for name in TASK.classes:
@@ -156,7 +157,7 @@ def test_a_rejected_slice_without_a_place_gets_the_training_prevalence(work, tmp
         "a study that is not there": {"study_id": "ID_gone", "series_id": "ID_gone-1", "position_mm": 3.0},
     }
     reject(work, row.slice_id, **facts[known])
-    made = submit.run(CONFIG, work, tmp_path / "out", "a")
+    made = do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
     train = slices[slices.split == "train"]
     for name in TASK.classes:
         assert labels_of(made.csv_path).loc[row.slice_id, name] == pytest.approx(train[name].mean(), rel=1e-6)
@@ -169,14 +170,14 @@ def test_a_gap_that_no_rejected_file_explains_is_refused_and_writes_nothing(work
     extra = pd.DataFrame({"ID": [f"ID_lost_{name}" for name in TASK.classes]})
     rewrite_prepared(work, {"sample_ids.csv": pd.concat([sample, extra])})
     with pytest.raises(ContractError, match=r"1 are missing though no file of theirs was rejected, e.g. ID_lost"):
-        submit.run(CONFIG, work, tmp_path / "out", "a")
+        do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
     assert not (tmp_path / "out").exists()
 
 
 def test_data_without_a_test_split_are_refused(work, tmp_path):
     rewrite_prepared(work, {"sample_ids.csv": pd.DataFrame({"ID": []})})
     with pytest.raises(DataError, match=r"these data have no test split"):
-        submit.run(CONFIG, work, tmp_path / "out")
+        do(submit, CONFIG, work, submissions=tmp_path / "out")
 
 
 def test_an_earlier_score_is_kept_with_the_digest_of_its_file_and_comes_back_with_it(tmp_path):
@@ -199,7 +200,7 @@ def test_an_earlier_score_is_kept_with_the_digest_of_its_file_and_comes_back_wit
 
 def test_a_score_can_only_be_recorded_for_the_file_that_was_submitted(work, tmp_path):
     out = tmp_path / "out"
-    made = submit.run(CONFIG, work, out, "a")
+    made = do(submit, CONFIG, work, submissions=out, source="a")
     with pytest.raises(ConfigError, match=r'holds no submission "b". .*Choices: a'):
         record_scores(out, "b", 0.1, None)
     with pytest.raises(ConfigError, match=r"--public, --private or both, .* found neither"):
@@ -217,5 +218,5 @@ def test_a_file_that_is_no_note_is_not_written_over(work, tmp_path):
     for content, words in (("[1]", "found no JSON object"), ('{"mine": 1}', "it lacks .*'csv'")):
         (out / "a.json").write_text(content)
         with pytest.raises(ArtifactError, match=words):
-            submit.run(CONFIG, work, out, "a")
+            do(submit, CONFIG, work, submissions=out, source="a")
         assert (out / "a.json").read_text() == content

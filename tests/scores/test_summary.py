@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from support.commands import do
 from support.simulated import TASK, make_stack, make_work
 
 from ichkit.cli.main import main
@@ -27,7 +28,7 @@ def work(tmp_path_factory) -> WorkFolder:
     root = tmp_path_factory.mktemp("summary") / "work"
     work = make_work(root, runs=("a",), num_patients=24, num_folds=2, folds=(0, 1), cq500_studies=20, cq500_missing=3)
     make_stack(work, runs=("a",), kinds=("fusion",))
-    evaluate.run(CONFIG, work)
+    do(evaluate, CONFIG, work)
     return work
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from support.commands import do
 from support.simulated import TASK, make_work
 
 from ichkit.core.config import load_config
@@ -87,7 +88,7 @@ def test_a_stacker_that_learns_by_heart_looks_perfect_in_sample_and_is_no_better
 ):
     put_in_place(monkeypatch, learn_by_heart, read_by_heart)
     work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3)
-    manifest = stack.run(load_config("demo", QUICK), work)
+    manifest = do(stack, load_config("demo", QUICK), work)
     optimism = manifest.facts["optimism"]
     assert optimism["lightgbm"]["in_sample"] < 0.01
     assert optimism["lightgbm"]["out_of_fold"] == pytest.approx(optimism["base"]["out_of_fold"])
@@ -99,7 +100,7 @@ def test_a_stacker_that_learns_by_heart_looks_perfect_in_sample_and_is_no_better
 
 def test_where_all_rows_take_part_the_out_of_fold_loss_beside_it_is_that_of_the_table(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3)
-    facts = stack.run(load_config("demo", QUICK), work).facts
+    facts = do(stack, load_config("demo", QUICK), work).facts
     for kind in ("lightgbm", "blend"):
         assert facts["optimism"][kind]["out_of_fold"] == pytest.approx(out_of_fold_loss(work, kind), abs=1e-6)
     assert facts["calibration"]["lightgbm"]["loss_after"] == pytest.approx(out_of_fold_loss(work, "lightgbm"), abs=1e-6)
@@ -110,20 +111,20 @@ def test_where_all_rows_take_part_the_out_of_fold_loss_beside_it_is_that_of_the_
 def test_an_overconfident_stacker_is_calibrated_on_inner_patients_and_both_are_told(tmp_path, in_process, monkeypatch):
     put_in_place(monkeypatch, be_overconfident, lambda _: Loud())
     work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=60, noise=0.0)
-    told = stack.run(load_config("demo", QUICK), work).facts["calibration"]["lightgbm"]
+    told = do(stack, load_config("demo", QUICK), work).facts["calibration"]["lightgbm"]
     assert told["loss_after"] < 0.8 * told["loss_before"]
     assert told["error_after"]["any"] < told["error_before"]["any"]
     slopes = [chain.calibrations["lightgbm"].slope for chain in read_chains(work.stacks / "base").chains]
     # A third would undo it; how far towards that is what 40 patients support.
     assert all(1 / 3 < slope[TASK.headline_index] < 0.75 for slope in slopes)
-    as_it_is = stack.run(load_config("demo", (*QUICK, "stack.calibrate=false")), work).facts["calibration"]["lightgbm"]
+    as_it_is = do(stack, load_config("demo", (*QUICK, "stack.calibrate=false")), work).facts["calibration"]["lightgbm"]
     assert as_it_is["loss_after"] == as_it_is["loss_before"] == pytest.approx(told["loss_before"])
 
 
 def test_importance_names_every_feature_and_puts_the_slice_itself_first(tmp_path, in_process, caplog):
     caplog.set_level("INFO", logger="ichkit")
     work = make_work(tmp_path / "work", folds=(0, 1), num_folds=2, num_patients=60, noise=3.0, slope=0.2)
-    manifest = stack.run(load_config("demo", QUICK), work)
+    manifest = do(stack, load_config("demo", QUICK), work)
     assert "lightgbm/importance.csv" in manifest.files
     table = pd.read_csv(work.stacks / "base" / "lightgbm" / "importance.csv")
     note = json.loads((work.stacks / "base" / "lightgbm" / "fold0" / "lightgbm.json").read_text())
@@ -148,10 +149,10 @@ def with_brain_shares(work, share=0.4):
 
 def test_shares_of_brain_are_learnt_with_where_they_are_known_and_then_asked_for(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1), num_folds=2)
-    without = stack.run(load_config("demo", QUICK), work)
+    without = do(stack, load_config("demo", QUICK), work)
     assert not read_chains(work.stacks / "base").has_brain_shares
     with_brain_shares(work)
-    manifest = stack.run(load_config("demo", QUICK), work)
+    manifest = do(stack, load_config("demo", QUICK), work)
     assert manifest.inputs["prepared/labels"] != without.inputs["prepared/labels"]
     assert read_chains(work.stacks / "base").has_brain_shares
     slices = read_table(work.prepared / "slices.parquet")

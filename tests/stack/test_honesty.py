@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from support.commands import do
 from support.simulated import TASK, flip_labels, make_work, rewrite_slices
 
 from ichkit.core.config import load_config
@@ -40,7 +41,7 @@ def in_process(monkeypatch):
 
 def stacked(work, config=None):
     """The out-of-fold table of every kind."""
-    stack.run(config or load_config("demo", QUICK), work)
+    do(stack, config or load_config("demo", QUICK), work)
     return {kind: read_table(work.stacks / "base" / f"{kind}_oof.parquet") for kind in KINDS}
 
 

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from support.commands import do
 from support.simulated import TASK, add_external_set, flip_labels, make_work
 from support.training import read_files
 
@@ -68,7 +69,7 @@ def rewrite_table(folder, name, change):
 @pytest.mark.slow
 def test_a_stack_of_two_runs_holds_every_table_in_worker_processes_that_end_alike(tmp_path, monkeypatch):
     work = make_work(tmp_path / "work", runs=("b", "a"), folds=(0, 2))
-    manifest = stack.run(quick_config(), work)
+    manifest = do(stack, quick_config(), work)
     assert (manifest.facts["name"], manifest.facts["runs"], manifest.facts["folds"]) == ("a+b", ["a", "b"], [0, 2])
     slices = read_table(work.prepared / "slices.parquet")
     train = slices[slices.fold.isin([0, 2])]
@@ -87,7 +88,7 @@ def test_a_stack_of_two_runs_holds_every_table_in_worker_processes_that_end_alik
     assert not [name for name in manifest.files if name.endswith((".npy", "plan.json"))]
     # The same fits in this process, beside torch, end in the same bytes.
     monkeypatch.setattr(stack, "run_tasks", lambda function, tasks, **_: enumerate(map(function, tasks)))
-    stack.run(quick_config(), work, name="again")
+    do(stack, quick_config(), work, name="again")
     for split in expected:
         for kind, table in tables_of(work, "again", split).items():
             pd.testing.assert_frame_equal(table, written[f"{kind}_{split}"], check_exact=True)
@@ -95,13 +96,13 @@ def test_a_stack_of_two_runs_holds_every_table_in_worker_processes_that_end_alik
 
 def test_boosters_are_fitted_before_torch_comes_into_the_workers(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1))
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     assert in_process == ["lightgbm/fold0", "lightgbm/fold1", "fusion/fold0", "fusion/fold1"]
 
 
 def test_with_one_fold_its_patients_are_dealt_into_parts_and_keep_their_fold(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(3,), num_patients=60)
-    manifest = stack.run(quick_config("stack.num_parts=3"), work)
+    manifest = do(stack, quick_config("stack.num_parts=3"), work)
     assert manifest.facts["chains"] == ["part0", "part1", "part2"]
     assert manifest.facts["folds"] == [3]
     slices = read_table(work.prepared / "slices.parquet")
@@ -113,7 +114,7 @@ def test_with_one_fold_its_patients_are_dealt_into_parts_and_keep_their_fold(tmp
 
 def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1, 2))
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "test"].sample(frac=1, random_state=0)
     given = {"base": {fold: read_table(work.fold("base", fold) / "test.parquet").iloc[::-1] for fold in (0, 1, 2)}}
@@ -133,7 +134,7 @@ def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone
 
 def test_a_study_is_predicted_the_same_with_and_without_the_others(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1))
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     slices = read_table(work.prepared / "slices.parquet")
     one = slices[slices.study_id == slices.study_id[slices.split == "test"].iloc[0]]
     given = {"base": {k: read_table(work.fold("base", k) / "test.parquet") for k in (0, 1)}}
@@ -146,7 +147,7 @@ def test_a_study_is_predicted_the_same_with_and_without_the_others(tmp_path, in_
 
 def test_descriptors_that_a_chain_needs_and_are_not_given_are_named(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1))
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     slices = read_table(work.prepared / "slices.parquet")
     given = {"base": {0: read_table(work.fold("base", 0) / "test.parquet")}}
     with pytest.raises(ContractError, match=r"descriptors of run base, fold 1, found \{'base': \[0\]\}"):
@@ -155,7 +156,7 @@ def test_descriptors_that_a_chain_needs_and_are_not_given_are_named(tmp_path, in
 
 def test_splits_without_slices_get_empty_tables(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1), test_studies=0, cq500_studies=0)
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     for split in ("test", "cq500"):
         for table in tables_of(work, "base", split).values():
             assert len(table) == 0
@@ -165,31 +166,31 @@ def test_splits_without_slices_get_empty_tables(tmp_path, in_process):
 def test_a_second_run_does_nothing_and_changed_labels_or_settings_make_it_again(tmp_path, in_process, caplog):
     caplog.set_level("INFO", logger="ichkit")
     work = make_work(tmp_path / "work", folds=(0, 1))
-    first = stack.run(quick_config(), work)
+    first = do(stack, quick_config(), work)
     in_process.clear()
-    assert stack.run(quick_config(), work) == first
+    assert do(stack, quick_config(), work) == first
     assert in_process == []
     assert "stack base: up to date" in caplog.text
     flip_labels(work, 1)
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     assert "made again, because prepared/labels changed" in caplog.text
-    stack.run(quick_config("stack.lightgbm.patience=7"), work)
+    do(stack, quick_config("stack.lightgbm.patience=7"), work)
     assert "made again, because stack changed" in caplog.text
     rewrite_table(work.fold("base", 1), "test.parquet", lambda table: table.assign(p_any=np.float32(0.5)))
-    stack.run(quick_config("stack.lightgbm.patience=7"), work)
+    do(stack, quick_config("stack.lightgbm.patience=7"), work)
     assert "made again, because base/fold1/test.parquet changed" in caplog.text
     assert len(in_process) == 3 * 4
 
 
 def test_another_number_of_threads_is_not_another_stack(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1))
-    first = stack.run(quick_config(), work)
-    assert stack.run(quick_config("stack.lightgbm.num_threads=2"), work) == first
+    first = do(stack, quick_config(), work)
+    assert do(stack, quick_config("stack.lightgbm.num_threads=2"), work) == first
 
 
 def test_a_stopped_stack_goes_on_and_ends_like_one_that_never_stopped(tmp_path, in_process, monkeypatch):
     work = make_work(tmp_path / "work", folds=(0, 1))
-    stack.run(quick_config(), work, name="whole")
+    do(stack, quick_config(), work, name="whole")
     in_process.clear()
     checks = []
 
@@ -201,10 +202,10 @@ def test_a_stopped_stack_goes_on_and_ends_like_one_that_never_stopped(tmp_path, 
     with monkeypatch.context() as patched:
         patched.setattr(StopFlag, "check", stop_at_the_second)
         with pytest.raises(Stopped, match="2 of 4 fits are kept"):
-            stack.run(quick_config(), work, name="halted")
+            do(stack, quick_config(), work, name="halted")
     assert not (work.stacks / "halted").exists()
     assert partial_of(work.stacks / "halted").exists()
-    stack.run(quick_config(), work, name="halted")
+    do(stack, quick_config(), work, name="halted")
     assert in_process == ["lightgbm/fold0", "lightgbm/fold1", "fusion/fold0", "fusion/fold1"]
     files = [read_manifest(work.stacks / name, made_by="the test").files for name in ("whole", "halted")]
     assert files[0] == files[1]
@@ -219,25 +220,25 @@ def test_what_was_left_by_other_settings_is_not_gone_on_with(tmp_path, in_proces
     with monkeypatch.context() as patched:
         patched.setattr(StopFlag, "check", stop)
         with pytest.raises(Stopped):
-            stack.run(quick_config(), work)
+            do(stack, quick_config(), work)
     in_process.clear()
-    stack.run(quick_config("seed=1"), work)
+    do(stack, quick_config("seed=1"), work)
     assert len(in_process) == 4
 
 
 def test_stack_before_train_names_the_command_to_run(tmp_path):
     with pytest.raises(ArtifactError, match=r"expected at least one finished fold.*Run `ichkit train` first"):
-        stack.run(quick_config(), WorkFolder(tmp_path / "nothing"))
+        do(stack, quick_config(), WorkFolder(tmp_path / "nothing"))
     work = make_work(tmp_path / "work", folds=())
     with pytest.raises(ArtifactError, match="Run `ichkit train` first"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
 
 
 def test_a_row_with_a_fold_that_is_not_its_own_is_refused(tmp_path):
     work = make_work(tmp_path / "work", folds=(0, 1))
     rewrite_table(work.fold("base", 0), "oof.parquet", lambda table: table.assign(fold=1))
     with pytest.raises(ContractError, match=r"base/fold0/oof.parquet: slice .* has fold 1, its own is 0"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
     assert not (work.stacks / "base").exists()
 
 
@@ -248,14 +249,14 @@ def test_rows_that_moved_to_another_fold_since_training_are_refused(tmp_path):
     rewrite_table(work.fold("base", 0), "oof.parquet", lambda _: read_table(second))
     rewrite_table(work.fold("base", 1), "oof.parquet", lambda _: swapped)
     with pytest.raises(ContractError, match="expected exactly the"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
 
 
 def test_a_test_table_of_another_fold_is_refused(tmp_path):
     work = make_work(tmp_path / "work", folds=(0, 1))
     rewrite_table(work.fold("base", 1), "test.parquet", lambda table: table.assign(fold=0))
     with pytest.raises(ContractError, match=r"base/fold1/test.parquet: slice .* has fold 0, its own is 1"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
 
 
 def test_a_patient_in_two_folds_is_refused(tmp_path):
@@ -265,20 +266,20 @@ def test_a_patient_in_two_folds_is_refused(tmp_path):
     (work.prepared / "slices.parquet").unlink()
     slices.to_parquet(work.prepared / "slices.parquet", index=False)
     with pytest.raises(FoldError, match="has folds 0 and 1; a patient has one"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
 
 
 def test_too_few_patients_to_learn_from_are_said(tmp_path):
     work = make_work(tmp_path / "work", folds=(0,), num_patients=10)
     with pytest.raises(FoldError, match="at least 2 patients beside those that a model predicts, found 1"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", " ", ".hidden", "x.partial", "é"])
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path, name):
     work = make_work(tmp_path / "work", folds=(0, 1))
     with pytest.raises(ConfigError, match="expected letters, digits"):
-        stack.run(quick_config(), work, name=name)
+        do(stack, quick_config(), work, name=name)
 
 
 @pytest.mark.parametrize(
@@ -308,14 +309,14 @@ def test_runs_of_real_and_of_made_data_do_not_mix(tmp_path):
     make_work(tmp_path / "other", runs=("b",), folds=(0, 1), data="rsna")
     (tmp_path / "other/runs/b").rename(tmp_path / "work/runs/b")
     with pytest.raises(ArtifactError, match="trained on the same data, found phantom, rsna"):
-        stack.run(quick_config(), work)
+        do(stack, quick_config(), work)
 
 
 def test_every_external_set_has_its_tables_and_a_run_that_lacks_one_is_refused(tmp_path, in_process):
     work = make_work(tmp_path / "work", runs=("base", "late"), num_folds=2)
     late = read_files(work.fold("late", 0))
     add_external_set(work, "site")
-    manifest = stack.run(quick_config("stack.stackers=[lightgbm]"), work, runs=["base"])
+    manifest = do(stack, quick_config("stack.stackers=[lightgbm]"), work, runs=["base"])
     assert {"base/fold0/site.parquet", "prepared/site", "prepared/cq500"} <= manifest.inputs.keys()
     for kind in ("lightgbm", "blend"):
         site, cq500 = (read_table(work.stacks / "base" / f"{kind}_{name}.parquet") for name in ("site", "cq500"))
@@ -326,4 +327,4 @@ def test_every_external_set_has_its_tables_and_a_run_that_lacks_one_is_refused(t
         work.fold("late", 0).mkdir(parents=True, exist_ok=True)
         (work.fold("late", 0) / name).write_bytes(data)
     with pytest.raises(ArtifactError, match=r"expected site.parquet in .*fold0.*Run `ichkit train --run late` again"):
-        stack.run(quick_config("stack.stackers=[lightgbm]"), work, runs=["late"])
+        do(stack, quick_config("stack.stackers=[lightgbm]"), work, runs=["late"])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
+from support.commands import do
 from support.simulated import TASK, make_work
 
 from ichkit.core.config import load_config
@@ -41,7 +42,7 @@ def play(root, **settings):
     """Stacks a simulated work folder with the demo's settings and scores it out of fold."""
     work = make_work(root / "work", test_studies=1, cq500_studies=1, **settings)
     changes = ("stack.stackers=[fusion,lightgbm,sequence]", "stack.sequence.num_seeds=1")
-    manifest = stack.run(load_config("demo", changes), work)
+    manifest = do(stack, load_config("demo", changes), work)
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "train"].sort_values(KEY, ignore_index=True)
     labels = slices[list(TASK.classes)].to_numpy(float)

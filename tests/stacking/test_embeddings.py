@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from support.commands import do
 from support.simulated import TASK, draw_rotation, flip_labels, make_work, rewrite_fold
 
 from ichkit.core.config import load_config
@@ -94,7 +95,7 @@ def test_the_embeddings_of_a_row_are_its_own_folds_and_stand_in_its_row(tmp_path
 @pytest.mark.slow
 def test_embeddings_that_show_what_descriptors_lost_gain_and_the_gain_is_told(tmp_path, in_process):
     work = make_embedded(tmp_path / "work")
-    manifest = stack.run(load_config("demo", ON), work)
+    manifest = do(stack, load_config("demo", ON), work)
     told = manifest.facts["embeddings"]["sequence"]
     assert told["with"] < 0.9 * told["without"]
     assert not [name for name in manifest.files if "without" in name]
@@ -107,7 +108,7 @@ def test_embeddings_that_show_what_descriptors_lost_gain_and_the_gain_is_told(tm
 
 def test_what_is_predicted_with_embeddings_comes_from_the_files_and_asks_for_them(tmp_path, in_process):
     work = make_embedded(tmp_path / "work", folds=(0, 1), num_patients=24)
-    stack.run(load_config("demo", BRIEFLY), work)
+    do(stack, load_config("demo", BRIEFLY), work)
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "test"].sort_values(KEY)
     tables = {k: read_table(work.fold("base", k) / "test.parquet") for k in (0, 1)}
@@ -125,10 +126,10 @@ def test_what_is_predicted_with_embeddings_comes_from_the_files_and_asks_for_the
 @pytest.mark.slow
 def test_flipping_a_folds_labels_leaves_its_predictions_alone_with_embeddings_too(tmp_path, in_process):
     work = make_embedded(tmp_path / "work")
-    before = stack.run(load_config("demo", ON), work)
+    before = do(stack, load_config("demo", ON), work)
     kinds = {kind: read_table(work.stacks / "base" / f"{kind}_oof.parquet") for kind in before.facts["kinds"]}
     flip_labels(work, 1)
-    stack.run(load_config("demo", ON), work)
+    do(stack, load_config("demo", ON), work)
     for kind, table in kinds.items():
         after = read_table(work.stacks / "base" / f"{kind}_oof.parquet")
         own = (table.fold == 1).to_numpy()
@@ -143,7 +144,7 @@ def test_embeddings_are_off_by_default_and_change_nothing_then(tmp_path, in_proc
     tables = []
     for size in (0, SIZE):
         work = make_embedded(tmp_path / f"work{size}", embedding_size=size)
-        manifest = stack.run(load_config("demo", off), work)
+        manifest = do(stack, load_config("demo", off), work)
         assert not [name for name in manifest.inputs if "embeddings" in name]
         tables.append(read_table(work.stacks / "base" / "sequence_oof.parquet"))
     pd.testing.assert_frame_equal(*tables, check_exact=True)
@@ -153,18 +154,18 @@ def test_folds_that_started_from_other_weights_are_refused(tmp_path):
     work = make_embedded(tmp_path / "work")
     rewrite_fold(work.fold("base", 1), {}, initial_weights="other")
     with pytest.raises(ArtifactError, match=r"started from the same weights.*fold 0: simulated, fold 1: other"):
-        stack.run(load_config("demo", ON), work)
+        do(stack, load_config("demo", ON), work)
 
 
 def test_a_fold_without_embeddings_or_with_other_rows_is_refused_with_the_command(tmp_path):
     work = make_embedded(tmp_path / "work")
     (work.fold("base", 1) / "embeddings_test.npy").unlink()
     with pytest.raises(ArtifactError, match=r"embeddings_test.npy: expected embeddings.*`ichkit train --embeddings`"):
-        stack.run(load_config("demo", ON), work)
+        do(stack, load_config("demo", ON), work)
     short = np.load(work.fold("base", 0) / "embeddings_oof.npy")[:-1]
     np.save(work.fold("base", 0) / "embeddings_oof.npy", short)
     with pytest.raises(ArtifactError, match=rf"expected {len(short) + 1} rows as in its table, found shape"):
-        stack.run(load_config("demo", ON), work)
+        do(stack, load_config("demo", ON), work)
 
 
 def test_cq500_is_aligned_by_where_there_is_no_test_split_and_neither_is_refused(tmp_path):
@@ -181,4 +182,4 @@ def test_cq500_is_aligned_by_where_there_is_no_test_split_and_neither_is_refused
 def test_asking_for_embeddings_without_a_stacker_that_looks_at_them_is_refused(tmp_path):
     work = make_embedded(tmp_path / "work")
     with pytest.raises(ConfigError, match=r'none of stack.stackers \(lightgbm\).*Add "sequence"'):
-        stack.run(load_config("demo", (*ON, "stack.stackers=[lightgbm]")), work)
+        do(stack, load_config("demo", (*ON, "stack.stackers=[lightgbm]")), work)

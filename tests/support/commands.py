@@ -1,11 +1,15 @@
 """Commands in-process, as a person would type them, and settings that make the whole chain small."""
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from click.testing import CliRunner
 
 from ichkit.cli.main import main
+from ichkit.core.config import Config
 from ichkit.stages.prepare import run as prepare
+from ichkit.work.folder import WorkFolder
 
 TINY = (
     "prepare.workers=1",
@@ -28,6 +32,17 @@ def call(*words, code=0):
         raise result.exception
     assert result.exit_code == code, result.output
     return result.output
+
+
+def do(stage: ModuleType, config: Config, work: WorkFolder, asked: object = None, **options: object) -> Any:
+    """Plans one command and runs it: as `do(train, config, work, run_name="demo", folds=[0])`.
+
+    Args:
+        stage: has the options' class, `plan` and `run`.
+        asked: the options, or none of them and keyword arguments for their class.
+    """
+    (name,) = (name for name, value in vars(stage).items() if name.endswith("Options") and isinstance(value, type))
+    return stage.run(stage.plan(config, work, asked or getattr(stage, name)(**options)))
 
 
 def phantom_options(root: Path, **options: object) -> prepare.PrepareOptions:

@@ -8,6 +8,7 @@ from ichkit.core.config import Config
 from ichkit.stages.scores import evaluate
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
+from support.commands import do
 from support.simulated import make_stack, make_work
 
 
@@ -17,7 +18,7 @@ def make_scored(root: Path, runs: tuple[str, ...], config: Config) -> WorkFolder
         root, runs=runs, num_folds=3, folds=(0, 1, 2), cq500_studies=30, cq500_missing=2, positive_rate=0.7
     )
     make_stack(work, runs=runs, kinds=("fusion",))
-    evaluate.run(config, work)
+    do(evaluate, config, work)
     return work
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from ichkit.core.config import load_config
 from ichkit.stages.train import run as train
 from ichkit.work.folder import WorkFolder
+from support.commands import do
 from support.pixels import make_pixel_work
 
 CONFIG = load_config(
@@ -31,5 +32,5 @@ def make_trained_work(root: Path) -> WorkFolder:
     """A store of two folds with the run `demo` trained on both, one after the other in this process."""
     work = make_pixel_work(root)
     for fold in (0, 1):
-        train.run(CONFIG, work, run_name="demo", folds=[fold])
+        do(train, CONFIG, work, run_name="demo", folds=[fold])
     return work

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from support.commands import do
 from support.pixels import make_pixel_work
 from support.training import TINY, config, read_files
 
@@ -54,7 +55,7 @@ def losses_of(work):
 @pytest.mark.slow
 def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path):
     alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
-    train.run(config(*EXACT), alone, run_name="run", folds=[0])
+    do(train, config(*EXACT), alone, run_name="run", folds=[0])
     port = free_port()
     processes = [start(together, rank, port, EXACT) for rank in range(2)]
     told = [process.communicate(timeout=120)[0] for process in processes]
@@ -87,7 +88,7 @@ def test_several_folds_are_refused_where_processes_share_one(tmp_path, monkeypat
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"torchrun joins 2 processes on one fold, found folds 0, 1"):
-        train.run(config(), make_pixel_work(tmp_path), run_name="run")
+        do(train, config(), make_pixel_work(tmp_path), run_name="run")
 
 
 def test_the_place_among_processes_is_read_from_the_environment(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import TINY
+from support.commands import TINY, do
 from support.pixels import make_pixel_work
 from support.training import TABLES, config, read_files
 
@@ -24,7 +24,7 @@ from ichkit.work.artifacts import read_manifest, read_table
 
 
 def train_folds(work, *changes, folds=(0,)):
-    return train.run(config("train.epochs=1", *changes), work, run_name="run", folds=list(folds))
+    return do(train, config("train.epochs=1", *changes), work, run_name="run", folds=list(folds))
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,10 @@ def test_predict_goes_through_the_embeddings_as_the_stack_did(prepared_work, pha
     changes = ("train.backbone=test_resnet", "stack.stackers=[sequence]", "stack.embeddings.enabled=true")
     changes += ("stack.sequence.epochs=4", "stack.sequence.num_seeds=1", "train.embeddings=true")
     settings = load_config("demo", (*TINY, "prepare.size=null", *changes))
-    train.run(settings, prepared_work, run_name="run", folds=[0, 1])
-    stack.run(settings, prepared_work)
+    do(train, settings, prepared_work, run_name="run", folds=[0, 1])
+    do(stack, settings, prepared_work)
     dicom, out = phantom_root / "rsna" / "stage_2_test", tmp_path / "out"
-    found = predict.run(settings, prepared_work, dicom, model="run-sequence", out=out).slices.set_index("slice_id")
+    found = do(predict, settings, prepared_work, path=dicom, model="run-sequence", out=out).slices.set_index("slice_id")
     slices = Prepared.open(prepared_work.prepared, find_task("hemorrhage")).split("test").set_index("slice_id")
     # Of a study with several series predict takes one, and the stack all.
     single = slices.groupby("study_id").series_id.transform("nunique") == 1

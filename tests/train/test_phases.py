@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import do
 from support.pixels import make_pixel_work
 from support.simulated import rewrite_slices
 from support.training import StopAtLook, config, read_files
@@ -25,12 +26,12 @@ TWO = "train.phases=[{classes: [any], epochs: 1, frozen_stages: 1}, {epochs: 2, 
 def work(tmp_path_factory):
     """A store with a finished fold of run `first`; tests add runs of their own."""
     work = make_pixel_work(tmp_path_factory.mktemp("work"))
-    train.run(config("train.epochs=1"), work, run_name="first", folds=[0])
+    do(train, config("train.epochs=1"), work, run_name="first", folds=[0])
     return work
 
 
 def train_fold(work, run, *changes):
-    train.run(config(*changes), work, run_name=run, folds=[0])
+    do(train, config(*changes), work, run_name=run, folds=[0])
     return read_files(work.fold(run, 0))
 
 
@@ -77,7 +78,7 @@ def test_a_run_begins_with_the_weights_of_the_same_fold_of_an_earlier_one(work):
 
 def test_weights_that_may_have_seen_the_held_out_fold_are_refused(work, tmp_path):
     other = make_pixel_work(tmp_path)
-    train.run(config("train.epochs=1"), other, run_name="first", folds=[0])
+    do(train, config("train.epochs=1"), other, run_name="first", folds=[0])
     slices = read_table(other.prepared / "slices.parquet")
     rewrite_slices(other, slices.assign(fold=(slices.fold + 1) % 2))
     with pytest.raises(ArtifactError, match=r"run:first cannot be the beginning of fold 0.*may have seen labels"):
@@ -89,10 +90,15 @@ def test_weights_that_may_have_seen_the_held_out_fold_are_refused(work, tmp_path
 def test_other_weights_behind_the_same_words_are_other_settings(work, tmp_path):
     other = make_pixel_work(tmp_path)
     words = "train.phases=[{weights: 'run:first', epochs: 1}]"
-    train.run(config("train.epochs=1"), other, run_name="first", folds=[0])
+    do(train, config("train.epochs=1"), other, run_name="first", folds=[0])
     train_fold(other, "tuned", words)
-    train.run(
-        config("train.epochs=1", "seed=0", "train.learning_rate=0.001"), other, run_name="first", folds=[0], fresh=True
+    do(
+        train,
+        config("train.epochs=1", "seed=0", "train.learning_rate=0.001"),
+        other,
+        run_name="first",
+        folds=[0],
+        fresh=True,
     )
     with pytest.raises(ArtifactError, match="made from other settings"):
         train_fold(other, "tuned", words)

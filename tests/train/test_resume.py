@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from support.commands import do
 from support.pixels import make_pixel_work
 from support.training import TINY, StopAtLook, config, read_files
 
@@ -57,8 +58,8 @@ def test_unfinished_work_is_not_gone_on_with_under_other_settings(tmp_path):
     with pytest.raises(Stopped):
         do_fold(task, StopAtLook(0))
     with pytest.raises(ArtifactError, match=r"fold0\.partial: made from other settings.*train\.epochs: 3, now 2"):
-        train.run(config(), work, run_name="run", folds=[0])
-    assert train.run(config(*EXTRA), work, run_name="run", folds=[0])[0].settings["train"]["epochs"] == 3
+        do(train, config(), work, run_name="run", folds=[0])
+    assert do(train, config(*EXTRA), work, run_name="run", folds=[0])[0].settings["train"]["epochs"] == 3
 
 
 def test_death_during_the_save_goes_on_from_the_save_before(tmp_path, straight, monkeypatch):
@@ -114,7 +115,8 @@ from ichkit.engine import parallel
 from ichkit.stages.train import run as train
 train.count_cores = lambda: 2
 try:
-    train.run(load_config("default", tuple(sys.argv[2:])), WorkFolder(Path(sys.argv[1])), run_name="run")
+    config, work = load_config("default", tuple(sys.argv[2:])), WorkFolder(Path(sys.argv[1]))
+    train.run(train.plan(config, work, train.TrainOptions("run")))
 except Stopped as stopped:
     sys.exit(stopped.exit_code)
 """

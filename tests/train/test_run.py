@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import do
 from support.pixels import make_pixel_work, put_volumes
 from support.simulated import TASK, flip_labels, rewrite_slices, stack_windows
 from support.training import TABLES, config, read_files
@@ -25,7 +26,7 @@ from ichkit.work.schemas import check_predictions
 
 
 def train_fold(work, *changes, fold=0, **options):
-    return train.run(config(*changes), work, run_name="run", folds=[fold], **options)[0]
+    return do(train, config(*changes), work, run_name="run", folds=[fold], **options)[0]
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +245,7 @@ def test_labels_shown_by_the_pixels_are_learnt(tmp_path):
 @pytest.mark.slow
 def test_several_folds_at_once_give_the_bytes_of_each_alone(fresh_work, work, monkeypatch):
     monkeypatch.setattr(fold_lanes, "count_cores", lambda: 2)
-    train.run(config(), fresh_work, run_name="run")
+    do(train, config(), fresh_work, run_name="run")
     ours, theirs = (read_files(place.fold("run", 0)) for place in (fresh_work, work))
     assert fresh_work.finished_folds("run") == [0, 1]
     for name in ("model.safetensors", *(f"{table}.parquet" for table in TABLES)):

@@ -14,6 +14,7 @@ from ichkit.core.progress import logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.pictures import encode_png
 from ichkit.imaging.store import Prepared
+from ichkit.show.plan import Plan
 from ichkit.show.terminal import make_table
 from ichkit.stages.explain.held_out import (
     Explained,
@@ -34,73 +35,106 @@ _NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which slices to explain: those of the first of the three that is given.
+class ExplainOptions:
+    """What one call of `explain` may ask for; of slices, study and worst at most one.
 
     Attributes:
-        slices: by slice_id.
-        study: a study_id; all its slices, as one strip.
-        worst: so many slices of the greatest loss.
-    """
-
-    slices: tuple[str, ...] = ()
-    study: str | None = None
-    worst: int = DEFAULT_WORST
-
-
-def make_choice(slices: tuple[str, ...], study: str | None, worst: int | None) -> Choice:
-    """The choice that the options of the command say.
-
-    Raises:
-        ConfigError: more than one of them.
-    """
-    if sum((bool(slices), study is not None, worst is not None)) > 1:
-        raise ConfigError("explain: --slice, --study and --worst exclude each other: give one of them.")
-    return Choice(slices, study, worst or DEFAULT_WORST)
-
-
-def run(
-    config: Config,
-    work: WorkFolder,
-    out: Path,
-    choice: Choice,
-    *,
-    run_name: str | None = None,
-    fold: int | None = None,
-    class_names: Sequence[str] | None = None,
-    device: str = "auto",
-) -> pd.DataFrame:
-    """Writes a PNG for every slice, or a strip for a study, and `explained.csv`, which says what each shows.
-
-    Every slice is explained by the network of its own fold, which never saw it. File names are numbers, no ids.
-
-    Args:
-        out: the folder they go to; pictures of an earlier call are overwritten.
         run_name: a run with finished folds; None where there is only one.
         fold: only slices of this fold; None for all finished folds of the run.
-        class_names: whose heat is drawn [default: every class; for a study the class that stands for any, and the most
-            probable of the others].
+        slices: by slice_id.
+        study: a study_id; all its slices, as one strip.
+        worst: so many slices of the greatest loss; None for 10 where neither slices nor a study are named.
+        class_names: whose heat is drawn; none for every class or, for a study, the class that stands for any and the
+            most probable of the others.
+        out: the folder the pictures go to; those of an earlier call are overwritten.
+        device: where the networks compute.
 
-    Returns:
-        The rows of `explained.csv`: file, slice_id, study_id, slice_index, fold, loss, the labels, the probabilities.
+    Raises:
+        ConfigError: more than one of slices, study and worst.
+    """
+
+    run_name: str | None = None
+    fold: int | None = None
+    slices: Sequence[str] = ()
+    study: str | None = None
+    worst: int | None = None
+    class_names: Sequence[str] = ()
+    out: Path = Path("explained")
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if sum((bool(self.slices), self.study is not None, self.worst is not None)) > 1:
+            raise ConfigError("explain: --slice, --study and --worst exclude each other: give one of them.")
+
+
+@dataclass(frozen=True)
+class ExplainPlan(Plan):
+    """What one call of `explain` starts from.
+
+    Attributes:
+        run_name: the run whose networks explain.
+        chosen: the held-out rows that were asked for, in the order of their pictures.
+    """
+
+    work: WorkFolder
+    options: ExplainOptions
+    prepared: Prepared
+    run_name: str
+    chosen: pd.DataFrame
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """How many slices, and by which networks."""
+        folds = ", ".join(map(str, sorted(self.chosen["fold"].unique())))
+        return (f"{len(self.chosen)} held-out slices of {self.run_name}, by the networks of folds {folds}",)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folder of the pictures."""
+        return (self.options.out,)
+
+
+def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None) -> ExplainPlan:
+    """The run and its held-out slices that are asked for; writes nothing.
 
     Raises:
         ConfigError: an unknown run, fold or class.
         DataError: an unknown slice or study, or one that the fold does not hold out.
         ArtifactError, ContractError: nothing is prepared or trained, or it is damaged.
     """
-    prepared, name, chosen = choose(config, work, choice, run_name=run_name, fold=fold)
-    task = prepared.task
-    find_class_indices(task, class_names)
-    if class_names is None and choice.study is not None:
-        class_names = _telling_classes(chosen, task)
+    options = options or ExplainOptions()
+    prepared = Prepared.open(work.prepared, find_task(config.task))
+    name, folds = _pick_folds(work, options.run_name, options.fold)
+    held_out = pd.concat([read_held_out(prepared, work, name, k) for k in folds], ignore_index=True)
+    chosen = _choose(prepared, held_out, folds, options)
+    find_class_indices(prepared.task, options.class_names or None)
+    return ExplainPlan(work, options, prepared, name, chosen)
+
+
+def run(plan: ExplainPlan) -> pd.DataFrame:
+    """Writes a PNG for every slice, or a strip for a study, and `explained.csv`, which says what each shows.
+
+    Every slice is explained by the network of its own fold, which never saw it. File names are numbers, no ids.
+
+    Returns:
+        The rows of `explained.csv`: file, slice_id, study_id, slice_index, fold, loss, the labels, the probabilities.
+
+    Raises:
+        ArtifactError, ContractError: weights or volumes are damaged.
+    """
+    options, task, out = plan.options, plan.prepared.task, plan.options.out
+    class_names = list(options.class_names) or None
+    if class_names is None and options.study is not None:
+        class_names = _telling_classes(plan.chosen, task)
     explained: dict[str, Explained] = {}
-    for k, of_fold in chosen.groupby("fold"):
+    for k, of_fold in plan.chosen.groupby("fold"):
         ids = of_fold["slice_id"].to_list()
-        found = explain_slices(prepared, work, name, int(k), ids, class_names=class_names, device=device)
+        found = explain_slices(
+            plan.prepared, plan.work, plan.run_name, int(k), ids, class_names=class_names, device=options.device
+        )
         explained |= {one.slice_id: one for one in found}
-    ordered = [explained[slice_id] for slice_id in chosen["slice_id"]]
-    if choice.study is not None and not choice.slices:
+    ordered = [explained[slice_id] for slice_id in plan.chosen["slice_id"]]
+    if options.study is not None:
         pictures = [("study.png", draw_strip(ordered, task), ordered)]
     else:
         pictures = [(f"slice_{i:03d}.png", draw_panel(one, task), [one]) for i, one in enumerate(ordered, 1)]
@@ -112,20 +146,6 @@ def run(
     write_bytes_atomically(out / TABLE_NAME, encode_table(table, ".csv"))
     logger.info("explain: %d slices in %d pictures, listed in %s", len(table), len(pictures), out / TABLE_NAME)
     return table
-
-
-def choose(
-    config: Config, work: WorkFolder, choice: Choice, *, run_name: str | None, fold: int | None
-) -> tuple[Prepared, str, pd.DataFrame]:
-    """The store, the name of the run, and the held-out rows that are asked for, in the order of their pictures.
-
-    Raises:
-        ConfigError, DataError, ArtifactError, ContractError: as `run`.
-    """
-    prepared = Prepared.open(work.prepared, find_task(config.task))
-    name, folds = _pick_folds(work, run_name, fold)
-    held_out = pd.concat([read_held_out(prepared, work, name, k) for k in folds], ignore_index=True)
-    return prepared, name, _choose(prepared, held_out, folds, choice)
 
 
 def render(table: pd.DataFrame, task: Task) -> Table:
@@ -156,21 +176,21 @@ def _pick_folds(work: WorkFolder, name: str | None, fold: int | None) -> tuple[s
     return name, runs[name] if fold is None else [fold]
 
 
-def _choose(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], choice: Choice) -> pd.DataFrame:
+def _choose(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], options: ExplainOptions) -> pd.DataFrame:
     """The rows of `held_out` that are asked for, in the order of their pictures."""
-    if choice.slices:
-        refuse_foreign(prepared, held_out, folds, choice.slices)
-        return held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(choice.slices))]
-    if choice.study is None:
-        return held_out.set_index("slice_id", drop=False).loc[pick_worst(held_out, choice.worst)]
-    of_study = held_out[held_out["study_id"] == choice.study]
+    if options.slices:
+        refuse_foreign(prepared, held_out, folds, options.slices)
+        return held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(options.slices))]
+    if options.study is None:
+        return held_out.set_index("slice_id", drop=False).loc[pick_worst(held_out, options.worst or DEFAULT_WORST)]
+    of_study = held_out[held_out["study_id"] == options.study]
     if of_study.empty:
-        known = prepared.slices[prepared.slices["study_id"] == choice.study]
+        known = prepared.slices[prepared.slices["study_id"] == options.study]
         refuse_foreign(prepared, held_out, folds, known["slice_id"].head(1).to_list())
         examples = held_out["study_id"].drop_duplicates().head(_NUM_EXAMPLES)
         raise DataError(
             f"explain: expected a study_id of {prepared.folder / 'studies.parquet'} in fold "
-            f"{', '.join(map(str, folds))}, such as {', '.join(examples)}; found {choice.study}."
+            f"{', '.join(map(str, folds))}, such as {', '.join(examples)}; found {options.study}."
         )
     return of_study.sort_values("slice_index")
 

@@ -9,8 +9,9 @@ import yaml
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.progress import logger
-from ichkit.core.tasks import find_task
+from ichkit.core.tasks import Task, find_task
 from ichkit.engine.inference import CARD_NAME, WEIGHTS_NAME
+from ichkit.show.plan import Plan
 from ichkit.stages.predict.model import EXPORT, EXPORTED_BY, RESEARCH_NOTE, Model, find_model
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
@@ -39,36 +40,81 @@ class Part:
     run: str | None
 
 
-def look(config: Config, work: WorkFolder, named: str, out: Path | None) -> tuple[Model, Path]:
-    """The model of that name and the folder it would go to, which is not touched.
+@dataclass(frozen=True)
+class ExportOptions:
+    """What one call of `export` may ask for.
+
+    Attributes:
+        model: as for `predict --model`.
+        out: where it goes [default: export/NAME]; an earlier export there is replaced.
+    """
+
+    model: str
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExportPlan(Plan):
+    """What one call of `export` starts from.
+
+    Attributes:
+        folder: where the model goes.
+        parts: the folds of its runs, and its stack without the tables of predictions.
+    """
+
+    task: Task
+    model: Model
+    folder: Path
+    parts: tuple[Part, ...]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """How many files of how many folders."""
+        return (f"{self.model.name}: {len(self._sizes)} files of {len(self.parts)} folders",)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The exported folder."""
+        return (self.folder,)
+
+    @property
+    def num_bytes(self) -> float:
+        """Of the files."""
+        return sum(self._sizes)
+
+    @property
+    def seconds(self) -> float:
+        """None to speak of."""
+        return 0
+
+    @property
+    def basis(self) -> str:
+        """Why that is so."""
+        return "files are copied"
+
+    @property
+    def _sizes(self) -> list[int]:
+        found = [part.manifest.files.get(name) for part in self.parts for name in part.names]
+        return [digest.num_bytes for digest in found if digest is not None]
+
+
+def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan:
+    """The model of that name and the folder it would go to; writes nothing.
 
     Raises:
         ConfigError: no such model, it is an export already, or there is something else at `out`.
         ArtifactError: a part of the model is unfinished.
     """
-    model = find_model(config, work, named, find_task(config.task))
+    task = find_task(config.task)
+    model = find_model(work, options.model, task)
     if model.is_exported:
-        raise ConfigError(f"export: {named} is an exported folder already; copy it as it is.")
-    folder = (DEFAULT_FOLDER / model.name if out is None else out).resolve()
+        raise ConfigError(f"export: {options.model} is an exported folder already; copy it as it is.")
+    folder = (DEFAULT_FOLDER / model.name if options.out is None else options.out).resolve()
     _refuse_other_content(folder)
-    return model, folder
+    return ExportPlan(task, model, folder, _list_parts(model))
 
 
-def list_parts(model: Model) -> list[Part]:
-    """The folds of its runs, and its stack without the tables of predictions."""
-    parts = []
-    for name, of_run in model.runs.items():
-        for k, source in of_run.items():
-            manifest = read_manifest(source, made_by="ichkit train")
-            parts.append(Part(source, manifest, (CARD_NAME, WEIGHTS_NAME), f"runs/{name}/fold{k}", name))
-    if model.stack is not None:
-        manifest = read_manifest(model.stack, made_by="ichkit stack")
-        names = tuple(name for name in manifest.files if not name.endswith(_TABLES))
-        parts.append(Part(model.stack, manifest, names, f"stacks/{model.stack.resolve().name}", None))
-    return parts
-
-
-def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -> Manifest:
+def run(plan: ExportPlan) -> Manifest:
     """Writes a folder that `predict --model` reads without a work folder, and returns its manifest.
 
     ::
@@ -78,19 +124,14 @@ def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -
             runs/RUN/foldK/                    model.safetensors, model.json
             stacks/NAME/                       blend.json, the second-stage models, projections of embeddings
 
-    Args:
-        named: as for `predict --model`.
-        out: where it goes [default: export/NAME]; an earlier export there is replaced.
-
     Raises:
-        ConfigError: no such model, it is an export already, or there is something else at `out`.
-        ArtifactError: a part of the model is unfinished or damaged.
+        ArtifactError: a part of the model is damaged.
     """
-    model, folder = look(config, work, named, out)
-    writer = ArtifactWriter(folder, EXPORT)
+    model = plan.model
+    writer = ArtifactWriter(plan.folder, EXPORT)
     settings: dict[str, Any] = {"runs": {}, "stack": None}
     inputs = {}
-    for part in list_parts(model):
+    for part in plan.parts:
         _copy_files(writer, part)
         inputs[part.below] = part.manifest.settings_digest
         if part.run is None:
@@ -106,14 +147,30 @@ def run(config: Config, work: WorkFolder, named: str, out: Path | None = None) -
         "folds": list(model.folds),
         "stack": stack_name,
         "data": model.data,
-        "task": config.task,
+        "task": plan.task.name,
         "note": RESEARCH_NOTE,
     }
     made = writer.commit(settings=settings, inputs=inputs, facts=facts)
     num_bytes = sum(digest.num_bytes for digest in made.files.values())
     second = "the mean of its networks" if model.stack is None else "with its second stage"
-    logger.info("export: %s, %s, %d files, %.1f MB in %s", model.name, second, len(made.files), num_bytes / 1e6, folder)
+    logger.info(
+        "export: %s, %s, %d files, %.1f MB in %s", model.name, second, len(made.files), num_bytes / 1e6, plan.folder
+    )
     return made
+
+
+def _list_parts(model: Model) -> tuple[Part, ...]:
+    """The folds of its runs, and its stack without the tables of predictions."""
+    parts = []
+    for name, of_run in model.runs.items():
+        for k, source in of_run.items():
+            manifest = read_manifest(source, made_by="ichkit train")
+            parts.append(Part(source, manifest, (CARD_NAME, WEIGHTS_NAME), f"runs/{name}/fold{k}", name))
+    if model.stack is not None:
+        manifest = read_manifest(model.stack, made_by="ichkit stack")
+        names = tuple(name for name in manifest.files if not name.endswith(_TABLES))
+        parts.append(Part(model.stack, manifest, names, f"stacks/{model.stack.resolve().name}", None))
+    return tuple(parts)
 
 
 def _copy_files(writer: ArtifactWriter, part: Part) -> None:

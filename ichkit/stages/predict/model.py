@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task
-from ichkit.validation.catalog import find_sources, pick_source
+from ichkit.validation.catalog import Source, find_sources, pick_source
 from ichkit.work.artifacts import Manifest, find_damage, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
 
@@ -58,28 +57,25 @@ class Model:
         return {name: {k: load(folder, device) for k, folder in of_run.items()} for name, of_run in self.runs.items()}
 
 
-def find_model(config: Config, work: WorkFolder, named: str | None, task: Task) -> Model:
-    """The networks and the second stage behind a name, a folder, or the best source of the work folder.
+def find_model(work: WorkFolder, named: str, task: Task) -> Model:
+    """The networks and the second stage behind a name or a folder.
 
     Args:
-        named: a source as on the board, a stack's own name, the folder of a run, of a stack, or of `ichkit export`;
-            None takes the source that `submit` would take.
+        named: a source as on the board, a stack's own name, or the folder of a run, of a stack, or of `ichkit export`.
 
     Raises:
         ArtifactError, ConfigError: there is none; the message lists the choices.
     """
-    if named is not None and Path(named).is_dir():
+    if Path(named).is_dir():
         return _model_of_folder(Path(named), task)
-    if named is None:
-        # Imported here: scores and their intervals bring much that a named model does without.
-        from ichkit.stages.scores.submit import choose_source
+    sources = find_sources(work, task)
+    names = [source.name for source in sources]
+    is_stack = named not in names and f"{named}-{_BEST_KIND}" in names
+    return model_of(work, pick_source(sources, f"{named}-{_BEST_KIND}" if is_stack else named))
 
-        source = choose_source(config, work, None)
-    else:
-        sources = find_sources(work, task)
-        names = [source.name for source in sources]
-        is_stack = named not in names and f"{named}-{_BEST_KIND}" in names
-        source = pick_source(sources, f"{named}-{_BEST_KIND}" if is_stack else named)
+
+def model_of(work: WorkFolder, source: Source) -> Model:
+    """The networks and the second stage behind a source of the work folder."""
     runs = {name: _fold_folders(work.runs / name, source.folds) for name in source.runs}
     stack = None if source.kind == "base" else (work.root / source.path).parent
     return Model(source.name, runs, stack, source.kind, source.data)

@@ -1,61 +1,109 @@
-"""The plans of `predict` and `export`."""
+"""The plan of `predict`: the files that may be images, and what predicts."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.tasks import find_task
-from ichkit.show.plan import PREDICTION_BYTES, Plan, format_bytes
+from ichkit.core.tasks import Task, find_task
+from ichkit.show.plan import Plan, format_bytes
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import image_files
-from ichkit.stages.predict import export
-from ichkit.stages.predict.model import find_model
-from ichkit.stages.scores import evaluate
+from ichkit.stages.predict.model import Model, find_model, model_of
 from ichkit.work.folder import WorkFolder
 
+if TYPE_CHECKING:
+    from ichkit.stages.scores.evaluate import EvaluatePlan
 
-def describe_predict(
-    config: Config, work: WorkFolder, path: Path, *, model: str | None, out: Path, has_page: bool = True
-) -> Plan:
-    """What `predict.run` would do; files are counted and none is read.
+# Scores are imported inside: they and their intervals bring much that a named model does without.
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What one call of `predict` may ask for.
+
+    Attributes:
+        path: a folder or a zip of DICOM, any number of studies and series.
+        model: a run, a stack or an export, by name or folder; None takes the source that `submit` would take.
+        out: where everything goes.
+        has_page: whether the page with its pictures and heat maps is made.
+        device: where the networks compute.
+    """
+
+    path: Path
+    model: str | None = None
+    out: Path = Path("predictions")
+    has_page: bool = True
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class PredictPlan(Plan):
+    """What one call of `predict` starts from; files are listed and none is read.
+
+    Attributes:
+        images: files that may be images.
+        refused: files that are not even opened, with the reason.
+        scoring: what there is to score; None where a model is named.
+        model: what predicts; None where scores that are missing will tell.
+    """
+
+    config: Config
+    options: PredictOptions
+    task: Task
+    images: pd.DataFrame
+    refused: pd.DataFrame
+    scoring: "EvaluatePlan | None"
+    model: Model | None
+
+    def find_model(self) -> Model:
+        """What predicts; computes missing scores where they decide it."""
+        if self.model is not None:
+            return self.model
+        from ichkit.stages.scores.evaluate import make_current
+        from ichkit.stages.scores.submit import choose_source
+
+        assert self.scoring is not None
+        make_current(self.scoring)
+        return model_of(self.scoring.work, choose_source(self.scoring))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The files, then the model."""
+        chosen = "the best complete source, which the scores will tell"
+        if self.model is not None:
+            chosen = f"{self.model.name}: {sum(len(folds) for folds in self.model.runs.values())} networks"
+        size = format_bytes(self.images["num_bytes"].sum())
+        return (f"{len(self.images)} files that may be images, {size}", f"with {chosen}")
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The scores, where they are made again; the tables and the page."""
+        scores = () if self.scoring is None else self.scoring.writes
+        names = [f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice")]
+        names += ["predictions.json", *(["predictions.html"] if self.options.has_page else [])]
+        return (*scores, *(self.options.out / name for name in names))
+
+
+def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPlan:
+    """Lists the files and finds the model; writes nothing.
 
     Raises:
         DataError: nothing at the path.
         ArtifactError, ConfigError: no such model.
     """
     task = find_task(config.task)
-    if model is None and not evaluate.look(config, work).is_current:
-        chosen, writes = "the best complete source, which the scores will tell", (work.scores,)
+    files, refused = scan_files(options.path)
+    scoring, model = None, None
+    if options.model is not None:
+        model = find_model(work, options.model, task)
     else:
-        found = find_model(config, work, model, task)
-        num_networks = sum(len(folds) for folds in found.runs.values())
-        chosen, writes = f"{found.name}: {num_networks} networks", ()
-    files = image_files(scan_files(path)[0])
-    size = format_bytes(files["num_bytes"].sum())
-    names = [f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice")]
-    names += ["predictions.json", *(["predictions.html"] if has_page else [])]
-    tables = tuple(out / name for name in names)
-    return Plan(
-        steps=(f"{len(files)} files that may be images, {size}", f"with {chosen}"),
-        writes=(*writes, *tables),
-        num_bytes=len(files) * 4 * PREDICTION_BYTES,
-    )
+        from ichkit.stages.scores.evaluate import plan_scores
+        from ichkit.stages.scores.submit import choose_source
 
-
-def describe_export(config: Config, work: WorkFolder, named: str, out: Path | None) -> Plan:
-    """What `export.run` would do with the same arguments.
-
-    Raises:
-        ConfigError, ArtifactError: as `export.run` before it copies.
-    """
-    model, folder = export.look(config, work, named, out)
-    parts = export.list_parts(model)
-    sizes = [
-        part.manifest.files[name].num_bytes for part in parts for name in part.names if name in part.manifest.files
-    ]
-    return Plan(
-        steps=(f"{model.name}: {len(sizes)} files of {len(parts)} folders",),
-        writes=(folder,),
-        num_bytes=sum(sizes),
-        seconds=0,
-        basis="files are copied",
-    )
+        scoring = plan_scores(config, work)
+        if scoring.is_current:
+            model = model_of(work, choose_source(scoring))
+    return PredictPlan(config, options, task, image_files(files), refused, scoring, model)

@@ -8,73 +8,55 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, DataError
 from ichkit.core.progress import Meter, logger
-from ichkit.core.tasks import Task, find_task
+from ichkit.core.tasks import Task
 from ichkit.engine.inference import Predictor
 from ichkit.engine.parallel import run_tasks
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
-from ichkit.sources.files import scan_files
-from ichkit.sources.folder import hide_files, image_files, plan_folder
+from ichkit.sources.folder import hide_files, plan_folder
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stages.explain.volumes import Volumes
-from ichkit.stages.predict.model import RESEARCH_NOTE, Model, find_model
+from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.stages.predict.outcome import JSON_NAME, Prediction, describe_prediction
+from ichkit.stages.predict.plan import PredictOptions, PredictPlan, plan
 from ichkit.validation.metrics import study_maximum
 from ichkit.work.artifacts import encode_json, encode_table, write_bytes_atomically
-from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 
+__all__ = ["PredictOptions", "PredictPlan", "plan", "run"]
 
-def run(
-    config: Config,
-    work: WorkFolder,
-    path: Path,
-    *,
-    model: str | None,
-    out: Path,
-    device: str = "auto",
-    has_page: bool = True,
-) -> Prediction:
+
+def run(plan: PredictPlan) -> Prediction:
     """Predicts every study below a path: tables as CSV, the same as predictions.json, and predictions.html to look at.
 
-    Args:
-        path: a folder or a zip of DICOM, any number of studies and series.
-        model: a run, a stack or an export, by name or folder; None takes the source that `submit` would take.
-        out: where everything goes.
-        device: where the networks compute.
-        has_page: whether the page with its pictures and heat maps is made.
-
     Raises:
-        DataError: nothing at the path, or no readable CT slice in it.
-        ArtifactError, ConfigError: no such model.
+        DataError: no readable CT slice at the path.
+        ArtifactError: weights are missing or damaged.
     """
-    task = find_task(config.task)
-    chosen = find_model(config, work, model, task)
-    files, refused = scan_files(path)
+    options, task, out = plan.options, plan.task, plan.options.out
+    chosen = plan.find_model()
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
-    files = image_files(files)
-    index = read_index(files, None, run=partial(run_tasks, workers=config.prepare.workers))
-    plan = plan_folder(index, salt)
-    networks = chosen.load_networks(device)
-    ordered, rows = order_slices(plan.files)
-    planned = PlannedSource(plan, StudyTasks(ordered, _pixel_settings(networks, chosen)), rows, repair=False)
+    index = read_index(plan.images, None, run=partial(run_tasks, workers=plan.config.prepare.workers))
+    found = plan_folder(index, salt)
+    networks = chosen.load_networks(options.device)
+    ordered, rows = order_slices(found.files)
+    planned = PlannedSource(found, StudyTasks(ordered, _pixel_settings(networks, chosen)), rows, repair=False)
     volumes = Volumes(planned)
     studies = "1 study" if len(volumes) == 1 else f"{len(volumes)} studies"
-    logger.info("predict: %d files, %s, with %s", len(files), studies, chosen.name)
+    logger.info("predict: %d files, %s, with %s", len(plan.images), studies, chosen.name)
     table, records = _predict_slices(chosen, networks, planned, volumes, task)
-    refused = refused.rename(columns={"relative": "file"}).assign(dataset=plan.dataset).reindex(columns=REJECTED)
-    parts = [plan.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
+    refused = plan.refused.rename(columns={"relative": "file"}).assign(dataset=found.dataset).reindex(columns=REJECTED)
+    parts = [found.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
     rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
     prediction = Prediction(
         slices=table,
         studies=_study_table(table, task),
         rejected=rejected.sort_values("file", ignore_index=True),
-        series_choice=plan.series_choice[SERIES_CHOICE],
+        series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
     )
     for name in ("slices", "studies", "rejected", "series_choice"):
@@ -82,10 +64,11 @@ def run(
     _say_what_came(prediction, out)
     if prediction.slices.empty:
         raise DataError(
-            f"predict: none of the {len(files)} files at {path} could be used; {out / 'rejected.csv'} says why."
+            f"predict: none of the {len(plan.images)} files at {options.path} could be used; "
+            f"{out / 'rejected.csv'} says why."
         )
     write_bytes_atomically(out / JSON_NAME, encode_json(describe_prediction(prediction, task)))
-    if has_page:
+    if options.has_page:
         from ichkit.stages.predict.page import write_page
 
         write_page(out, prediction, networks, volumes, task)

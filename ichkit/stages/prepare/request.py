@@ -1,4 +1,4 @@
-"""What one call of `prepare` finds before it does anything: sources, settings, folds, and what it will take."""
+"""The plan of `prepare`: sources, settings and folds that were found, and what the work will take."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
 from ichkit.core.progress import format_seconds, logger
 from ichkit.engine.parallel import count_cores
 from ichkit.imaging.store import MADE_BY
+from ichkit.show.plan import Plan, format_bytes, nearest_folder
 from ichkit.sources.files import file_refs, scan_files
 from ichkit.sources.series import read_override
 from ichkit.sources.table import SOURCES, DataSource, locate, training_sources
@@ -71,31 +72,6 @@ class ListedSource:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a call starts from.
-
-    Attributes:
-        source: where training data come from.
-        settings: what decides the bytes of the store.
-        folds: imported or kept; None where they are to be dealt.
-        override: series chosen by hand.
-        listings: the sources that are there.
-        inputs: digests that tell whether there is anything to do.
-        standing: the manifest of a store that is up to date; None where there is work.
-        is_update: a store stands, and the files are others now.
-    """
-
-    source: str
-    settings: dict[str, Any]
-    folds: pd.DataFrame | None
-    override: pd.DataFrame | None
-    listings: list[ListedSource]
-    inputs: dict[str, str]
-    standing: Manifest | None
-    is_update: bool
-
-
-@dataclass(frozen=True)
 class Needs:
     """What the work will take, from the files alone: no header was read.
 
@@ -126,8 +102,7 @@ class Needs:
 
     def say(self, work: WorkFolder) -> None:
         """Files, the disk they will take at most beside what is free, and about how long it will take."""
-        place = next(folder for folder in (work.root.absolute(), *work.root.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(nearest_folder(work.root)).free
         logger.info(
             "prepare: %d files, %.2f GB, on %d processes; at most %.2f GB of disk, %.2f GB free",
             self.num_files,
@@ -145,7 +120,83 @@ class Needs:
             logger.warning("prepare: the disk may be too small; what is finished stays valid if it fills up")
 
 
-def look(config: Config, work: WorkFolder, options: PrepareOptions) -> Request:
+@dataclass(frozen=True)
+class PreparePlan(Plan):
+    """What a call of `prepare` starts from; no header was read.
+
+    Attributes:
+        source: where training data come from.
+        settings: what decides the bytes of the store.
+        folds: imported or kept; None where they are to be dealt.
+        override: series chosen by hand.
+        listings: the sources that are there.
+        inputs: digests that tell whether there is anything to do.
+        standing: the manifest of a store that is up to date; None where there is work.
+        is_update: a store stands, and the files are others now.
+    """
+
+    config: Config
+    work: WorkFolder
+    options: PrepareOptions
+    source: str
+    settings: dict[str, Any]
+    folds: pd.DataFrame | None
+    override: pd.DataFrame | None
+    listings: list[ListedSource]
+    inputs: dict[str, str]
+    standing: Manifest | None
+    is_update: bool
+
+    @property
+    def needs(self) -> Needs:
+        """What the work will take."""
+        return Needs.of(self.listings, self.config)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The sources, the folds, and what becomes of the store that is there."""
+        if self.standing is not None:
+            return ("prepare: up to date, nothing to do",)
+        steps = [
+            f"{item.source.name}: {len(item.images)} files of {item.root}, "
+            f"{format_bytes(item.images['num_bytes'].sum())}"
+            for item in self.listings
+        ]
+        if self.options.limit_studies is not None:
+            limit = self.options.limit_studies
+            steps.append(f"only {limit} studies of each split: less disk and time than is said here")
+        if self.folds is None:
+            steps.append(f"deals the patients into {self.config.prepare.num_folds} folds")
+        else:
+            steps.append(f"keeps the folds of {len(self.folds)} patients; new ones are dealt beside them")
+        if self.is_update:
+            steps.append("the files have changed: what is prepared already is taken over")
+        elif self.options.fresh and self.work.prepared.exists():
+            steps.append(f"removes {self.work.prepared} first (--fresh)")
+        return tuple(steps)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The store."""
+        return () if self.standing is not None else (self.work.prepared,)
+
+    @property
+    def num_bytes(self) -> float:
+        """The most that the store takes."""
+        return self.needs.disk_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes, where the disk is fast enough."""
+        return self.needs.seconds
+
+    @property
+    def basis(self) -> str:
+        """How many processes."""
+        return f"on {self.needs.workers} processes, where the disk keeps up"
+
+
+def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None) -> PreparePlan:
     """Lists the files, refuses what does not fit, and says whether there is anything to do; writes nothing.
 
     Raises:
@@ -154,8 +205,9 @@ def look(config: Config, work: WorkFolder, options: PrepareOptions) -> Request:
         ArtifactError: what is there was made from other settings.
         FoldError: a file of folds that is none.
     """
+    options = options or PrepareOptions()
     source = _training_source(options)
-    settings = {
+    settings: dict[str, Any] = {
         "task": config.task,
         "source": source,
         "size": config.prepare.size,
@@ -173,7 +225,7 @@ def look(config: Config, work: WorkFolder, options: PrepareOptions) -> Request:
     standing = read_manifest(work.prepared, made_by=MADE_BY) if is_update else None
     if standing is not None and any(standing.inputs.get(name) != digest for name, digest in inputs.items()):
         standing = None
-    return Request(source, settings, folds, override, listings, inputs, standing, is_update)
+    return PreparePlan(config, work, options, source, settings, folds, override, listings, inputs, standing, is_update)
 
 
 def _training_source(options: PrepareOptions) -> str:

@@ -8,7 +8,6 @@ from functools import partial
 
 import pandas as pd
 
-from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.progress import StopFlag, logger, stop_on_signal
 from ichkit.core.tasks import find_task
@@ -19,7 +18,7 @@ from ichkit.sources.index import KEPT_COLUMNS, read_index
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings
 from ichkit.sources.table import is_phantom
-from ichkit.stages.prepare.request import SETTINGS_FILE, ListedSource, Needs, PrepareOptions, look
+from ichkit.stages.prepare.request import SETTINGS_FILE, ListedSource, PrepareOptions, PreparePlan, plan
 from ichkit.stages.prepare.tables import Stamp, write_tables
 from ichkit.work.artifacts import (
     ArtifactWriter,
@@ -31,41 +30,40 @@ from ichkit.work.artifacts import (
 )
 from ichkit.work.folder import WorkFolder
 
+__all__ = ["PrepareOptions", "PreparePlan", "plan", "run"]
+
 _BASE_BYTES = 300 * 1024**2
 _COPIES_OF_A_VOLUME = 2.5
 """A worker holds the volume, its compressed frame, and what the codec needs on the way."""
 
 
-def run(config: Config, work: WorkFolder, options: PrepareOptions | None = None) -> Manifest:
+def run(plan: PreparePlan) -> Manifest:
     """Makes `work/prepared/`, or takes up new files in it, or finds nothing to do.
 
     Raises:
-        DataError: no data, or data that contradict themselves.
-        ArtifactError: what is there was made from other settings.
+        DataError: data that contradict themselves.
         FoldError: folds that do not fit.
         Stopped: a stop signal; the next call goes on.
     """
-    options = options or PrepareOptions()
-    found = look(config, work, options)
-    if found.standing is not None:
-        logger.info("prepare: up to date (%d slices)", found.standing.facts["num_slices"])
-        return found.standing
-    if found.is_update:
+    config, work, options = plan.config, plan.work, plan.options
+    if plan.standing is not None:
+        logger.info("prepare: up to date (%d slices)", plan.standing.facts["num_slices"])
+        return plan.standing
+    if plan.is_update:
         logger.info("prepare: the files have changed; taking them up")
-    listings, override, folds = found.listings, found.override, found.folds
-    Needs.of(listings, config).say(work)
+    plan.needs.say(work)
     writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh)
-    write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(found.settings))
-    if folds is not None:
-        write_bytes_atomically(writer.folder / "folds.csv", encode_table(folds, ".csv"))
+    write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(plan.settings))
+    if plan.folds is not None:
+        write_bytes_atomically(writer.folder / "folds.csv", encode_table(plan.folds, ".csv"))
     if options.fresh and work.prepared.exists():
         # Only now: the data were found and the folds are kept, so that a wrong path or a kill here loses nothing.
         shutil.rmtree(work.prepared)
     runner = partial(run_tasks, backend=options.backend or config.prepare.backend)
     with stop_on_signal() as stop:
         read = partial(runner, workers=config.prepare.workers)
-        planned = [_plan(item, writer, work, config, options, override, read, stop) for item in listings]
-        _check_override(override, planned)
+        planned = [_plan_source(plan, item, writer, read, stop) for item in plan.listings]
+        _check_override(plan.override, planned)
         largest = max(item.tasks.largest_bytes for item in planned)
         workers = count_workers(config.prepare.workers, _BASE_BYTES + int(_COPIES_OF_A_VOLUME * largest))
         records = decode_all(
@@ -77,38 +75,33 @@ def run(config: Config, work: WorkFolder, options: PrepareOptions | None = None)
             stop=stop,
         )
     writer.discard(SETTINGS_FILE)
-    refused = {item.source.name: item.refused for item in listings}
-    data = "phantom" if any(is_phantom(item.root) for item in listings) else found.source
-    return write_tables(writer, planned, records, refused, folds, Stamp(found.settings, found.inputs, data), config)
+    refused = {item.source.name: item.refused for item in plan.listings}
+    data = "phantom" if any(is_phantom(item.root) for item in plan.listings) else plan.source
+    stamp = Stamp(plan.settings, plan.inputs, data)
+    return write_tables(writer, planned, records, refused, plan.folds, stamp, config)
 
 
-def _plan(
-    listing: ListedSource,
-    writer: ArtifactWriter,
-    work: WorkFolder,
-    config: Config,
-    options: PrepareOptions,
-    override: pd.DataFrame | None,
-    read: RunTasks,
-    stop: StopFlag,
+def _plan_source(
+    plan: PreparePlan, listing: ListedSource, writer: ArtifactWriter, read: RunTasks, stop: StopFlag
 ) -> PlannedSource:
     """Headers of one source, then which file is which slice of which study."""
-    source, task = listing.source, find_task(config.task)
+    source, task = listing.source, find_task(plan.config.task)
     name = f"index_{source.name}.parquet"
-    known = next((path for path in (writer.folder / name, work.prepared / name) if path.exists()), None)
+    known = next((path for path in (writer.folder / name, plan.work.prepared / name) if path.exists()), None)
     files = listing.images[listing.files.columns]
     index = read_index(files, None if known is None else read_table(known), run=read, stop=stop)
     if source.keeps_index:
         writer.write_table(name, index[KEPT_COLUMNS])
-    salt = b"" if source.keeps_index else _read_salt(work)
-    plan = source.plan(Found(listing.files, listing.images, index, task, options.labels, override, salt))
-    plan = _limit(plan, options.limit_studies)
-    if options.strict and len(plan.rejected):
-        first = plan.rejected.iloc[0]
+    salt = b"" if source.keeps_index else _read_salt(plan.work)
+    labels, override = plan.options.labels, plan.override
+    found = source.plan(Found(listing.files, listing.images, index, task, labels, override, salt))
+    found = _limit(found, plan.options.limit_studies)
+    if plan.options.strict and len(found.rejected):
+        first = found.rejected.iloc[0]
         raise DataError(f"{source.name}: {first.file} cannot be taken: {first.reason} (--strict).")
-    pixels = PixelSettings(source.repair, config.channels.hull_hu(), config.prepare.size)
-    ordered, slices = order_slices(plan.files)
-    return PlannedSource(plan, StudyTasks(ordered, pixels), slices, source.repair)
+    pixels = PixelSettings(source.repair, plan.config.channels.hull_hu(), plan.config.prepare.size)
+    ordered, slices = order_slices(found.files)
+    return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair)
 
 
 def _read_salt(work: WorkFolder) -> bytes:

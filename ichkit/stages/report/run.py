@@ -1,6 +1,7 @@
 """`ichkit report`: one self-contained HTML page about a work folder: no network, no script, every picture inside."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.core.config import Config
@@ -9,6 +10,7 @@ from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show import page
 from ichkit.show.blocks import Section
+from ichkit.show.plan import Plan
 from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.external import make_external
@@ -19,8 +21,9 @@ from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.second_stage import make_second_stage
 from ichkit.stages.report.strips import make_strips
 from ichkit.stages.scores import evaluate, leaderboard
+from ichkit.stages.scores.evaluate import EvaluatePlan
 from ichkit.stages.scores.summary import data_note
-from ichkit.validation.catalog import find_sources, pick_source
+from ichkit.validation.catalog import pick_source
 from ichkit.work.artifacts import (
     digest_of,
     digest_table,
@@ -48,15 +51,66 @@ _SCORED = (
 )
 
 
-def run(config: Config, work: WorkFolder, submissions: Path) -> Path:
+@dataclass(frozen=True)
+class ReportOptions:
+    """What one call of `report` may ask for: the folder of the submissions it tells of."""
+
+    submissions: Path = Path("submissions")
+
+
+@dataclass(frozen=True)
+class ReportPlan(Plan):
+    """What one call of `report` starts from.
+
+    Attributes:
+        scoring: what there is to score; None where nothing is trained yet.
+    """
+
+    config: Config
+    work: WorkFolder
+    options: ReportOptions
+    prepared: Prepared
+    scoring: EvaluatePlan | None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The scoring that is left to do, then the page."""
+        scoring = self.scoring
+        before = () if scoring is None or scoring.is_current else scoring.steps
+        return (*before, f"one page about {0 if scoring is None else len(scoring.sources)} sources")
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The scores, where they are made again, and the page."""
+        return (*(() if self.scoring is None else self.scoring.writes), self.work.report)
+
+    @property
+    def num_bytes(self) -> float | None:
+        """Of the page that is there, if there is one and nothing is left to score."""
+        is_scored = self.scoring is None or self.scoring.is_current
+        return self.work.report.stat().st_size if is_scored and self.work.report.is_file() else None
+
+
+def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None) -> ReportPlan:
+    """What there is to score and to show; writes nothing.
+
+    Raises:
+        ArtifactError: nothing is prepared, or an artifact is damaged.
+    """
+    prepared = Prepared.open(work.prepared, find_task(config.task))
+    scoring = evaluate.plan_scores(config, work) if work.finished_runs() else None
+    return ReportPlan(config, work, options or ReportOptions(), prepared, scoring)
+
+
+def run(plan: ReportPlan) -> Path:
     """Writes `work/report.html` and returns its path; missing scores are computed, and what is not there is named.
 
     A page made from the same inputs, settings and versions is left as it is.
 
     Raises:
-        ArtifactError: nothing is prepared, or an artifact is damaged.
+        ArtifactError: an artifact is damaged.
     """
-    material = collect(config, work, submissions)
+    material, work = collect(plan), plan.work
     inputs = _digest(material)
     if _inputs_of(work.report) == inputs:
         logger.info("report: %s is up to date", work.report)
@@ -69,23 +123,21 @@ def run(config: Config, work: WorkFolder, submissions: Path) -> Path:
     return work.report
 
 
-def collect(config: Config, work: WorkFolder, submissions: Path) -> Material:
+def collect(plan: ReportPlan) -> Material:
     """Everything the page is made from, sources in the order of the board; missing scores are computed.
 
     Raises:
-        ArtifactError: nothing is prepared, or an artifact is damaged.
+        ArtifactError: an artifact is damaged.
     """
-    task = find_task(config.task)
-    prepared = Prepared.open(work.prepared, task)
+    config, work, prepared, scoring = plan.config, plan.work, plan.prepared, plan.scoring
     data = str(prepared.manifest.facts["data"])
-    if not work.finished_runs():
+    if scoring is None:
         return Material(config, work, prepared, data, [], None, None)
-    evaluate.run(config, work)
-    sources = find_sources(work, task)
-    tables = evaluate.read_tables(work, sources)
-    board = leaderboard.build(work, submissions, task)
-    ordered = [pick_source(sources, name) for name in board["name"]]
-    data = "+".join(sorted({data, *(source.data for source in sources)}))
+    evaluate.make_current(scoring)
+    tables = evaluate.read_tables(work, scoring.sources)
+    board = leaderboard.build(work, plan.options.submissions, prepared.task)
+    ordered = [pick_source(scoring.sources, name) for name in board["name"]]
+    data = "+".join(sorted({data, *(source.data for source in scoring.sources)}))
     return Material(config, work, prepared, data, ordered, tables, board)
 
 

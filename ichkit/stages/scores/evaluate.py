@@ -1,6 +1,7 @@
 """`ichkit evaluate`: every run and stack scored, each score with its counts and its interval."""
 
 import time
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ContractError
+from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.progress import Meter, logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
+from ichkit.show.plan import Plan
 from ichkit.stages.scores.score_source import CQ500_FACTS, SourceScores, load_cq500, score_source, study_scores
 from ichkit.validation.catalog import Source, find_sources
 from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
@@ -54,8 +56,52 @@ class ScoreTables:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What a call of `run` starts from.
+class EvaluateOptions:
+    """What one call of `evaluate` may ask for.
+
+    Attributes:
+        source: the run or stack to show in full; None for the best, less of it.
+        is_whole: show every row of `scores.parquet`.
+        submission, truth: score this file (ID,Label) against these labels instead, and write nothing.
+
+    Raises:
+        ConfigError: a submission without its labels, or labels without a submission.
+    """
+
+    source: str | None = None
+    is_whole: bool = False
+    submission: Path | None = None
+    truth: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.submission is None) != (self.truth is None):
+            raise ConfigError(
+                "evaluate: --submission and --truth go together: the file to score, and the labels to score it with."
+            )
+
+
+@dataclass(frozen=True)
+class FilePlan(Plan):
+    """The plan of `evaluate` for a submission file: it writes nothing."""
+
+    submission: Path
+    truth: Path
+    task: Task
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is compared."""
+        return (f"scores {self.submission} against {self.truth}; prints a table and writes no file",)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class EvaluatePlan(Plan):
+    """What a call of `evaluate` starts from, and every command that needs scores.
 
     Attributes:
         prepared: the store.
@@ -64,6 +110,9 @@ class Scoring:
         old: the manifest of the scores that are there; None without any.
     """
 
+    config: Config
+    work: WorkFolder
+    options: EvaluateOptions
     prepared: Prepared
     sources: list[Source]
     settings: dict[str, Any]
@@ -81,23 +130,123 @@ class Scoring:
         old, settings = self.old, self.settings
         return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, old, settings)]
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Which sources are scored."""
+        if self.is_current:
+            return (f"the scores of {len(self.sources)} sources: up to date, nothing to do",)
+        names = ", ".join(source.name for source in self.stale)
+        return (
+            f"scores {len(self.stale)} of {len(self.sources)} sources ({names})",
+            f"{self.config.evaluate.num_draws} draws of patients for each interval",
+        )
 
-def run(config: Config, work: WorkFolder) -> Manifest:
-    """The manifest of `work/scores/`; only sources whose tables or labels changed are scored again.
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folder of the scores."""
+        return () if self.is_current else (self.work.scores,)
+
+    @property
+    def num_bytes(self) -> float | None:
+        """By the scores that are there, source for source."""
+        if self.old is None:
+            return None
+        return (
+            sum(file.num_bytes for file in self.old.files.values()) * len(self.sources) / len(self.old.facts["sources"])
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """By the sources that were scored before."""
+        each = None if self.old is None else self.old.facts.get("seconds_per_source")
+        return None if each is None else each * len(self.stale)
+
+    @property
+    def basis(self) -> str:
+        """Those sources, if there are any."""
+        return "not known: nothing was scored here to go by" if self.seconds is None else "as the sources before took"
+
+
+@dataclass(frozen=True)
+class ScoredPlan(Plan):
+    """The plan of a command that scores what is not scored yet, and then writes files of its own."""
+
+    scoring: EvaluatePlan
+
+    @property
+    @abstractmethod
+    def own_steps(self) -> tuple[str, ...]:
+        """What it does once everything is scored."""
+
+    @property
+    @abstractmethod
+    def own_writes(self) -> tuple[Path, ...]:
+        """The files of its own."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The scoring that is left to do, then its own steps."""
+        return (*(() if self.scoring.is_current else self.scoring.steps), *self.own_steps)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The scores, where they are made again, and its own files."""
+        return (*self.scoring.writes, *self.own_writes)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the scoring alone; writing is not timed."""
+        return None if self.scoring.is_current else self.scoring.seconds
+
+    @property
+    def basis(self) -> str:
+        """As for the scoring."""
+        return "not known; everything is scored" if self.scoring.is_current else self.scoring.basis
+
+
+def plan(config: Config, work: WorkFolder, options: EvaluateOptions | None = None) -> EvaluatePlan | FilePlan:
+    """What there is to score, or the plan of scoring the submission file that is named; raises as `plan_scores`."""
+    if options is not None and options.submission is not None and options.truth is not None:
+        return FilePlan(options.submission, options.truth, find_task(config.task))
+    return plan_scores(config, work, options)
+
+
+def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | None = None) -> EvaluatePlan:
+    """What there is to score, and what of it is scored already; writes nothing.
 
     Raises:
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
-        ContractError: a source's table does not hold exactly the slices it should.
         FoldError: a patient has more than one fold, or none.
     """
+    prepared = Prepared.open(work.prepared, find_task(config.task))
+    check_folds(prepared.slices)
+    sources = find_sources(work, prepared.task)
+    if not sources:
+        raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
+    for name in sorted({source.name for source in sources if source.is_outdated}):
+        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
+    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
+    settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
+    settings |= {name: list(table) for name, table in measured.items()}
+    inputs = _inputs_of(sources, prepared.manifest)
+    old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
+    return EvaluatePlan(config, work, options or EvaluateOptions(), prepared, sources, settings, inputs, old)
+
+
+def run(plan: EvaluatePlan) -> Manifest:
+    """The manifest of `work/scores/`; only sources whose tables or labels changed are scored again.
+
+    Raises:
+        ArtifactError: a table is damaged.
+        ContractError: a source's table does not hold exactly the slices it should.
+    """
     began = time.monotonic()
-    scoring = look(config, work)
-    prepared, sources, old = scoring.prepared, scoring.sources, scoring.old
-    if scoring.is_current:
+    config, work, prepared, sources, old = plan.config, plan.work, plan.prepared, plan.sources, plan.old
+    if plan.is_current:
         assert old is not None
         logger.info("evaluate: the scores of %d sources are up to date", len(sources))
         return old
-    kept = _still_valid(work, sources, prepared.manifest, old, scoring.settings)
+    kept = _still_valid(work, sources, prepared.manifest, old, plan.settings)
     missing = _missing_cq500(prepared)
     num_to_score = len(sources) - len(kept)
     _announce(num_to_score, len(sources), old is not None, len(missing))
@@ -119,24 +268,13 @@ def run(config: Config, work: WorkFolder) -> Manifest:
         "cq500_missing": missing,
         "seconds_per_source": round((time.monotonic() - began) / num_to_score, 1) if num_to_score else None,
     }
-    return writer.commit(settings=scoring.settings, inputs=scoring.inputs, facts=facts)
+    return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
 
 
-def look(config: Config, work: WorkFolder) -> Scoring:
-    """What there is to score; writes nothing. Raises as `run`."""
-    prepared = Prepared.open(work.prepared, find_task(config.task))
-    check_folds(prepared.slices)
-    sources = find_sources(work, prepared.task)
-    if not sources:
-        raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
-    for name in sorted({source.name for source in sources if source.is_outdated}):
-        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
-    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
-    settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
-    settings |= {name: list(table) for name, table in measured.items()}
-    inputs = _inputs_of(sources, prepared.manifest)
-    old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
-    return Scoring(prepared, sources, settings, inputs, old)
+def make_current(plan: EvaluatePlan) -> None:
+    """Scores what is not scored yet; without a word where there is nothing to do. Raises as `run`."""
+    if not plan.is_current:
+        run(plan)
 
 
 def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:

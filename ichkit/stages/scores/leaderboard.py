@@ -1,5 +1,6 @@
 """`ichkit leaderboard`: every source and its scores in one table, rebuilt from the artifacts each time."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ichkit.core.config import Config
-from ichkit.core.tasks import Task, find_task
+from ichkit.core.errors import ConfigError
+from ichkit.core.tasks import Task
 from ichkit.show.terminal import NOTHING, format_interval, format_number, make_table
 from ichkit.stages.scores import evaluate
 from ichkit.stages.scores.summary import data_note
 from ichkit.validation.catalog import Source, find_sources
-from ichkit.validation.notes import is_csv_unchanged, read_note, record_scores
+from ichkit.validation.notes import is_csv_unchanged, note_path, read_note, read_present, record_scores
 from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, MEAN_CLASS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS, headlines
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
@@ -22,29 +24,74 @@ from ichkit.work.folder import WorkFolder
 BOARD_NAME = "leaderboard.csv"
 
 
-def run(config: Config, work: WorkFolder, submissions: Path) -> pd.DataFrame:
-    """The board, rewritten to `submissions/leaderboard.csv`; scores that are missing are computed.
+@dataclass(frozen=True)
+class LeaderboardOptions:
+    """What one call of `leaderboard` may ask for.
+
+    Attributes:
+        record: a submission whose scores came back from the site; None records nothing.
+        public_score, private_score: those scores.
+        submissions: the folder of the board.
 
     Raises:
+        ConfigError: scores without the submission they belong to.
+    """
+
+    record: str | None = None
+    public_score: float | None = None
+    private_score: float | None = None
+    submissions: Path = Path("submissions")
+
+    def __post_init__(self) -> None:
+        if self.record is None and (self.public_score is not None or self.private_score is not None):
+            raise ConfigError("leaderboard: --public and --private belong to a submission: name it with --record NAME.")
+
+
+@dataclass(frozen=True)
+class LeaderboardPlan(evaluate.ScoredPlan):
+    """What one call of `leaderboard` starts from."""
+
+    options: LeaderboardOptions
+
+    @property
+    def own_steps(self) -> tuple[str, ...]:
+        """The board."""
+        return ("rebuilds the board from the artifacts",)
+
+    @property
+    def own_writes(self) -> tuple[Path, ...]:
+        """The note of the submission whose scores are recorded, and the board."""
+        folder, record = self.options.submissions, self.options.record
+        return (*(() if record is None else (note_path(folder, record),)), folder / BOARD_NAME)
+
+
+def plan(config: Config, work: WorkFolder, options: LeaderboardOptions | None = None) -> LeaderboardPlan:
+    """What there is to score before the board can be built; writes nothing.
+
+    Raises:
+        ConfigError: no such submission.
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
     """
-    evaluate.run(config, work)
-    board = build(work, submissions, find_task(config.task))
-    write(board, submissions)
-    return board
+    options = options or LeaderboardOptions()
+    if options.record is not None:
+        read_present(options.submissions, options.record)
+    return LeaderboardPlan(evaluate.plan_scores(config, work), options)
 
 
-def record(
-    config: Config, work: WorkFolder, submissions: Path, name: str, public: float | None, private: float | None
-) -> pd.DataFrame:
-    """The board, after noting what the competition site said about a submission.
+def run(plan: LeaderboardPlan) -> pd.DataFrame:
+    """The board, rewritten to `leaderboard.csv`, after noting what the site said about a submission.
 
     Raises:
-        ConfigError: no such submission, or no score.
-        ArtifactError: the CSV is not the one that `<name>.json` describes.
+        ConfigError: no score is given for the submission.
+        ArtifactError: the CSV is not the one that `<name>.json` describes, or an artifact is damaged.
     """
-    record_scores(submissions, name, public, private)
-    return run(config, work, submissions)
+    options, scoring = plan.options, plan.scoring
+    if options.record is not None:
+        record_scores(options.submissions, options.record, options.public_score, options.private_score)
+    evaluate.make_current(scoring)
+    board = build(scoring.work, options.submissions, scoring.prepared.task)
+    write(board, options.submissions)
+    return board
 
 
 def build(work: WorkFolder, submissions: Path, task: Task) -> pd.DataFrame:

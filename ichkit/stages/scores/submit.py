@@ -9,15 +9,18 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
-from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.stages.scores import evaluate, leaderboard
-from ichkit.validation.catalog import Source, find_sources, load_split, pick_source
+from ichkit.stages.scores.upload import SITE, find_command
+from ichkit.validation.catalog import Source, load_split, pick_source
 from ichkit.validation.notes import note_path, write_note
 from ichkit.validation.sample import Imputed, KnownSlices, fill_sample
 from ichkit.validation.scores import POOLED, WEIGHTED_LOG_LOSS
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
+
+_LABEL_BYTES = 25
+"""Of a comma, the longest shortest text of a float64 (-2.2250738585072014e-308) and the end of the line."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,86 @@ class Submission:
     imputed: tuple[Imputed, ...]
 
 
-def run(config: Config, work: WorkFolder, submissions: Path, source: str | None = None) -> Submission:
-    """Writes `<name>.csv`, `<name>.json` and `leaderboard.csv` into `submissions`; the same inputs change no byte.
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What one call of `submit` may ask for.
 
-    Args:
+    Attributes:
         source: the run or stack to submit; None takes what `choose_source` takes.
+        uploads: send it to the site as well.
+        submissions: the folder it goes to.
+    """
+
+    source: str | None = None
+    uploads: bool = False
+    submissions: Path = Path("submissions")
+
+
+@dataclass(frozen=True)
+class SubmitPlan(evaluate.ScoredPlan):
+    """What one call of `submit` starts from.
+
+    Attributes:
+        sample: column ID, in the order of the file.
+        source: whose predictions; None where scores that are missing will tell.
+    """
+
+    options: SubmitOptions
+    sample: pd.DataFrame
+    source: Source | None
+
+    @property
+    def own_steps(self) -> tuple[str, ...]:
+        """The rows, and the upload that was asked for."""
+        name = "the best complete source, which the scores will tell" if self.source is None else self.source.name
+        sends = (f"sends the file to {SITE}, unless it is there already",) if self.options.uploads else ()
+        return (f"{len(self.sample)} rows of {name}", *sends)
+
+    @property
+    def own_writes(self) -> tuple[Path, ...]:
+        """The file, its note, and the leaderboard."""
+        folder = self.options.submissions
+        name = "NAME" if self.source is None else self.source.name
+        return (folder / f"{name}.csv", note_path(folder, name), folder / leaderboard.BOARD_NAME)
+
+    @property
+    def num_bytes(self) -> float | None:
+        """The ids and the longest text of a float64 behind each, beside the scores that are made again."""
+        if self.scoring.num_bytes is None and not self.scoring.is_current:
+            return None
+        own = int(self.sample["ID"].str.len().sum()) + len(self.sample) * _LABEL_BYTES
+        return own + (0 if self.scoring.is_current else self.scoring.num_bytes or 0)
+
+
+def plan(config: Config, work: WorkFolder, options: SubmitOptions | None = None) -> SubmitPlan:
+    """What there is to score and to submit; writes nothing.
 
     Raises:
         DataError: the prepared data have no test split.
-        ConfigError: no such source.
-        ContractError: a slice of the sample has no prediction although its file was not rejected.
+        ConfigError: no such source, or an upload is asked for and there is no command to do it with.
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
     """
-    task = find_task(config.task)
-    prepared = Prepared.open(work.prepared, task)
-    sample = read_sample(prepared)
-    chosen = choose_source(config, work, source)
-    table, imputed = fill_sample(sample, _known_slices(prepared, chosen), task, chosen.path)
+    options = options or SubmitOptions()
+    scoring = evaluate.plan_scores(config, work)
+    sample = _read_sample(scoring.prepared)
+    if options.uploads:
+        find_command()
+    known = options.source is not None or scoring.is_current
+    return SubmitPlan(scoring, options, sample, choose_source(scoring, options.source) if known else None)
+
+
+def run(plan: SubmitPlan) -> Submission:
+    """Writes `<name>.csv`, `<name>.json` and `leaderboard.csv`; the same inputs change no byte.
+
+    Raises:
+        ContractError: a slice of the sample has no prediction although its file was not rejected.
+        ArtifactError: an artifact is damaged.
+    """
+    prepared, work, submissions = plan.scoring.prepared, plan.scoring.work, plan.options.submissions
+    task = prepared.task
+    evaluate.make_current(plan.scoring)
+    chosen = plan.source or choose_source(plan.scoring)
+    table, imputed = fill_sample(plan.sample, _known_slices(prepared, chosen), task, chosen.path)
     csv_path = submissions / f"{chosen.name}.csv"
     written = write_bytes_atomically(csv_path, encode_table(table, ".csv"))
     facts = {
@@ -70,7 +136,7 @@ def run(config: Config, work: WorkFolder, submissions: Path, source: str | None 
     return Submission(csv_path, note_path(submissions, chosen.name), chosen, tuple(imputed))
 
 
-def read_sample(prepared: Prepared) -> pd.DataFrame:
+def _read_sample(prepared: Prepared) -> pd.DataFrame:
     """The ids of the sample submission.
 
     Raises:
@@ -85,22 +151,21 @@ def read_sample(prepared: Prepared) -> pd.DataFrame:
     return sample
 
 
-def choose_source(config: Config, work: WorkFolder, name: str | None = None) -> Source:
+def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> Source:
     """The source of that name, else the best complete one, else the best of those with the most slices.
 
-    Complete is a source with every fold of `folds.csv`; best is the lowest cross-validated weighted log loss. Scores
-    that are missing are computed.
+    Complete is a source with every fold of `folds.csv`; best is the lowest cross-validated weighted log loss.
+
+    Args:
+        scoring: what can be scored; without a name, scored.
 
     Raises:
         ConfigError: no such source.
-        ArtifactError: nothing is prepared or trained.
     """
-    evaluate.run(config, work)
-    prepared = Prepared.open(work.prepared, find_task(config.task))
-    sources = find_sources(work, prepared.task)
+    sources, prepared = scoring.sources, scoring.prepared
     if name is not None:
         return pick_source(sources, name)
-    scores = evaluate.read_scores(work, sources)
+    scores = evaluate.read_scores(scoring.work, sources)
     pooled = scores[(scores.metric == WEIGHTED_LOG_LOSS) & (scores.fold == POOLED)].set_index("source")
     complete = [source for source in sources if list(source.folds) == prepared.fold_numbers]
     most = pooled.n.max()

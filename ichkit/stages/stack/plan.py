@@ -1,57 +1,172 @@
-"""The plan of `stack`."""
+"""The plan of `stack`: which runs, whether their stack stands already, and what making it takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from ichkit.core.config import Config
+from ichkit.core.errors import ConfigError
+from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
-from ichkit.core.tasks import find_task
-from ichkit.show.plan import PREDICTION_BYTES, Plan, up_to_date
-from ichkit.stacking.inputs import Inputs, plan_chains, read_inputs
-from ichkit.stages.stack.run import MADE_BY, choose_stackers, find_standing, place_of, settings_of
-from ichkit.work.artifacts import read_manifest
+from ichkit.core.stack_config import StackConfig
+from ichkit.core.tasks import Task, find_task
+from ichkit.show.plan import Plan
+from ichkit.stacking.inputs import ChainPlan, Inputs, check_name, plan_chains, read_inputs
+from ichkit.stacking.table import find_stacker
+from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
 
-_BYTES_PER_FIT = 1_000_000
-"""Of one model of one chain: 41 kB for the fusion network and up to 0.4 MB for the trees of the demo."""
+MADE_BY = "ichkit stack"
 
 
-def describe_plan(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name: str | None = None) -> Plan:
-    """What `stack.run` would do with the same arguments.
+@dataclass(frozen=True)
+class StackOptions:
+    """What one call of `stack` may ask for.
 
-    The time goes by a stack that stands in the work folder, rows for rows and fits for fits.
-
-    Raises:
-        ArtifactError, ContractError, ConfigError, FoldError: as `stack.run` before it fits.
+    Attributes:
+        runs: names of runs; None takes all complete ones (see `choose_runs`).
+        name: of the stack; None joins the runs by `+`.
     """
-    task = find_task(config.task)
-    stackers = choose_stackers(config.stack)
-    inputs = read_inputs(work, task, runs, config.stack.embeddings)
-    final = place_of(work, inputs, name)
-    if find_standing(final, settings_of(config, inputs), inputs) is not None:
-        return up_to_date(f"stack {final.name}")
-    chains = plan_chains(inputs, task, config.stack.num_parts, config.seed)
-    num_fits, num_kinds = len(chains) * len(stackers), len(stackers) + 1
-    num_rows = len(inputs.train) + sum(len(slices) for slices in inputs.unseen.values())
-    outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
-    seconds, basis = _estimate_seconds(work, inputs, stackers, num_fits)
-    return Plan(
-        steps=(
+
+    runs: Sequence[str] | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class StackPlan(Plan):
+    """What one call of `stack` starts from.
+
+    Attributes:
+        stackers: the configured ones, each once.
+        inputs: the tables of the runs.
+        final: where the stack stands.
+        settings: what decides it besides its inputs.
+        standing: its manifest where it is up to date; None where there is work.
+    """
+
+    config: Config
+    work: WorkFolder
+    options: StackOptions
+    task: Task
+    stackers: tuple[str, ...]
+    inputs: Inputs
+    final: Path
+    settings: dict[str, Any]
+    standing: Manifest | None
+
+    @cached_property
+    def chains(self) -> Sequence[ChainPlan]:
+        """Which chain predicts which rows."""
+        return plan_chains(self.inputs, self.task, self.config.stack.num_parts, self.config.seed)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The runs with their rows, then the fits."""
+        if self.standing is not None:
+            return (f"stack {self.final.name}: up to date, nothing to do",)
+        inputs = self.inputs
+        outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
+        return (
             f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
             f"{len(inputs.test)} test, {outside}",
-            f"{', '.join(stackers)} and their blend: {num_fits} fits in {len(chains)} chains",
-        ),
-        writes=(final,),
-        num_bytes=num_rows * num_kinds * PREDICTION_BYTES + num_fits * _BYTES_PER_FIT,
-        seconds=seconds,
-        basis=basis,
-    )
+            f"{', '.join(self.stackers)} and their blend: {self._num_fits} fits in {len(self.chains)} chains",
+        )
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folder of the stack."""
+        return () if self.standing is not None else (self.final,)
+
+    @property
+    def num_bytes(self) -> float | None:
+        """By the first stack of the same stackers, rows for rows."""
+        return None if self._like is None else self._like.num_bytes * len(self.inputs.train) / self._like.num_rows
+
+    @property
+    def seconds(self) -> float | None:
+        """By the same stack, rows for rows and fits for fits."""
+        like = self._like
+        if like is None:
+            return None
+        return like.seconds * len(self.inputs.train) / like.num_rows * self._num_fits / like.num_fits
+
+    @property
+    def basis(self) -> str:
+        """That stack, if there is one."""
+        if self._like is None:
+            return "not known: no stack of these stackers stands here to go by"
+        return f"as {self._like.name} took"
+
+    @property
+    def _num_fits(self) -> int:
+        return len(self.chains) * len(self.stackers)
+
+    @cached_property
+    def _like(self) -> "_Measured | None":
+        for name in self.work.finished_stacks():
+            manifest = read_manifest(self.work.stacks / name, made_by=MADE_BY)
+            facts = manifest.facts
+            if "seconds" in facts and set(self.stackers) <= set(facts["kinds"]) and facts["num_slices"]:
+                num_bytes = sum(file.num_bytes for file in manifest.files.values())
+                num_fits = len(facts["chains"]) * len(self.stackers)
+                return _Measured(name, facts["num_slices"], num_fits, num_bytes, facts["seconds"])
+        return None
 
 
-def _estimate_seconds(
-    work: WorkFolder, inputs: Inputs, stackers: tuple[str, ...], num_fits: int
-) -> tuple[float | None, str]:
-    """Seconds of so many fits, by the first stack of the same stackers."""
-    for name in work.finished_stacks():
-        facts = read_manifest(work.stacks / name, made_by=MADE_BY).facts
-        if "seconds" in facts and set(stackers) <= set(facts["kinds"]) and facts["num_slices"]:
-            share = len(inputs.train) / facts["num_slices"] * num_fits / (len(facts["chains"]) * len(stackers))
-            return facts["seconds"] * share, f"as {name} took"
-    return None, "not known: no stack of these stackers stands here to go by"
+@dataclass(frozen=True)
+class _Measured:
+    """A stack that stands, as a measure for another."""
+
+    name: str
+    num_rows: int
+    num_fits: int
+    num_bytes: int
+    seconds: float
+
+
+def plan(config: Config, work: WorkFolder, options: StackOptions | None = None) -> StackPlan:
+    """Reads the tables of the runs and says whether their stack is up to date; writes nothing.
+
+    Raises:
+        ArtifactError: nothing was trained, or a run, fold or table is missing or damaged.
+        ContractError: a table breaks the out-of-fold contract.
+        ConfigError: an unknown stacker, a name that cannot name a folder, or embeddings that no stacker looks at.
+    """
+    options, task = options or StackOptions(), find_task(config.task)
+    stackers = _choose_stackers(config.stack)
+    inputs = read_inputs(work, task, options.runs, config.stack.embeddings)
+    final = work.stacks / (check_name(options.name) if options.name else "+".join(inputs.runs))
+    settings = {"task": task.name, "seed": config.seed, "runs": list(inputs.runs), "stack": config.stack.settings()}
+    standing = _find_standing(final, settings, inputs)
+    return StackPlan(config, work, options, task, stackers, inputs, final, settings, standing)
+
+
+def _choose_stackers(config: StackConfig) -> tuple[str, ...]:
+    """The configured stackers, each once.
+
+    Raises:
+        ConfigError: one does not exist, or embeddings are asked for and none of them looks at any.
+    """
+    stackers = tuple(find_stacker(stacker).name for stacker in dict.fromkeys(config.stackers))
+    if config.embeddings.enabled and not any(find_stacker(stacker).takes_embeddings for stacker in stackers):
+        raise ConfigError(
+            f"config: stack.embeddings.enabled, but none of stack.stackers ({', '.join(stackers)}) looks at "
+            'embeddings. Add "sequence".'
+        )
+    return stackers
+
+
+def _find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
+    """The manifest of the stack that stands there, if it was made from the same settings and inputs; says which not."""
+    if not has_artifact(final):
+        return None
+    manifest = read_manifest(final, made_by=MADE_BY)
+    before, now = {**manifest.settings, **manifest.inputs}, {**settings, **inputs.digests}
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if not changed:
+        logger.info("stack %s: up to date", final.name)
+        return manifest
+    logger.info("stack %s: made again, because %s changed", final.name, ", ".join(changed))
+    return None

@@ -15,20 +15,21 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, StopFlag, logger, stop_on_signal
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import StackConfig
-from ichkit.core.tasks import Task, find_task
+from ichkit.core.tasks import Task
 from ichkit.engine.parallel import WorkerDied, run_tasks
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import no_calibration
 from ichkit.stacking.chain import BLEND_FILE, Chain, Chains, predict_chains, projection_path
 from ichkit.stacking.inner import Training, make_training_part
-from ichkit.stacking.inputs import ChainPlan, Inputs, check_name, plan_chains, read_inputs
+from ichkit.stacking.inputs import ChainPlan, Inputs
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.stages.stack.facts import ChainLogits, describe_stack, write_importance
+from ichkit.stages.stack.plan import MADE_BY, StackOptions, StackPlan, plan
 from ichkit.work.artifacts import (
     ArtifactWriter,
     FileDigest,
@@ -36,15 +37,13 @@ from ichkit.work.artifacts import (
     digest_file,
     digest_of,
     encode_json,
-    has_artifact,
     partial_of,
-    read_manifest,
 )
-from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import make_predictions
 
+__all__ = ["StackOptions", "StackPlan", "plan", "run"]
+
 KIND = "stack"
-MADE_BY = "ichkit stack"
 _PLAN_FILE = "plan.json"
 _INNER_FILE, _IN_SAMPLE_FILE = "inner.npy", "in_sample.npy"
 # From here on what boosters leave behind in a worker is worth a new one.
@@ -71,77 +70,55 @@ class FitTask:
         return f"{_REFERENCE}/{self.stacker}/{self.chain}" if self.is_reference else f"{self.stacker}/{self.chain}"
 
 
-def run(config: Config, work: WorkFolder, *, runs: list[str] | None = None, name: str | None = None) -> Manifest:
-    """Makes the stack of some runs, unless it is there already, and returns its manifest.
-
-    Args:
-        runs: names of runs; None takes all complete ones (see `choose_runs`).
-        name: of the stack; None joins the runs by `+`.
+def run(plan: StackPlan) -> Manifest:
+    """Makes the stack, unless it is there already, and returns its manifest.
 
     Raises:
-        ArtifactError: nothing was trained, or a run, fold or table is missing or damaged.
+        ArtifactError: a table is damaged, or a worker died.
         ContractError: a table breaks the out-of-fold contract.
-        ConfigError: an unknown stacker, strength or group of features, a name that cannot name a folder, or embeddings
-            that no stacker looks at.
+        ConfigError: an unknown strength or group of features.
         Stopped: a stop was asked for; finished fits are kept.
 
     Example:
-        >>> run(load_config("demo"), WorkFolder(Path("work"))).facts["name"]
+        >>> run(plan(load_config("demo"), WorkFolder(Path("work")))).facts["name"]
         'demo'
     """
-    began, task = time.monotonic(), find_task(config.task)
-    stackers = choose_stackers(config.stack)
-    inputs = read_inputs(work, task, runs, config.stack.embeddings)
-    final = place_of(work, inputs, name)
-    settings = settings_of(config, inputs)
-    standing = find_standing(final, settings, inputs)
-    if standing is not None:
-        return standing
+    if plan.standing is not None:
+        return plan.standing
+    began = time.monotonic()
+    config, inputs, task, stackers, chain_plans = plan.config, plan.inputs, plan.task, plan.stackers, plan.chains
     tables = [inputs.out_of_fold(run) for run in inputs.runs]
     rows = make_rows(tables, inputs.train, task, inputs.out_of_fold_embeddings())
-    plans = plan_chains(inputs, task, config.stack.num_parts, config.seed)
-    trainings = {plan.name: _make_training(plan, rows, inputs.train, task, config) for plan in plans}
+    trainings = {chain.name: _make_training(chain, rows, inputs.train, task, config) for chain in chain_plans}
     fits = _list_fits(stackers, trainings, task, config)
-    writer = _open_writer(final, {"settings": settings, "inputs": dict(inputs.digests)})
+    writer = _open_writer(plan.final, {"settings": plan.settings, "inputs": dict(inputs.digests)})
     with stop_on_signal() as flag:
         _fit_all(writer, fits, flag)
-    chains = tuple(_make_chain(writer.folder, plan, trainings[plan.name], stackers, config.stack) for plan in plans)
+    chains = tuple(
+        _make_chain(writer.folder, chain, trainings[chain.name], stackers, config.stack) for chain in chain_plans
+    )
     stack = Chains(task, inputs.runs, inputs.has_brain_shares, config.stack.embeddings.enabled, chains)
     results = [
-        _predict_held(writer.folder, plan, chain, trainings[plan.name], rows, stackers)
-        for plan, chain in zip(plans, chains, strict=True)
+        _predict_held(writer.folder, chain_plan, chain, trainings[chain_plan.name], rows, stackers)
+        for chain_plan, chain in zip(chain_plans, chains, strict=True)
     ]
     _write_stack(writer, stack, results, inputs)
     _discard_notes(writer, fits)
-    logger.info("stack %s: %d chains of %s on %d slices", final.name, len(plans), ", ".join(stackers), len(rows))
+    name = plan.final.name
+    logger.info("stack %s: %d chains of %s on %d slices", name, len(chains), ", ".join(stackers), len(rows))
     facts = {
-        "name": final.name,
+        "name": name,
         "runs": list(inputs.runs),
         "folds": list(inputs.folds),
         "kinds": list(stack.kinds),
-        "chains": [plan.name for plan in plans],
+        "chains": [chain.name for chain in chain_plans],
         "data": inputs.data,
         "num_slices": len(inputs.train),
         "task": task.name,
         "seconds": round(time.monotonic() - began, 1),
         **describe_stack(stack, results, inputs.train[list(task.classes)].to_numpy(np.float64)),
     }
-    return writer.commit(settings=settings, inputs=dict(inputs.digests), facts=facts)
-
-
-def place_of(work: WorkFolder, inputs: Inputs, name: str | None) -> Path:
-    """Where a stack stands: its name, or its runs joined by `+`.
-
-    Raises:
-        ConfigError: a name that cannot name a folder.
-    """
-    return work.stacks / (check_name(name) if name else "+".join(inputs.runs))
-
-
-def settings_of(config: Config, inputs: Inputs) -> dict[str, Any]:
-    """What decides a stack besides its inputs."""
-    runs, stack = list(inputs.runs), config.stack.settings()
-    return {"task": find_task(config.task).name, "seed": config.seed, "runs": runs, "stack": stack}
+    return writer.commit(settings=plan.settings, inputs=dict(inputs.digests), facts=facts)
 
 
 def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
@@ -158,21 +135,6 @@ def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
     return model.encode(), inner[chosen], in_sample
 
 
-def choose_stackers(config: StackConfig) -> tuple[str, ...]:
-    """The configured stackers, each once.
-
-    Raises:
-        ConfigError: one does not exist, or embeddings are asked for and none of them looks at any.
-    """
-    stackers = tuple(find_stacker(stacker).name for stacker in dict.fromkeys(config.stackers))
-    if config.embeddings.enabled and not any(find_stacker(stacker).takes_embeddings for stacker in stackers):
-        raise ConfigError(
-            f"config: stack.embeddings.enabled, but none of stack.stackers ({', '.join(stackers)}) looks at "
-            'embeddings. Add "sequence".'
-        )
-    return stackers
-
-
 def _list_fits(stackers: Sequence[str], trainings: Mapping[str, Training], task: Task, config: Config) -> list[FitTask]:
     """Every stacker of every chain and, for those that look at embeddings, the same without."""
     fits = []
@@ -186,20 +148,6 @@ def _list_fits(stackers: Sequence[str], trainings: Mapping[str, Training], task:
             else:
                 fits.append(FitTask(stacker, chain, bare, task, config.stack, seed))
     return fits
-
-
-def find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
-    """The manifest of the stack that stands there, if it was made from the same settings and inputs; says which not."""
-    if not has_artifact(final):
-        return None
-    manifest = read_manifest(final, made_by=MADE_BY)
-    before, now = {**manifest.settings, **manifest.inputs}, {**settings, **inputs.digests}
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if not changed:
-        logger.info("stack %s: up to date", final.name)
-        return manifest
-    logger.info("stack %s: made again, because %s changed", final.name, ", ".join(changed))
-    return None
 
 
 def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task, config: Config) -> Training:

@@ -1,22 +1,30 @@
-"""The plan of `train`."""
+"""The plan of `train`: which folds have to be trained or predicted again, and what that takes."""
 
+import logging
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError, ConfigError, FoldError
+from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import TrainConfig
+from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
-from ichkit.show.plan import NOT_KNOWN, PREDICTION_BYTES, Plan, up_to_date
-from ichkit.stages.train.fold import STACK_WINDOW
-from ichkit.stages.train.fold_inputs import MADE_BY, FoldTask, Parts, identify
-from ichkit.stages.train.run import choose_folds, list_tasks
+from ichkit.show.plan import NOT_KNOWN, Plan
+from ichkit.stages.train.fold import STACK_WINDOW, has_embeddings
+from ichkit.stages.train.fold_inputs import MADE_BY, FoldTask, Identity, Parts, identify, read_started
 from ichkit.validation.folds import check_folds
-from ichkit.work.artifacts import read_manifest, read_table
+from ichkit.work.artifacts import has_artifact, list_differences, partial_of, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -25,46 +33,222 @@ if TYPE_CHECKING:
 _BYTES_PER_NUMBER = 4
 
 
-def describe_plan(
-    config: Config, work: WorkFolder, *, run_name: str, folds: list[int] | None = None, fresh: bool = False
-) -> Plan:
-    """What `train.run` would do with the same arguments.
+class _State(Enum):
+    """What a fold needs."""
 
-    The time goes by a finished fold of the same settings, images for images; without one, by a step that is tried.
+    DONE = "done"
+    PREDICT = "predict"
+    TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What one call of `train` may ask for.
+
+    Attributes:
+        run_name: folder below `work/runs`.
+        folds: None for every fold of `folds.csv`.
+        fresh: start the folds over, whatever was there.
+        embeddings: save penultimate-layer embeddings too, as `train.embeddings` does.
+    """
+
+    run_name: str
+    folds: Sequence[int] | None = None
+    fresh: bool = False
+    embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class TrainPlan(Plan):
+    """What one call of `train` starts from.
+
+    Attributes:
+        config: with what the options ask for.
+        folds: all that were asked for, ascending.
+        tasks: those of them with something to do.
+        ranks: the place of this process among those that `torchrun` started.
+    """
+
+    config: Config
+    work: WorkFolder
+    options: TrainOptions
+    prepared: Prepared
+    folds: tuple[int, ...]
+    tasks: tuple[FoldTask, ...]
+    ranks: Ranks
+
+    @property
+    def run_name(self) -> str:
+        """The run that the folds belong to."""
+        return self.options.run_name
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The network, then what is done for each fold.
+
+        Raises:
+            ConfigError: no such backbone.
+        """
+        if not self.tasks:
+            return (f"{self.run_name}, folds {', '.join(map(str, self.folds))}: up to date, nothing to do",)
+        settings = self.config.train
+        network = f"{settings.backbone}, {self._num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"
+        is_removed = self.options.fresh
+        return (network, *(_describe_fold(task, self._parts[task.fold], is_removed=is_removed) for task in self.tasks))
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folders of the folds with something to do."""
+        return tuple(task.folder for task in self.tasks)
+
+    @property
+    def num_bytes(self) -> float:
+        """Weights, the checkpoint while it trains (weights, two moments, their average), and the numbers of tables."""
+        copies = 4 + (self.config.train.ema_decay is not None)
+        num_numbers = 0
+        for task in self.tasks:
+            parts = self._parts[task.fold]
+            num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
+            num_numbers += copies * self._num_parameters + num_rows * self.prepared.task.num_classes
+        return num_numbers * _BYTES_PER_NUMBER
+
+    @property
+    def seconds(self) -> float | None:
+        """By a finished fold of the same settings, images for images; without one, by a step that is tried."""
+        return self._time[0]
+
+    @property
+    def basis(self) -> str:
+        """Which of the two it is."""
+        return self._time[1]
+
+    @cached_property
+    def _parts(self) -> dict[int, Parts]:
+        return {task.fold: Parts.of(self.prepared, task.fold) for task in self.tasks}
+
+    @cached_property
+    def _network(self) -> "DescriptorNetwork":
+        """With random weights."""
+        from ichkit.engine.inference import ModelCard
+
+        stored = self.prepared.manifest.settings
+        return ModelCard.of(self.config, stored["size"], tuple(stored["hull_hu"])).build()
+
+    @cached_property
+    def _num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
+    @cached_property
+    def _time(self) -> tuple[float | None, str]:
+        trained = [len(self._parts[task.fold].train) for task in self.tasks if task.trains]
+        seconds, basis = _seconds_by_history(self.config, self.work, self.prepared, sum(trained))
+        if seconds is None and trained:
+            seconds = _seconds_by_rehearsal(self.config, self.prepared, self._network, trained)
+            basis = "one fold after another, as a step took that was tried; reading and predicting come on top"
+        return seconds, basis
+
+
+def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
+    """Which of the folds are finished and which are not; says the former, and writes nothing.
 
     Raises:
-        ArtifactError, FoldError, ConfigError: as `train.run` before it trains.
+        ArtifactError: nothing prepared, or a fold was made from other settings or other training slices.
+        FoldError: a fold that does not exist, or folds that split a patient.
+        ConfigError: more than one fold for the processes of `torchrun`.
     """
+    ranks = Ranks.of_environment()
+    if not ranks.leads:
+        logger.setLevel(logging.WARNING)  # one of them says what all do
+    if options.embeddings:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"embeddings": True})})
     prepared = Prepared.open(work.prepared, find_task(config.task))
     check_folds(prepared.slices)
-    asked = choose_folds(folds, prepared)
-    if fresh:
-        tasks = [FoldTask(config, work, run_name, fold, trains=True) for fold in asked]
+    folds = _choose_folds(options.folds, prepared)
+    if ranks.world > 1 and len(folds) > 1:
+        raise ConfigError(
+            f"train: torchrun joins {ranks.world} processes on one fold, found folds {', '.join(map(str, folds))}. "
+            "Name one: torchrun --nproc-per-node 2 -m ichkit train --fold 0. Without torchrun, folds go one to a GPU."
+        )
+    if options.fresh:
+        tasks = [FoldTask(config, work, options.run_name, fold, trains=True) for fold in folds]
     else:
-        tasks = list_tasks(config, work, prepared, run_name, asked)
-    if not tasks:
-        return up_to_date(f"{run_name}, folds {', '.join(map(str, asked))}")
-    network = _build_network(config, prepared)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    parts = {task.fold: Parts.of(prepared, task.fold) for task in tasks}
-    steps = [f"{config.train.backbone}, {parameters / 1e6:.2f} M parameters, at {config.train.image_size} px"]
-    steps += [_describe_fold(task, parts[task.fold], config, is_removed=fresh) for task in tasks]
-    trained = [len(parts[task.fold].train) for task in tasks if task.trains]
-    seconds, basis = _seconds_by_history(config, work, prepared, sum(trained))
-    if seconds is None and trained:
-        seconds = _seconds_by_rehearsal(config, prepared, network, trained)
-        basis = "one fold after another, as a step took that was tried; reading and predicting come on top"
-    return Plan(
-        steps=tuple(steps),
-        writes=tuple(task.folder for task in tasks),
-        num_bytes=sum(_fold_bytes(config, parts[task.fold], parameters) for task in tasks),
-        seconds=seconds,
-        basis=basis,
-    )
+        tasks = _list_tasks(config, work, prepared, options.run_name, folds)
+    return TrainPlan(config, work, options, prepared, tuple(folds), tuple(tasks), ranks)
 
 
-def _describe_fold(task: FoldTask, parts: Parts, config: Config, *, is_removed: bool) -> str:
-    settings = config.train
+def _list_tasks(
+    config: Config, work: WorkFolder, prepared: Prepared, run_name: str, asked: list[int]
+) -> list[FoldTask]:
+    """What is left to do for these folds, ascending; says what is not.
+
+    Raises:
+        ArtifactError: a fold was made from other settings or other training slices.
+    """
+    states = {fold: _judge(config, prepared, work, run_name, fold) for fold in asked}
+    tasks = []
+    for fold, state in states.items():
+        if state is _State.DONE:
+            logger.info("fold %d: finished already", fold)
+            continue
+        if state is _State.PREDICT:
+            logger.info(
+                "fold %d: slices to predict have changed, or embeddings are new; its weights predict anew", fold
+            )
+        tasks.append(FoldTask(config, work, run_name, fold, trains=state is _State.TRAIN))
+    return tasks
+
+
+def _choose_folds(folds: Sequence[int] | None, prepared: Prepared) -> list[int]:
+    """The folds that were asked for, ascending; None asks for all of `folds.csv`.
+
+    Raises:
+        FoldError: one that does not exist.
+    """
+    known = prepared.fold_numbers
+    if folds is None:
+        return known
+    unknown = sorted(set(folds) - set(known))
+    if unknown:
+        raise FoldError(
+            f"train: expected folds of {prepared.folder / 'folds.csv'}, which are {', '.join(map(str, known))}; "
+            f"found {', '.join(map(str, unknown))}. Choose with `--fold`, or make other folds with "
+            "`ichkit prepare --new-folds`."
+        )
+    return sorted(set(folds))
+
+
+def _judge(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> _State:
+    """What a fold needs.
+
+    Raises:
+        ArtifactError: it was made from other settings or other training slices.
+    """
+    folder = work.fold(run_name, fold)
+    wanted, started = identify(config, prepared, work, fold), read_started(folder)
+    if started is not None:
+        _refuse_others(partial_of(folder), started, wanted)
+        return _State.TRAIN
+    if not has_artifact(folder):
+        return _State.TRAIN
+    manifest = read_manifest(folder, made_by=MADE_BY)
+    _refuse_others(folder, Identity(manifest.settings, manifest.inputs), wanted)
+    lacks_embeddings = config.train.embeddings and not has_embeddings(folder)
+    return _State.DONE if manifest.inputs == wanted.inputs and not lacks_embeddings else _State.PREDICT
+
+
+def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
+    differences = list_differences(found.settings, wanted.settings)
+    if found.inputs.get("train_slices") != wanted.inputs["train_slices"]:
+        differences.append("the slices or labels of its training part")
+    if differences:
+        raise ArtifactError(
+            f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
+            "another --run, or start this run over with `ichkit train --fresh`."
+        )
+
+
+def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
+    settings = task.config.train
     outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in parts.external.items())
     others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {outside} slices"
     if not task.trains:
@@ -84,27 +268,6 @@ def _count_epochs(settings: TrainConfig) -> int:
 def _count_steps(settings: TrainConfig, num_images: int) -> int:
     blocks = math.ceil(num_images / settings.block_size)
     return _count_epochs(settings) * math.ceil(blocks / settings.batch_blocks)
-
-
-def _build_network(config: Config, prepared: Prepared) -> "DescriptorNetwork":
-    """The network with random weights.
-
-    Raises:
-        ConfigError: no such backbone.
-    """
-    from ichkit.engine.inference import ModelCard
-
-    stored = prepared.manifest.settings
-    return ModelCard.of(config, stored["size"], tuple(stored["hull_hu"])).build()
-
-
-def _fold_bytes(config: Config, parts: Parts, parameters: int) -> float:
-    """Weights, the checkpoint while it trains (weights, two moments, their average), and the tables."""
-    copies = 4 + (config.train.ema_decay is not None)
-    num_rows = sum(len(slices) for slices in parts.predicted.values())
-    num_classes = len(find_task(config.task).classes)
-    stacks = len(parts.heldout) * STACK_WINDOW * num_classes * _BYTES_PER_NUMBER
-    return copies * parameters * _BYTES_PER_NUMBER + num_rows * PREDICTION_BYTES + stacks
 
 
 def _seconds_by_history(
