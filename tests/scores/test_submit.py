@@ -23,6 +23,13 @@ from ichkit.work.schemas import REJECTED
 CONFIG = Config(evaluate=EvaluateConfig(num_draws=40))
 
 
+def choose_source(work):
+    """The source that `submit` takes, once everything is scored."""
+    scoring = evaluate.plan_scores(CONFIG, work)
+    evaluate.make_current(scoring)
+    return submit.choose_source(scoring)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> WorkFolder:
     root = tmp_path_factory.mktemp("submit") / "work"
@@ -96,7 +103,7 @@ def test_the_best_complete_source_is_taken_even_when_a_partial_one_has_a_lower_l
     scores = headlines(read_table(work.scores / "scores.parquet"))
     pooled = scores[(scores.metric == "weighted_log_loss") & (scores.fold == -1)].set_index("source").value
     assert pooled["part"] < min(pooled["a"], pooled["a-fusion"])
-    best = submit.choose_source(evaluate.plan_scores(CONFIG, work))
+    best = choose_source(work)
     assert best.name == pooled[["a", "a-fusion"]].idxmin()
 
 
@@ -104,7 +111,7 @@ def test_without_a_complete_source_the_best_there_is_is_taken_and_said_plainly(w
     shutil.rmtree(work.stacks)
     shutil.rmtree(work.fold("a", 2))
     with caplog.at_level(logging.WARNING, logger="ichkit"):
-        chosen = submit.choose_source(evaluate.plan_scores(CONFIG, work))
+        chosen = choose_source(work)
     assert chosen.name == "a"  # two folds; "part" has one and a lower loss
     assert "no source has all 3 folds; taking the best there is: a, folds 0+1" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Another user, as containers and clusters have it: nobody, without a home, who reads the package and cannot write it."""
+"""Another user, as containers and clusters have it: nobody, without a home, who cannot write the package."""
 
 import os
 import shutil
