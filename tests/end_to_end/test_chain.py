@@ -192,7 +192,7 @@ MISTAKES = [
     (["leaderboard", "--public", "0.05"], "name it with --record NAME"),
     (["run", "midl202"], 'Did you mean "midl2020"?'),
     (["trian"], 'Did you mean "train"?'),
-    (["predict", "nowhere"], "Run `ichkit prepare` first"),
+    (["predict", "nowhere"], "expected a folder or a zip at nowhere, found nothing"),
     (["verify"], "expected artifacts, found none"),
 ]
 
