@@ -100,6 +100,7 @@ def make_headers(rng: np.random.Generator, split: str, num_slices: int, num_stud
         "zip_offset": -1,
         "zip_bytes": 0,
         "zip_method": 0,
+        "zip_crc": 0,
         "rows": 512,
         "columns": 512,
         "bits_stored": chosen[:, 0].astype(int),

@@ -17,6 +17,7 @@ DATASET = "cq500"
 FACTS_FILE = "cq500_facts.csv"
 BASELINE_FILE = "cq500_baseline.csv"
 _BASELINE = "prediction_probabilities.csv"
+TABLES = rf"(?:^|/)(?:reads\.csv|{re.escape(_BASELINE)})$"
 _STUDY = r"CQ500-?CT-?(\d+)"
 _READER_COLUMNS = {
     "any": "ICH",

@@ -1,10 +1,12 @@
 """Files of a data root, whether they lie in folders or in zips; zip members are read by offset, without a directory."""
 
+import hashlib
 import os
 import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -15,7 +17,7 @@ import pandas as pd
 from ichkit.core.errors import DataError
 from ichkit.imaging.dicom import MAX_FILE_BYTES, UnreadableError
 
-FILE_COLUMNS = ["relative", "container", "num_bytes", "zip_offset", "zip_bytes", "zip_method"]
+FILE_COLUMNS = ["relative", "container", "num_bytes", "zip_offset", "zip_bytes", "zip_method", "zip_crc"]
 MAX_RATIO = 1000
 """A blank CT slice deflates about 500 to 1; a bomb goes far beyond that."""
 _RATIO_FREE_BYTES = 16 * 1024**2
@@ -23,6 +25,21 @@ _LOCAL_HEADER_BYTES = 30
 _LOCAL_MAGIC = b"PK\x03\x04"
 _PLAIN = -1
 _INFLATE_BYTES = 64 * 1024
+_PACKED = {
+    ".gz": "gzip",
+    ".tgz": "tar",
+    ".tar": "tar",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+    ".zst": "Zstandard",
+    ".7z": "7-Zip",
+    ".rar": "RAR",
+}
+_READ_ELSEWHERE = ".nii.gz"
+_UNREADABLE_FOLDER = "folder cannot be read"
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+"""Encrypted, strongly encrypted, and an encrypted directory. Source: PKWARE APPNOTE 4.4.4."""
+_Row = tuple[str, str, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +51,7 @@ class FileRef:
         container: the plain file, or the zip that holds it.
         num_bytes: size when unpacked.
         zip_offset: where the member's local header begins; -1 for a plain file.
-        zip_bytes, zip_method: compressed size and method of the member.
+        zip_bytes, zip_method, zip_crc: compressed size, method and CRC-32 of the member.
     """
 
     relative: str
@@ -43,20 +60,28 @@ class FileRef:
     zip_offset: int
     zip_bytes: int
     zip_method: int
+    zip_crc: int = 0
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from `offset`, or fewer where the file ends.
 
+        A member of a zip is compared with its CRC-32 unless only its first bytes are asked for: what is read further
+        in is pixels, and a damaged member must not become a picture.
+
         Raises:
-            UnreadableError: gone, shorter than its zip says, or damaged.
+            UnreadableError: gone, larger than `MAX_FILE_BYTES`, or a zip member that is damaged or not as long as its
+                zip says.
         """
+        wanted = max(self.num_bytes - offset, 0) if length is None else length
+        if length is None and wanted > MAX_FILE_BYTES:
+            raise UnreadableError(f"file is larger than {MAX_FILE_BYTES // 1024**2} MB")
         try:
             # Unbuffered and without a path object: opening twice a file is a fiftieth of all the time of `prepare`.
             with open(self.container, "rb", buffering=0) as file:  # noqa: PTH123
                 if self.zip_offset == _PLAIN:
                     file.seek(offset)
-                    return file.read(-1 if length is None else length)
-                return self._read_member(file, offset, self.num_bytes - offset if length is None else length)
+                    return file.read(wanted)
+                return self._read_member(file, offset, wanted)
         except (OSError, zlib.error, struct.error) as error:
             raise UnreadableError(f"cannot be read ({type(error).__name__})") from error
 
@@ -68,51 +93,88 @@ class FileRef:
         name_bytes, extra_bytes = struct.unpack_from("<HH", local, 26)
         file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
         end = min(offset + length, self.num_bytes)
+        if offset == 0 and end < self.num_bytes:
+            return self._unpack(file, end)
+        # One byte more than the zip promises, so that a member that goes on shows.
+        whole = self._unpack(file, self.num_bytes + 1)
+        if len(whole) != self.num_bytes:
+            raise UnreadableError("zip member is not as long as its zip says")
+        if zlib.crc32(whole) != self.zip_crc:
+            raise UnreadableError("damaged zip member (CRC differs)")
+        return whole[offset:end]
+
+    def _unpack(self, file: BinaryIO, wanted: int) -> bytes:
+        """The first `wanted` bytes of the member whose data begin where the file stands."""
         if self.zip_method == zipfile.ZIP_STORED:
-            file.seek(offset, os.SEEK_CUR)
-            return file.read(max(0, min(end, self.zip_bytes) - offset))
-        return _inflate(file, self.zip_bytes, max(end, 1))[offset:end]
+            return file.read(min(wanted, self.zip_bytes))
+        return _inflate(file, self.zip_bytes, max(wanted, 1))
 
 
 def scan_files(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every file below a root, and the zip members that are refused.
+    """Every file below a root, and what is refused before it is opened.
 
     Args:
         root: a folder, which may hold zips, or one zip.
 
     Returns:
-        files with `FILE_COLUMNS`, sorted by relative path, and refused members with columns relative, reason.
+        files with `FILE_COLUMNS`, sorted by relative path; and what is refused with columns relative, reason: folders
+        and files that this user may not read, links to nowhere, other archives, and members of zips.
 
     Raises:
-        DataError: nothing there.
+        DataError: nothing there, or a root that this user may not read.
     """
     if not root.exists():
         raise DataError(f"data: expected a folder or a zip at {root}, found nothing. Check the path.")
-    plain = [(root.name, str(root), root.stat().st_size)] if root.is_file() else _walk(root)
-    rows: list[tuple[str, str, int, int, int, int]] = []
     refused: list[tuple[str, str]] = []
+    plain = [(root.name, str(root), root.stat().st_size)] if root.is_file() else _walk(root, refused)
+    if not plain and ("", _UNREADABLE_FOLDER) in refused:
+        raise DataError(f"data: expected a folder that can be read at {root}; this user may not read it.")
+    rows: list[_Row] = []
     for relative, path, num_bytes in plain:
         if not _is_unicode(path):
-            refused.append((relative.encode("ascii", "backslashreplace").decode(), "file name is not UTF-8"))
+            refused.append((_as_text(relative), "file name is not UTF-8"))
         elif path.lower().endswith(".zip"):
             prefix = "" if root.is_file() else f"{relative}/"
             _list_members(Path(path), prefix, rows, refused)
+        elif reason := _why_packed(relative):
+            refused.append((relative, reason))
         else:
-            rows.append((relative, path, num_bytes, _PLAIN, 0, 0))
+            rows.append((relative, path, num_bytes, _PLAIN, 0, 0, 0))
     files = pd.DataFrame(rows, columns=FILE_COLUMNS).astype({"relative": "str", "container": "str"})
     return files.sort_values("relative", ignore_index=True), pd.DataFrame(refused, columns=["relative", "reason"])
 
 
-def file_ref(row: tuple) -> FileRef:
+def file_ref(row: _Row) -> FileRef:
     """The reference of one row with `FILE_COLUMNS`."""
-    relative, container, num_bytes, zip_offset, zip_bytes, zip_method = row
-    return FileRef(relative, container, int(num_bytes), int(zip_offset), int(zip_bytes), int(zip_method))
+    relative, container, *numbers = row
+    return FileRef(relative, container, *map(int, numbers))
 
 
 def file_refs(files: pd.DataFrame) -> list[FileRef]:
     """A reference for each row."""
     columns = [files[name].to_list() for name in FILE_COLUMNS]
     return [file_ref(row) for row in zip(*columns, strict=True)]
+
+
+def digest_tables(files: pd.DataFrame, patterns: Collection[str]) -> str:
+    """Digest of the content of the files that may be tables, in the order of their paths.
+
+    Args:
+        patterns: regular expressions for relative paths; what matches none of them is not opened.
+
+    Raises:
+        DataError: one of them cannot be read, or is larger than `MAX_FILE_BYTES`.
+    """
+    is_table = np.zeros(len(files), bool)
+    for pattern in patterns:
+        is_table |= files["relative"].str.contains(pattern, regex=True).to_numpy()
+    sha = hashlib.sha256()
+    for ref in file_refs(files[is_table]):
+        try:
+            sha.update(ref.read())
+        except UnreadableError as error:
+            raise DataError(f"{ref.relative}: expected a table of this data set: {error}.") from error
+    return sha.hexdigest()[:16]
 
 
 def find_one(files: pd.DataFrame, pattern: str) -> FileRef | None:
@@ -124,28 +186,52 @@ def find_one(files: pd.DataFrame, pattern: str) -> FileRef | None:
     return file_refs(found.iloc[np.argsort(depth.to_numpy(), kind="stable")[:1]])[0]
 
 
-def _walk(root: Path) -> list[tuple[str, str, int]]:
+def _walk(root: Path, refused: list[tuple[str, str]]) -> list[tuple[str, str, int]]:
     """(path below the root with "/", path, bytes) of regular files; linked folders are followed once.
 
     Devices and pipes are not files. Plain strings, because a path object each is half the time on 870,000 files.
+
+    Args:
+        refused: folders that this user may not list, files that it may not look at and links to nowhere are added.
     """
     found, folders, seen = [], [("", str(root))], set()
     while folders:
         prefix, folder = folders.pop()
-        status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = list(os.scandir(folder))
+        except OSError:
+            refused.append((_as_text(prefix.rstrip("/")), _UNREADABLE_FOLDER))
             continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in os.scandir(folder):
+        for entry in entries:
             try:
                 status = entry.stat()
-            except OSError:  # a link to nowhere
+            except OSError as error:
+                reason = "link to nowhere" if entry.is_symlink() else f"cannot be read ({type(error).__name__})"
+                refused.append((_as_text(prefix + entry.name), reason))
                 continue
             if stat.S_ISDIR(status.st_mode):
                 folders.append((f"{prefix}{entry.name}/", entry.path))
             elif stat.S_ISREG(status.st_mode):
                 found.append((prefix + entry.name, entry.path, status.st_size))
     return found
+
+
+def _as_text(relative: str) -> str:
+    """A path as text that any table can hold."""
+    return relative.encode("utf-8", "backslashreplace").decode()
+
+
+def _why_packed(relative: str) -> str:
+    """Why a file is refused by its suffix: an archive that is not read; empty for any other."""
+    name = relative.lower()
+    if name.endswith(_READ_ELSEWHERE):
+        return ""
+    kind = next((kind for suffix, kind in _PACKED.items() if name.endswith(suffix)), "")
+    return f"{kind} archive: unpack it first (only zip is read)" if kind else ""
 
 
 def _is_unicode(path: str) -> bool:
@@ -170,20 +256,27 @@ def _inflate(file: BinaryIO, zip_bytes: int, wanted: int) -> bytes:
     return b"".join(pieces)
 
 
-def _list_members(path: Path, prefix: str, rows: list, refused: list) -> None:
+def _list_members(path: Path, prefix: str, rows: list[_Row], refused: list[tuple[str, str]]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
+        num_bytes = path.stat().st_size
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         refused.append((prefix.rstrip("/") or path.name, f"zip cannot be read ({type(error).__name__})"))
         return
+    # Members that share their bytes make a small zip unpack to any size, each member's ratio being harmless.
+    if sum(info.compress_size for info in members) > num_bytes:
+        refused.append((prefix.rstrip("/") or path.name, "zip members overlap"))
+        return
+    seen: set[str] = set()
     for info in members:
         relative = prefix + info.filename
-        reason = _why_refused(info)
+        reason = _why_refused(info) or ("zip holds this name twice" if info.filename in seen else "")
+        seen.add(info.filename)
         if reason:
-            refused.append((relative, reason))
+            refused.append((_as_text(relative), reason))
         else:
-            place = (info.header_offset, info.compress_size, info.compress_type)
+            place = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
             rows.append((relative, str(path), info.file_size, *place))
 
 
@@ -193,7 +286,7 @@ def _why_refused(info: zipfile.ZipInfo) -> str:
         return "zip member's path leaves the zip"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "zip member is a link"
-    if info.flag_bits & 1:
+    if info.flag_bits & _ENCRYPTED:
         return "zip member is encrypted"
     if info.file_size > MAX_FILE_BYTES:
         return f"zip member is larger than {MAX_FILE_BYTES // 1024**2} MB"
@@ -201,4 +294,6 @@ def _why_refused(info: zipfile.ZipInfo) -> str:
         return f"zip member is compressed more than {MAX_RATIO} to 1"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "zip member's compression is neither stored nor deflated"
-    return ""
+    if info.filename.lower().endswith(".zip"):
+        return "zip inside a zip: unpack the outer one first"
+    return _why_packed(info.filename)

@@ -23,6 +23,7 @@ from ichkit.work.artifacts import digest_table
 
 DATASET = "rsna"
 _IMAGE_FOLDER = r"(?:^|/)stage_([12])_(train|test)(?:_images)?/[^/]+$"
+TABLES = r"(?:^|/)stage_[12]_(?:train|sample_submission)\.csv$"
 _LAYOUT_HINT = (
     "Expected stage_2_train.csv, stage_2_sample_submission.csv and the folders stage_2_train/ and stage_2_test/ of "
     "https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/data, unpacked or in its zip; "

@@ -31,6 +31,8 @@ class DataSource:
         folders: where it is looked for after that.
         description: one sentence.
         source: where its layout comes from.
+        tables: patterns of the relative paths of the tables that `plan` reads; their content tells whether there is
+            anything new, and no other table below the root is opened.
     """
 
     name: str
@@ -44,6 +46,7 @@ class DataSource:
     folders: tuple[Path, ...]
     description: str
     source: str
+    tables: tuple[str, ...] = (r"(?i)\.csv$",)
 
 
 SOURCES = {
@@ -63,6 +66,7 @@ SOURCES = {
         ),
         description="RSNA 2019: slices labelled with six classes, a test split and a sample submission.",
         source="https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/data",
+        tables=(rsna.TABLES,),
     ),
     "cq500": DataSource(
         name=cq500.DATASET,
@@ -76,6 +80,7 @@ SOURCES = {
         folders=(Path("data/cq500"), _KAGGLE_INPUT / "cq500"),
         description="CQ500: studies read by three radiologists, the external test.",
         source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
+        tables=(cq500.TABLES,),
     ),
     "folder": DataSource(
         name=folder.DATASET,
@@ -89,6 +94,7 @@ SOURCES = {
         folders=(Path("data/folder"),),
         description="Any tree of DICOM with a label file: your own scans, labelled per slice or per study.",
         source="chosen here",
+        tables=(),
     ),
 }
 

@@ -1,6 +1,5 @@
 """The plan of `prepare`: sources, settings and folds that were found, and what the work will take."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -10,15 +9,24 @@ from typing import Any
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
+from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
 from ichkit.core.progress import format_seconds, logger
 from ichkit.engine.parallel import count_cores
+from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.imaging.store import MADE_BY
 from ichkit.show.plan import Plan, format_bytes, nearest_folder
-from ichkit.sources.files import file_refs, scan_files
+from ichkit.sources.files import digest_tables, scan_files
 from ichkit.sources.series import read_override
 from ichkit.sources.table import SOURCES, DataSource, locate, training_sources
-from ichkit.work.artifacts import Manifest, digest_table, has_artifact, list_differences, partial_of, read_manifest
+from ichkit.work.artifacts import (
+    Manifest,
+    digest_file,
+    digest_table,
+    has_artifact,
+    list_differences,
+    partial_of,
+    read_manifest,
+)
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import FOLDS
 
@@ -297,12 +305,14 @@ def _digest_inputs(
     inputs = {"limit_studies": str(options.limit_studies or "all")}
     for item in listings:
         inputs[f"{item.source.name}_files"] = digest_table(item.files[["relative", "num_bytes"]])
-        tables = item.files[item.files["relative"].str.lower().str.endswith(".csv")]
-        sha = hashlib.sha256()
-        for ref in file_refs(tables):
-            sha.update(ref.read())
-        inputs[f"{item.source.name}_tables"] = sha.hexdigest()[:16]
+        inputs[f"{item.source.name}_tables"] = digest_tables(item.files, item.source.tables)
     if options.labels is not None and options.labels.is_file():
-        inputs["label_file"] = hashlib.sha256(options.labels.read_bytes()).hexdigest()[:16]
+        size = options.labels.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise DataError(
+                f"{options.labels}: expected a label file of at most {MAX_FILE_BYTES // 1024**2} MB, found "
+                f"{size / 1024**2:.0f} MB. Name the CSV with --labels."
+            )
+        inputs["label_file"] = digest_file(options.labels)[:16]
     inputs["series_override"] = "none" if override is None else digest_table(override)
     return inputs
