@@ -43,13 +43,18 @@ class PrepareConfig(ConfigSection):
 
 
 class EvaluateConfig(ConfigSection):
-    """Scores and their intervals; `num_parts` is for a single fold, `num_top` slices make the top mean of a study."""
+    """Scores and their intervals; `num_parts` is for a single fold, `num_top` slices make the top mean of a study.
+
+    `coherent_base` scores a run as `submit` and `predict` give it, with the covering class at least as probable as each
+    class it covers; a stack's tables are coherent always.
+    """
 
     num_draws: Count = 2000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     num_bins: Annotated[int, Field(ge=2)] = 15
     num_parts: Annotated[int, Field(ge=2)] = 5
     num_top: Count = 3
+    coherent_base: bool = False
 
 
 class PhantomConfig(ConfigSection):

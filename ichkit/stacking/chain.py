@@ -16,6 +16,7 @@ from ichkit.stacking.calibration import Calibration
 from ichkit.stacking.embeddings import Projection
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, BLEND, find_stacker
+from ichkit.validation.coherence import make_coherent, make_logits_coherent
 from ichkit.work.artifacts import encode_json
 from ichkit.work.schemas import BRAIN_SHARE, KEY, make_predictions
 
@@ -33,6 +34,7 @@ class Chain:
         calibration: of the base.
         calibrations: of each stacker, by name.
         blend: of the calibrated base and the calibrated stackers.
+        task: whose classes the logits are of.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Chain:
     calibration: Calibration
     calibrations: Mapping[str, Calibration]
     blend: Blend
+    task: Task
 
     def predict_members(self, stack_folder: Path, rows: Rows) -> dict[str, np.ndarray]:
         """Name to (N, C) float64 logits: the calibrated base, and every stacker as it is before its calibration."""
@@ -54,10 +57,11 @@ class Chain:
         return self.combine(self.predict_members(stack_folder, rows))
 
     def combine(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Kind to (N, C) float64 logits: every stacker calibrated, and the blend; from `predict_members`."""
+        """Kind to (N, C) float64 coherent logits: every stacker calibrated, and the blend; from `predict_members`."""
         calibrated = {name: calibration.apply(members[name]) for name, calibration in self.calibrations.items()}
         parts = [members[BASE] if name == BASE else calibrated[name] for name in self.blend.members]
-        return calibrated | {BLEND: self.blend.apply(np.stack(parts))}
+        kinds = calibrated | {BLEND: self.blend.apply(np.stack(parts))}
+        return {kind: make_logits_coherent(logits, self.task) for kind, logits in kinds.items()}
 
 
 @dataclass(frozen=True)
@@ -116,19 +120,19 @@ def read_chains(stack_folder: Path) -> Chains:
     path = stack_folder / BLEND_FILE
     try:
         note = json.loads(path.read_text())
-        members = tuple(note["members"])
+        members, task = tuple(note["members"]), find_task(note["task"])
         return Chains(
-            task=find_task(note["task"]),
+            task=task,
             runs=tuple(note["runs"]),
             has_brain_shares=bool(note["has_brain_shares"]),
             has_embeddings=bool(note["has_embeddings"]),
-            chains=tuple(_read_chain(chain, members) for chain in note["chains"]),
+            chains=tuple(_read_chain(chain, members, task) for chain in note["chains"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not readable ({error}). Run `ichkit stack` again.") from error
 
 
-def _read_chain(note: Mapping[str, Any], members: tuple[str, ...]) -> Chain:
+def _read_chain(note: Mapping[str, Any], members: tuple[str, ...], task: Task) -> Chain:
     calibrations = {
         name: Calibration(np.array(fit["slope"]), np.array(fit["intercept"]))
         for name, fit in note["calibrations"].items()
@@ -139,6 +143,7 @@ def _read_chain(note: Mapping[str, Any], members: tuple[str, ...]) -> Chain:
         calibration=calibrations.pop(BASE),
         calibrations=calibrations,
         blend=Blend(members, np.array(note["weights"])),
+        task=task,
     )
 
 
@@ -158,7 +163,8 @@ def predict_chains(
 
     Returns:
         Kind ("fusion", "lightgbm", "blend", as configured) to a predictions table with fold -1, sorted by study_id
-        and slice_index; the probabilities of the chains are averaged arithmetically.
+        and slice_index; the probabilities of the chains are averaged arithmetically. Each chain's are coherent, and so
+        is their mean.
 
     Raises:
         ContractError: descriptors of a run and fold that a chain needs are not given, or hold other slices; or the
@@ -182,7 +188,8 @@ def predict_chains(
         for kind, logits in chain.predict(stack_folder, rows).items():
             totals[kind] += to_probabilities(logits)
     return {
-        kind: make_predictions(slices, total / len(stack.chains), stack.task, AVERAGED)
+        # Coherent already but for the last bit, which rounding of sums and sigmoids may turn.
+        kind: make_predictions(slices, make_coherent(total / len(stack.chains), stack.task), stack.task, AVERAGED)
         for kind, total in totals.items()
     }
 

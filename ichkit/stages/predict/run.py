@@ -23,6 +23,7 @@ from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.stages.predict.outcome import JSON_NAME, Prediction, describe_prediction
 from ichkit.stages.predict.plan import PredictOptions, PredictPlan, plan
+from ichkit.validation.coherence import make_coherent
 from ichkit.validation.metrics import study_maximum
 from ichkit.work.artifacts import encode_json, encode_table, write_bytes_atomically
 from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
@@ -160,7 +161,7 @@ def _second_stage(
         return predict_chains(model.stack, descriptors, slices, embeddings)[model.kind]
     (tables,) = descriptors.values()
     mean = np.mean([table[task.probability_columns].to_numpy(np.float64) for table in tables.values()], axis=0)
-    return make_predictions(next(iter(tables.values())), mean, task, fold=-1)
+    return make_predictions(next(iter(tables.values())), make_coherent(mean, task), task, fold=-1)
 
 
 def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:

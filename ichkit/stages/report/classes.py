@@ -67,7 +67,7 @@ def make_roc(material: Material) -> Section:
             np.maximum.reduceat(p, first),
         ),
     }
-    table = load_cq500(best, material.prepared)
+    table = load_cq500(best, material.prepared, material.config.evaluate)
     if table is not None:
         studies = study_scores(table, material.prepared, MAXIMUM, material.config.evaluate.num_top)
         places[CQ500] = (

@@ -377,7 +377,7 @@ def _compare(
     task, settings, baseline = prepared.task, config.evaluate, _read_baseline(prepared)
     studies = {}
     for source in sources if len(sources) > 1 or baseline is not None else ():
-        table = load_cq500(source, prepared)
+        table = load_cq500(source, prepared, config.evaluate)
         if table is not None:
             studies[source.name] = study_scores(table, prepared, MAXIMUM, settings.num_top)
     draws = {name: scores.draws for name, scores in scored.items()}

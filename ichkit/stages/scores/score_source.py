@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.config import Config
+from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ContractError
 from ichkit.core.seeding import derive_seed
 from ichkit.imaging.store import Prepared
 from ichkit.validation.catalog import Source, load_out_of_fold, load_split
+from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.comparisons import DRAWS_DTYPES, StudyScores
 from ichkit.validation.delong import delong_auc
 from ichkit.validation.folds import deal_patients
@@ -126,13 +127,13 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
     """
     collector = _Collector(source, config)
     elsewhere = _score_out_of_fold(collector, source, prepared, config)
-    table = load_cq500(source, prepared)
+    table = load_cq500(source, prepared, config.evaluate)
     if table is not None:
         _score_cq500(collector, table, elsewhere, prepared, config)
     return collector.finish()
 
 
-def load_cq500(source: Source, prepared: Prepared) -> pd.DataFrame | None:
+def load_cq500(source: Source, prepared: Prepared, settings: EvaluateConfig) -> pd.DataFrame | None:
     """The predictions of a source for the CQ500 slices; None where none were prepared.
 
     Raises:
@@ -143,7 +144,7 @@ def load_cq500(source: Source, prepared: Prepared) -> pd.DataFrame | None:
         return None
     table = load_split(source, "cq500")
     _check_slices(table, slices, source, "cq500")
-    return table
+    return _as_scored(table, source, settings)
 
 
 def study_scores(table: pd.DataFrame, prepared: Prepared, aggregation: str, num_top: int) -> StudyScores:
@@ -161,6 +162,11 @@ def study_scores(table: pd.DataFrame, prepared: Prepared, aggregation: str, num_
     return StudyScores(place, scores[task.probability_columns].astype("float64"), labels)
 
 
+def _as_scored(table: pd.DataFrame, source: Source, settings: EvaluateConfig) -> pd.DataFrame:
+    """A source's table as its scores are made from it: a run's as it stands, unless `coherent_base` is set."""
+    return make_table_coherent(table, source.task) if settings.coherent_base else table
+
+
 def _score_out_of_fold(
     collector: _Collector, source: Source, prepared: Prepared, config: Config
 ) -> dict[str, np.ndarray]:
@@ -168,7 +174,7 @@ def _score_out_of_fold(
     task = prepared.task
     train = prepared.split("train")
     train = train[train.fold.isin(source.folds)].reset_index(drop=True)
-    table = load_out_of_fold(source)
+    table = _as_scored(load_out_of_fold(source), source, config.evaluate)
     _check_slices(table, train, source, "oof")
     check_predictions(table, task, source.path, train)
     fold, part = table.fold.to_numpy(), _parts_of(source, train, config)

@@ -13,6 +13,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.stages.scores import evaluate, leaderboard
 from ichkit.stages.scores.upload import SITE, find_command
 from ichkit.validation.catalog import Source, load_split, pick_source
+from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.notes import note_path, write_note
 from ichkit.validation.sample import Imputed, KnownSlices, fill_sample
 from ichkit.validation.scores import POOLED, WEIGHTED_LOG_LOSS
@@ -184,7 +185,8 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
 def _known_slices(prepared: Prepared, source: Source) -> KnownSlices:
     train, rejected = prepared.split("train"), prepared.rejected()
     return KnownSlices(
-        predictions=load_split(source, "test"),
+        # A stack's tables are coherent already; those of a run are what its networks said.
+        predictions=make_table_coherent(load_split(source, "test"), prepared.task),
         slices=prepared.split("test"),
         rejected=rejected[rejected.split == "test"],
         prevalence=train[list(prepared.task.classes)].to_numpy(np.float64, na_value=np.nan).mean(0),

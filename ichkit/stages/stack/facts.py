@@ -14,6 +14,7 @@ from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.chain import Chains
 from ichkit.stacking.rows import log_losses_of_logits, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
+from ichkit.validation.coherence import make_logits_coherent
 from ichkit.validation.reliability import bin_numbers, expected_calibration_error
 from ichkit.work.artifacts import ArtifactWriter, Manifest
 
@@ -62,7 +63,8 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
     seen = np.concatenate([result.seen for result in results])
 
     def loss(logits: np.ndarray, truth: np.ndarray) -> float:
-        return float(log_losses_of_logits(logits, truth).mean(axis=0) @ weights)
+        # Of coherent logits always, so that base and stackers, before and after calibration, compare like with like.
+        return float(log_losses_of_logits(make_logits_coherent(logits, stack.task), truth).mean(axis=0) @ weights)
 
     # One pooled array at a time: at the competition's size each is 36 MB.
     optimism, calibration, embeddings = {}, {}, {}

@@ -30,6 +30,7 @@ from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.stages.stack.facts import ChainLogits, describe_stack, write_importance
 from ichkit.stages.stack.plan import MADE_BY, StackOptions, StackPlan, plan
+from ichkit.validation.coherence import make_coherent
 from ichkit.work.artifacts import (
     ArtifactWriter,
     FileDigest,
@@ -95,7 +96,7 @@ def run(plan: StackPlan) -> Manifest:
     with stop_on_signal() as flag:
         _fit_all(writer, fits, flag)
     chains = tuple(
-        _make_chain(writer.folder, chain, trainings[chain.name], stackers, config.stack) for chain in chain_plans
+        _make_chain(writer.folder, chain, trainings[chain.name], stackers, task, config.stack) for chain in chain_plans
     )
     stack = Chains(task, inputs.runs, inputs.has_brain_shares, config.stack.embeddings.enabled, chains)
     results = [
@@ -195,7 +196,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
 
 
 def _make_chain(
-    folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], config: StackConfig
+    folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], task: Task, config: StackConfig
 ) -> Chain:
     """The calibrations of a chain and its blend, fitted on the inner patients of its training part."""
     rows = training.chosen_rows()
@@ -207,7 +208,7 @@ def _make_chain(
             calibrations[stacker], inner = training.calibrate(inner)
         members.append(inner)
     blend = fit_blend(np.stack(members), training.labels[rows], (BASE, *stackers), config.blend.tolerance)
-    return Chain(plan.name, plan.fold, training.calibration, calibrations, blend)
+    return Chain(plan.name, plan.fold, training.calibration, calibrations, blend, task)
 
 
 def _predict_held(
@@ -246,7 +247,8 @@ def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainL
         logits = np.empty((len(inputs.train), stack.task.num_classes))
         for result in results:
             logits[result.held] = result.kinds[kind]
-        writer.write_table(f"{kind}_oof.parquet", make_predictions(inputs.train, to_probabilities(logits), stack.task))
+        p = make_coherent(to_probabilities(logits), stack.task)
+        writer.write_table(f"{kind}_oof.parquet", make_predictions(inputs.train, p, stack.task))
     for split, slices in inputs.unseen.items():
         features = {run: anchored.features[split] for run, anchored in inputs.embeddings.items()}
         for kind, table in predict_chains(writer.folder, inputs.tables[split], slices, features).items():
