@@ -15,6 +15,7 @@ from support.dicoms import write_series
 
 from ichkit.cli.main import main
 from ichkit.core.tasks import find_task
+from ichkit.validation.coherence import count_incoherent
 
 TASK = find_task("hemorrhage")
 README = Path(__file__).parents[2] / "README.md"
@@ -153,6 +154,10 @@ def test_predict_gives_the_probabilities_of_the_tables(chain, phantom_root, monk
     top = pd.read_csv(tmp_path / "out" / "studies.csv")
     np.testing.assert_allclose(top["p_any"], [got["p_any"].max()])
     assert pd.read_csv(tmp_path / "out" / "series_choice.csv")["chosen"].sum() == 1
+    # A run's own tables are what its networks said; what a reader gets from them is coherent.
+    call("predict", scans, "--out", tmp_path / "base", "--model", "demo", "-c", "demo", "--no-page", *SMALL)
+    said = pd.read_csv(tmp_path / "base" / "slices.csv")[TASK.probability_columns].to_numpy()
+    assert count_incoherent(said, TASK) == count_incoherent(got[TASK.probability_columns].to_numpy(), TASK) == 0
     # The same from an exported folder, where there is no work folder.
     call("export", "demo-blend", "--out", tmp_path / "model", "-c", "demo", *SMALL)
     monkeypatch.chdir(tmp_path)

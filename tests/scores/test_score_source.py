@@ -16,8 +16,10 @@ from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ContractError
 from ichkit.stages.scores import evaluate
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split, pick_source
+from ichkit.validation.coherence import make_coherent, make_table_coherent
 from ichkit.validation.comparisons import BASELINE
 from ichkit.validation.delong import delong_test
+from ichkit.validation.metrics import study_maximum, weighted_log_loss
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
@@ -41,6 +43,36 @@ def study_rows(work: WorkFolder, name: str) -> tuple[pd.DataFrame, pd.DataFrame,
     labels = read_table(work.prepared / "slices.parquet").set_index("slice_id").loc[table.slice_id].reset_index()
     by_study = labels.groupby("study_id")[list(TASK.classes)].max().astype(int)
     return table.groupby("study_id")[TASK.probability_columns].max(), by_study, table.groupby("study_id").fold.first()
+
+
+def test_a_run_is_scored_as_it_stands_and_coherent_where_that_is_asked_for(work):
+    table = load_out_of_fold(pick_source(find_sources(work, TASK), "a"))
+    labels = read_table(work.prepared / "slices.parquet").set_index("slice_id").loc[table.slice_id, list(TASK.classes)]
+    raw, y = table[TASK.probability_columns].to_numpy(np.float64), labels.to_numpy(float)
+    place = {"source": "a", "dataset": "rsna", "level": "slice", "fold": -1, "metric": "weighted_log_loss"}
+    assert pick(read(work), **place).value == pytest.approx(weighted_log_loss(raw, y, TASK.weight_array()), abs=1e-12)
+    top = study_maximum(load_split(pick_source(find_sources(work, TASK), "a"), "cq500"), TASK)
+    evaluate.run(Config(evaluate=EvaluateConfig(num_draws=60, coherent_base=True)), work)
+    expected = weighted_log_loss(make_coherent(raw, TASK), y, TASK.weight_array())
+    assert expected < weighted_log_loss(raw, y, TASK.weight_array()) - 1e-4
+    assert pick(read(work), **place).value == pytest.approx(expected, abs=1e-6)
+    cq500 = make_table_coherent(load_split(pick_source(find_sources(work, TASK), "a"), "cq500"), TASK)
+    coherent, known = study_maximum(cq500, TASK), read_table(work.prepared / "studies.parquet").set_index("study_id")
+    place = {
+        "source": "a",
+        "dataset": "cq500",
+        "level": "study",
+        "aggregation": "maximum",
+        "metric": "roc_auc",
+        "fold": -1,
+    }
+    differ = 0
+    for name in TASK.classes:
+        y = known.loc[coherent.study_id, name].astype(int)
+        auc = sklearn.metrics.roc_auc_score(y, coherent[f"p_{name}"])
+        differ += auc != sklearn.metrics.roc_auc_score(y, top[f"p_{name}"])
+        assert pick(read(work), **place, class_=name).value == pytest.approx(auc, abs=1e-9)
+    assert differ  # otherwise it would not matter which was scored
 
 
 def test_study_scores_out_of_fold_are_those_of_scikit_learn_for_the_highest_slice(made):

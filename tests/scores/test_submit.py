@@ -14,6 +14,7 @@ from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DataError
 from ichkit.stages.scores import evaluate, submit
 from ichkit.validation.catalog import find_sources, load_split, pick_source
+from ichkit.validation.coherence import count_incoherent, make_coherent
 from ichkit.validation.notes import read_note, record_scores, write_note
 from ichkit.validation.scores import headlines
 from ichkit.work.artifacts import digest_file, read_table
@@ -67,7 +68,7 @@ def labels_of(path) -> pd.DataFrame:
     return rows.pivot_table(index="slice_id", columns="class", values="Label")[list(TASK.classes)]
 
 
-def test_the_file_holds_the_samples_ids_in_their_order_and_the_mean_of_the_folds(work, tmp_path):
+def test_the_file_holds_the_samples_ids_in_their_order_and_the_coherent_mean_of_the_folds(work, tmp_path):
     sample = pd.read_csv(work.prepared / "sample_ids.csv").sample(frac=1, random_state=0)
     rewrite_prepared(work, {"sample_ids.csv": sample})
     made = do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
@@ -75,8 +76,12 @@ def test_the_file_holds_the_samples_ids_in_their_order_and_the_mean_of_the_folds
     assert list(rows.columns) == ["ID", "Label"]
     assert rows.ID.tolist() == sample.ID.tolist()
     table = load_split(pick_source(find_sources(work, TASK), "a"), "test").set_index("slice_id")
+    raw = table[TASK.probability_columns].to_numpy(np.float64)
+    coherent = make_coherent(raw, TASK)
+    assert count_incoherent(raw, TASK) > 0
     found = labels_of(made.csv_path).loc[table.index].to_numpy(np.float32)
-    np.testing.assert_array_equal(found, table[TASK.probability_columns].to_numpy())
+    np.testing.assert_array_equal(found, coherent.astype(np.float32))
+    assert count_incoherent(found, TASK) == 0
 
 
 def test_the_note_says_what_the_file_was_made_from(work, tmp_path):

@@ -16,6 +16,7 @@ from ichkit.stacking import chain as chain_module
 from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stacking.inputs import choose_runs
 from ichkit.stages.stack import run as stack
+from ichkit.validation.coherence import count_incoherent
 from ichkit.work.artifacts import ArtifactWriter, partial_of, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import KEY, check_predictions
@@ -130,6 +131,16 @@ def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone
         mean = np.mean([chain_module.to_probabilities(logits[kind]) for logits in single], axis=0)
         stored = tables_of(work, "base", "test")[kind][TASK.probability_columns].to_numpy()
         np.testing.assert_allclose(stored, np.clip(mean, 1e-6, 1 - 1e-6), atol=2e-7)
+
+
+def test_every_table_is_coherent_though_the_runs_are_not(tmp_path, in_process):
+    work = make_work(tmp_path / "work", folds=(0, 1, 2))
+    stack.run(quick_config(), work)
+    raw = read_table(work.fold("base", 0) / "oof.parquet")[TASK.probability_columns].to_numpy()
+    assert count_incoherent(raw, TASK) > 0.1 * len(raw)
+    for split in ("oof", "test", "cq500"):
+        for kind, table in tables_of(work, "base", split).items():
+            assert count_incoherent(table[TASK.probability_columns].to_numpy(), TASK) == 0, f"{kind}_{split}"
 
 
 def test_a_study_is_predicted_the_same_with_and_without_the_others(tmp_path, in_process):
