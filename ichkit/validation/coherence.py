@@ -79,7 +79,9 @@ class _Star:
 
 def _stars(task: Task) -> list[_Star]:
     """One star per covering class, those that cover the fewest first."""
-    return [_Star(task.any_index, [task.classes.index(name) for name in task.subtypes])]
+    columns = {name: number for number, name in enumerate(task.classes)}
+    stars = [_Star(columns[whole], [columns[name] for name in parts]) for whole, parts in task.covers.items() if parts]
+    return sorted(stars, key=lambda star: len(star.parts))
 
 
 def _violations(values: np.ndarray, stars: list[_Star]) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 from scipy.optimize import minimize
 from support.simulated import TASK
 
+from ichkit.core.tasks import Task
 from ichkit.stacking.rows import to_logits, to_probabilities
 from ichkit.validation.coherence import count_incoherent, make_coherent, make_logits_coherent
 from ichkit.validation.metrics import weighted_log_loss
@@ -22,8 +23,8 @@ def divergence(r, p, weights=WEIGHTS):
     return weights @ (r * np.log(r / p) + (1 - r) * np.log((1 - r) / (1 - p)))
 
 
-def project_slowly(p, weights=WEIGHTS):
-    """The least divergence under the constraints any >= subtype, by SLSQP over logits' probabilities."""
+def project_slowly(p, weights=WEIGHTS, order=tuple((ANY, c) for c in SUBTYPES)):
+    """The least divergence where the first column of each pair is at least the second, by a general optimiser."""
     found = minimize(
         lambda r: divergence(r, p, weights),
         np.full(len(p), 0.5),
@@ -31,8 +32,12 @@ def project_slowly(p, weights=WEIGHTS):
         method="SLSQP",
         bounds=[(1e-9, 1 - 1e-9)] * len(p),
         constraints=[
-            {"type": "ineq", "fun": lambda r, c=c: r[ANY] - r[c], "jac": lambda r, c=c: gradient_of(c)}
-            for c in SUBTYPES
+            {
+                "type": "ineq",
+                "fun": lambda r, pair=pair: r[pair[0]] - r[pair[1]],
+                "jac": lambda _, pair=pair: slope(pair),
+            }
+            for pair in order
         ],
         options={"maxiter": 500, "ftol": 1e-14},
     )
@@ -40,9 +45,9 @@ def project_slowly(p, weights=WEIGHTS):
     return found.x
 
 
-def gradient_of(column):
+def slope(pair):
     gradient = np.zeros(TASK.num_classes)
-    gradient[ANY], gradient[column] = 1.0, -1.0
+    gradient[pair[0]], gradient[pair[1]] = 1.0, -1.0
     return gradient
 
 
@@ -73,6 +78,37 @@ def test_the_projection_is_the_least_divergence_that_a_general_optimiser_finds(w
         found = make_coherent(row[None], task)[0]
         np.testing.assert_allclose(found, expected, atol=2e-5)
         assert divergence(found, row, np.array(weights)) <= divergence(expected, row, np.array(weights)) + 1e-9
+
+
+NESTED = Task(
+    name="nested",
+    classes=("a", "b", "c", "d", "outer", "any"),
+    weights=(0.1, 0.1, 0.2, 0.1, 0.2, 0.3),
+    any_class="any",
+    description="A class that covers two of those that the headline class covers.",
+    source="the test",
+    covers={"outer": ("a", "b"), "c": ("a",)},
+)
+
+
+def test_classes_that_cover_each_other_are_projected_on_together():
+    order = [(5, c) for c in range(5)] + [(4, 0), (4, 1), (2, 0)]
+    rows = draw(25, seed=3)
+    found, weights = make_coherent(rows, NESTED), NESTED.weight_array()
+    for whole, part in order:
+        assert (found[:, whole] >= found[:, part]).all()
+    for row, projected in zip(rows, found, strict=True):
+        expected = project_slowly(row, weights, order)
+        np.testing.assert_allclose(projected, expected, atol=2e-5)
+    np.testing.assert_allclose(make_coherent(found, NESTED), found, atol=1e-12)
+
+
+def test_a_task_in_which_no_class_covers_another_is_left_alone():
+    task = Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "the test")
+    p = draw(50)[:, :2]
+    np.testing.assert_array_equal(make_coherent(p, task), p)
+    np.testing.assert_array_equal(make_logits_coherent(to_logits(p), task), to_logits(p))
+    assert count_incoherent(p, task) == 0
 
 
 def test_for_any_coherent_truth_the_expected_loss_falls_by_at_least_the_divergence():
