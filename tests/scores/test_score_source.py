@@ -52,7 +52,7 @@ def test_a_run_is_scored_as_it_stands_and_coherent_where_that_is_asked_for(work)
     place = {"source": "a", "dataset": "rsna", "level": "slice", "fold": -1, "metric": "weighted_log_loss"}
     assert pick(read(work), **place).value == pytest.approx(weighted_log_loss(raw, y, TASK.weight_array()), abs=1e-12)
     top = study_maximum(load_split(pick_source(find_sources(work, TASK), "a"), "cq500"), TASK)
-    evaluate.run(Config(evaluate=EvaluateConfig(num_draws=60, coherent_base=True)), work)
+    do(evaluate, Config(evaluate=EvaluateConfig(num_draws=60, coherent_base=True)), work)
     expected = weighted_log_loss(make_coherent(raw, TASK), y, TASK.weight_array())
     assert expected < weighted_log_loss(raw, y, TASK.weight_array()) - 1e-4
     assert pick(read(work), **place).value == pytest.approx(expected, abs=1e-6)

@@ -135,7 +135,7 @@ def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone
 
 def test_every_table_is_coherent_though_the_runs_are_not(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1, 2))
-    stack.run(quick_config(), work)
+    do(stack, quick_config(), work)
     raw = read_table(work.fold("base", 0) / "oof.parquet")[TASK.probability_columns].to_numpy()
     assert count_incoherent(raw, TASK) > 0.1 * len(raw)
     for split in ("oof", "test", "cq500"):
