@@ -3,8 +3,9 @@
 import shlex
 from collections.abc import Collection
 
-from ichkit.core.config import find_yaml, read_yaml
+from ichkit.core.config import find_yaml
 from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.yaml_text import read_yaml
 
 
 def read_pipeline(name: str, commands: Collection[str]) -> list[list[str]]:

@@ -2,20 +2,26 @@
 
 import importlib.resources
 import importlib.util
+from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 import ichkit
+from ichkit.core.config_errors import explain, shorten
 from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.plugins import load_plugins
 from ichkit.core.section import ConfigSection, Count, Positive, runtime
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import TASKS
 from ichkit.core.train_config import TrainConfig
+from ichkit.core.yaml_text import parse_yaml, read_yaml
+
+_SET = "--set"
+_SEED_LIMIT = 2**63
+_LONGEST_NAME = 4096
 
 
 class ChannelsConfig(ConfigSection):
@@ -70,7 +76,7 @@ class Config(ConfigSection):
     """The whole configuration; `configs/default.yaml` names the choices and their reasons."""
 
     task: str = "hemorrhage"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-_SEED_LIMIT, lt=_SEED_LIMIT)] = 0
     channels: ChannelsConfig = ChannelsConfig()
     prepare: PrepareConfig = PrepareConfig()
     train: TrainConfig = TrainConfig()
@@ -78,12 +84,13 @@ class Config(ConfigSection):
     evaluate: EvaluateConfig = EvaluateConfig()
     phantom: PhantomConfig = PhantomConfig()
 
-    @model_validator(mode="after")
-    def _check_task(self) -> "Config":
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str) -> str:
         load_plugins()
-        if self.task not in TASKS:
-            raise ValueError(f'unknown task "{self.task}". {nearest(self.task, TASKS)}')
-        return self
+        if task not in TASKS:
+            raise ValueError(f'unknown task "{shorten(task)}". {nearest(shorten(task), TASKS)}')
+        return task
 
 
 def load_config(name: str = "default", overrides: tuple[str, ...] = ()) -> Config:
@@ -96,13 +103,13 @@ def load_config(name: str = "default", overrides: tuple[str, ...] = ()) -> Confi
         >>> load_config("default", ("train.epochs=3",)).train.epochs
         3
     """
-    tree, where = _read_extended(name, seen=())
+    tree, origins = _read_extended(name, seen=())
     for override in overrides:
-        _apply_override(tree, override)
+        _apply_override(tree, override, origins)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, where)) from error
+        raise ConfigError(explain(error, Config, origins, name)) from error
 
 
 def config_names() -> list[str]:
@@ -131,41 +138,46 @@ def find_yaml(name: str, folder: str) -> Traversable:
     shipped = shipped_folder(folder)
     if name in _yaml_names(shipped):
         return shipped / f"{name}.yaml"
-    if Path(name).is_file():
+    if _is_file(name):
         return Path(name)
-    what = folder.removesuffix("s")
-    raise ConfigError(f'{what}: "{name}" is neither a shipped {what} nor a file. {nearest(name, _yaml_names(shipped))}')
+    what, word = folder.removesuffix("s"), shorten(name)
+    raise ConfigError(f'{what}: "{word}" is neither a shipped {what} nor a file. {nearest(word, _yaml_names(shipped))}')
 
 
-def read_yaml(path: Traversable) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        ConfigError: not YAML.
-    """
+def _is_file(name: str) -> bool:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        return Path(name).is_file()
+    except (OSError, ValueError):  # longer than a name may be, or no text
+        return False
 
 
 def _yaml_names(folder: Traversable) -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """The merged tree of a config and of what it extends, and where it was read."""
+def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The merged tree of a config and of what it extends; by dotted key, the file in which a value is written."""
     if name in seen:
-        raise ConfigError(f"config: {' extends '.join((*seen, name))}, which goes round in a circle.")
+        raise ConfigError(f"config: {' extends '.join(map(shorten, (*seen, name)))}, which goes round in a circle.")
     path = find_yaml(name, "configs")
+    where = f"{path}:" if isinstance(path, Path) and path == Path(name) else f"config {name}:"
     tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as `train:`, found {type(tree).__name__}.")
+        raise ConfigError(f"{where} expected sections such as `train:`, found {type(tree).__name__}.")
     parent = tree.pop("extends", None)
+    origins = dict.fromkeys(_written_keys(tree), where)
     if parent is not None:
-        base, _ = _read_extended(str(parent), (*seen, name))
-        tree = _merge(base, tree)
-    return tree, str(path)
+        base, others = _read_extended(str(parent)[:_LONGEST_NAME], (*seen, name))
+        tree, origins = _merge(base, tree), others | origins
+    return tree, origins
+
+
+def _written_keys(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _written_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -176,39 +188,17 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str, origins: dict[str, str]) -> None:
     path, equals, text = override.partition("=")
+    path = path.strip()
     if not equals or not path:
-        raise ConfigError(f'--set: expected section.key=value, found "{override}".')
-    *sections, key = path.strip().split(".")
+        raise ConfigError(f'{_SET}: expected section.key=value, found "{shorten(override)}".')
+    *sections, key = path.split(".")
     for section in sections:
         if not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f'--set {override}: "{section}" is not a section.')
+            raise ConfigError(f'{_SET} {shorten(path)}: "{shorten(section)}" is not a section.')
         tree = tree[section]
-    try:
-        tree[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            section = _section_at(problem["loc"][:-1])
-            lines.append(f'unknown key "{place}". {nearest(str(problem["loc"][-1]), section.model_fields)}')
-        else:
-            found = f", found {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place or 'config'}: {message}{found}")
-    return f"config {where}: " + "; ".join(lines)
-
-
-def _section_at(place: tuple[int | str, ...]) -> type[ConfigSection]:
-    section: type[ConfigSection] = Config
-    for name in place:
-        annotation = section.model_fields[str(name)].annotation
-        choices = [annotation, *get_args(annotation)]
-        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, ConfigSection))
-    return section
+    tree[key] = parse_yaml(text, f"{_SET} {shorten(path)}")
+    for known in [known for known in origins if known.startswith(f"{path}.")]:
+        del origins[known]
+    origins[path] = _SET

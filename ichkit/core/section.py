@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 def runtime(default: Any) -> Any:
@@ -20,7 +20,7 @@ def runtime(default: Any) -> Any:
 class ConfigSection(BaseModel):
     """A part of the configuration; a stage sees only its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def settings(self) -> dict[str, Any]:
         """Everything in the section that can change a result, as JSON values."""

@@ -94,7 +94,7 @@ MISTAKES = [
     (["config", "diff", "demo", "defualt"], 'Did you mean "default"?'),
     (["config", "shwo"], 'Did you mean "show"? Choices: diff, list, show.'),
     (["config", "show", "demo", "-c", "default"], 'found "demo" and -c default; name one of them.'),
-    (["config", "show", "--set", "train.epoch=3"], 'unknown key "train.epoch". Did you mean "epochs"?'),
+    (["config", "show", "--set", "train.epoch=3"], "--set train.epoch: unknown key, did you mean train.epochs?"),
 ]
 
 

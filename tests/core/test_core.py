@@ -139,10 +139,13 @@ def test_seeds_differ_by_place_and_not_by_call():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epoch=3", 'unknown key "train.epoch". Did you mean "epochs"'),
-        ("trian.x=1", 'unknown key "trian". Did you mean "train"'),
-        ("train.cutmix.probability=2", "train.cutmix.probability: Input should be less than or equal to 1, found 2"),
-        ("train.block_size=6", "train: train.block_size must be odd, so that a block has a middle slice; found 6"),
+        ("train.epoch=3", "--set train.epoch: unknown key, did you mean train.epochs?"),
+        ("trian.x=1", "--set trian.x: unknown key, did you mean train"),
+        (
+            "train.cutmix.probability=2",
+            "train.cutmix.probability: Input should be less than or equal to 1, found 2",
+        ),
+        ("train.block_size=6", "--set train.block_size: must be odd, so that a block has a middle slice; found 6"),
         ("task=strokes", 'unknown task "strokes". Choices: hemorrhage'),
         ("epochs", 'expected section.key=value, found "epochs"'),
     ],

@@ -191,7 +191,7 @@ MISTAKES = [
     (["prepare", "--rsna", "nowhere"], "--rsna says nowhere, and nothing is there"),
     (["train"], "prepared: expected a finished artifact, it is not there. Run `ichkit prepare` first."),
     (["stack"], "expected at least one finished fold of a run in runs/, found none. Run `ichkit train` first."),
-    (["train", "--set", "train.epoch=3"], 'unknown key "train.epoch". Did you mean "epochs"?'),
+    (["train", "--set", "train.epoch=3"], "--set train.epoch: unknown key, did you mean train.epochs?"),
     (["train", "-c", "dmeo"], 'Did you mean "demo"?'),
     (["evaluate", "--submission", "a.csv"], "--submission and --truth go together"),
     (["leaderboard", "--public", "0.05"], "name it with --record NAME"),

@@ -1,0 +1,145 @@
+"""What is wrong with a configuration, said of the file or the option in which the user wrote it."""
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ichkit.core.errors import nearest
+from ichkit.core.section import ConfigSection
+
+Origins = Mapping[str, str]
+"""Dotted key to where it was written: "--set", or the file."""
+_MAX_PROBLEMS = 5
+_MAX_WORD = 60
+_MAX_MESSAGE = 300
+_NAMED_KEY = re.compile(r"(?:config: )?([a-z_]+(?:\.[a-z_0-9]+)+)\b")
+_UNPRINTABLE = "a number of thousands of digits"
+
+
+class _Short(reprlib.Repr):
+    """A value in at most about 80 letters, whatever it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple = 2, 4, 3, 4
+        self.maxstring, self.maxlong, self.maxother = _MAX_WORD, 30, _MAX_WORD
+
+    def repr_int(self, number: int, level: int) -> str:
+        """Digits, or that there are too many for Python to write."""
+        try:
+            return super().repr_int(number, level)
+        except ValueError:
+            return _UNPRINTABLE
+
+
+def short(value: object) -> str:
+    """A value for a message, never printed whole where it is long.
+
+    Example:
+        >>> short([1, 2, 3, 4, 5, 6])
+        '[1, 2, 3, 4, ...]'
+    """
+    return shorten(_Short().repr(value), _MAX_WORD + 20)
+
+
+def shorten(text: str, most: int = _MAX_WORD) -> str:
+    """A text on one line of at most `most` letters; what is cut from its middle is marked."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= most else f"{text[: most - 23]}...{text[-20:]}"
+
+
+def explain(error: ValidationError, config: type[ConfigSection], origins: Origins, name: str) -> str:
+    """One message for everything that is wrong, each problem with the key as the user would write it.
+
+    Args:
+        config: the class that was validated.
+        origins: of every key that was written.
+        name: of the config, where nothing else says where a value comes from.
+    """
+    problems = error.errors(include_url=False, include_context=False)
+    lines = [_explain_one(problem, config, origins, name) for problem in problems[:_MAX_PROBLEMS]]
+    more = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
+    return "; ".join(dict.fromkeys(lines)) + more
+
+
+def list_keys(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
+    """The dotted key of every value of a section, those of sections inside it included."""
+    for name, info in section.model_fields.items():
+        inside = _section_of(info.annotation)
+        if inside is None or inside.__name__ == "PhaseConfig":
+            yield prefix + name
+        else:
+            yield from list_keys(inside, f"{prefix}{name}.")
+
+
+def _explain_one(problem: ErrorDetails, config: type[ConfigSection], origins: Origins, name: str) -> str:
+    place = [str(part) for part in problem["loc"]]
+    message = shorten(problem["msg"].removeprefix("Value error, "), _MAX_MESSAGE)
+    if problem["type"] == "extra_forbidden":
+        written, where = _find_origin(place, origins, name)
+        return f"{where} {_shorten_key(written)}: unknown key{_suggest(place, written[len(place) :], config)}"
+    if named := _NAMED_KEY.match(message):  # a check of a whole section names the key itself
+        place, message = named[1].split("."), message[named.end() :].lstrip(" :")
+        place, where = _find_origin(place, origins, name)
+        return f"{where} {_shorten_key(place)}: {message}"
+    place, where = _find_origin(place, origins, name)
+    value = problem["input"]
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        message = "expected a section of keys and values"
+    found = "" if isinstance(value, dict | ConfigSection) else f", found {short(value)}"
+    return f"{where} {_shorten_key(place) or 'config'}: {message}{found}"
+
+
+def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> str:
+    """A question with the nearest key of the whole configuration, else the keys of the section.
+
+    Args:
+        place: of the key that is not known.
+        rest: what was written behind it.
+    """
+    parent = config
+    for part in place[:-1]:
+        inside = _section_of(parent.model_fields[part].annotation) if part in parent.model_fields else None
+        if inside is None:
+            break
+        parent = inside
+    prefix, word = ".".join(place[:-1]), place[-1][:_MAX_WORD]
+    close = difflib.get_close_matches(word, list(parent.model_fields), n=1)
+    keys = sorted(list_keys(config), key=lambda key: (key.count("."), key))
+    if close:
+        meant = ".".join([*place[:-1], close[0]])
+        whole = ".".join([meant, *rest])
+        return f", did you mean {whole if whole in keys else meant}?"
+    ends = [key for key in keys if key.rpartition(".")[2] == word]
+    nearer = ends or difflib.get_close_matches(f"{prefix}.{word}".strip(".")[:_MAX_WORD], keys, n=1)
+    if nearer:
+        return f", did you mean {nearer[0]}?"
+    return f". {nearest(word, parent.model_fields)}"
+
+
+def _find_origin(place: list[str], origins: Origins, name: str) -> tuple[list[str], str]:
+    """The key as far as it was written, and where: the place itself, one inside it, or what holds it."""
+    key = ".".join(place)
+    inside = [written for written in origins if written.startswith(f"{key}.")]
+    for length in range(len(place), 0, -1):
+        written = ".".join(place[:length])
+        if written in origins:
+            return place, origins[written]
+    if inside:
+        where = origins[inside[-1]]
+        return (inside[-1].split(".") if where == "--set" else place), where
+    return place, f"config {shorten(name)}:"
+
+
+def _shorten_key(place: list[str]) -> str:
+    return shorten(".".join(place))
+
+
+def _section_of(annotation: Any) -> type[ConfigSection] | None:
+    choices = [annotation, *get_args(annotation)]
+    return next((one for one in choices if isinstance(one, type) and issubclass(one, ConfigSection)), None)

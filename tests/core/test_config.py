@@ -1,0 +1,136 @@
+"""Configurations made to harm or written in haste: one message at once, of the place where the user wrote it."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ichkit.core.config import load_config
+from ichkit.core.config_errors import short
+from ichkit.core.errors import ConfigError
+
+SECONDS = 2.0  # each of them took more than a minute, or ended in an internal error
+MOST_LETTERS = 600
+
+
+def alias_bomb(levels=9, width=10):
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
+    return "\n".join([*lines, f"train: {{epochs: *a{levels - 1}}}"])
+
+
+HARMFUL = {
+    "alias bomb": (alias_bomb(), "more than 20000 values when its aliases are written out"),
+    "a list that holds itself": ("train: &a [*a]", "nested more than 16 deep"),
+    "deep nesting": ("[" * 3000, "nested more than 16 deep"),
+    "deep sections": ("".join(f"{' ' * i}a:\n" for i in range(300)), "nested more than 16 deep"),
+    "a number of 5000 digits": (f"seed: {'9' * 5000}", "a number or date that cannot be read"),
+    "a number of 4000 digits": (
+        f"seed: {'9' * 4000}",
+        "seed: Input should be less than 9223372036854775808",
+    ),
+    "a date that is none": ("train: {epochs: 2020-99-99}", "a number or date that cannot be read"),
+    "a long text": (f"train: {{epochs: {'x' * 100_000}}}", "train.epochs: Input should be a valid integer"),
+    "a long key": (f"{'x' * 1_000}: 1", "xxx: unknown key"),
+    "many keys": ("\n".join(f"k{i}: 1" for i in range(5_000)), "; and 4995 more"),
+    "a large file": (f"# {'x' * 300_000}\nseed: 1", "expected YAML of at most 256 kB, found more"),
+    "no text": (b"\xff\xfe\x00", "it is not UTF-8 text"),
+    "control characters": ("seed: \x01", "it holds characters that are no text"),
+    "an object": ("train: !!python/object/apply:os.system [touch planted]", "could not determine a constructor"),
+    "infinity": ("train: {learning_rate: .inf}", "train.learning_rate: Input should be a finite number, found inf"),
+    "a key that stands twice": (
+        "train: {epochs: 1, epochs: 2}",
+        "stands twice in one section (line 1, column 20)",
+    ),
+    "a key of another type": ("{1: 2, [a]: 3}", "not readable as YAML: found unhashable key"),
+    "an extends of a book": (f"extends: {'x' * 50_000}", "is neither a shipped config nor a file"),
+    "a number without end": (f"train: {{epochs: 1{'0' * 300}}}", "train.epochs: Input should be less than or equal to"),
+}
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_a_harmful_file_ends_at_once_in_one_short_message(what, tmp_path):
+    content, message = HARMFUL[what]
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    began = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert time.process_time() - began < SECONDS
+    assert message in str(caught.value)
+    assert len(str(caught.value).replace(str(path), "")) < MOST_LETTERS
+    assert not Path("planted").exists()
+
+
+@pytest.mark.parametrize("what", ["alias bomb", "deep nesting", "a number of 5000 digits"])
+def test_the_same_behind_set(what):
+    with pytest.raises(ConfigError) as caught:
+        load_config("default", (f"train={{x: {HARMFUL[what][0]}",))
+    assert str(caught.value).startswith("--set train: not readable as YAML: ")
+    assert len(str(caught.value)) < MOST_LETTERS
+
+
+def test_a_large_file_of_nothing_is_not_read_whole(tmp_path):
+    with (tmp_path / "sparse.yaml").open("wb") as file:
+        file.truncate(3 * 1024**3)
+    with pytest.raises(ConfigError, match="at most 256 kB"):
+        load_config(str(tmp_path / "sparse.yaml"))
+
+
+OPTIONS = {
+    "train.epoch=3": "--set train.epoch: unknown key, did you mean train.epochs?",
+    "train.epochs=three": (
+        "--set train.epochs: Input should be a valid integer, unable to parse string as an integer, found 'three'"
+    ),
+    "epochs=3": "--set epochs: unknown key, did you mean train.epochs?",
+    "backbone=resnet18": "--set backbone: unknown key, did you mean train.backbone?",
+    "train.alpha=2": "--set train.alpha: unknown key, did you mean train.cutmix.alpha?",
+    "stack.lightgmb.window=3": "--set stack.lightgmb.window: unknown key, did you mean stack.lightgbm.window?",
+    "train=3": "--set train: expected a section of keys and values, found 3",
+    "train={epochs: three}": "--set train.epochs: Input should be a valid integer",
+    "train.epochs.x=3": '--set train.epochs.x: "epochs" is not a section.',
+    "train.block_size=6": "--set train.block_size: must be odd, so that a block has a middle slice; found 6",
+    "stack.fusion.window=8": "--set stack.fusion.window: must be odd, so that it has a middle; found 8",
+    "task=strokes": '--set task: unknown task "strokes". Choices: hemorrhage',
+    "train.phases=[{epochs: x}]": "--set train.phases.0.epochs: Input should be a valid integer",
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_is_named_as_it_was_typed_and_no_packaged_file_is(option):
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", (option,))
+    assert str(caught.value).startswith(OPTIONS[option])
+    assert ".yaml" not in str(caught.value)
+
+
+def test_a_value_is_blamed_on_the_file_in_which_it_stands(tmp_path):
+    base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text("extends: demo\ntrain:\n  epochs: three\n  cutmix: {alpah: 1}\n")
+    mine.write_text(f"extends: {base}\ntrain:\n  learning_rate: -1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(mine), ("seed=x",))
+    problems = str(caught.value).split("; ")
+    assert sorted(problem.split(": ")[0] for problem in problems) == sorted(
+        ["--set seed", str(base), str(base), str(mine)]
+    )
+    assert f"{base}: train.cutmix.alpah: unknown key, did you mean train.cutmix.alpha?" in problems
+    assert f"{mine}: train.learning_rate: Input should be greater than 0, found -1" in problems
+    base.write_text("extends: demo\n")
+    mine.write_text(f"extends: {base}\ntrain: 5\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(mine))
+    assert str(caught.value) == f"{mine}: train: expected a section of keys and values, found 5"
+
+
+def test_an_option_hides_what_a_file_said_before_it(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {epochs: three}\n")
+    assert load_config(str(path), ("train.epochs=3",)).train.epochs == 3
+
+
+def test_values_are_never_printed_whole():
+    assert short("x" * 1000) == "'" + "x" * 27 + "..." + "x" * 28 + "'"
+    assert short(10**5000) == "a number of thousands of digits"
+    assert short({"a": [[[[1]]]], "b": list(range(10_000))}) == "{'a': [[...]], 'b': [0, 1, 2, 3, ...]}"
+    assert short("a\nb\x1b[31m") == r"'a\nb\x1b[31m'"
