@@ -49,6 +49,7 @@ setup(
     ],
     extras_require={
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pyjpegls>=1.4", "python-gdcm>=3.0.24"],
+        "nifti": ["nibabel>=5"],
         "kaggle": ["kaggle>=1.6"],
         "ray": ["ray>=2.9"],
         "test": [
@@ -58,6 +59,7 @@ setup(
             "pylibjpeg>=2.0",
             "pylibjpeg-openjpeg>=2.3",
             "pyjpegls>=1.4",
+            "nibabel>=5",
         ],
     },
     entry_points={"console_scripts": ["ichkit = ichkit.cli.main:main"]},

@@ -72,6 +72,8 @@ def phantom(plan: "PhantomPlan") -> None:
 @click.option("--new-folds", is_flag=True, help="Deal the folds anew: earlier runs no longer fit.")
 @click.option("--folds", "folds_file", type=PATH, help="Import folds from a CSV (patient_id, fold).")
 @click.option("--strict", is_flag=True, help="Stop at the first file that cannot be read.")
+@click.option("--accept-raw", is_flag=True, help="Take images although their values may not be Hounsfield units.")
+@click.option("--skip-undecodable", is_flag=True, help="Leave out images whose decoder is not installed.")
 @click.option(
     "--backend",
     type=click.Choice(("processes", "ray")),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     help="A run, stack or export, by name or folder [default: what submit would take].",
 )
 @click.option("--out", type=PATH, default=Path("predictions"), show_default=True, help="Where everything goes.")
+@click.option("--accept-raw", is_flag=True, help="Take images although their values may not be Hounsfield units.")
+@click.option("--skip-undecodable", is_flag=True, help="Leave out images whose decoder is not installed.")
 @click.option(
     "--page/--no-page", "has_page", default=True, help="predictions.html, with pictures and heat maps [default: page]."
 )

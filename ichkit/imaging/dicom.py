@@ -4,23 +4,43 @@ import io
 import math
 import struct
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import pydicom
 from pydicom.multival import MultiValue
 
 from ichkit.core.errors import DataError
-from ichkit.imaging.tags import EXPLICIT_LITTLE, IMPLICIT_LITTLE, walk_tags
+from ichkit.imaging.geometry import TRANSPOSE, in_plane_turn
+from ichkit.imaging.tags import EXPLICIT_LITTLE, WANTED_NAMES, is_vr, walk_tags
 
 MAX_SIDE = 4096
 MAX_FILE_BYTES = 256 * 1024**2
 """Eight times the largest slice that is taken; a larger file is something else."""
-HEAD_BYTES = (16_384, 1_048_576)
+MAX_FRAMES = 10_000
+HEAD_BYTES = (16_384, 1_048_576, 16_777_216)
+DEFLATED = "1.2.840.10008.1.2.1.99"
+NO_PADDING = -1
 _PIXEL_TAG = b"\xe0\x7f\x10\x00"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_META_BEGINS = 132
+_MAX_MM = 1e5
+"""A hundred metres: no patient lies there."""
+_SNIFF_BYTES = 65_536
+_ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""Enhanced CT and Legacy Converted Enhanced CT."""
+_MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "CTReconstructionSequence",
+)
+"""Functional groups that hold what a slice of its own has in its header (PS3.3 A.38.1.4, C.7.6.16.2)."""
+_UNITS = ("HU_MOD", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""Defined terms of RescaleType other than HU (PS3.3 C.11.1.1.2); other text may name somebody and is not repeated."""
 
 
 class UnreadableError(DataError):
@@ -35,11 +55,18 @@ class UnreadableError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class StoredPixels:
-    """How the pixels of one file are stored: all that decoding them takes.
+    """How the pixels of one slice are stored: all that decoding them takes.
 
     Attributes:
-        spacing_row_mm, spacing_col_mm: PixelSpacing (between rows, between columns).
-        pixel_offset, pixel_bytes: where the stored pixels lie in the file; 0 bytes where they are compressed.
+        rows, columns: of the slice once it is turned (see `turn`).
+        padding_value, padding_limit: PixelPaddingValue and PixelPaddingRangeLimit as 16 bit patterns; -1 without.
+        spacing_row_mm, spacing_col_mm: PixelSpacing (between rows, between columns) of the turned slice.
+        turn: what brings the stored rows and columns to the common orientation (`geometry.in_plane_turn`).
+        frame: which frame of its file the slice is, from 0.
+        syntax: transfer syntax UID of pixels that must be decompressed, `nifti.SYNTAX`, or empty where they lie in the
+            file as they are. Found by reading: the UID of the meta group may be missing or wrong.
+        pixel_offset, pixel_bytes: where the stored pixels lie in the file (in the inflated file, where the syntax is
+            `DEFLATED`); 0 bytes where they are compressed.
     """
 
     rows: int
@@ -47,19 +74,25 @@ class StoredPixels:
     bits_stored: int
     high_bit: int
     pixel_representation: int
+    padding_value: int
+    padding_limit: int
     slope: float
     intercept: float
     spacing_row_mm: float
     spacing_col_mm: float
+    turn: int
+    frame: int
+    syntax: str
     pixel_offset: int
     pixel_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Header(StoredPixels):
-    """What is kept of one file's header.
+    """What is kept of one slice's header.
 
     Attributes:
+        why_raw: why its values may not be Hounsfield units (no rescale, or a RescaleType other than HU); else empty.
         kind: the values of `KIND_TAGS` in lower case, joined by `KIND_SEPARATOR`, only ever matched against key words;
             empty where all of them are.
         slice_uid, study_uid, series_uid, patient_id: without the blanks and zero bytes around them, which mean nothing
@@ -69,6 +102,7 @@ class Header(StoredPixels):
         instance_number, acquisition_number: 0 where they are missing or no whole number.
     """
 
+    why_raw: str
     slice_uid: str
     study_uid: str
     series_uid: str
@@ -90,6 +124,9 @@ class Header(StoredPixels):
 STORED_COLUMNS = [field.name for field in fields(StoredPixels)]
 _LISTS = (list, MultiValue)
 _Values = pydicom.Dataset | Mapping[str, object]
+_ReadHead = Callable[[int], bytes]
+Outcome = tuple[Header | None, str]
+"""A slice's header, and the reason why it cannot be used, or an empty text."""
 HEADER_COLUMNS = [field.name for field in fields(Header)]
 POSITION = ["position_x", "position_y", "position_z"]
 ORIENTATION = ["row_x", "row_y", "row_z", "column_x", "column_y", "column_z"]
@@ -106,34 +143,73 @@ KIND_SEPARATOR = "\x1f"
 _MAX_NUMBER = 2**31
 
 
-def read_header(read_head: Callable[[int], bytes], num_bytes: int) -> Header:
-    """The header of one CT slice.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the pixels of a file begin, and what its head looks like there.
+
+    Attributes:
+        head: the first bytes of the file, inflated where `is_deflated`.
+        offset: of the element PixelData.
+        num_bytes: of the file, inflated.
+        declared: transfer syntax UID of the meta group; empty where there is none.
+    """
+
+    head: bytes
+    offset: int
+    num_bytes: int
+    declared: str = ""
+    is_deflated: bool = False
+
+
+def read_header(read_head: _ReadHead, num_bytes: int) -> Header:
+    """The header of a file of one CT slice; see `read_slices`."""
+    ((header, reason),) = read_slices(read_head, num_bytes)
+    if header is None or reason:
+        error = UnreadableError(reason)
+        error.header = header
+        raise error
+    return header
+
+
+def read_slices(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
+    """The headers of all CT slices in one file: one, or one a frame of an Enhanced CT.
 
     Args:
         read_head: gives the first n bytes of the file, or all of it where it is shorter.
         num_bytes: size of the file.
 
-    Raises:
-        UnreadableError: not DICOM, not CT, truncated, absurd, multi-frame, or without the geometry a slice needs.
+    Returns:
+        (header or None, reason or "") of each slice; both where only the pixels are at fault. Reasons are: not DICOM,
+        not CT, truncated, absurd, several frames without functional groups, or without the geometry a slice needs.
     """
-    if num_bytes == 0:
-        raise UnreadableError("empty file")
-    if num_bytes > MAX_FILE_BYTES:
-        raise UnreadableError(f"file is larger than {MAX_FILE_BYTES // 1024**2} MB")
-    for wanted in (*HEAD_BYTES, num_bytes):
-        head = read_head(wanted)
-        header = _read_ordinary(head, num_bytes)
-        if header is not None:
-            return header
-        if _DEFLATED in head[:1024]:
-            raise UnreadableError("deflated transfer syntax is not supported")
-        dataset, offset = _parse(head)
-        if head[offset : offset + 4] == _PIXEL_TAG and len(head) >= offset + 12:
-            syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", IMPLICIT_LITTLE))
-            return _check(dataset, syntax, head, offset, num_bytes)
-        if len(head) >= num_bytes:
-            break
-    raise UnreadableError("no pixel data")
+    try:
+        if num_bytes == 0:
+            raise UnreadableError("empty file")
+        if num_bytes > MAX_FILE_BYTES:
+            raise UnreadableError(f"file is larger than {MAX_FILE_BYTES // 1024**2} MB")
+        header = _read_ordinary(read_head(HEAD_BYTES[0]), num_bytes)
+        return [(header, "")] if header is not None else _read_any(read_head, num_bytes)
+    except UnreadableError as error:
+        return [(error.header, str(error))]
+
+
+def inflate(data: bytes) -> bytes:
+    """A deflated file (PS3.5 A.5) with its data set inflated, at most `MAX_FILE_BYTES` of it.
+
+    Raises:
+        UnreadableError: no meta group in front, damaged, or too large.
+    """
+    if data[128:_META_BEGINS] != b"DICM" or data[_META_BEGINS : _META_BEGINS + 8] != b"\x02\0\0\0UL\x04\0":
+        raise UnreadableError("deflated data set without a meta group")
+    start = _META_BEGINS + 12 + struct.unpack_from("<I", data, _META_BEGINS + 8)[0]
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(data[start:], MAX_FILE_BYTES)
+    except zlib.error as error:
+        raise UnreadableError("deflated data set is damaged") from error
+    if inflater.unconsumed_tail:
+        raise UnreadableError(f"deflated data set is larger than {MAX_FILE_BYTES // 1024**2} MB")
+    return data[:start] + inflated
 
 
 def _read_ordinary(head: bytes, num_bytes: int) -> Header | None:
@@ -142,28 +218,135 @@ def _read_ordinary(head: bytes, num_bytes: int) -> Header | None:
     if tags is None or len(head) < tags.pixel_offset + 12:
         return None
     try:
-        return _check(tags.values, tags.syntax, head, tags.pixel_offset, num_bytes)
+        header, reason = _check(tags.values, _Place(head, tags.pixel_offset, num_bytes))
     except UnreadableError:
         return None
+    return None if reason else header
 
 
-def _parse(head: bytes) -> tuple[pydicom.Dataset, int]:
+def _read_any(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
+    """The slices of a file as pydicom reads it.
+
+    Raises:
+        UnreadableError: see `read_slices`.
+    """
+    is_deflated = False
+    for wanted in (*HEAD_BYTES, num_bytes):
+        head = read_head(wanted)
+        is_whole = len(head) >= num_bytes
+        if DEFLATED.encode() in head[:1024]:
+            head, is_deflated, is_whole = inflate(read_head(num_bytes)), True, True
+            num_bytes = len(head)
+        try:
+            dataset, offset, declared = _parse(head, is_deflated=is_deflated)
+        except UnreadableError:
+            if is_whole or not _looks_like_dicom(head):
+                raise
+            continue  # the end of the head may cut an element in two
+        if head[offset : offset + 4] == _PIXEL_TAG and len(head) >= offset + 12:
+            if declared not in _compressed_syntaxes() and _is_encapsulated(head, offset):
+                declared = _sniff_syntax(read_head(min(num_bytes, offset + _SNIFF_BYTES)), offset)
+            place = _Place(head, offset, num_bytes, declared, is_deflated)
+            if str(dataset.get("SOPClassUID", "")) in _ENHANCED:
+                return _check_frames(dataset, place)
+            return [_check(dataset, place)]
+        if is_whole:
+            break
+    raise UnreadableError("no pixel data")
+
+
+def _looks_like_dicom(head: bytes) -> bool:
+    return head[128:_META_BEGINS] == b"DICM" or _begins_data_set(head)
+
+
+def _begins_data_set(head: bytes) -> bool:
+    """True where a file without the mark DICM begins like a data set: group 2 or 8, a sane first element.
+
+    Big endian counts, so that it can be refused by its name.
+    """
+    if len(head) < 132:
+        return False
+    groups = {int.from_bytes(head[:2], order) for order in ("little", "big")}
+    if not groups & {2, 8}:
+        return False
+    lengths = {int.from_bytes(head[4:8], order) for order in ("little", "big")}
+    return is_vr(head[4:6]) or min(lengths) <= 1024
+
+
+def _parse(head: bytes, *, is_deflated: bool) -> tuple[pydicom.Dataset, int, str]:
+    """The data set of a file's head, where PixelData begins, and the transfer syntax UID of the meta group."""
+    has_mark = head[128:_META_BEGINS] == b"DICM"
+    if not has_mark and not _begins_data_set(head):
+        raise UnreadableError("not DICOM")
+    if is_deflated:
+        # Inflated already, within bounds; pydicom must not do it again.
+        head = head.replace(DEFLATED.encode(), EXPLICIT_LITTLE.encode().ljust(len(DEFLATED), b"\0"), 1)
     stream = io.BytesIO(head)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True)
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=not has_mark)
+        declared = str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
+        is_little = dataset.original_encoding[1]
+        is_sane = has_mark or bool(dataset.get("Modality") or dataset.get("SOPClassUID"))
     except pydicom.errors.InvalidDicomError as error:
         raise UnreadableError("not DICOM") from error
     # A hostile header makes pydicom raise anything from struct.error to RecursionError.
     except Exception as error:
-        raise UnreadableError(f"header cannot be read ({type(error).__name__})") from error
-    return dataset, stream.tell()
-
-
-def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: int) -> Header:
-    if syntax == _BIG_ENDIAN:
+        reason = f"header cannot be read ({type(error).__name__})" if has_mark else "not DICOM"
+        raise UnreadableError(reason) from error
+    if is_little is False:
         raise UnreadableError("big-endian transfer syntax is not supported")
+    if not is_sane:
+        raise UnreadableError("not DICOM: no DICM mark, and no data set that could be read without it")
+    return dataset, stream.tell(), declared
+
+
+def _check_frames(dataset: pydicom.Dataset, place: _Place) -> list[Outcome]:
+    """One outcome a frame of an Enhanced CT.
+
+    Source: DICOM PS3.3 A.38 and C.7.6.16: what a slice of its own has in its header stands in functional groups, of all
+        frames or of one.
+    """
+    num_frames = _whole(dataset, "NumberOfFrames", 1)
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise UnreadableError(f"absurd number of frames: expected 1 to {MAX_FRAMES}")
+    top = {name: _value(dataset, name) for name in WANTED_NAMES if name in dataset}
+    shared = _group_values(_items(dataset, "SharedFunctionalGroupsSequence")[:1])
+    groups = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    if len(groups) != num_frames:
+        raise UnreadableError(f"Enhanced CT: {num_frames} frames, functional groups of {len(groups)}")
+    found: list[Outcome] = []
+    for frame, group in enumerate(groups):
+        try:
+            values = {**top, **shared, **_group_values([group])}
+            uid = f"{_id(values, 'SOPInstanceUID')}.{frame + 1}"
+            found.append(_check({**values, "SOPInstanceUID": uid, "NumberOfFrames": 1}, place, frame))
+        except UnreadableError as error:
+            found.append((None, str(error)))
+    return found
+
+
+def _items(dataset: pydicom.Dataset, name: str) -> list[pydicom.Dataset]:
+    value = _value(dataset, name)
+    return list(value) if isinstance(value, pydicom.Sequence) else []
+
+
+def _group_values(groups: list[pydicom.Dataset]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for group in groups:
+        for macro in _MACROS:
+            for item in _items(group, macro)[:1]:
+                found.update({name: _value(item, name) for name in WANTED_NAMES if name in item})
+    return found
+
+
+def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
+    """The header of one slice, and what is wrong with its pixels, or an empty text.
+
+    Raises:
+        UnreadableError: the header itself cannot be used.
+    """
     modality = _text(dataset, "Modality")
     if modality != "CT":
         raise UnreadableError("not CT" if modality else "no Modality")
@@ -178,33 +361,46 @@ def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: i
     high_bit = _whole(dataset, "HighBit", stored - 1)
     if allocated != 16 or not (1 <= stored <= 16 and stored - 1 <= high_bit <= 15):
         raise UnreadableError("expected 16 bits allocated and at most 16 stored")
+    if isinstance(dataset, pydicom.Dataset) and _items(dataset, "ModalityLUTSequence"):
+        raise UnreadableError("Modality LUT Sequence is not supported, expected RescaleSlope and RescaleIntercept")
     slope, intercept = _number(dataset, "RescaleSlope", 1.0), _number(dataset, "RescaleIntercept", 0.0)
-    if slope == 0:
-        raise UnreadableError("RescaleSlope is 0")
+    if slope <= 0:
+        raise UnreadableError("RescaleSlope is 0" if slope == 0 else "RescaleSlope is negative")
     x, y, z = _numbers(dataset, "ImagePositionPatient", 3)
+    if max(abs(x), abs(y), abs(z)) > _MAX_MM:
+        raise UnreadableError("ImagePositionPatient is absurd")
     orientation = _numbers(dataset, "ImageOrientationPatient", 6)
     if _parallelogram(orientation) < 0.5:
         raise UnreadableError("ImageOrientationPatient spans no plane")
     spacing_row, spacing_col = _numbers(dataset, "PixelSpacing", 2)
     if not (0 < spacing_row < 100 and 0 < spacing_col < 100):
         raise UnreadableError("PixelSpacing is not between 0 and 100 mm")
-    failure = None
+    reason, syntax, pixel_offset, pixel_bytes = "", "", 0, 0
     try:
-        pixel_offset, pixel_bytes = _locate_pixels(head, offset, syntax, 2 * rows * columns, num_bytes)
+        syntax, pixel_offset, pixel_bytes = _locate_pixels(place, 2 * rows * columns, frame)
     except UnreadableError as error:
-        failure, pixel_offset, pixel_bytes = error, 0, 0
+        reason = str(error)
+    turn = in_plane_turn(orientation)
+    if turn & TRANSPOSE:
+        rows, columns, spacing_row, spacing_col = columns, rows, spacing_col, spacing_row
     header = Header(
         rows,
         columns,
         stored,
         high_bit,
         _whole(dataset, "PixelRepresentation", 0),
+        _pattern(dataset, "PixelPaddingValue"),
+        _pattern(dataset, "PixelPaddingRangeLimit"),
         slope,
         intercept,
         spacing_row,
         spacing_col,
+        turn,
+        frame,
+        syntax,
         pixel_offset,
         pixel_bytes,
+        _why_raw(dataset),
         _id(dataset, "SOPInstanceUID"),
         _id(dataset, "StudyInstanceUID"),
         _id(dataset, "SeriesInstanceUID"),
@@ -217,27 +413,89 @@ def _check(dataset: _Values, syntax: str, head: bytes, offset: int, num_bytes: i
         _count(dataset, "InstanceNumber"),
         _count(dataset, "AcquisitionNumber"),
     )
-    if failure is not None:
-        failure.header = header
-        raise failure
-    return header
+    return header, reason
 
 
-def _locate_pixels(head: bytes, offset: int, syntax: str, expected: int, num_bytes: int) -> tuple[int, int]:
-    """Offset and length of uncompressed pixels; (0, 0) where they are compressed.
+def _locate_pixels(place: _Place, expected: int, frame: int) -> tuple[str, int, int]:
+    """Transfer syntax (empty for plain pixels), offset and length; the latter are 0 where the pixels are compressed.
 
-    Source: DICOM PS3.5 7.1.2 and 7.1.3: tag, VR and 32 bit length, or tag and length alone.
+    The element itself decides: two letters or a length behind the tag, a length or none. Source: DICOM PS3.5 7.1.2 and
+    7.1.3; A.4 (compressed pixels have no defined length).
     """
-    explicit = syntax != IMPLICIT_LITTLE
-    (length,) = struct.unpack_from("<I", head, offset + (8 if explicit else 4))
-    if syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE):
-        return 0, 0
-    start = offset + (12 if explicit else 8)
-    if length == _UNDEFINED_LENGTH or length < expected:
+    if _is_encapsulated(place.head, place.offset):
+        if not place.declared:
+            raise UnreadableError("compressed pixels without a transfer syntax that names how")
+        return place.declared, 0, 0
+    explicit = _is_explicit(place.head, place.offset)
+    (length,) = struct.unpack_from("<I", place.head, place.offset + (8 if explicit else 4))
+    start = place.offset + (12 if explicit else 8) + frame * expected
+    if length < (frame + 1) * expected:
         raise UnreadableError("pixel data shorter than Rows x Columns")
-    if start + expected > num_bytes:
+    if start + expected > place.num_bytes:
         raise UnreadableError("truncated: the pixels end too early")
-    return start, expected
+    return DEFLATED if place.is_deflated else "", start, expected
+
+
+def _is_explicit(head: bytes, offset: int) -> bool:
+    """Whether two letters follow the tag: a length there would be odd, and lengths are even."""
+    return head[offset + 4 : offset + 6] in (b"OB", b"OW", b"UN")
+
+
+def _is_encapsulated(head: bytes, offset: int) -> bool:
+    at = offset + (8 if _is_explicit(head, offset) else 4)
+    return head[at : at + 4] == b"\xff\xff\xff\xff"
+
+
+@lru_cache(maxsize=1)
+def _compressed_syntaxes() -> frozenset[str]:
+    """UIDs that name a compression."""
+    return frozenset(
+        uid for uid in pydicom.uid.AllTransferSyntaxes if uid.is_encapsulated and str(uid).startswith("1.2.840.10008")
+    )
+
+
+def _sniff_syntax(head: bytes, offset: int) -> str:
+    """The transfer syntax that the first compressed fragment looks like; empty where its marks are not known.
+
+    Source: PS3.5 A.4 (items of fragments behind an offset table); JPEG's SOF marks FFC0, FFC1, FFC3 (ISO 10918-1),
+        FFF7 of JPEG-LS (ISO 14495-1), FF4F of JPEG 2000 (ISO 15444-1).
+    """
+    at = offset + (12 if _is_explicit(head, offset) else 8)
+    for _ in range(2):  # the offset table, then the first fragment
+        if head[at : at + 4] != b"\xfe\xff\x00\xe0" or len(head) < at + 8:
+            return ""
+        fragment = at + 8
+        at = fragment + struct.unpack_from("<I", head, at + 4)[0]
+    if head[fragment : fragment + 2] == b"\xff\x4f":
+        return str(pydicom.uid.JPEG2000Lossless)
+    if head[fragment : fragment + 2] != b"\xff\xd8":
+        return ""
+    known = {
+        0xC0: pydicom.uid.JPEGBaseline8Bit,
+        0xC1: pydicom.uid.JPEGExtended12Bit,
+        0xC3: pydicom.uid.JPEGLosslessSV1,
+        0xF7: pydicom.uid.JPEGLSLossless,
+    }
+    at = fragment + 2
+    while at + 4 <= len(head) and head[at] == 0xFF:
+        if head[at + 1] in known:
+            return str(known[head[at + 1]])
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return ""
+
+
+def _why_raw(dataset: _Values) -> str:
+    """Why the rescaled values may not be HU.
+
+    Source: PS3.3 C.8.2.1: RescaleIntercept and RescaleSlope are type 1 in CT; C.11.1.1.2: RescaleType.
+    """
+    missing = [name for name in ("RescaleIntercept", "RescaleSlope") if _is_empty(_value(dataset, name))]
+    if missing:
+        return f"no {' and no '.join(missing)}: Hounsfield units are unknown"
+    unit = _text(dataset, "RescaleType").strip().upper()
+    if unit in ("", "HU"):
+        return ""
+    return f"RescaleType is {unit if unit in _UNITS else 'another unit'}, expected HU"
 
 
 def _parallelogram(orientation: list[float]) -> float:
@@ -269,7 +527,29 @@ def _value(dataset: _Values, name: str) -> object:
         return dataset.get(name)
     # A value that cannot be converted raises on access, with any type of exception.
     except Exception as error:
+        numbers = _numbers_of_text(_raw_text(dataset, name))
+        if numbers is not None:
+            return numbers[0] if len(numbers) == 1 else numbers
         raise UnreadableError(f"{name} cannot be read") from error
+
+
+def _raw_text(dataset: _Values, name: str) -> str:
+    """The bytes of an element that pydicom could not convert, as text."""
+    item = dataset.get_item(name) if isinstance(dataset, pydicom.Dataset) else None
+    value = getattr(item, "value", None)
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else ""
+
+
+def _numbers_of_text(text: str) -> list[float] | None:
+    """Numbers that some writers store with a decimal comma, separated by backslashes; None where they are none."""
+    try:
+        return [float(part.strip(" \0").replace(",", ".")) for part in text.split("\\")]
+    except ValueError:
+        return None
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, _LISTS) and not len(value))
 
 
 def _text(dataset: _Values, name: str) -> str:
@@ -283,12 +563,12 @@ def _number(dataset: _Values, name: str, default: float | None = None) -> float:
     value = _value(dataset, name)
     if isinstance(value, _LISTS) and len(value):
         value = value[0]
-    if value is None or value == "":
+    if _is_empty(value):
         if default is None:
             raise UnreadableError(f"no {name}")
         return default
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{name} is not a number") from error
     if not math.isfinite(number):
@@ -300,8 +580,18 @@ def _whole(dataset: _Values, name: str, default: int | None = None) -> int:
     return int(_number(dataset, name, default))
 
 
+def _pattern(dataset: _Values, name: str) -> int:
+    """The 16 bits of a pixel value, whether it is stored as US or as SS; `NO_PADDING` where it is not there."""
+    value = _value(dataset, name)
+    if isinstance(value, bytes):  # of unknown or other representation
+        return int.from_bytes(value[:2], "little") if len(value) >= 2 else NO_PADDING
+    return NO_PADDING if _is_empty(value) else _whole(dataset, name) & 0xFFFF
+
+
 def _numbers(dataset: _Values, name: str, count: int) -> list[float]:
     value = _value(dataset, name)
+    if isinstance(value, str | bytes):  # under another value representation than DS, as some exports write it
+        value = _numbers_of_text(value if isinstance(value, str) else value.decode("ascii", "replace"))
     if value is None or not isinstance(value, _LISTS) or len(value) != count:
         raise UnreadableError(f"no {name} of {count} numbers")
     try:

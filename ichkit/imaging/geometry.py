@@ -1,6 +1,52 @@
-"""Where a slice lies in the patient: order along the slice normal, gaps, tilt."""
+"""Where a slice lies in the patient: order along the slice normal, gaps, tilt, and how its rows and columns run."""
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
+
+TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS = 1, 2, 4
+"""Bits of a turn; the transpose comes first."""
+_AXIAL_COSINE = math.cos(math.radians(45.0))
+
+
+def in_plane_turn(orientation: Sequence[float]) -> int:
+    """What brings an axial slice to the common orientation: columns run to the patient's left, rows to the back.
+
+    The axes nearest to these are taken, so that a tilted gantry or a turned head changes nothing; 0 for an image that
+    is already so, or that is not axial.
+
+    Args:
+        orientation: ImageOrientationPatient, six direction cosines.
+
+    Returns:
+        bits of `TRANSPOSE`, `FLIP_ROWS`, `FLIP_COLUMNS`, for `turn_pixels`.
+
+    Source: DICOM PS3.3 C.7.6.2.1.1: the first three cosines point along a row, x to the left hand side, y to the back.
+
+    Example:
+        >>> in_plane_turn([1, 0, 0, 0, 1, 0]), in_plane_turn([-1, 0, 0, 0, -1, 0])
+        (0, 6)
+    """
+    row_x, row_y, row_z, column_x, column_y, column_z = orientation
+    x, y = row_y * column_z - row_z * column_y, row_z * column_x - row_x * column_z
+    z = row_x * column_y - row_y * column_x
+    if abs(z) < _AXIAL_COSINE * math.sqrt(x * x + y * y + z * z):
+        return 0
+    if abs(row_y) + abs(column_x) > abs(row_x) + abs(column_y):
+        to_left, to_back, turn = column_x, row_y, TRANSPOSE
+    else:
+        to_left, to_back, turn = row_x, column_y, 0
+    return turn | (FLIP_ROWS if to_back < 0 else 0) | (FLIP_COLUMNS if to_left < 0 else 0)
+
+
+def turn_pixels(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """(H, W) pixels as (H, W), or (W, H) where the turn transposes; a view."""
+    if turn & TRANSPOSE:
+        pixels = pixels.T
+    if turn & FLIP_ROWS:
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if turn & FLIP_COLUMNS else pixels
 
 
 def slice_normals(orientations: np.ndarray) -> np.ndarray:
@@ -19,7 +65,8 @@ def slice_normals(orientations: np.ndarray) -> np.ndarray:
     leading = normals[:, ::-1]  # z first
     first = np.argmax(leading != 0, axis=1)
     sign = np.sign(leading[np.arange(len(leading)), first])
-    return normals * np.where(sign == 0, 1.0, sign)[:, None]
+    turned: np.ndarray = normals * np.where(sign == 0, 1.0, sign)[:, None]
+    return turned
 
 
 def is_axial(orientations: np.ndarray, tolerance_degrees: float = 45.0) -> np.ndarray:
@@ -27,7 +74,8 @@ def is_axial(orientations: np.ndarray, tolerance_degrees: float = 45.0) -> np.nd
 
     Source: chosen here: gantry tilts reach 30 degrees; a sagittal or coronal reformat stands at 90.
     """
-    return slice_normals(orientations)[:, 2] >= np.cos(np.radians(tolerance_degrees))
+    steep: np.ndarray = slice_normals(orientations)[:, 2] >= np.cos(np.radians(tolerance_degrees))
+    return steep
 
 
 def slab_groups(positions_mm: np.ndarray, thickness_mm: float) -> np.ndarray:

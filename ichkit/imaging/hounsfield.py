@@ -2,45 +2,65 @@
 
 import io
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numba
 import numpy as np
 import pydicom
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
 
-from ichkit.imaging.dicom import StoredPixels, UnreadableError
+from ichkit.imaging import nifti
+from ichkit.imaging.dicom import DEFLATED, NO_PADDING, StoredPixels, UnreadableError, inflate
+from ichkit.imaging.geometry import TRANSPOSE, turn_pixels
 
 PADDING_HU = -1400
 """Below any tissue, air and its noise: a slice with such a pixel was padded by its scanner (-2000 stored)."""
 BRAIN_HU = (0, 80)
 """What the brain window shows."""
 _IS_PADDING, _IS_BRAIN = 1 << 16, 1 << 17
+LARGEST_DARK_HU = -100
+"""A head is surrounded by air, or stored with a background below it; a darkest pixel above fat is no HU of a head."""
+SMALLEST_RANGE_HU = 50
+"""From air to bone are 2000 HU; a blank or an overlay has almost none."""
+_EXTENT_STEP = 4
 
 
-def decode_stored(data: bytes, header: StoredPixels) -> np.ndarray:
-    """(H, W) uint16 stored values, bit patterns as in the file.
+def decode_stored(data: bytes | np.ndarray, header: StoredPixels) -> np.ndarray:
+    """(H, W) uint16 stored values, bit patterns as in the file, rows to the back and columns to the left.
 
     Args:
-        data: the pixel bytes where they are uncompressed (`header.pixel_bytes` of them), else the whole file.
+        data: the pixel bytes where they are uncompressed (`header.pixel_bytes` of them, `header.syntax` empty), else
+            what `open_file` makes of the whole file, or the file itself.
 
     Raises:
         UnreadableError: too few bytes, or a compressed syntax without a working decoder; the message names the syntax
             and the extra that brings the decoder.
     """
-    if header.pixel_bytes:
-        if len(data) < header.pixel_bytes:
-            raise UnreadableError("truncated: the pixels end too early")
-        return np.frombuffer(data, "<u2", header.rows * header.columns).reshape(header.rows, header.columns)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stored = pydicom.pixels.pixel_array(io.BytesIO(data), raw=True)
-    # pydicom and its plug-ins raise what they like; whatever it is, the file is rejected and the rest goes on.
-    except Exception as error:
-        raise UnreadableError(_why_not_decoded(data, error)) from error
-    if stored.shape != (header.rows, header.columns):
+    shape = (header.columns, header.rows) if header.turn & TRANSPOSE else (header.rows, header.columns)
+    if header.syntax == nifti.SYNTAX:
+        volume = data if isinstance(data, np.ndarray) else nifti.read_volume(data)
+        stored = volume[header.frame] if header.frame < len(volume) else volume[:0]
+    else:
+        assert isinstance(data, bytes)
+        if header.syntax == DEFLATED:
+            data = data[header.pixel_offset : header.pixel_offset + header.pixel_bytes]
+        stored = _decode_plain(data, header, shape) if header.pixel_bytes else _decompress(data, header)
+    if stored.shape != shape:
         raise UnreadableError("decompressed pixels do not fit Rows and Columns")
-    return np.ascontiguousarray(stored).astype(np.int64).astype(np.uint16)
+    return turn_pixels(stored, header.turn)
+
+
+def open_file(data: bytes, header: StoredPixels) -> bytes | np.ndarray:
+    """A whole file as `decode_stored` wants it, so that a file of many slices is inflated once.
+
+    Raises:
+        UnreadableError: damaged, or too large.
+    """
+    if header.syntax == nifti.SYNTAX:
+        return nifti.read_volume(data)
+    return inflate(data) if header.syntax == DEFLATED else data
 
 
 def fill_hounsfield(
@@ -61,6 +81,8 @@ def fill_hounsfield(
         header.bits_stored,
         header.high_bit,
         header.pixel_representation,
+        header.padding_value,
+        header.padding_limit,
         header.slope,
         header.intercept,
         repair,
@@ -89,38 +111,167 @@ def pixel_format(bits_stored: int, pixel_representation: int, intercept: float) 
     return f"{bits_stored},{pixel_representation},{intercept:g}"
 
 
-def _why_not_decoded(data: bytes, error: Exception) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        syntax = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).file_meta.TransferSyntaxUID
+def hounsfield_extent(stored: np.ndarray, header: StoredPixels) -> tuple[float, float] | None:
+    """Lowest and highest HU of a slice without its padding, from every 4th row and column; None where all is padding.
+
+    Args:
+        stored: (H, W) uint16 bit patterns.
+    """
+    entries = _plain_table(
+        header.bits_stored,
+        header.high_bit,
+        header.pixel_representation,
+        header.padding_value,
+        header.padding_limit,
+        header.slope,
+        header.intercept,
+    )[stored[::_EXTENT_STEP, ::_EXTENT_STEP]]
+    if np.isnan(entries).all():
+        return None
+    return float(np.nanmin(entries)), float(np.nanmax(entries))
+
+
+def why_no_head(extents: Iterable[tuple[float, float] | None]) -> str:
+    """Why the slices of a series cannot be a head in HU, judged together; empty where they can.
+
+    Args:
+        extents: (lowest, highest) of each slice, from `hounsfield_extent`.
+
+    Source: chosen here: a slice may be blank or all tissue, a series of a head has air around it.
+
+    Example:
+        >>> why_no_head([(24.0, 2024.0), (20.0, 1900.0)])
+        'no HU of a head: the darkest pixel of the series is 20, expected below -100'
+        >>> why_no_head([(-1000.0, 900.0)])
+        ''
+    """
+    known = [extent for extent in extents if extent is not None]
+    if not known:
+        return "no HU of a head: nothing but padding"
+    low, high = min(extent[0] for extent in known), max(extent[1] for extent in known)
+    if high - low < SMALLEST_RANGE_HU:
+        return f"no HU of a head: all pixels of the series lie within {high - low:.0f} HU"
+    if low > LARGEST_DARK_HU:
+        return f"no HU of a head: the darkest pixel of the series is {low:.0f}, expected below {LARGEST_DARK_HU}"
+    if high < LARGEST_DARK_HU:
+        return f"no HU of a head: the brightest pixel of the series is {high:.0f}, nothing but air"
+    return ""
+
+
+def has_decoder(syntax: str) -> bool:
+    """True where pixels of this transfer syntax can be decoded here, or where no package would help."""
+    if syntax in ("", DEFLATED, nifti.SYNTAX):
+        return True
     try:
-        is_available = pydicom.pixels.get_decoder(syntax).is_available
-    except NotImplementedError:  # pydicom knows the syntax, but nobody decodes it
-        is_available = False
-    if is_available:
-        return f"pixels cannot be decompressed ({type(error).__name__})"
-    return f"no decoder for {syntax.name}; pip install 'ichkit[dicom]'"
+        return get_decoder(pydicom.uid.UID(syntax)).is_available
+    except NotImplementedError:  # pydicom knows no decoder of any package
+        return True
+
+
+def why_undecodable(syntax: str) -> str:
+    """The reason of a file whose decoder is missing, with the extra that brings it."""
+    return f"no decoder for {pydicom.uid.UID(syntax).name}; pip install 'ichkit[dicom]'"
+
+
+def _decode_plain(data: bytes, header: StoredPixels, shape: tuple[int, int]) -> np.ndarray:
+    if len(data) < header.pixel_bytes:
+        raise UnreadableError("truncated: the pixels end too early")
+    return np.frombuffer(data, "<u2", header.rows * header.columns).reshape(shape)
+
+
+def _decompress(data: bytes, header: StoredPixels) -> np.ndarray:
+    """(H, W) uint16 of one frame of a compressed file."""
+    syntax = pydicom.uid.UID(header.syntax)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+            # What reading found: the meta group may be missing, or name another syntax.
+            if not hasattr(dataset, "file_meta"):
+                dataset.file_meta = pydicom.dataset.FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = syntax
+            stored = pixel_array(dataset, raw=True, index=header.frame)
+    # pydicom and its plug-ins raise what they like; whatever it is, the file is rejected and the rest goes on.
+    except Exception as error:
+        if not has_decoder(syntax):
+            raise UnreadableError(why_undecodable(syntax)) from error
+        raise UnreadableError(f"pixels cannot be decompressed ({type(error).__name__})") from error
+    return np.ascontiguousarray(stored).astype(np.int64).astype(np.uint16)
+
+
+def _stored_values(bits_stored: int, high_bit: int, signed: int) -> np.ndarray:
+    """(65536,) int64 of every 16 bit pattern: the value it stands for.
+
+    Source: DICOM PS3.3 C.7.6.3.1: bits outside BitsStored are dropped, signed values are two's complement.
+    """
+    values = (np.arange(65536, dtype=np.int64) >> (high_bit + 1 - bits_stored)) & ((1 << bits_stored) - 1)
+    return np.where(values >= 1 << (bits_stored - 1), values - (1 << bits_stored), values) if signed else values
+
+
+def _are_padding(values: np.ndarray, signed: int, padding_value: int, padding_limit: int) -> np.ndarray:
+    """(65536,) bool: which patterns are the padding of PixelPaddingValue, or between it and PixelPaddingRangeLimit.
+
+    Args:
+        values: from `_stored_values`.
+        padding_value, padding_limit: 16 bit patterns, or -1.
+
+    Source: PS3.3 C.7.5.1.1.2. US and SS are told apart by PixelRepresentation, as the pixels are, whatever the file
+        says. A padding that BitsStored cannot hold is looked for in all 16 bits.
+    """
+    if padding_value == NO_PADDING:
+        return np.zeros(65536, bool)
+    ends = [padding_value, padding_value if padding_limit == NO_PADDING else padding_limit]
+    meant = [end - 65536 if signed and end >= 32768 else end for end in ends]
+    if values.min() <= min(meant) and max(meant) <= values.max():
+        return (values >= min(meant)) & (values <= max(meant))
+    patterns = np.arange(65536, dtype=np.int64)
+    if signed:
+        patterns = np.where(patterns >= 32768, patterns - 65536, patterns)
+    return (patterns >= min(meant)) & (patterns <= max(meant))
+
+
+@lru_cache(maxsize=64)
+def _plain_table(
+    bits_stored: int,
+    high_bit: int,
+    signed: int,
+    padding_value: int,
+    padding_limit: int,
+    slope: float,
+    intercept: float,
+) -> np.ndarray:
+    """(65536,) float32 HU of every 16 bit pattern, neither repaired nor clipped; NaN where it is padding."""
+    values = _stored_values(bits_stored, high_bit, signed)
+    hounsfield = values * slope + intercept
+    is_padding = _are_padding(values, signed, padding_value, padding_limit) | (hounsfield < PADDING_HU)
+    return np.where(is_padding, np.nan, hounsfield).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
 def _hounsfield_table(
-    bits_stored: int, high_bit: int, signed: int, slope: float, intercept: float, repair: bool, low: int, high: int
+    bits_stored: int,
+    high_bit: int,
+    signed: int,
+    padding_value: int,
+    padding_limit: int,
+    slope: float,
+    intercept: float,
+    repair: bool,
+    low: int,
+    high: int,
 ) -> np.ndarray:
     """(65536,) int32 of every 16 bit pattern: its HU in the low 16 bits, above them whether it is padding, or brain.
 
-    Source: DICOM PS3.3 C.7.6.3.1 (bits outside BitsStored are dropped, signed values are two's complement) and
-        C.11.1.1.2 (slope and intercept). Repair: see `has_broken_intercept`; the lost intercept is -1000, and stored
-        values had wrapped at 4096.
+    Source: DICOM PS3.3 C.11.1.1.2 (slope and intercept); padding is the lowest HU kept. Repair: see
+        `has_broken_intercept`; the lost intercept is -1000, and stored values had wrapped at 4096.
     """
-    patterns = np.arange(65536, dtype=np.int64)
-    values = (patterns >> (high_bit + 1 - bits_stored)) & ((1 << bits_stored) - 1)
-    if signed:
-        values = np.where(values >= 1 << (bits_stored - 1), values - (1 << bits_stored), values)
+    values = _stored_values(bits_stored, high_bit, signed)
+    is_padding = _are_padding(values, signed, padding_value, padding_limit)
     if repair:
         values, intercept = (values + 1000) % 4096, -1000.0
-    hounsfield = np.rint(values * slope + intercept)
+    hounsfield = np.where(is_padding, min(low, PADDING_HU), np.rint(values * slope + intercept))
     table = np.clip(hounsfield, low, high).astype(np.int32) & 0xFFFF
-    table |= np.where(hounsfield < PADDING_HU, _IS_PADDING, 0).astype(np.int32)
+    table |= np.where(is_padding | (hounsfield < PADDING_HU), _IS_PADDING, 0).astype(np.int32)
     is_brain = (hounsfield >= BRAIN_HU[0]) & (hounsfield <= BRAIN_HU[1])
     return table | np.where(is_brain, _IS_BRAIN, 0).astype(np.int32)
 

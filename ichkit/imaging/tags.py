@@ -14,6 +14,7 @@ _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _WANTED = {
     0x00080008: ("ImageType", b"CS"),
+    0x00080016: ("SOPClassUID", b"UI"),
     0x00080018: ("SOPInstanceUID", b"UI"),
     0x00080060: ("Modality", b"CS"),
     0x00080070: ("Manufacturer", b"LO"),
@@ -38,9 +39,15 @@ _WANTED = {
     0x00280101: ("BitsStored", b"US"),
     0x00280102: ("HighBit", b"US"),
     0x00280103: ("PixelRepresentation", b"US"),
+    0x00280120: ("PixelPaddingValue", b"US"),
+    0x00280121: ("PixelPaddingRangeLimit", b"US"),
     0x00281052: ("RescaleIntercept", b"DS"),
     0x00281053: ("RescaleSlope", b"DS"),
+    0x00281054: ("RescaleType", b"LO"),
 }
+_SIGNED_TOO = frozenset((0x00280120, 0x00280121))
+"""US or SS, as PixelRepresentation says or the writer thought: 16 bits either way, and the pattern is what is kept."""
+_MODALITY_LUT = 0x00283000
 WANTED_NAMES = tuple(name for name, _ in _WANTED.values())
 """The allow-list: DICOM keywords of the only tags that are ever looked at."""
 _explicit = struct.Struct("<HH2sH").unpack_from
@@ -54,12 +61,10 @@ class Tags:
 
     Attributes:
         values: keyword to str, int, float, or a list of floats; tags that are not there are missing.
-        syntax: transfer syntax UID.
         pixel_offset: where the element of PixelData begins.
     """
 
     values: dict[str, object]
-    syntax: str
     pixel_offset: int
 
 
@@ -67,22 +72,26 @@ def walk_tags(head: bytes) -> Tags | None:
     """The wanted tags in the first bytes of a file; None where anything about it is not ordinary.
 
     Ordinary: little endian and uncompressed, a correct meta group, known value representations, defined lengths, plain
-    ASCII text, and PixelData inside the bytes given. A tenth of pydicom's time, which does the rest.
+    ASCII text, and PixelData inside the bytes given. A tenth of pydicom's time, which does the rest. Explicit or
+    implicit is what the first element looks like: the transfer syntax UID is missing or wrong in files that were copied
+    or anonymised by careless tools.
 
     Source: DICOM PS3.5 section 7.1, PS3.10 section 7.1.
     """
     try:
         meta, start = _walk_meta(head)
-        syntax = _text(meta[_TRANSFER_SYNTAX])
-        if syntax == EXPLICIT_LITTLE:
-            raw, offset = _walk_explicit(head, start)
-        elif syntax == IMPLICIT_LITTLE:
-            raw, offset = _walk_implicit(head, start)
-        else:
+        if _text(meta.get(_TRANSFER_SYNTAX, b"")) not in ("", EXPLICIT_LITTLE, IMPLICIT_LITTLE):
             return None
-        return Tags({_WANTED[tag][0]: _convert(_WANTED[tag][1], raw[tag]) for tag in raw}, syntax, offset)
+        walk = _walk_explicit if is_vr(head[start + 4 : start + 6]) else _walk_implicit
+        raw, offset = walk(head, start)
+        return Tags({_WANTED[tag][0]: _convert(_WANTED[tag][1], raw[tag]) for tag in raw}, offset)
     except (struct.error, KeyError, ValueError):
         return None
+
+
+def is_vr(two_bytes: bytes) -> bool:
+    """True for the two letters of a value representation (PS3.5 section 6.2)."""
+    return two_bytes in _LONG_VRS or two_bytes in _SHORT_VRS
 
 
 def _walk_meta(head: bytes) -> tuple[dict[int, bytes], int]:
@@ -92,7 +101,7 @@ def _walk_meta(head: bytes) -> tuple[dict[int, bytes], int]:
         raise ValueError
     place = _META_BEGINS + 12
     end = place + _length32(head, _META_BEGINS + 8)[0]
-    found = {}
+    found: dict[int, bytes] = {}
     while place < end:
         group, element, vr, length = _explicit(head, place)
         place += 8
@@ -111,7 +120,7 @@ def _walk_meta(head: bytes) -> tuple[dict[int, bytes], int]:
 
 
 def _walk_explicit(head: bytes, place: int) -> tuple[dict[int, bytes], int]:
-    found = {}
+    found: dict[int, bytes] = {}
     while True:
         group, element, vr, length = _explicit(head, place)
         tag = group << 16 | element
@@ -123,26 +132,26 @@ def _walk_explicit(head: bytes, place: int) -> tuple[dict[int, bytes], int]:
             raise ValueError
         if tag == PIXEL_TAG:
             return found, place
-        if length == _UNDEFINED_LENGTH or group in (2, _ITEM_GROUP):
+        if length == _UNDEFINED_LENGTH or group in (2, _ITEM_GROUP) or tag == _MODALITY_LUT:
             raise ValueError
         if tag in _WANTED:
-            if vr != _WANTED[tag][1]:
+            if vr != _WANTED[tag][1] and not (vr == b"SS" and tag in _SIGNED_TOO):
                 raise ValueError
             found[tag] = head[start : start + length]
         place = start + length
 
 
 def _walk_implicit(head: bytes, place: int) -> tuple[dict[int, bytes], int]:
-    # pydicom takes two capitals in the place of the first length for explicit data under a wrong name; let it judge.
+    # pydicom takes any two capitals in the place of the first length for explicit data; let it judge.
     if head[place + 4 : place + 6].isalpha():
         raise ValueError
-    found = {}
+    found: dict[int, bytes] = {}
     while True:
         group, element, length = _implicit(head, place)
         tag = group << 16 | element
         if tag == PIXEL_TAG:
             return found, place
-        if length == _UNDEFINED_LENGTH or group in (2, _ITEM_GROUP):
+        if length == _UNDEFINED_LENGTH or group in (2, _ITEM_GROUP) or tag == _MODALITY_LUT:
             raise ValueError
         if tag in _WANTED:
             found[tag] = head[place + 8 : place + 8 + length]

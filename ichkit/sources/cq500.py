@@ -61,7 +61,7 @@ def plan_cq500(found: Found) -> SourcePlan:
         raise DataError(f"cq500: no reads.csv among {len(found.files)} files. {_LAYOUT_HINT}")
     study_labels, batches = read_majority(reads, found.task)
     images = found.images[["relative", "split", "study_id", "series"]]
-    index = add_positions(found.index.merge(images, on="relative", validate="one_to_one")).assign(dataset=DATASET)
+    index = add_positions(found.index.merge(images, on="relative", validate="many_to_one")).assign(dataset=DATASET)
     # A series is a UID inside a study; folders of the same name in another zip stay apart.
     index["series_id"], index["slice_id"] = index["series_uid"], index["slice_uid"]
     index = add_reason(index, (index["slice_id"] == "") | (index["series_id"] == ""), _NO_UID)

@@ -1,4 +1,4 @@
-"""One row per file: where it is and what its header says, read once and kept."""
+"""One row per slice: which file it is in and what its header says, read once and kept."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 from pydicom import config as pydicom_config
 
-from ichkit.core.progress import Meter, StopFlag
+from ichkit.core.errors import DataError
+from ichkit.core.progress import Meter, StopFlag, logger
 from ichkit.engine.parallel import RunTasks, WorkerDied, run_tasks
-from ichkit.imaging.dicom import HEADER_COLUMNS, Header, UnreadableError, read_header
+from ichkit.imaging import nifti
+from ichkit.imaging.dicom import HEADER_COLUMNS, Header, Outcome, UnreadableError, read_slices
+from ichkit.imaging.hounsfield import has_decoder, why_undecodable
 from ichkit.sources.files import FILE_COLUMNS, FileRef, file_refs
 from ichkit.sources.series_names import why_dropped_by_header
 
@@ -21,9 +24,11 @@ KEPT_COLUMNS = ["relative", "num_bytes", *HEADER_COLUMNS, REASON]
 """What an artifact keeps of an index: where the data lie on this machine is nobody's business."""
 _FILES_PER_TASK = 256
 _values = attrgetter(*HEADER_COLUMNS)
-_TEXT = ["slice_uid", "study_uid", "series_uid", "patient_id", "kind"]
+_TEXT = ["syntax", "why_raw", "slice_uid", "study_uid", "series_uid", "patient_id", "kind"]
 _WHOLE = ["rows", "columns", "bits_stored", "high_bit", "pixel_representation", "pixel_offset", "pixel_bytes"]
-_WHOLE += ["instance_number", "acquisition_number"]
+_WHOLE += ["padding_value", "padding_limit", "turn", "frame", "instance_number", "acquisition_number"]
+_PLACE = "place"
+"""Column of a task's table: which of its files a row is about."""
 _BLANKS = {**dict.fromkeys(_TEXT, ""), **dict.fromkeys(_WHOLE, 0)}
 _DTYPES = {
     **{name: "str" if name in _TEXT else "int64" if name in _WHOLE else "float64" for name in HEADER_COLUMNS},
@@ -34,7 +39,8 @@ _DTYPES = {
 def read_index(
     files: pd.DataFrame, known: pd.DataFrame | None, *, run: RunTasks = run_tasks, stop: StopFlag | None = None
 ) -> pd.DataFrame:
-    """The index of all files: `INDEX_COLUMNS`, `reason` empty where the header is good.
+    """The index of all files: `INDEX_COLUMNS`, `reason` empty where the header is good; a row a slice, or a row a file
+    that cannot be used.
 
     Args:
         files: `FILE_COLUMNS`.
@@ -45,33 +51,89 @@ def read_index(
     files = files.reset_index(drop=True)
     if known is None or not len(known) or not set(KEPT_COLUMNS) <= set(known):
         # The last: an index that an earlier version kept, when fewer tags were read.
-        return _read_headers(files, run, stop)
+        return _name_volumes(_read_headers(files, run, stop))
     joined = files.merge(known[KEPT_COLUMNS], on=["relative", "num_bytes"], how="left", indicator=True)
     is_known = (joined.pop("_merge") == "both").to_numpy()
     old = joined[is_known].astype(_DTYPES)
     new = _read_headers(joined[~is_known][FILE_COLUMNS].reset_index(drop=True), run, stop)
-    return pd.concat([old, new]).sort_values("relative", ignore_index=True)[INDEX_COLUMNS]
+    joined = pd.concat([old, new]).sort_values(["relative", "frame"], ignore_index=True)[INDEX_COLUMNS]
+    return _name_volumes(joined)
 
 
-def read_headers(refs: list[FileRef]) -> list[tuple[Header | None, str]]:
-    """(header or None, reason or "") of each file; one whose pixels alone are at fault has both. Runs in a worker.
+def refuse_raw(index: pd.DataFrame) -> pd.DataFrame:
+    """The index with a reason for every slice whose header does not say that its values are HU."""
+    is_raw = (index[REASON] == "") & (index["why_raw"] != "")
+    return index.assign(reason=index[REASON].mask(is_raw, index["why_raw"] + " (--accept-raw to insist)"))
+
+
+def check_decoders(index: pd.DataFrame, *, skip: bool) -> pd.DataFrame:
+    """The index, with a reason for every slice that only a missing package could decode, where those are to be skipped.
+
+    Raises:
+        DataError: there are such slices, and `skip` is off: they are counted before any work.
+    """
+    good = index["syntax"].where(index[REASON] == "", "")
+    counts = {str(name): int(count) for name, count in good.value_counts().items() if not has_decoder(str(name))}
+    if not counts:
+        return index
+    named = ", ".join(f"{count} of {len(index)}: {why_undecodable(name)}" for name, count in sorted(counts.items()))
+    if not skip:
+        raise DataError(
+            f"images cannot be decoded: {named}. Install the decoders, or go on without these images with "
+            "--skip-undecodable (rejected.csv then names them)."
+        )
+    logger.warning("images are left out: %s", named)
+    is_lost = good.isin(list(counts))
+    return index.assign(reason=index[REASON].mask(is_lost, good.map({name: why_undecodable(name) for name in counts})))
+
+
+def _name_volumes(index: pd.DataFrame) -> pd.DataFrame:
+    """The index with names for NIfTI volumes, which have no uids: the file's, or its path where others share the name.
+
+    Study, series and patient are the volume; a slice is its number behind that.
+    """
+    is_volume = index["syntax"] == nifti.SYNTAX
+    if not is_volume.any():
+        return index
+    paths = index["relative"][is_volume].str.replace(r"(?i)\.nii(\.gz)?$", "", regex=True)
+    stems = paths.str.replace(r"^.*/", "", regex=True)
+    owners = pd.DataFrame({"path": paths, "stem": stems}).groupby("stem")["path"].nunique()
+    names = stems.where(stems.map(owners) == 1, paths)
+    slices = names + "." + (index["frame"][is_volume] + 1).astype("str")
+    named = index.copy()
+    for column in ("study_uid", "series_uid", "patient_id"):
+        named.loc[is_volume, column] = names
+    named.loc[is_volume, "slice_uid"] = slices
+    return named
+
+
+def read_headers(refs: list[FileRef]) -> list[Outcome]:
+    """(header or None, reason or "") of each slice of the files; one whose pixels alone are at fault has both. Runs in
+    a worker.
 
     A header's `kind` becomes the reason why its series would not be chosen: free text may hold a name, so it is judged
     where it is read, and goes no further.
     """
+    return [outcome for ref in refs for outcome in _read_file(ref)]
+
+
+def _read_file(ref: FileRef) -> list[Outcome]:
     # Ids of RSNA are not legal UIDs: a reader that validates warns four times per file.
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    found: list[tuple[Header | None, str]] = []
-    for ref in refs:
-        reason = ""
-        try:
-            header: Header | None = read_header(partial(ref.read, 0), ref.num_bytes)
-        except UnreadableError as error:
-            header, reason = error.header, str(error)
-        if header is not None and header.kind:
-            header = replace(header, kind=why_dropped_by_header(header.kind))
-        found.append((header, reason))
-    return found
+    try:
+        if ref.relative.lower().endswith(nifti.SUFFIXES):
+            found = nifti.read_slices(partial(ref.read, 0))
+        else:
+            found = read_slices(partial(ref.read, 0), ref.num_bytes)
+    except UnreadableError as error:  # of the file, not of what is in it
+        return [(None, str(error))]
+    return [(_judge_kind(header), reason) for header, reason in found]
+
+
+def _judge_kind(header: Header | None) -> Header | None:
+    if header is None or not header.kind:
+        return header
+    return replace(header, kind=why_dropped_by_header(header.kind))
 
 
 class _Batches(Sequence[list[FileRef]]):
@@ -92,13 +154,18 @@ class _Batches(Sequence[list[FileRef]]):
 
 def _read_table(refs: list[FileRef]) -> pd.DataFrame:
     """`read_headers` as columns, which travel and are kept in a tenth of the room of a tuple each."""
-    return _make_table(read_headers(refs))
+    return _make_table([_read_file(ref) for ref in refs])
 
 
-def _make_table(found: list[tuple[Header | None, str]]) -> pd.DataFrame:
+def _make_table(found: list[list[Outcome]]) -> pd.DataFrame:
+    """One row an outcome, with the place of its file in the list."""
     blank = tuple(_BLANKS.get(name, np.nan) for name in HEADER_COLUMNS)
-    rows = [(*(blank if header is None else _values(header)), reason) for header, reason in found]
-    return pd.DataFrame(rows, columns=[*HEADER_COLUMNS, REASON]).astype(_DTYPES)
+    rows = [
+        (*(blank if header is None else _values(header)), reason, place)
+        for place, outcomes in enumerate(found)
+        for header, reason in outcomes
+    ]
+    return pd.DataFrame(rows, columns=[*HEADER_COLUMNS, REASON, _PLACE]).astype({**_DTYPES, _PLACE: "int64"})
 
 
 def _read_headers(files: pd.DataFrame, run: RunTasks, stop: StopFlag | None) -> pd.DataFrame:
@@ -107,19 +174,20 @@ def _read_headers(files: pd.DataFrame, run: RunTasks, stop: StopFlag | None) -> 
     tables = [_make_table([])] * len(batches)
     with Meter("headers", len(files), "files") as meter:
         for position, result in run(_read_table, batches):
-            if isinstance(result, WorkerDied):
-                result = _make_table(_one_by_one(batches[position], run))
-            tables[position] = result
-            meter.advance(len(result))
+            table = _make_table(_one_by_one(batches[position], run)) if isinstance(result, WorkerDied) else result
+            tables[position] = table.assign(place=table[_PLACE] + position * _FILES_PER_TASK)
+            meter.advance(len(batches[position]))
             if stop is not None:
                 stop.check("nothing of the headers is kept yet")
     facts = pd.concat(tables, ignore_index=True) if tables else _make_table([])
-    return pd.concat([files, facts], axis=1)
+    places = facts.pop(_PLACE).to_numpy()
+    rows = files if len(places) == len(files) else files.iloc[places].reset_index(drop=True)
+    return pd.concat([rows, facts], axis=1)
 
 
-def _one_by_one(refs: list[FileRef], run: RunTasks) -> list[tuple[Header | None, str]]:
+def _one_by_one(refs: list[FileRef], run: RunTasks) -> list[list[Outcome]]:
     """The files of a task whose worker died, each in a task of its own, so that the one at fault is named."""
-    found: list[tuple[Header | None, str]] = [(None, "")] * len(refs)
+    found: list[list[Outcome]] = [[] for _ in refs]
     for position, result in run(read_headers, [[ref] for ref in refs], isolated=True):
-        found[position] = (None, result.reason) if isinstance(result, WorkerDied) else result[0]
+        found[position] = [(None, result.reason)] if isinstance(result, WorkerDied) else result
     return found

@@ -58,7 +58,7 @@ def plan_rsna(found: Found) -> SourcePlan:
     stage = re.search(_IMAGE_FOLDER, images["relative"].iloc[0]).group(1)
     labels, num_rows = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
     sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
-    index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="one_to_one")
+    index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="many_to_one")
     # Ties of position go by slice_id here, whatever the headers say.
     index = add_positions(index).assign(dataset=DATASET, slab=0, instance_number=0, acquisition_number=0)
     index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from ichkit.imaging.dicom import StoredPixels, UnreadableError
-from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
+from ichkit.imaging.hounsfield import (
+    decode_stored,
+    fill_hounsfield,
+    has_broken_intercept,
+    hounsfield_extent,
+    open_file,
+    why_no_head,
+)
 from ichkit.imaging.resample import fit_to_square, frame_centre
 from ichkit.imaging.store import write_volume
 from ichkit.sources.files import FileRef
@@ -24,11 +31,13 @@ class PixelSettings:
         repair: mend broken intercepts (RSNA only).
         hull_hu: lowest and highest HU kept.
         size: side of the square every slice is fitted to; None keeps the native size.
+        judges_hu: refuse a study whose values cannot be HU of a head (`why_no_head`).
     """
 
     repair: bool
     hull_hu: tuple[int, int]
     size: int | None
+    judges_hu: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,11 +103,16 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     """Reads every file of a study into one volume; a file that cannot be read is left out and named.
 
     A study of mixed matrix sizes gets the largest rows and columns; smaller slices stand in the middle of air. A slice
-    whose matrix would swell the volume beyond `MAX_VOLUME_BYTES` is left out like one that cannot be read.
+    whose matrix would swell the volume beyond `MAX_VOLUME_BYTES` is left out like one that cannot be read. Where all
+    that was read cannot be HU of a head, every file is left out with that reason (`PixelSettings.judges_hu`).
     """
     shape = _volume_shape(task)
+    reader = _Reader(task.pixels)
     volume = np.empty((len(task.slices) if min(shape) else 0, *shape), np.int16)
-    kept, padded, brain, failures = [], [], [], []
+    kept: list[int] = []
+    padded: list[bool] = []
+    brain: list[float] = []
+    failures: list[tuple[int, int, str]] = []
     for position, files in enumerate(task.slices):
         read, sums = [], None
         for inside, (ref, header) in enumerate(files):
@@ -106,7 +120,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
                 if not _fits(header, task, shape):
                     raise UnreadableError(f"its study would take more than {MAX_VOLUME_BYTES // 1024**3} GB")
                 row = volume[len(kept)]
-                read.append(_read_slice(ref, header, task.pixels, row))
+                read.append(reader.read_slice(ref, header, row))
             except UnreadableError as error:
                 failures.append((position, inside, str(error)))
                 continue
@@ -119,6 +133,12 @@ def decode_study(task: StudyTask) -> DecodedStudy:
             kept.append(position)
             padded.append(any(is_padded for is_padded, _ in read))
             brain.append(sum(share for _, share in read) / len(read))
+    reason = why_no_head(reader.extents) if task.pixels.judges_hu and kept else ""
+    if reason:
+        lost = {(position, inside) for position, inside, _ in failures}
+        places = ((position, inside) for position, files in enumerate(task.slices) for inside in range(len(files)))
+        failures += [(*place, reason) for place in places if place not in lost]
+        return DecodedStudy(volume[:0], [], [], [], sorted(failures))
     return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
 
 
@@ -144,14 +164,37 @@ def _fits(header: StoredPixels, task: StudyTask, shape: tuple[int, int]) -> bool
     return task.pixels.size is not None or (header.rows <= shape[0] and header.columns <= shape[1])
 
 
-def _read_slice(ref: FileRef, header: StoredPixels, pixels: PixelSettings, row: np.ndarray) -> tuple[bool, float]:
-    """Fills one (H, W) row of a volume; returns whether the slice is padded, and its share of brain."""
-    data = ref.read(header.pixel_offset, header.pixel_bytes) if header.pixel_bytes else ref.read()
-    stored = decode_stored(data, header)
-    fits = pixels.size is None
-    hounsfield = frame_centre(row, stored.shape, pixels.hull_hu[0]) if fits else np.empty(stored.shape, np.int16)
-    facts = fill_hounsfield(stored, header, hounsfield, repair=is_repaired(header, pixels), hull_hu=pixels.hull_hu)
-    if not fits:
-        spacing = (header.spacing_row_mm, header.spacing_col_mm)
-        row[:] = fit_to_square(hounsfield, *spacing, pixels.size, pixels.hull_hu[0])
-    return facts
+class _Reader:
+    """Reads the slices of a study one after the other; the last file of several slices stays open.
+
+    Attributes:
+        extents: lowest and highest HU of each slice so far, where the settings ask for it.
+    """
+
+    def __init__(self, pixels: PixelSettings) -> None:
+        self.extents: list[tuple[float, float] | None] = []
+        self._pixels = pixels
+        self._open: tuple[FileRef, bytes | np.ndarray] | None = None
+
+    def read_slice(self, ref: FileRef, header: StoredPixels, row: np.ndarray) -> tuple[bool, float]:
+        """Fills one (H, W) row of a volume; returns whether the slice is padded, and its share of brain."""
+        pixels = self._pixels
+        if header.syntax:
+            stored = decode_stored(self._open_file(ref, header), header)
+        else:
+            stored = decode_stored(ref.read(header.pixel_offset, header.pixel_bytes), header)
+        if pixels.judges_hu:
+            self.extents.append(hounsfield_extent(stored, header))
+        fits = pixels.size is None
+        hounsfield = frame_centre(row, stored.shape, pixels.hull_hu[0]) if fits else np.empty(stored.shape, np.int16)
+        facts = fill_hounsfield(stored, header, hounsfield, repair=is_repaired(header, pixels), hull_hu=pixels.hull_hu)
+        if pixels.size is not None:
+            spacing = (header.spacing_row_mm, header.spacing_col_mm)
+            row[:] = fit_to_square(hounsfield, *spacing, pixels.size, pixels.hull_hu[0])
+        return facts
+
+    def _open_file(self, ref: FileRef, header: StoredPixels) -> bytes | np.ndarray:
+        if self._open is None or self._open[0] != ref:
+            self._open = None  # before the next is read: two large files are never held at once
+            self._open = (ref, open_file(ref.read(), header))
+        return self._open[1]

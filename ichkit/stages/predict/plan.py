@@ -30,6 +30,8 @@ class PredictOptions:
         out: where everything goes.
         has_page: whether the page with its pictures and heat maps is made.
         device: where the networks compute.
+        accept_raw: take slices although their values may not be Hounsfield units.
+        skip_undecodable: leave out images whose decoder is not installed, instead of stopping before the work.
     """
 
     path: Path
@@ -37,6 +39,8 @@ class PredictOptions:
     out: Path = Path("predictions")
     has_page: bool = True
     device: str = "auto"
+    accept_raw: bool = False
+    skip_undecodable: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ichkit.engine.inference import Predictor
 from ichkit.engine.parallel import run_tasks
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.folder import hide_files, plan_folder
-from ichkit.sources.index import read_index
+from ichkit.sources.index import check_decoders, read_index, refuse_raw
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.chain import predict_chains, read_chains
@@ -42,10 +42,12 @@ def run(plan: PredictPlan) -> Prediction:
     chosen = plan.find_model()
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
     index = read_index(plan.images, None, run=partial(run_tasks, workers=plan.config.prepare.workers))
+    index = check_decoders(index if options.accept_raw else refuse_raw(index), skip=options.skip_undecodable)
     found = plan_folder(index, salt)
     networks = chosen.load_networks(options.device)
     ordered, rows = order_slices(found.files)
-    planned = PlannedSource(found, StudyTasks(ordered, _pixel_settings(networks, chosen)), rows, repair=False)
+    pixels = _pixel_settings(networks, chosen, judges_hu=not options.accept_raw)
+    planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
     volumes = Volumes(planned)
     studies = "1 study" if len(volumes) == 1 else f"{len(volumes)} studies"
     logger.info("predict: %d files, %s, with %s", len(plan.images), studies, chosen.name)
@@ -95,7 +97,7 @@ def _predict_slices(
     return table[[*predictions_columns(task), "position_mm"]], records
 
 
-def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model) -> PixelSettings:
+def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, judges_hu: bool) -> PixelSettings:
     """How the stores were made that the networks learnt from; they must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
     ways = {(card.hull_hu, card.prepare_size) for card in cards}
@@ -105,7 +107,7 @@ def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model) -> 
             "train them on one prepared folder."
         )
     hull_hu, size = ways.pop()
-    return PixelSettings(repair=False, hull_hu=hull_hu, size=size)
+    return PixelSettings(repair=False, hull_hu=hull_hu, size=size, judges_hu=judges_hu)
 
 
 def _describe(

@@ -51,6 +51,8 @@ class PrepareOptions:
         new_folds: deal the folds anew.
         folds_file: import folds from this CSV (patient_id, fold).
         strict: stop at the first file that cannot be read.
+        accept_raw: take slices although their values may not be Hounsfield units.
+        skip_undecodable: leave out images whose decoder is not installed, instead of stopping before the work.
         backend: "processes" or "ray"; None takes the config's.
     """
 
@@ -65,6 +67,8 @@ class PrepareOptions:
     new_folds: bool = False
     folds_file: Path | None = None
     strict: bool = False
+    accept_raw: bool = False
+    skip_undecodable: bool = False
     backend: str | None = None
 
 
@@ -303,6 +307,7 @@ def _digest_inputs(
 ) -> dict[str, str]:
     """What tells whether there is anything to do: names and sizes of all files, and the content of their tables."""
     inputs = {"limit_studies": str(options.limit_studies or "all")}
+    inputs |= {"accept_raw": str(options.accept_raw), "skip_undecodable": str(options.skip_undecodable)}
     for item in listings:
         inputs[f"{item.source.name}_files"] = digest_table(item.files[["relative", "num_bytes"]])
         inputs[f"{item.source.name}_tables"] = digest_tables(item.files, item.source.tables)

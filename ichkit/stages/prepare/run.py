@@ -14,7 +14,7 @@ from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import RunTasks, count_workers, run_tasks
 from ichkit.sources.collect import PlannedSource
 from ichkit.sources.decode import decode_all
-from ichkit.sources.index import KEPT_COLUMNS, read_index
+from ichkit.sources.index import KEPT_COLUMNS, check_decoders, read_index, refuse_raw
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings
 from ichkit.sources.table import is_phantom
@@ -92,6 +92,9 @@ def _plan_source(
     index = read_index(files, None if known is None else read_table(known), run=read, stop=stop)
     if source.keeps_index:
         writer.write_table(name, index[KEPT_COLUMNS])
+    # RSNA's own rule mends its headers; everywhere else values must be HU, or be insisted on.
+    judges_hu = not source.repair and not plan.options.accept_raw
+    index = check_decoders(refuse_raw(index) if judges_hu else index, skip=plan.options.skip_undecodable)
     salt = b"" if source.keeps_index else _read_salt(plan.work)
     labels, override = plan.options.labels, plan.override
     found = source.plan(Found(listing.files, listing.images, index, task, labels, override, salt))
@@ -99,7 +102,7 @@ def _plan_source(
     if plan.options.strict and len(found.rejected):
         first = found.rejected.iloc[0]
         raise DataError(f"{source.name}: {first.file} cannot be taken: {first.reason} (--strict).")
-    pixels = PixelSettings(source.repair, plan.config.channels.hull_hu(), plan.config.prepare.size)
+    pixels = PixelSettings(source.repair, plan.config.channels.hull_hu(), plan.config.prepare.size, judges_hu)
     ordered, slices = order_slices(found.files)
     return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair)
 
