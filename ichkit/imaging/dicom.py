@@ -369,7 +369,7 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
     x, y, z = _numbers(dataset, "ImagePositionPatient", 3)
     if max(abs(x), abs(y), abs(z)) > _MAX_MM:
         raise UnreadableError("ImagePositionPatient is absurd")
-    orientation = _numbers(dataset, "ImageOrientationPatient", 6)
+    row_x, row_y, row_z, column_x, column_y, column_z = orientation = _numbers(dataset, "ImageOrientationPatient", 6)
     if _parallelogram(orientation) < 0.5:
         raise UnreadableError("ImageOrientationPatient spans no plane")
     spacing_row, spacing_col = _numbers(dataset, "PixelSpacing", 2)
@@ -409,7 +409,12 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
         x,
         y,
         z,
-        *orientation,
+        row_x,
+        row_y,
+        row_z,
+        column_x,
+        column_y,
+        column_z,
         _count(dataset, "InstanceNumber"),
         _count(dataset, "AcquisitionNumber"),
     )

@@ -63,10 +63,17 @@ def write_series(folder: Path, num_slices: int, gap_mm: float = 5.0, **tags: obj
     return [
         write_slice(
             folder / f"{(i * 7) % 101:04d}_{i}.dcm",
-            np.full((8, 8), 1024 + i, np.uint16),
+            _tissue_and_air(1024 + i),
             slice_uid=f"{series}.{i + 1}",
             position=(0, 0, i * gap_mm),
             **tags,
         )
         for i in range(num_slices)
     ]
+
+
+def _tissue_and_air(stored: int) -> np.ndarray:
+    """(8, 8) of one value, but for a corner of -1000 HU: without any air the values could not be HU of a head."""
+    pixels = np.full((8, 8), stored, np.uint16)
+    pixels[0, 0] = 24
+    return pixels
