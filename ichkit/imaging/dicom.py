@@ -532,25 +532,14 @@ def _value(dataset: _Values, name: str) -> object:
         return dataset.get(name)
     # A value that cannot be converted raises on access, with any type of exception.
     except Exception as error:
-        numbers = _numbers_of_text(_raw_text(dataset, name))
-        if numbers is not None:
-            return numbers[0] if len(numbers) == 1 else numbers
         raise UnreadableError(f"{name} cannot be read") from error
 
 
-def _raw_text(dataset: _Values, name: str) -> str:
-    """The bytes of an element that pydicom could not convert, as text."""
-    item = dataset.get_item(name) if isinstance(dataset, pydicom.Dataset) else None
-    value = getattr(item, "value", None)
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else ""
-
-
-def _numbers_of_text(text: str) -> list[float] | None:
-    """Numbers that some writers store with a decimal comma, separated by backslashes; None where they are none."""
-    try:
-        return [float(part.strip(" \0").replace(",", ".")) for part in text.split("\\")]
-    except ValueError:
-        return None
+def _to_float(value: object) -> float:
+    """A number, or the text of one, where a comma is a decimal point: some writers follow their user's locale."""
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    return float(value.strip(" \0").replace(",", ".") if isinstance(value, str) else value)  # type: ignore[arg-type]
 
 
 def _is_empty(value: object) -> bool:
@@ -573,7 +562,7 @@ def _number(dataset: _Values, name: str, default: float | None = None) -> float:
             raise UnreadableError(f"no {name}")
         return default
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = _to_float(value)
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{name} is not a number") from error
     if not math.isfinite(number):
@@ -595,12 +584,12 @@ def _pattern(dataset: _Values, name: str) -> int:
 
 def _numbers(dataset: _Values, name: str, count: int) -> list[float]:
     value = _value(dataset, name)
-    if isinstance(value, str | bytes):  # under another value representation than DS, as some exports write it
-        value = _numbers_of_text(value if isinstance(value, str) else value.decode("ascii", "replace"))
+    if isinstance(value, str):  # under another value representation than DS, as some exports write it
+        value = value.split("\\")
     if value is None or not isinstance(value, _LISTS) or len(value) != count:
         raise UnreadableError(f"no {name} of {count} numbers")
     try:
-        numbers = [float(item) for item in value]
+        numbers = [_to_float(item) for item in value]
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{name} is not numeric") from error
     if not all(map(math.isfinite, numbers)):

@@ -131,12 +131,13 @@ def _make_headers(nibabel: Any, header: Any) -> list[Header]:
     turned = affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ turned  # NIfTI counts to the right and the front, DICOM does not
     columns, rows, num_slices = (int(size) for size in _turned_shape(shape, turn))
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    # A file keeps 32 bit floats: what they add to 0.8 is noise.
+    spacing = np.round(np.linalg.norm(lps[:3, :3], axis=0), 6)
     direction = lps[:3, :3] / spacing
     orientation = [*direction[:, 0].tolist(), *direction[:, 1].tolist()]
     found = []
     for k in range(num_slices):
-        x, y, z = (lps @ [0, 0, k, 1])[:3].tolist()
+        x, y, z = np.round((lps @ [0, 0, k, 1])[:3], 6).tolist()
         stored = (rows, columns, 16, 15, 1, NO_PADDING, NO_PADDING, 1.0, 0.0, float(spacing[1]), float(spacing[0]))
         place = (0, k, SYNTAX, 0, 0)
         found.append(Header(*stored, *place, "", "", "", "", "", "", x, y, z, *orientation))
