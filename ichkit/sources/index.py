@@ -1,9 +1,12 @@
 """One row per slice: which file it is in and what its header says, read once and kept."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,7 @@ INDEX_COLUMNS = [*FILE_COLUMNS, *HEADER_COLUMNS, REASON]
 KEPT_COLUMNS = ["relative", "num_bytes", *HEADER_COLUMNS, REASON]
 """What an artifact keeps of an index: where the data lie on this machine is nobody's business."""
 _FILES_PER_TASK = 256
+_SIDE_BYTES = 1024**2
 _values = attrgetter(*HEADER_COLUMNS)
 _TEXT = ["syntax", "why_raw", "slice_uid", "study_uid", "series_uid", "patient_id", "kind"]
 _WHOLE = ["rows", "columns", "bits_stored", "high_bit", "pixel_representation", "pixel_offset", "pixel_bytes"]
@@ -122,12 +126,24 @@ def _read_file(ref: FileRef) -> list[Outcome]:
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     try:
         if ref.relative.lower().endswith(nifti.SUFFIXES):
-            found = nifti.read_slices(partial(ref.read, 0))
+            found = [(None, "not CT")] if _is_other_modality(ref) else nifti.read_slices(partial(ref.read, 0))
         else:
             found = read_slices(partial(ref.read, 0), ref.num_bytes)
     except UnreadableError as error:  # of the file, not of what is in it
         return [(None, str(error))]
     return [(_judge_kind(header), reason) for header, reason in found]
+
+
+def _is_other_modality(volume: FileRef) -> bool:
+    """Whether the side file of a plain NIfTI (BIDS, dcm2niix) says that it is no CT; NIfTI itself cannot say so."""
+    side = Path(re.sub(r"(?i)\.nii(\.gz)?$", ".json", volume.container))
+    try:
+        if volume.zip_offset >= 0 or side.stat().st_size > _SIDE_BYTES:
+            return False
+        said = json.loads(side.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and str(said.get("Modality", "CT")).strip().upper() != "CT"
 
 
 def _judge_kind(header: Header | None) -> Header | None:

@@ -49,10 +49,17 @@ def test_a_real_scan_is_that_of_pydicom_pixel_for_pixel(real_data, name):
             np.testing.assert_array_equal(slice_hu, reference(path))
 
 
-def test_a_real_mr_volume_is_refused_for_its_values(real_data):
+def test_a_real_mr_volume_is_refused_by_its_side_file_or_for_its_values(real_data, tmp_path):
     pytest.importorskip("nibabel")
-    studies = decode_folder(real_data / "isles22", judges_hu=True)
-    assert studies
+    volumes = sorted((real_data / "isles22").glob("*.nii.gz"))
+    index = read_index(scan_files(real_data / "isles22")[0], None).set_index("relative")["reason"]
+    sided = [path.name for path in volumes if path.with_name(path.name[: -len(".nii.gz")] + ".json").exists()]
+    assert sided
+    assert {index[name] for name in sided} == {"not CT"}
+    for path in volumes:
+        (tmp_path / path.name).symlink_to(path)
+    studies = decode_folder(tmp_path, judges_hu=True)
+    assert len(studies) == len(volumes)
     for study in studies:
         assert study.kept == []
         assert all(why.startswith("no HU of a head") for *_, why in study.failures)
