@@ -16,6 +16,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from ichkit.core.errors import ConfigError
+from ichkit.models import hub
 
 HUB, NONE = "hub", "none"
 
@@ -156,15 +157,26 @@ def _per_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, .
 
 
 def _from_hub(row: Backbone, arguments: dict[str, Any]) -> nn.Module:
+    defaults = timm.get_pretrained_cfg(row.name) if timm.is_model(row.name) else None
+    if defaults is not None and defaults.hf_hub_id:
+        cached = hub.find_cached(defaults.hf_hub_id)
+        if cached is not None:  # named, so that the hub's client does not ask the network about it
+            arguments = {**arguments, "pretrained_cfg_overlay": {"file": str(cached)}}
+        elif reason := hub.why_unreachable():
+            raise _download_failed(row, reason)
     try:
         return row.constructor(**arguments, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise ConfigError(
-            f"train.pretrained: the weights of {row.name} could not be had from the hub ({reason}). "
-            "Where the hub is out of reach, fetch the file on another machine and name it: "
-            "--set train.pretrained=/path/model.safetensors; or start from random weights: --set train.pretrained=none."
-        ) from error
+        raise _download_failed(row, reason) from error
+
+
+def _download_failed(row: Backbone, reason: str) -> ConfigError:
+    return ConfigError(
+        f"train.pretrained: could not download the {row.name} weights from the Hugging Face Hub ({reason}). "
+        "Download the file on another machine and name it: --set train.pretrained=/path/model.safetensors; "
+        "or start from random weights: --set train.pretrained=none."
+    )
 
 
 def _from_file(row: Backbone, arguments: dict[str, Any], path: Path) -> nn.Module:

@@ -1,4 +1,7 @@
 import dataclasses
+import re
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -77,11 +80,57 @@ def test_a_hub_out_of_reach_names_the_local_file_option(monkeypatch):
     def unreachable(**_):
         raise OSError("connection refused\nlong story")
 
+    monkeypatch.setattr("ichkit.models.hub.why_unreachable", lambda: "")
     monkeypatch.setitem(
         BACKBONES, "test_resnet", dataclasses.replace(BACKBONES["test_resnet"], constructor=unreachable)
     )
     with pytest.raises(ConfigError, match=r"\(connection refused\).*--set train\.pretrained=/path/model\.safetensors"):
         build(pretrained="hub")
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    monkeypatch.setattr("ichkit.models.hub.find_cached", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_without_a_network_one_message_comes_within_seconds(monkeypatch, no_cache, caplog):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        build(pretrained="hub")
+    assert time.monotonic() - began < 10
+    assert re.fullmatch(
+        r"train\.pretrained: could not download the test_resnet weights from the Hugging Face Hub \(.*refused.*\)\. "
+        r"Download the file .* --set train\.pretrained=/path/model\.safetensors; .* --set train\.pretrained=none\.",
+        str(caught.value),
+    )
+    assert caplog.messages == []
+
+
+def test_a_hub_that_takes_the_call_and_never_answers_is_not_waited_for(monkeypatch, no_cache):
+    monkeypatch.setattr("ichkit.models.hub.PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ConfigError, match=r"Hugging Face Hub \((no answer within 0 s|timed out)\)"):
+            build(pretrained="hub")
+
+
+def test_being_offline_on_purpose_is_said(monkeypatch, no_cache):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"Hugging Face Hub \(HF_HUB_OFFLINE is set\)"):
+        build(pretrained="hub")
+
+
+def test_weights_that_were_downloaded_before_need_no_network(monkeypatch, tmp_path):
+    taught = build(num_classes=1000, seed=1).backbone
+    save_file(taught.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr("ichkit.models.hub.find_cached", lambda _: tmp_path / "model.safetensors")
+    monkeypatch.setattr("ichkit.models.hub.why_unreachable", lambda: "the network must not be asked")
+    found = build(seed=2, pretrained="hub").backbone.state_dict()
+    assert torch.equal(found["conv1.0.weight"], taught.state_dict()["conv1.0.weight"])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
