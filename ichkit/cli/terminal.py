@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 from rich.console import Console
-from rich.table import Table
 
 from ichkit.cli.completion import complete_config
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import IchkitError, Stopped, nearest
 from ichkit.core.progress import logger
+from ichkit.show.table import Table
+from ichkit.show.terminal import Printable
 from ichkit.work.folder import WorkFolder
 
 PATH = click.Path(path_type=Path)
@@ -162,7 +163,7 @@ def submissions_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def show(table: Table) -> None:
     """Prints a table; wide enough for every column where the output is a file or a pipe."""
     console = Console()
-    Console(width=None if console.is_terminal else _PIPE_WIDTH).print(table)
+    Console(width=None if console.is_terminal else _PIPE_WIDTH).print(Printable(table))
 
 
 def epilog(*examples: str) -> str:

@@ -5,44 +5,7 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table: text, something smaller below it (an interval, a count), and a tone.
-
-    Attributes:
-        tone: "good", "bad" or nothing.
-    """
-
-    text: str
-    small: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its caption.
-
-    Attributes:
-        columns: headings, one per cell of a row.
-        rows: cells, or plain text for those that are nothing else.
-        best: the number of the row that stands out, if one does.
-        after: what must be known to read it; stands below.
-        num_text: how many columns, from the left, hold words.
-    """
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    columns: tuple[str, ...]
-    rows: list[list[Cell | str]]
-    best: int | None = None
-    after: str = ""
-    num_text: int = 1
-
-    @property
-    def lines(self) -> list[list[Cell]]:
-        """The rows, plain text as cells too."""
-        return [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
+from ichkit.show.table import Table
 
 
 @dataclass(frozen=True)

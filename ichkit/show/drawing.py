@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,7 @@ _VARIABLES = {
     PAGE: "var(--page)",
     **{colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "ichkit",
     "font.size": 9,
@@ -89,8 +90,11 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
-    box = re.search(r'viewBox="[^"]*"', text)[0]
-    return Markup(f'<svg {box} role="img" aria-label="{escape(alt)}">{re.sub(chr(10) + " *", chr(10), body).strip()}')
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    return Markup(
+        f'<svg {box[0]} role="img" aria-label="{escape(alt)}">{re.sub(chr(10) + " *", chr(10), body).strip()}'
+    )
 
 
 @in_style

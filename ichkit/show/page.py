@@ -3,13 +3,13 @@
 import base64
 import functools
 import importlib.resources
-import re
 from typing import Any
 
 import cv2
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+
+from ichkit.show.html import inline, to_html
 
 _FRAME = "ichkit.show"
 
@@ -21,18 +21,8 @@ def render(room: str, template: str, **values: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["inline"] = inline
+    environment.filters |= {"inline": inline, "table": to_html}
     return environment.get_template(template).render(**values)
-
-
-def inline(text: str) -> Markup:
-    """Escaped text in which what stands between backticks is code.
-
-    Example:
-        >>> str(inline("run `ichkit train` & wait"))
-        'run <code>ichkit train</code> &amp; wait'
-    """
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> str:

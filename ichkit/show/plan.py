@@ -4,11 +4,8 @@ import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
 from ichkit.core.progress import format_seconds
-from ichkit.show.terminal import make_table
+from ichkit.show.table import Table
 
 NOT_KNOWN = "not known before it has begun"
 
@@ -52,21 +49,19 @@ class Plan(ABC):
 
 
 def render(plan: Plan, command: str) -> Table:
-    """The plan for a terminal.
+    """The plan as a table.
 
     Args:
         command: as typed, for the title.
     """
-    table = make_table(f"{command}: what it would do", ["", "plan"], text=2, caption="Nothing was written (--dry-run).")
-    rows = [("does", step) for step in plan.steps]
-    rows += [("writes", str(path)) for path in plan.writes]
+    lines = [("does", step) for step in plan.steps]
+    lines += [("writes", str(path)) for path in plan.writes]
     if not plan.is_idle:
-        rows += [("disk", _describe_disk(plan)), ("time", _describe_time(plan))]
-    before = ""
-    for label, text in rows:
-        table.add_row(label if label != before else "", escape(text))
-        before = label
-    return table
+        lines += [("disk", _describe_disk(plan)), ("time", _describe_time(plan))]
+    labels = ["", *(label for label, _ in lines)]
+    rows = [["" if label == before else label, text] for before, (label, text) in zip(labels, lines, strict=False)]
+    note = "Nothing was written (--dry-run)."
+    return Table(f"{command}: what it would do", ("", "plan"), rows, note=note, num_text=2)
 
 
 def nearest_folder(path: Path) -> Path:

@@ -1,31 +1,70 @@
-"""How numbers look to people, and tables in a terminal, the same for every command."""
+"""Tables in a terminal, the same for every command."""
 
-from collections.abc import Sequence
-
-import pandas as pd
 from rich.box import SIMPLE
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
-NOTHING = "-"
+from ichkit.show.table import Cell, Table
 
-
-def format_number(value: float | None, digits: int) -> str:
-    """A number of so many digits, or a dash for none."""
-    return NOTHING if value is None or pd.isna(value) else f"{value:.{digits}f}"
+_COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
 
 
-def format_interval(low: float, high: float, digits: int) -> str:
-    """Both ends of an interval, or nothing where it is undefined."""
-    return "" if pd.isna(low) else f"{low:.{digits}f}-{high:.{digits}f}"
+class Printable:
+    """A table as `rich` prints it: `Console().print(Printable(table))`; columns that do not fit may be left out."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table
+        for name in reversed(table.optional):
+            if _needed_width(table) <= options.max_width:
+                break
+            table = table.without(name)
+        yield _draw(table)
 
 
-def make_table(title: str, columns: Sequence[str], *, text: int = 1, caption: str | None = None) -> Table:
-    """An empty table whose first `text` columns fold where a terminal is narrow; numbers never do."""
-    look = {"box": SIMPLE, "padding": 0, "title_justify": "left", "caption_justify": "left"}
-    table = Table(title=escape(title) or None, caption=caption, **look)
-    for number, name in enumerate(columns):
-        is_text = number < text
-        justify = "left" if is_text else "right"
-        table.add_column(name, justify=justify, no_wrap=not is_text, overflow="fold", min_width=min(len(name), 10))
-    return table
+def _needed_width(table: Table) -> int:
+    """Columns of a terminal without which a number, or a word of the text, would be broken over lines."""
+    width = len(table.columns) + 1
+    for number, name in enumerate(table.columns):
+        cells = [row[number] for row in table.lines]
+        lines = [
+            line for text in (name, *(f"{cell.text}\n{cell.small}" for cell in cells)) for line in text.split("\n")
+        ]
+        parts = [word for line in lines for word in line.split()] if number < table.num_text else lines
+        width += max(map(cell_len, parts), default=0)
+    return width
+
+
+def _draw(table: Table) -> RichTable:
+    drawn = RichTable(
+        title=escape(table.title) or None,
+        caption=escape(table.note) or None,
+        box=SIMPLE,
+        padding=0,
+        title_justify="left",
+        caption_justify="left",
+        show_header=any(table.columns),
+    )
+    for number, name in enumerate(table.columns):
+        is_text = number < table.num_text
+        drawn.add_column(
+            escape(name),
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+            overflow="fold",
+            min_width=min(max(map(len, name.split("\n"))), 10),
+        )
+    for number, row in enumerate(table.lines):
+        drawn.add_row(*(_mark_up(cell, number in table.best) for cell in row))
+    return drawn
+
+
+def _mark_up(cell: Cell, is_best: bool) -> str:
+    text = escape(cell.text)
+    style = " ".join([*(["bold"] if is_best else []), *([_COLOURS[cell.tone]] if cell.tone else [])])
+    text = f"[{style}]{text}[/]" if style and text else text
+    return f"{text}\n[dim]{escape(cell.small)}[/]" if cell.small else text

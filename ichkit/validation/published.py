@@ -1,4 +1,4 @@
-"""What others reported on CQ500, to stand beside our own numbers."""
+"""What others reported on external sets, to stand beside our own numbers."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,14 @@ class Published:
     """A published result: AUC per study of each class and their mean, without intervals.
 
     Attributes:
+        dataset: the external set it was measured on.
+        task: the task whose classes it is of.
         roc_auc: class, or "mean", to AUC.
     """
 
     name: str
+    dataset: str
+    task: str
     roc_auc: dict[str, float]
     source: str
 
@@ -22,6 +26,8 @@ class Published:
 PUBLISHED = {
     "paper": Published(
         name="paper",
+        dataset="cq500",
+        task="hemorrhage",
         roc_auc={
             "any": 0.9612,
             "intraparenchymal": 0.9691,
@@ -35,6 +41,8 @@ PUBLISHED = {
     ),
     "baseline": Published(
         name="baseline",
+        dataset="cq500",
+        task="hemorrhage",
         roc_auc={
             "any": 0.9419,
             "intraparenchymal": 0.9544,
@@ -49,6 +57,6 @@ PUBLISHED = {
 }
 
 
-def published_auc(name: str, label: str, task: Task) -> float | None:
-    """The AUC that a row of `PUBLISHED` gives a class or the mean; None where the task is not theirs."""
-    return PUBLISHED[name].roc_auc.get(label) if task.name == "hemorrhage" else None
+def find_published(dataset: str, task: Task) -> dict[str, Published]:
+    """The published results on an external set, by name; none where nobody published any for this task."""
+    return {name: row for name, row in PUBLISHED.items() if (row.dataset, row.task) == (dataset, task.name)}

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ichkit.core.tasks import Task
 from ichkit.validation.intervals import Interval, interval_of, turned_interval_of
 from ichkit.validation.reliability import COUNT, POSITIVES, PROBABILITY, expected_calibration_error, positive_share
-from ichkit.validation.studies import MAXIMUM
-from ichkit.validation.subgroups import ALL
 from ichkit.validation.tallies import BINS, LOSS, RANKS, Blocks, ScoredRows, draw_blocks
 from ichkit.validation.thresholds import F1_AIM, HALF_AIM, YOUDEN_AIM, f1_score, sensitivity, specificity
 
@@ -73,13 +70,6 @@ class Scored:
     rows: list[dict[str, Any]]
     draws: list[np.ndarray]
     curve: list[dict[str, Any]]
-
-
-def headlines(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores that rank and are quoted: out of fold by slice, CQ500 by the maximum of a study, no subgroups."""
-    is_cq500 = scores.dataset == "cq500"
-    is_main = (scores.level == "slice") & ~is_cq500 | (scores.aggregation == MAXIMUM) & is_cq500
-    return scores[is_main & (scores.subgroup == ALL)].reset_index(drop=True)
 
 
 def score_rows(

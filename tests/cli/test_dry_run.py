@@ -188,7 +188,7 @@ def test_a_disk_that_is_too_small_is_said(tmp_path):
         steps, writes, num_bytes = ("one",), (tmp_path,), 1e18
 
     table = render(Huge(), "ichkit train")
-    assert "THE DISK IS TOO SMALL" in " ".join(table.columns[1]._cells)
+    assert "THE DISK IS TOO SMALL" in " ".join(text.text for _, text in table.lines)
 
 
 def test_while_only_looking_nothing_can_be_written_or_renamed(tmp_path):

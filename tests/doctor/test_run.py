@@ -173,8 +173,7 @@ def test_every_warning_and_problem_stands_in_the_row_of_its_topic():
     damaged = Holdings(damaged=("prepared",))
     warned, problems = doctor.find_warnings(odd, lost, damaged), doctor.find_problems(odd)
     table = render(doctor.Diagnosis(odd, lost, damaged, warned, problems, next(iter(problems.values()))))
-    marks, topics, _ = (list(column.cells) for column in table.columns)
-    marked = {topic for mark, topic in zip(marks, topics, strict=True) if mark}
+    marked = {topic.text for mark, topic, _ in table.lines if mark.text}
     assert marked == set(warned) | set(problems)
 
 

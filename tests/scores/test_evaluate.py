@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 from support.commands import do
-from support.scored import make_scored, pick, read
+from support.scored import headlines, make_scored, pick, read
 from support.simulated import TASK, make_work, rewrite_slices
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ContractError, FoldError
 from ichkit.stages.scores import evaluate
+from ichkit.stages.scores.book import SLICES, external_studies, open_book
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split
-from ichkit.validation.scores import PLACE, headlines
+from ichkit.validation.scores import PLACE
 from ichkit.work.artifacts import encode_table, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
@@ -197,7 +198,7 @@ def test_a_patient_in_two_folds_stops_the_scores(work):
 def test_scores_older_than_a_source_are_not_read(work):
     shutil.rmtree(work.fold("b", 2))
     with pytest.raises(ArtifactError, match=r"made from other tables. Run `ichkit evaluate`"):
-        evaluate.read_scores(work, find_sources(work, TASK))
+        open_book(work, TASK)
 
 
 def test_what_ranks_is_one_row_per_source_metric_class_and_fold(made):
@@ -206,4 +207,10 @@ def test_what_ranks_is_one_row_per_source_metric_class_and_fold(made):
     assert not main.duplicated(keys).any()
     assert (main.subgroup == "all").all()
     assert set(zip(main.dataset, main["level"], strict=True)) == {("cq500", "study"), ("rsna", "slice")}
-    pd.testing.assert_frame_equal(evaluate.read_scores(made, find_sources(made, TASK)), main)
+    book = open_book(made, TASK)
+    for row in main.itertuples():
+        group = SLICES if row.split == "train" else external_studies(row.dataset)
+        source = next(one for one in book.sources if one.name == row.source)
+        found = book.find(source, row.metric, row._9, group, fold=row.fold)
+        np.testing.assert_equal((found.value, found.low, found.high), (row.value, row.low, row.high))
+        assert (found.n, found.n_positive) == (row.n, row.n_positive)

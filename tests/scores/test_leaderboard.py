@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from support.commands import do
+from support.scored import headlines
 from support.simulated import TASK, make_stack, make_work
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError
+from ichkit.show.terminal import Printable
 from ichkit.stages.scores import evaluate, leaderboard, submit
-from ichkit.validation.catalog import find_sources
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
@@ -133,7 +134,7 @@ def test_without_cq500_its_columns_are_empty(tmp_path):
 
 def text_of(table, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(table)
+    console.print(Printable(table))
     return console.export_text()
 
 
@@ -154,7 +155,7 @@ def test_the_terminal_shows_every_number_whole_and_that_the_data_are_phantoms(wo
         for number in (f"{row.cv_weighted_log_loss:.5f}", f"{row.cv_auc_any:.4f}", f"{row.cq500_auc_any:.3f}"):
             assert number in text
         assert f"{row.cq500_low_any:.2f}-{row.cq500_high_any:.2f}" in text
-    main = evaluate.read_scores(work, find_sources(work, TASK))
+    main = headlines(read_table(work.scores / "scores.parquet"))
     for row in main[(main.metric == "weighted_log_loss") & (main.fold == -1)].itertuples():
         assert f"{row.low:.4f}-{row.high:.4f}" in text
 
@@ -175,14 +176,14 @@ def test_the_difference_to_the_best_is_the_paired_one_and_starred_where_it_is_re
         row, at = pairs.loc[(name, best)], next(i for i, line in enumerate(lines) if f" {name} " in line)
         star = "*" if row.low > 0 or row.high < 0 else " "
         assert f"{row.difference:+.5f}{star}" in lines[at]
-        assert f"{row.low:+.4f} {row.high:+.4f}" in lines[at + 1]
-    # Red where the difference is real, green where it could be none.
+        assert f"{row.low:+.4f} to {row.high:+.4f}" in lines[at + 1]
+    # Red where the interval says that it is worse, plain where the difference could be none.
     console = Console(width=200, file=io.StringIO(), record=True, force_terminal=True, color_system="standard")
-    console.print(leaderboard.render(work, board, TASK))
+    console.print(Printable(leaderboard.render(work, board, TASK)))
     styled = console.export_text(styles=True)
     for row in (pairs.loc[(name, best)] for name in board.name[1:3]):
-        colour = 31 if row.low > 0 or row.high < 0 else 32
-        assert f"\x1b[{colour}m{row.difference:+.5f}" in styled
+        assert (f"\x1b[31m{row.difference:+.5f}" in styled) == (row.low > 0)
+        assert f"\x1b[32m{row.difference:+.5f}" not in styled
     # The best of each group of folds has nobody to be compared with.
     assert sum(re.search(r" [+-]0\.\d", line) is not None for line in lines) == 4
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.commands import do
+from support.scored import headlines
 from support.simulated import TASK, make_stack, make_work, rewrite_prepared
 
 from ichkit.core.config import Config, EvaluateConfig
@@ -16,7 +17,6 @@ from ichkit.stages.scores import evaluate, submit
 from ichkit.validation.catalog import find_sources, load_split, pick_source
 from ichkit.validation.coherence import count_incoherent, make_coherent
 from ichkit.validation.notes import read_note, record_scores, write_note
-from ichkit.validation.scores import headlines
 from ichkit.work.artifacts import digest_file, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import REJECTED

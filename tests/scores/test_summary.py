@@ -2,18 +2,22 @@
 
 import io
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from support.commands import do
+from support.scored import headlines
 from support.simulated import TASK, make_stack, make_work
 
 from ichkit.cli.main import main
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ConfigError
+from ichkit.show.terminal import Printable
 from ichkit.stages.scores import evaluate, summary
+from ichkit.stages.scores.book import ScoreBook
 from ichkit.validation.catalog import find_sources
 from ichkit.validation.comparisons import BASELINE, COMPARISON_DTYPES, make_comparisons
 from ichkit.validation.published import PUBLISHED
@@ -35,14 +39,14 @@ def work(tmp_path_factory) -> WorkFolder:
 def text_of(tables, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
     for table in tables:
-        console.print(table)
+        console.print(Printable(table))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     return text
 
 
 def pooled(work: WorkFolder, name: str) -> pd.DataFrame:
-    scores = evaluate.read_scores(work, find_sources(work, TASK))
+    scores = headlines(read_table(work.scores / "scores.parquet"))
     return scores[(scores.source == name) & (scores.fold == -1)].set_index(["dataset", "metric", "class"])
 
 
@@ -53,15 +57,15 @@ def test_by_default_every_source_has_its_loss_and_counts_and_the_best_its_classe
         loss = scores.loc[("rsna", "weighted_log_loss", "all")]
         assert f"{loss.value:.5f}" in text
         assert f"{loss.low:.4f}-{loss.high:.4f}" in text
-        assert str(loss.n) in text
+        assert f"/ {loss.n:,}" in text
         assert name in text
     best = min(rows, key=lambda name: rows[name].value["rsna", "weighted_log_loss", "all"])
     assert f"{best}, out of fold, by slice" in text
     for label in TASK.classes:
         auc = rows[best].loc[("rsna", "roc_auc", label)]
         assert f"{auc.value:.3f}" in text
-        assert f"{auc.n_positive}/{auc.n}" in text
-    assert len(text.splitlines()) < 80
+        assert f"{auc.n_positive:,}" in text
+    assert len(text.splitlines()) < 90
     assert "subgroups" not in text
 
 
@@ -92,23 +96,26 @@ def test_a_source_asked_for_by_name_shows_its_subgroups_thresholds_and_other_stu
 
 
 def test_the_baselines_own_scores_stand_in_the_table_where_they_are_known(work):
-    tables = evaluate.read_tables(work, find_sources(work, TASK))
+    sources = find_sources(work, TASK)
+    tables = evaluate.read_tables(work, sources)
     row = dict.fromkeys(COMPARISON_DTYPES, "") | {"source": "a", "other": BASELINE, "class": "any"}
+    row |= {"dataset": "cq500", "metric": "roc_auc"}
     row |= dict.fromkeys(["value", "difference", "low", "high"], 0.1) | {"other_value": 0.876, "p_value": 0.034}
     row |= {"n": 19, "n_positive": 7, "num_left_out": 0}
-    known = evaluate.ScoreTables(tables.scores, tables.reliability, make_comparisons([row]), tables.cq500_missing)
-    source = next(one for one in find_sources(work, TASK) if one.name == "a")
-    text = text_of(summary.render_source(known, source))
-    assert "0.876 0.034" in text
-    assert "DeLong's paired test on 19 studies" in " ".join(text.split())
+    book = ScoreBook(replace(tables, comparisons=make_comparisons([row])), sources)
+    source = next(one for one in sources if one.name == "a")
+    text = text_of(summary.render_source(book, source))
+    assert "0.876" in text
+    assert "p 0.034" in text
+    assert "its own published probabilities of the same 19 studies" in " ".join(text.split())
 
 
 def test_all_prints_every_row_of_the_table(work):
     scores = read_table(work.scores / "scores.parquet")
     (table,) = summary.render(work, TASK, is_whole=True)
-    assert table.row_count == len(scores)
+    assert len(table.rows) == len(scores)
     (own,) = summary.render(work, TASK, "a", is_whole=True)
-    assert own.row_count == (scores.source == "a").sum()
+    assert len(own.rows) == (scores.source == "a").sum()
 
 
 def test_the_command_prints_what_it_is_asked_for(work, tmp_path):

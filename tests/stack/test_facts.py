@@ -93,7 +93,7 @@ def test_a_stacker_that_learns_by_heart_looks_perfect_in_sample_and_is_no_better
     assert optimism["lightgbm"]["in_sample"] < 0.01
     assert optimism["lightgbm"]["out_of_fold"] == pytest.approx(optimism["base"]["out_of_fold"])
     assert optimism["base"]["in_sample"] == pytest.approx(optimism["base"]["out_of_fold"], rel=0.1)
-    shown = {row: cells for row, *cells in zip(*(column.cells for column in render(manifest)[0].columns), strict=True)}
+    shown = {kind: cells for kind, *cells in render(manifest)[0].rows}
     assert shown["lightgbm"][2].endswith(" %")
     assert float(shown["lightgbm"][2].removesuffix(" %")) > 90
 

@@ -27,6 +27,13 @@ def read(work: WorkFolder) -> pd.DataFrame:
     return read_table(work.scores / "scores.parquet")
 
 
+def headlines(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores that rank and are quoted: out of fold by slice, external studies by their maximum, no subgroups."""
+    is_external = scores["split"] == "external"
+    is_main = (scores.level == "slice") | (is_external & (scores.aggregation == "maximum"))
+    return scores[is_main & (scores.subgroup == "all")].reset_index(drop=True)
+
+
 def pick(scores: pd.DataFrame, **place) -> pd.Series:
     """The one row of that place; of all rows where no subgroup is named."""
     if "subgroup" in scores:

@@ -1,11 +1,13 @@
 """Slices to a study, and the parts of the data that have scores of their own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from support.simulated import TASK
 
-from ichkit.validation.published import PUBLISHED, published_auc
+from ichkit.validation.published import PUBLISHED, find_published
 from ichkit.validation.studies import AGGREGATIONS
 from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS, slice_subgroups, study_subgroups
 
@@ -103,4 +105,6 @@ def test_the_published_means_are_those_of_the_published_classes_to_their_digits(
         assert set(row.roc_auc) == {*TASK.classes, "mean"}
         # The printed means are of unrounded classes: the printed six give .97065 and .95165.
         assert np.mean([row.roc_auc[label] for label in TASK.classes]) == pytest.approx(row.roc_auc["mean"], abs=6e-4)
-        assert published_auc(name, "any", TASK) == row.roc_auc["any"]
+        assert find_published("cq500", TASK)[name] is row
+    assert find_published("site", TASK) == {}
+    assert find_published("cq500", replace(TASK, name="other")) == {}

@@ -1,11 +1,8 @@
-"""What `ichkit doctor` found, as a table for a terminal."""
+"""What `ichkit doctor` found, as a table."""
 
 from collections.abc import Iterator
 
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
-
+from ichkit.show.table import NOTHING, Cell, Table
 from ichkit.stages.doctor.found_data import DataState
 from ichkit.stages.doctor.holdings import Holdings
 from ichkit.stages.doctor.machine import Machine
@@ -13,31 +10,27 @@ from ichkit.stages.doctor.packages import EXTRAS, NOT_INSTALLED
 from ichkit.stages.doctor.run import Diagnosis
 
 _SHOWN_VERSIONS = ("python", "torch", "timm", "albumentations", "pydicom", "lightgbm", "pandas", "numba")
-_NOTHING = "-"
+_BLANK: list[Cell | str] = ["", "", ""]
+_FIRST = (True, False, False)
 
 
 def render(diagnosis: Diagnosis) -> Table:
     """One row a topic: what was found, and below it what is wrong; `!` warns, `x` says that nothing works like this."""
-    table = Table(box=SIMPLE, padding=(0, 1), show_header=False)
-    table.add_column("mark", no_wrap=True)
-    table.add_column("topic", no_wrap=True)
-    table.add_column("found", overflow="fold")
+    rows: list[list[Cell | str]] = []
     for section in (_machine_rows(diagnosis.machine), _data_rows(diagnosis.data), _work_rows(diagnosis.holdings)):
+        rows += [_BLANK] if rows else []
         for topic, found in section:
-            _add_row(table, topic, found, diagnosis)
-        table.add_section()
-    return table
+            rows += _topic_rows(topic, found, diagnosis)
+    return Table("", ("", "", ""), rows, num_text=3)
 
 
-def _add_row(table: Table, topic: str, found: str, diagnosis: Diagnosis) -> None:
+def _topic_rows(topic: str, found: str, diagnosis: Diagnosis) -> list[list[Cell | str]]:
     problem, warning = diagnosis.problems.get(topic), diagnosis.warnings.get(topic)
-    mark = "[red]x[/]" if problem else "[yellow]![/]" if warning else ""
-    lines = [escape(found)] if found else []
-    if problem:
-        lines.append(f"[red]{escape(problem.reason)} Run `{escape(problem.command)}`.[/]")
-    if warning:
-        lines.append(f"[yellow]{escape(warning)}[/]")
-    table.add_row(mark, topic, "\n".join(lines))
+    mark = Cell("x", tone="bad") if problem else Cell("!", tone="warn") if warning else ""
+    said: list[Cell | str] = [found] if found else []
+    said += [Cell(f"{problem.reason} Run `{problem.command}`.", tone="bad")] if problem else []
+    said += [Cell(warning, tone="warn")] if warning else []
+    return [[mark if first else "", topic if first else "", one] for first, one in zip(_FIRST, said, strict=False)]
 
 
 def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
@@ -74,16 +67,16 @@ def _work_rows(holdings: Holdings) -> Iterator[tuple[str, str]]:
         f"{name}: folds {_numbers(run.folds)}" + (f", begun {_numbers(run.unfinished)}" if run.unfinished else "")
         for name, run in holdings.runs.items()
     ]
-    yield "runs", "; ".join(runs) or _NOTHING
+    yield "runs", "; ".join(runs) or NOTHING
     stacks = [
         f"{name}: {', '.join(stack.kinds)} on folds {_numbers(stack.folds)}{_age(stack.is_outdated)}"
         for name, stack in holdings.stacks.items()
     ]
-    yield "stacks", "; ".join(stacks) or _NOTHING
-    yield "scores", "made" if holdings.has_scores else _NOTHING
+    yield "stacks", "; ".join(stacks) or NOTHING
+    yield "scores", "made" if holdings.has_scores else NOTHING
     sent = [f"{name}{_age(note.is_outdated)}" for name, note in holdings.submissions.items()]
-    yield "submissions", ", ".join(sent) or _NOTHING
-    yield "report", "made" if holdings.has_report else _NOTHING
+    yield "submissions", ", ".join(sent) or NOTHING
+    yield "report", "made" if holdings.has_report else NOTHING
     if holdings.damaged:
         yield "damaged", ""
 
@@ -91,7 +84,7 @@ def _work_rows(holdings: Holdings) -> Iterator[tuple[str, str]]:
 def _describe_prepared(holdings: Holdings) -> str:
     state = holdings.prepared
     if state is None:
-        return "begun, not finished" if holdings.is_prepare_unfinished else _NOTHING
+        return "begun, not finished" if holdings.is_prepare_unfinished else NOTHING
     counts = f"{state.num_slices} slices of {state.num_studies} studies ({state.data}), {state.num_rejected} rejected"
     return f"{counts}; folds {_numbers(state.folds)}"
 

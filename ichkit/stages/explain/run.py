@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError, DataError
@@ -15,7 +14,7 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.pictures import encode_png
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Plan
-from ichkit.show.terminal import make_table
+from ichkit.show.table import Table
 from ichkit.stages.explain.held_out import (
     Explained,
     explain_slices,
@@ -149,10 +148,8 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
 
 
 def render(table: pd.DataFrame, task: Task) -> Table:
-    """What was explained, for the terminal, without ids: loss, truth, and what the network said of it."""
-    caption = f"Probabilities out of fold; ids and every class are in {TABLE_NAME}."
-    columns = ["picture", "slice", "fold", "loss", task.any_class, "truth, and its probability"]
-    shown = make_table("What was explained", columns, caption=caption)
+    """What was explained, without ids: loss, truth, and what the network said of it."""
+    rows = []
     for row in table.to_dict("records"):
         said = {name: row[f"p_{name}"] for name in task.subtypes}
         highest = max(said, key=said.__getitem__)
@@ -160,8 +157,10 @@ def render(table: pd.DataFrame, task: Task) -> Table:
         if not truth:
             truth = f"{task.any_class if row[task.any_class] else 'none'}; highest: {highest} {said[highest]:.3f}"
         place = (row["file"], str(row["slice_index"]), str(row["fold"]))
-        shown.add_row(*place, f"{row['loss']:.3f}", f"{row[f'p_{task.any_class}']:.3f}", truth)
-    return shown
+        rows.append([*place, f"{row['loss']:.3f}", f"{row[f'p_{task.any_class}']:.3f}", truth])
+    columns = ("picture", "slice", "fold", "loss", task.any_class, "truth, and its probability")
+    note = f"Probabilities out of fold; ids and every class are in {TABLE_NAME}."
+    return Table("What was explained", columns, rows, note=note)
 
 
 def _pick_folds(work: WorkFolder, name: str | None, fold: int | None) -> tuple[str, list[int]]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
 from ichkit.core.tasks import Task
-from ichkit.show.terminal import make_table
+from ichkit.show.table import Table
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.work.artifacts import package_versions
 
@@ -74,13 +73,13 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
 
 
 def render(prediction: Prediction, task: Task) -> Table:
-    """A table for the terminal, one row per study in the order of studies.csv; studies are told apart by number."""
+    """One row per study in the order of studies.csv; studies are told apart by number."""
     title = "Probability of each class, maximum over the slices"
-    table = make_table(title, ["#", "slices", *task.classes], caption=RESEARCH_NOTE)
+    rows = []
     for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
         values = [getattr(row, column) for column in task.probability_columns]
-        table.add_row(str(number), str(row.num_slices), *(f"{value:.3f}" for value in values))
-    return table
+        rows.append([str(number), str(row.num_slices), *(f"{value:.3f}" for value in values)])
+    return Table(title, ("#", "slices", *task.classes), rows, note=RESEARCH_NOTE)
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Curves: sensitivity against false alarms, probability against frequency, loss against epochs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,11 @@ def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         # Evenly spaced along the curve, so that its steep part keeps its shape.
         length = np.cumsum(np.append(0, np.diff(alarms) + np.diff(hits)))
         keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _NUM_POINTS)).clip(max=len(length) - 1))
-        style = {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number % len(_DASHES)], "lw": 1.6}
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "ls": _DASHES[number % len(_DASHES)],
+            "lw": 1.6,
+        }
         axes.plot(alarms[keep], hits[keep], label=name, **style)
     axes.set(xlabel="false positive rate", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
@@ -73,7 +78,8 @@ def draw_training(histories: Mapping[int, pd.DataFrame]) -> Figure:
     """The training loss of each fold by epoch; fold to `history.csv`."""
     figure, axes = make_figure(4.6, 2.7)
     for number, (fold, history) in enumerate(histories.items()):
-        style = {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number % len(_DASHES)], "lw": 1.5, "ms": 3}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": 1.5, "ms": 3}
+        style["ls"] = _DASHES[number % len(_DASHES)]
         axes.plot(history.epoch, history.loss, marker="o" if len(history) < 30 else "", label=f"fold {fold}", **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="training loss")
@@ -101,7 +107,7 @@ def draw_along(
     turns = np.flatnonzero(np.diff(np.concatenate([[False], truth, [False]]).astype(int)))
     for start, end in turns.reshape(-1, 2):
         axes.axvspan(edges[start], edges[end], color=COLOURS[1], alpha=0.16, lw=0)
-    styles = ({"color": MUTED, "ls": "--"}, {"color": COLOURS[0], "ls": "-"})
+    styles: tuple[dict[str, Any], ...] = ({"color": MUTED, "ls": "--"}, {"color": COLOURS[0], "ls": "-"})
     for (name, values), style in zip(lines.items(), styles, strict=True):
         axes.plot(places, values, marker="o", ms=2.6, lw=1.7, label=name, **style)
     axes.set(xlim=(0, 1), ylim=(-0.04, 1.06))

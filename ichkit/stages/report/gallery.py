@@ -11,9 +11,9 @@ from ichkit.imaging.pictures import fit_picture, paint_heat
 from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
 from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
 from ichkit.show.page import encode_jpeg
-from ichkit.show.terminal import format_number
+from ichkit.show.table import format_number
 from ichkit.stages.explain.held_out import Explained, explain_slices
-from ichkit.stages.report.material import Material, shorten
+from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.validation.scores import POOLED, THRESHOLD_OF
 from ichkit.validation.thresholds import F1_AIM
 
@@ -62,29 +62,30 @@ def pick_judged(
     return picked
 
 
-def make_galleries(material: Material) -> Section:
+def make_galleries(report: ReportData) -> Section:
     """Galleries of every class, `any` at greater length, with the heat of the network of the slice's own fold."""
     anchor, title = "galleries", "Hits, false alarms, misses"
-    judged = _judge(material)
+    judged = _judge(report)
     if not judged:
         return Section(anchor, title, [Missing("No slice is called positive, and none is missed.")])
-    if not all((material.prepared.folder / material.rows.volume[one.row]).is_file() for one in judged):
+    if not all((report.prepared.folder / report.rows.volume[one.row]).is_file() for one in judged):
         return Section(anchor, title, [Missing("The pixels are not in this work folder.", "ichkit prepare --fresh")])
     try:
-        explained = _explain(material, judged)
+        explained = _explain(report, judged)
     except ConfigError as error:  # a backbone whose maps cannot be found: the slices are worth showing without
         logger.warning("report: %s", error)
         explained = {}
-    probabilities = material.probabilities(material.best)
-    any_index, blocks = material.task.any_index, [Prose(_text(material, bool(explained)))]
-    order = [any_index, *(c for c in range(material.task.num_classes) if c != any_index)]
+    probabilities = report.probabilities(report.best)
+    any_index = report.task.any_index
+    blocks: list[Block] = [Prose(_text(report, bool(explained)))]
+    order = [any_index, *(c for c in range(report.task.num_classes) if c != any_index)]
     for c in order:
         own = [one for one in judged if one.class_index == c]
         verdicts = (HIT, ALARM, MISS) if c == any_index else (None,)
         for verdict in verdicts:
             shown = [one for one in own if verdict in (None, one.verdict)]
-            cards = [_card(material, one, probabilities[one.row], explained, verdict is None) for one in shown]
-            name = material.task.classes[c]
+            cards = [_card(report, one, probabilities[one.row], explained, verdict is None) for one in shown]
+            name = report.task.classes[c]
             blocks += _gallery(name if verdict is None else f"{name}: surest {_plural(verdict)}", cards)
     return Section(anchor, title, blocks)
 
@@ -97,49 +98,49 @@ def _plural(verdict: str) -> str:
     return {HIT: "true positives", ALARM: "false positives", MISS: "misses"}[verdict]
 
 
-def _judge(material: Material) -> list[Judged]:
-    task, p = material.task, material.probabilities(material.best)
-    studies = material.rows.study_id.to_numpy()
+def _judge(report: ReportData) -> list[Judged]:
+    task, p = report.task, report.probabilities(report.best)
+    studies = report.rows.study_id.to_numpy()
     judged = []
     for c in range(task.num_classes):
         count = _NUM_OF_ANY if c == task.any_index else _NUM_OF_SUBTYPE
-        picked = pick_judged(p[:, c], material.labels[:, c], _thresholds(material, c), studies, count)
+        picked = pick_judged(p[:, c], report.labels[:, c], _thresholds(report, c), studies, count)
         judged += [Judged(row, c, verdict) for verdict, rows in picked.items() for row in rows]
     return judged
 
 
-def _thresholds(material: Material, c: int) -> np.ndarray:
+def _thresholds(report: ReportData, c: int) -> np.ndarray:
     """(N,) the threshold each row was scored at: of its fold, or where there is a single fold the pooled one."""
-    name, metric = material.task.classes[c], THRESHOLD_OF[F1_AIM]
-    fold = material.rows.fold.to_numpy(np.int64)
-    numbers = material.best.folds if len(material.best.folds) > 1 else (POOLED,)
-    found = {k: material.book.find(material.best.name, metric, name, fold=k).value for k in numbers}
+    name, metric = report.task.classes[c], THRESHOLD_OF[F1_AIM]
+    fold = report.rows.fold.to_numpy(np.int64)
+    numbers = report.best.folds if len(report.best.folds) > 1 else (POOLED,)
+    found = {k: report.scores.find(report.best, metric, name, fold=k).value for k in numbers}
     return np.array([found.get(int(k), found.get(POOLED, np.nan)) for k in fold])
 
 
-def _explain(material: Material, judged: list[Judged]) -> dict[str, Explained]:
+def _explain(report: ReportData, judged: list[Judged]) -> dict[str, Explained]:
     """What the first-stage network of each slice's own fold makes of it, by slice_id; one pass per fold."""
-    if material.first is None:
+    if report.first is None:
         return {}
-    rows = material.rows.iloc[sorted({one.row for one in judged})]
+    rows = report.rows.iloc[sorted({one.row for one in judged})]
     explained: dict[str, Explained] = {}
-    for fold, part in rows.groupby("fold"):
-        run = material.first.name
-        found = explain_slices(material.prepared, material.work, run, int(fold), part.slice_id.to_list())
+    for fold in sorted(rows.fold.unique()):
+        ids = rows.slice_id[rows.fold == fold].to_list()
+        found = explain_slices(report.prepared, report.work, report.first.name, int(fold), ids)
         explained |= {one.slice_id: one for one in found}
     return explained
 
 
-def _text(material: Material, has_heat: bool) -> str:
+def _text(report: ReportData, has_heat: bool) -> str:
     windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in _windows())
     text = (
-        f"By {material.best.name}, out of fold, sorted by confidence, at most one slice of a study. Positive means at "
+        f"By {report.best.name}, out of fold, sorted by confidence, at most one slice of a study. Positive means at "
         "or above the threshold that was best for F1 on the other folds. Windows (level/width in HU), by rows: "
     )
-    if not has_heat or material.first is None:
+    if not has_heat or report.first is None:
         return f"{text}{windows}."
     heat = (
-        f"; last, over the brain window, where {material.first.name} found what speaks for the class (Grad-CAM): the "
+        f"; last, over the brain window, where {report.first.name} found what speaks for the class (Grad-CAM): the "
         "network of the slice's own fold, which never saw it. The map is scaled to its own maximum, so it says where, "
         "not how sure."
     )
@@ -150,21 +151,21 @@ def _windows() -> list[tuple[str, tuple[float, float]]]:
     return list(zip(_WINDOW_NAMES, ChannelsConfig().windows, strict=True))
 
 
-def _card(material: Material, one: Judged, p: np.ndarray, explained: dict[str, Explained], with_verdict: bool) -> Card:
-    task, row = material.task, material.rows.iloc[one.row]
+def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, Explained], with_verdict: bool) -> Card:
+    task, row = report.task, report.rows.iloc[one.row]
     found, name = explained.get(row.slice_id), task.classes[one.class_index]
     if found is None:
-        hounsfield = material.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
+        hounsfield = report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
     else:
         hounsfield = found.hounsfield
     tiles = [_through_window(hounsfield, *window) for _, window in _windows()]
     tiles += [] if found is None else [paint_heat(hounsfield, found.heat[one.class_index])]
     picture = _put_together([fit_picture(tile, _TILE) for tile in tiles])
-    truth = [task.classes[c] for c in np.flatnonzero(material.labels[one.row] == 1)]
+    truth = [task.classes[c] for c in np.flatnonzero(report.labels[one.row] == 1)]
     facts = [f"truth: {', '.join(truth) or 'no bleed'}"]
-    if found is not None and material.first is not None and material.best is not material.first:
+    if found is not None and report.first is not None and report.best is not report.first:
         before = format_number(float(found.probabilities[one.class_index]), 3)
-        facts.append(f"{material.first.name} alone: {before}")
+        facts.append(f"{report.first.name} alone: {before}")
     place = f"slice {row.slice_index + 1} of {row.num_slices}"
     alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} pictures"
     figure = format_number(float(p[one.class_index]), 3)

@@ -10,23 +10,23 @@ from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show import page
 from ichkit.show.blocks import Section
+from ichkit.show.html import TABLE_TEMPLATE
 from ichkit.show.plan import Plan
 from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.external import make_external
 from ichkit.stages.report.gallery import make_galleries
-from ichkit.stages.report.material import Material
-from ichkit.stages.report.origins import make_data, make_repeat, make_training
 from ichkit.stages.report.overview import make_board, make_overview
+from ichkit.stages.report.provenance import make_data, make_repeat, make_training
+from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.second_stage import make_second_stage
 from ichkit.stages.report.strips import make_strips
 from ichkit.stages.scores import evaluate, leaderboard
+from ichkit.stages.scores.book import open_book
 from ichkit.stages.scores.evaluate import EvaluatePlan
-from ichkit.stages.scores.summary import data_note
-from ichkit.validation.catalog import pick_source
+from ichkit.stages.scores.tables import data_note
 from ichkit.work.artifacts import (
     digest_of,
-    digest_table,
     git_commit,
     package_versions,
     read_manifest,
@@ -110,21 +110,21 @@ def run(plan: ReportPlan) -> Path:
     Raises:
         ArtifactError: an artifact is damaged.
     """
-    material, work = collect(plan), plan.work
-    inputs = _digest(material)
+    report, work = collect(plan), plan.work
+    inputs = _digest(report)
     if _inputs_of(work.report) == inputs:
         logger.info("report: %s is up to date", work.report)
         return work.report
     if work.report.exists():
         logger.info("report: inputs changed, the page is made anew")
-    text = render(material, inputs)
+    text = render(report, inputs)
     write_bytes_atomically(work.report, text.encode())
     logger.info("report: %s, %.1f MB", work.report, len(text) / 1e6)
     return work.report
 
 
-def collect(plan: ReportPlan) -> Material:
-    """Everything the page is made from, sources in the order of the board; missing scores are computed.
+def collect(plan: ReportPlan) -> ReportData:
+    """Everything the page is made from, sources best first; missing scores are computed.
 
     Raises:
         ArtifactError: an artifact is damaged.
@@ -132,38 +132,36 @@ def collect(plan: ReportPlan) -> Material:
     config, work, prepared, scoring = plan.config, plan.work, plan.prepared, plan.scoring
     data = str(prepared.manifest.facts["data"])
     if scoring is None:
-        return Material(config, work, prepared, data, [], None, None)
+        return ReportData(config, work, prepared, data, None, {})
     evaluate.make_current(scoring)
-    tables = evaluate.read_tables(work, scoring.sources)
-    board = leaderboard.build(work, plan.options.submissions, prepared.task)
-    ordered = [pick_source(scoring.sources, name) for name in board["name"]]
-    data = "+".join(sorted({data, *(source.data for source in scoring.sources)}))
-    return Material(config, work, prepared, data, ordered, tables, board)
+    book = open_book(work, prepared.task)
+    sites = leaderboard.read_sites(leaderboard.build(work, plan.options.submissions, prepared.task))
+    return ReportData(config, work, prepared, "+".join(sorted({data, *book.data.split("+")})), book, sites)
 
 
-def render(material: Material, inputs: str = "") -> str:
+def render(report: ReportData, inputs: str = "") -> str:
     """The page as HTML.
 
     Args:
         inputs: digest of what it is made from, kept in its head.
     """
     made = "Nothing is trained yet."
-    if material.sources:
-        made = f"Newest source made {max(source.created_utc for source in material.sources)}."
-    notice = data_note(material.data)
+    if report.sources:
+        made = f"Newest source made {max(source.created_utc for source in report.sources)}."
+    notice = data_note(report.data)
     return page.render(
-        _ROOM, _TEMPLATE, sections=_make_sections(material), data=material.data, notice=notice, made=made, inputs=inputs
+        _ROOM, _TEMPLATE, sections=_make_sections(report), data=report.data, notice=notice, made=made, inputs=inputs
     )
 
 
-def _make_sections(material: Material) -> list[Section]:
-    scored = [make(material) for make in _SCORED] if material.sources else []
-    return [make_overview(material), *scored, make_data(material), make_repeat(material)]
+def _make_sections(report: ReportData) -> list[Section]:
+    scored = [make(report) for make in _SCORED] if report.sources else []
+    return [make_overview(report), *scored, make_data(report), make_repeat(report)]
 
 
-def _digest(material: Material) -> str:
+def _digest(report: ReportData) -> str:
     """First 16 hex digits over everything that decides what the page says."""
-    work, kinds = material.work, material.sources
+    work, kinds = report.work, report.sources
     manifests = [read_manifest(work.prepared, made_by="ichkit prepare")]
     for source in kinds:
         folders = {path.parent for path in source.oof_paths}
@@ -172,9 +170,9 @@ def _digest(material: Material) -> str:
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]
     made = [manifest.created_utc for manifest in manifests]
-    board = "" if material.board is None else digest_table(material.board.astype(str))
-    looks = [page.read_template(_ROOM, name) for name in ("page.html.j2", _TEMPLATE)]
-    return digest_of([read, made, board, looks, package_versions(), git_commit(), material.config.settings()])
+    sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
+    looks = [page.read_template(_ROOM, name) for name in ("page.html.j2", TABLE_TEMPLATE, _TEMPLATE)]
+    return digest_of([read, made, sites, looks, package_versions(), git_commit(), report.config.settings()])
 
 
 def _inputs_of(path: Path) -> str | None:

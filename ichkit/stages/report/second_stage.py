@@ -1,33 +1,31 @@
 """What a stack says of itself: how much better it looks in sample, its calibration, what its trees look at."""
 
 from pathlib import Path
-from typing import Any
 
-from ichkit.show.blocks import Block, Chart, Charts, Missing, Section, Table
+import numpy as np
+
+from ichkit.show.blocks import Block, Chart, Charts, Missing, Section
 from ichkit.show.drawing import Series, draw_intervals, to_svg
-from ichkit.show.terminal import format_number
-from ichkit.stages.report.material import Material
-from ichkit.stages.stack.facts import IMPORTANCE_FILE
+from ichkit.show.table import Cell, Table, format_number
+from ichkit.stages.report.report_data import ReportData
+from ichkit.stages.stack.facts import IMPORTANCE_FILE, render
 from ichkit.work.artifacts import Manifest, read_manifest, read_table
 
 _NUM_FEATURES = 12
 
 
-def make_second_stage(material: Material) -> Section:
+def make_second_stage(report: ReportData) -> Section:
     """Facts of the stack that holds the best second stage."""
     anchor, title = "second-stage", "Inside the second stage"
-    if material.second is None:
+    if report.second is None:
         return Section(anchor, title, [Missing("Nothing is stacked on these folds.", "ichkit stack")])
-    folder = material.work.root / material.second.path
+    folder = report.work.root / report.second.path
     manifest = read_manifest(folder.parent, made_by="ichkit stack")
     blocks: list[Block] = []
     facts = manifest.facts
     if facts.get("optimism"):
-        blocks += [Charts([_draw_optimism(facts["optimism"])]), _optimism_table(facts)]
-    if facts.get("calibration"):
-        blocks.append(_calibration_table(facts, material))
-    if facts.get("embeddings"):
-        blocks.append(_embeddings_table(facts["embeddings"]))
+        blocks.append(Charts([_draw_optimism(facts["optimism"])]))
+    blocks += render(manifest)
     blocks += [_importance_table(folder.parent / name, name) for name in _importance_files(manifest)]
     if not blocks:
         blocks.append(Missing(f"Stack {folder.parent.name} was made without facts about itself.", "ichkit stack"))
@@ -37,7 +35,7 @@ def make_second_stage(material: Material) -> Section:
 def _draw_optimism(optimism: dict[str, dict[str, float]]) -> Chart:
     names = list(optimism)
     series = [
-        Series(words, [optimism[name][key] for name in names])
+        Series(words, np.array([optimism[name][key] for name in names]))
         for words, key in (("out of fold", "out_of_fold"), ("in sample", "in_sample"))
     ]
     alt = "Weighted log loss by kind: " + "; ".join(
@@ -45,37 +43,7 @@ def _draw_optimism(optimism: dict[str, dict[str, float]]) -> Chart:
         for name, found in optimism.items()
     )
     figure = draw_intervals(names, series, "weighted log loss (nats)")
-    return Chart(to_svg(figure, "optimism", alt), "The gap is what a careless second stage would have boasted with.")
-
-
-def _optimism_table(facts: dict[str, Any]) -> Table:
-    rows = []
-    for kind, losses in facts["optimism"].items():
-        better = 1 - losses["in_sample"] / losses["out_of_fold"]
-        numbers = [format_number(losses[name], 5) for name in ("out_of_fold", "in_sample")]
-        rows.append([kind, *numbers, f"{100 * better:.1f} %"])
-    after = "In sample: the same rows by the models that learnt from them. No score on this page is made that way."
-    columns = ("kind", "out of fold", "in sample", "would look better by")
-    return Table(f"{facts['name']}: weighted log loss out of fold and in sample", columns, rows, after=after)
-
-
-def _calibration_table(facts: dict[str, Any], material: Material) -> Table:
-    rows = []
-    for name, found in facts["calibration"].items():
-        errors = [
-            f"{found['error_before'][label]:.4f} → {found['error_after'][label]:.4f}" for label in material.task.classes
-        ]
-        rows.append([name, f"{found['loss_before']:.5f} → {found['loss_after']:.5f}", *errors])
-    after = "Fitted on inner patients of the training part. Where it would not have helped them, it changes nothing."
-    caption = f"{facts['name']}: loss and calibration error, out of fold, before → after calibration"
-    return Table(caption, ("stacker", "log loss", *material.task.classes), rows, after=after)
-
-
-def _embeddings_table(embeddings: dict[str, dict[str, float]]) -> Table:
-    rows = [
-        [name, *(format_number(losses[key], 5) for key in ("without", "with"))] for name, losses in embeddings.items()
-    ]
-    return Table("Embeddings: out-of-fold log loss before calibration", ("stacker", "without", "with"), rows)
+    return Chart(to_svg(figure, "optimism", alt), "The gap is the optimism of an in-sample evaluation.")
 
 
 def _importance_files(manifest: Manifest) -> list[str]:
@@ -84,10 +52,10 @@ def _importance_files(manifest: Manifest) -> list[str]:
 
 def _importance_table(path: Path, name: str) -> Table:
     table = read_table(path).head(_NUM_FEATURES)
-    classes = [column for column in table if column not in ("feature", "mean")]
-    rows = []
+    classes = [column for column in table.columns if column not in ("feature", "mean")]
+    rows: list[list[Cell | str]] = []
     for row in table.to_dict("records"):
         shares = [f"{100 * row[column]:.1f} %" for column in ("mean", *classes)]
-        rows.append([row["feature"].replace("_", " "), *shares])
+        rows.append([str(row["feature"]).replace("_", " "), *shares])
     caption = f"{name.split('/')[0]}: the {len(rows)} features that gain most, as a share of the gain in training loss"
     return Table(caption, ("feature", "mean", *classes), rows)

@@ -9,9 +9,9 @@ from ichkit.imaging.pictures import brain_picture, fit_picture
 from ichkit.show.blocks import Block, Chart, Missing, Prose, Section, Strip
 from ichkit.show.drawing import to_svg
 from ichkit.show.page import encode_jpeg
-from ichkit.show.terminal import format_number
+from ichkit.show.table import format_number
 from ichkit.stages.report.curves import draw_along
-from ichkit.stages.report.material import Material, shorten
+from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.validation.catalog import Source
 from ichkit.validation.metrics import log_losses
 
@@ -35,21 +35,21 @@ class Change:
     after: float
 
 
-def make_strips(material: Material) -> Section:
+def make_strips(report: ReportData) -> Section:
     """The studies that gained most by the second stage, and the one that lost most."""
     anchor, title = "changed", "What stacking changed"
-    if material.second is None:
+    if report.second is None:
         return Section(anchor, title, [Missing("Nothing is stacked on these folds.", "ichkit stack")])
-    first, second = material.first, material.second
+    first, second = report.first, report.second
     if first is None:
         return Section(
             anchor, title, [Missing("The run behind the second stage is not here any more.", "ichkit train")]
         )
-    p = {one.name: material.probabilities(one) for one in (first, second)}
-    losses = {name: log_losses(values, material.labels) for name, values in p.items()}
-    starts = np.flatnonzero(material.rows.study_id.ne(material.rows.study_id.shift()))
+    p = {one.name: report.probabilities(one) for one in (first, second)}
+    losses = {name: log_losses(values, report.labels) for name, values in p.items()}
+    starts = np.flatnonzero(report.rows.study_id.ne(report.rows.study_id.shift()))
     changes = pick_changes(losses[first.name], losses[second.name], starts, _NUM_MENDED, _NUM_SPOILT)
-    changes = [change for change in changes if _volume_of(material, change).is_file()]
+    changes = [change for change in changes if _volume_of(report, change).is_file()]
     if not changes:
         return Section(anchor, title, [Missing("No study changed whose pixels are in this work folder.")])
     text = (
@@ -58,7 +58,7 @@ def make_strips(material: Material) -> Section:
         "most, then the one that lost most; they are extremes, the table of losses says what happens on the whole."
     )
     blocks: list[Block] = [Prose(text)]
-    blocks += [_draw(material, number, change, p, first, second) for number, change in enumerate(changes)]
+    blocks += [_draw(report, number, change, p, first, second) for number, change in enumerate(changes)]
     return Section(anchor, title, blocks)
 
 
@@ -84,22 +84,22 @@ def pick_changes(
     ]
 
 
-def _volume_of(material: Material, change: Change) -> Path:
-    return material.prepared.folder / material.rows.volume.iloc[change.rows[0]]
+def _volume_of(report: ReportData, change: Change) -> Path:
+    return report.prepared.folder / str(report.rows.volume.iloc[change.rows[0]])
 
 
 def _draw(
-    material: Material, number: int, change: Change, p: dict[str, np.ndarray], first: Source, second: Source
+    report: ReportData, number: int, change: Change, p: dict[str, np.ndarray], first: Source, second: Source
 ) -> Strip:
     rows, c = slice(*change.rows), change.class_index
-    study = material.rows.iloc[rows]
-    volume = material.prepared.read_volume(study.volume.iloc[0])
+    study = report.rows.iloc[rows]
+    volume = report.prepared.read_volume(study.volume.iloc[0])
     chosen = np.unique(np.linspace(0, len(study) - 1, min(_MOST_SLICES, len(study))).round().astype(int))
     pictures = [brain_picture(volume[study.slice_index.iloc[i]]) for i in chosen]
     film = np.concatenate([fit_picture(picture, _TILE)[..., 0] for picture in pictures], axis=1)
     places = (np.interp(np.arange(len(study)), chosen, np.arange(len(chosen))) + 0.5) / len(chosen)
-    name, label = shorten(study.study_id.iloc[0]), material.task.classes[c]
-    truth = material.labels[rows, c] == 1
+    name, label = shorten(study.study_id.iloc[0]), report.task.classes[c]
+    truth = report.labels[rows, c] == 1
     lines = {one.name: p[one.name][rows, c] for one in (first, second)}
     ticks = {float(places[i]): str(study.slice_index.iloc[i]) for i in chosen}
     figure = draw_along(places, truth, lines, ticks)

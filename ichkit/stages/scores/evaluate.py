@@ -19,7 +19,7 @@ from ichkit.validation.catalog import Source, find_sources
 from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
 from ichkit.validation.folds import check_folds
 from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, weighted_log_loss
-from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, METRICS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS, headlines
+from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, METRICS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 from ichkit.validation.submissions import read_submission, read_truth
@@ -46,13 +46,13 @@ class ScoreTables:
         scores: columns of `validation.scores.SCORE_DTYPES`.
         reliability: columns of `validation.scores.CURVE_DTYPES`.
         comparisons: columns of `validation.comparisons.COMPARISON_DTYPES`.
-        cq500_missing: CQ500 studies that the readers labelled and that have no slices.
+        missing: external set to its studies that have labels and no slices.
     """
 
     scores: pd.DataFrame
     reliability: pd.DataFrame
     comparisons: pd.DataFrame
-    cq500_missing: list[str]
+    missing: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -277,15 +277,6 @@ def make_current(plan: EvaluatePlan) -> None:
         run(plan)
 
 
-def read_scores(work: WorkFolder, sources: list[Source]) -> pd.DataFrame:
-    """The scores that rank and are quoted (`headlines`), of these sources as they are now.
-
-    Raises:
-        ArtifactError: there are no scores, or they were made from other tables or labels.
-    """
-    return headlines(read_tables(work, sources).scores)
-
-
 def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
     """Everything that was scored, after making sure that it belongs to these sources as they are now.
 
@@ -300,7 +291,8 @@ def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
             f"{len(manifest.facts['sources'])} made from other tables. Run `{MADE_BY}`."
         )
     names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
-    return ScoreTables(*(read_table(work.scores / name) for name in names), manifest.facts["cq500_missing"])
+    scores, reliability, comparisons = (read_table(work.scores / name) for name in names)
+    return ScoreTables(scores, reliability, comparisons, {"cq500": manifest.facts["cq500_missing"]})
 
 
 def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:

@@ -178,7 +178,12 @@ def _score_out_of_fold(
     _check_slices(table, train, source, "oof")
     check_predictions(table, task, source.path, train)
     fold, part = table.fold.to_numpy(), _parts_of(source, train, config)
-    place = {"dataset": "+".join(sorted(train.dataset.unique())), "split": "train", "subgroup": ALL, "fold": POOLED}
+    place: dict[str, str | int] = {
+        "dataset": "+".join(sorted(train.dataset.unique())),
+        "split": "train",
+        "subgroup": ALL,
+        "fold": POOLED,
+    }
     patient, _ = pd.factorize(train.patient_id, sort=True)
     slices = ScoredRows(
         place | {"level": "slice", "aggregation": "none"},
@@ -236,7 +241,7 @@ def _score_cq500(
     task, settings = prepared.task, config.evaluate
     for aggregation in AGGREGATIONS:
         scored = study_scores(table, prepared, aggregation, settings.num_top)
-        place = scored.place | {"subgroup": ALL, "fold": POOLED}
+        place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
         studies = scored.probabilities.index
         rows = ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())
         if aggregation != MAXIMUM:

@@ -11,12 +11,12 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.imaging.store import Prepared
 from ichkit.stages.scores import evaluate, leaderboard
+from ichkit.stages.scores.book import ScoreBook
 from ichkit.stages.scores.upload import SITE, find_command
 from ichkit.validation.catalog import Source, load_split, pick_source
 from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.notes import note_path, write_note
 from ichkit.validation.sample import Imputed, KnownSlices, fill_sample
-from ichkit.validation.scores import POOLED, WEIGHTED_LOG_LOSS
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
 
@@ -163,15 +163,14 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
     Raises:
         ConfigError: no such source.
     """
-    sources, prepared = scoring.sources, scoring.prepared
+    prepared = scoring.prepared
     if name is not None:
-        return pick_source(sources, name)
-    scores = evaluate.read_scores(scoring.work, sources)
-    pooled = scores[(scores.metric == WEIGHTED_LOG_LOSS) & (scores.fold == POOLED)].set_index("source")
-    complete = [source for source in sources if list(source.folds) == prepared.fold_numbers]
-    most = pooled.n.max()
-    candidates = complete or [source for source in sources if pooled.n[source.name] == most]
-    best = min(candidates, key=lambda source: (pooled.value[source.name], source.name))
+        return pick_source(scoring.sources, name)
+    book = ScoreBook(evaluate.read_tables(scoring.work, scoring.sources), scoring.sources)
+    complete = [source for source in book.sources if list(source.folds) == prepared.fold_numbers]
+    most = book.loss(book.sources[0]).n
+    candidates = complete or [source for source in book.sources if book.loss(source).n == most]
+    best = min(candidates, key=lambda source: (book.loss(source).value, source.name))
     if not complete:
         logger.warning(
             "no source has all %d folds; taking the best there is: %s, folds %s",

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
 
 from ichkit.core.progress import logger
-from ichkit.show.terminal import make_table
+from ichkit.show.table import Cell, Table
 from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.chain import Chains
 from ichkit.stacking.rows import log_losses_of_logits, to_probabilities
@@ -67,7 +66,9 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
         return float(log_losses_of_logits(make_logits_coherent(logits, stack.task), truth).mean(axis=0) @ weights)
 
     # One pooled array at a time: at the competition's size each is 36 MB.
-    optimism, calibration, embeddings = {}, {}, {}
+    optimism: dict[str, dict[str, float]] = {}
+    calibration: dict[str, dict[str, Any]] = {}
+    embeddings: dict[str, dict[str, float]] = {}
     for kind in (BASE, *stack.kinds):
         is_base = kind == BASE
         unseen = _pool(results, [(result.members if is_base else result.kinds)[kind] for result in results])
@@ -107,33 +108,53 @@ def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
         table = table.sort_values(["mean", "feature"], ascending=[False, True], ignore_index=True)
         writer.write_table(f"{name}/{IMPORTANCE_FILE}", table)
         top = table.head(_SHOWN_FEATURES)
-        lines = [f"  {row.feature:36s} {100 * row.mean:5.1f} %" for row in top.itertuples()]
+        lines = [f"  {feature:36s} {100 * mean:5.1f} %" for feature, mean in zip(top.feature, top["mean"], strict=True)]
         logger.info("%s: share of the gain by feature\n%s", name, "\n".join(lines))
 
 
 def render(manifest: Manifest) -> list[Table]:
-    """What a person should know of a stack: scores with the in-sample ones beside them, calibration, embeddings."""
+    """What a person should know of a stack: in-sample scores beside the honest ones, calibration, embeddings."""
     facts = manifest.facts
-    title = f"{facts['name']}: weighted log loss, and what the same models say of rows they learnt from"
-    scores = make_table(title, ["kind", "out of fold", "in sample", "looks better by"])
+    made = [_optimism_table(facts)] if facts.get("optimism") else []
+    made += [_calibration_table(facts)] if facts.get("calibration") else []
+    return made + ([_embeddings_table(facts)] if facts.get("embeddings") else [])
+
+
+def _optimism_table(facts: Mapping[str, Any]) -> Table:
+    rows = []
     for kind, losses in facts["optimism"].items():
         better = 1 - losses["in_sample"] / losses["out_of_fold"]
-        scores.add_row(kind, f"{losses['out_of_fold']:.5f}", f"{losses['in_sample']:.5f}", f"{100 * better:.1f} %")
-    title = "Out of fold, without and with calibration on inner patients (ECE: mean over the classes)"
-    calibration = make_table(title, ["stacker", "log loss", "calibrated", "ECE", "calibrated"])
-    for name, found in facts["calibration"].items():
-        losses = [f"{found[f'loss_{when}']:.5f}" for when in ("before", "after")]
-        errors = [f"{np.mean(list(found[f'error_{when}'].values())):.4f}" for when in ("before", "after")]
-        calibration.add_row(name, *losses, *errors)
-    tables = [scores, calibration]
-    if facts["embeddings"]:
-        title = "Embeddings: out-of-fold log loss before calibration"
-        gained = make_table(title, ["stacker", "logits alone", "with embeddings", "gain"])
-        for name, losses in facts["embeddings"].items():
-            gain = 1 - losses["with"] / losses["without"]
-            gained.add_row(name, f"{losses['without']:.5f}", f"{losses['with']:.5f}", f"{100 * gain:.1f} %")
-        tables.append(gained)
-    return tables
+        rows.append([kind, f"{losses['out_of_fold']:.5f}", f"{losses['in_sample']:.5f}", f"{100 * better:.1f} %"])
+    title = f"{facts['name']}: weighted log loss out of fold and in sample"
+    note = "In sample: the same rows by the models that were fitted on them. No other score is made that way."
+    return Table(title, ("kind", "out of fold", "in sample", "optimism"), rows, note=note)
+
+
+def _calibration_table(facts: Mapping[str, Any]) -> Table:
+    found = facts["calibration"]
+    errors = {f"ECE {name}": name for name in next(iter(found.values()))["error_before"]}
+
+    def cell(before: float, after: float, digits: int) -> Cell:
+        return Cell(f"{after:.{digits}f}", f"from {before:.{digits}f}")
+
+    rows: list[list[Cell | str]] = [
+        ["log loss", *(cell(one["loss_before"], one["loss_after"], 5) for one in found.values())]
+    ]
+    for label, name in errors.items():
+        pairs = [(one["error_before"][name], one["error_after"][name]) for one in found.values()]
+        rows.append([label, *(cell(before, after, 4) for before, after in pairs)])
+    title = f"{facts['name']}: out of fold after calibration, and before it"
+    note = "Fitted on inner patients of the training part. Where it would not have helped them, it changes nothing."
+    return Table(title, ("score", *found), rows, note=note)
+
+
+def _embeddings_table(facts: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, losses in facts["embeddings"].items():
+        gain = 1 - losses["with"] / losses["without"]
+        rows.append([name, f"{losses['without']:.5f}", f"{losses['with']:.5f}", f"{100 * gain:.1f} %"])
+    title = f"{facts['name']}: embeddings, out-of-fold log loss before calibration"
+    return Table(title, ("stacker", "logits alone", "with embeddings", "gain"), rows)
 
 
 def _pool(results: Sequence[ChainLogits], parts: Sequence[np.ndarray]) -> np.ndarray:

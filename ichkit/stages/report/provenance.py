@@ -1,4 +1,4 @@
-"""Where the numbers come from: the data, the training, and what is needed to make them again."""
+"""Provenance: the data, the training, and what is needed to make them again."""
 
 import json
 from typing import Any
@@ -6,36 +6,36 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ichkit.show.blocks import Block, Cell, Chart, Charts, Listing, Prose, Section, Table
+from ichkit.show.blocks import Block, Chart, Charts, Listing, Prose, Section
 from ichkit.show.drawing import to_svg
-from ichkit.show.terminal import NOTHING, format_number
+from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
 from ichkit.stages.report.curves import draw_training
-from ichkit.stages.report.material import Material
+from ichkit.stages.report.report_data import ReportData
 from ichkit.work.artifacts import Manifest, list_differences, package_versions, read_manifest, read_table
 
 _CONFIG_FILE = "report.yaml"
 
 
-def make_training(material: Material) -> Section:
+def make_training(report: ReportData) -> Section:
     """The training curves of every fold of every run."""
     charts, rows = [], []
-    for number, run in enumerate(source for source in material.sources if source.kind == "base"):
-        histories = {k: read_table(material.work.fold(run.name, k) / "history.csv") for k in run.folds}
+    for number, run in enumerate(source for source in report.sources if source.kind == "base"):
+        histories = {k: read_table(report.work.fold(run.name, k) / "history.csv") for k in run.folds}
         last = {k: history.loss.iloc[-1] for k, history in histories.items()}
         ends = ", ".join(f"fold {k} {format_number(loss, 4)}" for k, loss in last.items())
         alt = f"Training loss of {run.name} by epoch; after the last: {ends}."
         charts.append(Chart(to_svg(draw_training(histories), f"training-{number}", alt), f"{run.name}, loss by epoch."))
-        rows += [_training_row(material, run.name, k, history) for k, history in histories.items()]
+        rows += [_training_row(report, run.name, k, history) for k, history in histories.items()]
     columns = ("run and fold", "network", "epochs", "images per epoch", "last training loss", "minutes", "device")
-    after = "The training loss is of augmented images and says nothing of unseen ones. No score chose an epoch."
-    table = Table("Training, fold by fold", columns, rows, after=after, num_text=2)
+    note = "The training loss is of augmented images and says nothing of unseen ones. No score chose an epoch."
+    table = Table("Training, fold by fold", columns, rows, note=note, num_text=2)
     return Section("training", "Training curves", [Charts(charts), table])
 
 
-def make_data(material: Material) -> Section:
+def make_data(report: ReportData) -> Section:
     """What was prepared: counts, folds, rejected files, and the oddities that the audit found."""
-    prepared, task = material.prepared, material.task
+    prepared, task = report.prepared, report.task
     rows = []
     for (dataset, split), slices in prepared.slices.groupby(["dataset", "split"]):
         studies = prepared.studies[(prepared.studies.dataset == dataset) & (prepared.studies.split == split)]
@@ -43,24 +43,24 @@ def make_data(material: Material) -> Section:
         counts = [f"{number:,}" for number in (len(slices), len(studies), slices.patient_id.nunique())]
         rows.append([f"{dataset} {split}", *counts, *positive])
     columns = ("part", "slices", "studies", "patients", *task.classes)
-    after = "Class columns count positive studies; a dash where no label is known."
-    blocks: list[Block] = [Table(f"Prepared (data: {material.data})", columns, rows, after=after)]
+    note = "Class columns count positive studies; a dash where no label is known."
+    blocks: list[Block] = [Table(f"Prepared (data: {report.data})", columns, rows, note=note)]
     if AUDIT_JSON in prepared.manifest.files:
         blocks += _audit_tables(json.loads((prepared.folder / AUDIT_JSON).read_text(encoding="utf-8")))
         blocks.append(Prose(f"The whole audit, with pictures: `prepared/{AUDIT_PAGE}` in the work folder."))
     rejected = prepared.rejected().reason.value_counts()
     if len(rejected):
-        lines = [[reason, f"{count:,}"] for reason, count in rejected.items()]
+        lines = [[str(reason), f"{count:,}"] for reason, count in rejected.items()]
         blocks.append(Table("Rejected files", ("reason", "files"), lines))
     else:
         blocks.append(Prose("No file was rejected."))
     return Section("data", "Data", blocks)
 
 
-def make_repeat(material: Material) -> Section:
+def make_repeat(report: ReportData) -> Section:
     """The commands, the configuration, what each artifact was made with, and the versions."""
-    runs = [source for source in material.sources if source.kind == "base"]
-    stack = material.second
+    runs = [source for source in report.sources if source.kind == "base"]
+    stack = report.second
     lines = [
         "ichkit prepare",
         *(f"ichkit train --run {run.name} --fold {','.join(map(str, run.folds))}" for run in runs),
@@ -69,23 +69,23 @@ def make_repeat(material: Material) -> Section:
         lines.append(f"ichkit stack --runs {','.join(stack.runs)} --name {stack.path.split('/')[1]}")
     lines += ["ichkit evaluate", "ichkit submit", "ichkit report"] if runs else []
     commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
-    config = material.config.settings()
+    config = report.config.settings()
     text = (
         f"Save the configuration below as `{_CONFIG_FILE}`; then, on the same data, with the same versions and as many "
         "threads, these commands make the same numbers on a CPU, and nearly the same on a GPU."
     )
-    differences = [line for run in runs for line in _differences(material, run.name, run.folds[0], config)]
+    differences = [line for run in runs for line in _differences(report, run.name, run.folds[0], config)]
     blocks: list[Block] = [Prose(text), Listing("Commands", commands)]
     if differences:
         blocks.append(Prose("Made with other settings than those below (there, now here): " + "; ".join(differences)))
     blocks.append(Listing("Configuration: all that decides a number", yaml.safe_dump(config, sort_keys=False)))
-    blocks.append(_artifacts_table(material))
+    blocks.append(_artifacts_table(report))
     versions = "\n".join(f"{name} {version}" for name, version in package_versions().items())
     return Section("repeat", "How to repeat it", [*blocks, Listing("Versions now", versions)])
 
 
-def _training_row(material: Material, run: str, fold: int, history: pd.DataFrame) -> list[Cell | str]:
-    facts = read_manifest(material.work.fold(run, fold), made_by="ichkit train").facts
+def _training_row(report: ReportData, run: str, fold: int, history: pd.DataFrame) -> list[Cell | str]:
+    facts = read_manifest(report.work.fold(run, fold), made_by="ichkit train").facts
     images = f"{int(history.num_images.iloc[-1]):,}" if "num_images" in history else NOTHING
     minutes = format_number(facts["seconds"] / 60, 1) if "seconds" in facts else NOTHING
     loss = format_number(history.loss.iloc[-1], 4)
@@ -129,9 +129,9 @@ def _share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f} %"
 
 
-def _differences(material: Material, run: str, fold: int, config: dict[str, Any]) -> list[str]:
+def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]) -> list[str]:
     """Settings that a run was trained with and that this report's configuration has otherwise."""
-    used = yaml.safe_load((material.work.fold(run, fold) / "config.yaml").read_text(encoding="utf-8"))
+    used = yaml.safe_load((report.work.fold(run, fold) / "config.yaml").read_text(encoding="utf-8"))
     shared = {name: used[name] for name in ("task", "seed", "channels", "train") if name in used}
     now = {name: _same_keys(shared[name], config[name]) for name in shared}
     return [f"{run}: {line}" for line in list_differences(shared, now)]
@@ -144,16 +144,16 @@ def _same_keys(old: Any, new: Any) -> Any:
     return new
 
 
-def _artifacts_table(material: Material) -> Table:
+def _artifacts_table(report: ReportData) -> Table:
     """When, from which commit and with which settings each artifact was made."""
-    work, rows = material.work, []
+    work, rows = report.work, []
     folders = {"prepared": (work.prepared, "ichkit prepare")}
-    for source in material.sources:
+    for source in report.sources:
         if source.kind == "base":
             folders |= {f"{source.name} {k}": (work.fold(source.name, k), "ichkit train") for k in source.folds}
         else:
             folders[f"stack {source.path.split('/')[1]}"] = (work.root / source.path).parent, "ichkit stack"
-    if material.sources:
+    if report.sources:
         folders["scores"] = (work.scores, "ichkit evaluate")
     for name, (folder, made_by) in folders.items():
         manifest: Manifest = read_manifest(folder, made_by=made_by)

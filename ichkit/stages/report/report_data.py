@@ -1,0 +1,123 @@
+"""What a report is made from: the store, every source, best first, and the book of their scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.config import Config
+from ichkit.core.tasks import Task
+from ichkit.imaging.store import Prepared
+from ichkit.show.drawing import Series
+from ichkit.stages.scores.book import Score, ScoreBook
+from ichkit.validation.catalog import Source, load_out_of_fold
+from ichkit.work.folder import WorkFolder
+
+_SHOWN_CHARACTERS = 6
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that is known when the page is written.
+
+    Attributes:
+        data: where the scans came from: "rsna", "phantom", "folder".
+        book: every score; None where nothing is trained.
+        sites: source to the public and private score of the competition site.
+    """
+
+    config: Config
+    work: WorkFolder
+    prepared: Prepared
+    data: str
+    book: ScoreBook | None
+    sites: Mapping[str, tuple[float | None, float | None]]
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.prepared.task
+
+    @property
+    def scores(self) -> ScoreBook:
+        """The book of scores; only to be asked for where something is trained."""
+        assert self.book is not None
+        return self.book
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every source, best first; none where nothing is trained."""
+        return [] if self.book is None else self.book.sources
+
+    @property
+    def best(self) -> Source:
+        """What stands first on the board; only to be asked for where there are sources."""
+        return self.sources[0]
+
+    @cached_property
+    def peers(self) -> list[Source]:
+        """The sources of the same folds as the best one, best first: only they can be compared."""
+        return [source for source in self.sources if source.folds == self.best.folds]
+
+    @cached_property
+    def stages(self) -> list[Source]:
+        """The best source with all that it was made from and beside: the kinds of its stack, and its runs, best first.
+
+        The peers where it is a run itself.
+        """
+        if self.best.kind == "base":
+            return self.peers
+        stack = PurePosixPath(self.best.path).parent
+        return [
+            source
+            for source in self.peers
+            if (source.name in self.best.runs if source.kind == "base" else PurePosixPath(source.path).parent == stack)
+        ]
+
+    @cached_property
+    def second(self) -> Source | None:
+        """The best second stage among the peers; None where nothing is stacked."""
+        return next((source for source in self.peers if source.kind != "base"), None)
+
+    @cached_property
+    def first(self) -> Source | None:
+        """The best run behind the second stage, or the best run where there is none; its networks are explained.
+
+        None where a stack has outlived its runs, or some of their folds.
+        """
+        runs = self.second.runs if self.second is not None else self.best.runs
+        return next((source for source in self.peers if source.kind == "base" and source.name in runs), None)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The slices of `slices.parquet` that the peers were scored on, in the order of their tables."""
+        train = self.prepared.split("train")
+        return train[train.fold.isin(self.best.folds)].reset_index(drop=True)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N, C) float64 of 0 and 1, NaN where unknown, of `rows`."""
+        return self.rows[list(self.task.classes)].to_numpy(np.float64, na_value=np.nan)
+
+    def probabilities(self, source: Source) -> np.ndarray:
+        """(N, C) float64 out-of-fold probabilities of `rows` by one of the peers."""
+        return load_out_of_fold(source)[self.task.probability_columns].to_numpy(np.float64)
+
+
+def make_series(name: str, scores: Sequence[Score]) -> Series:
+    """Scores with their intervals, to be drawn."""
+    ends = [[getattr(score, end) for score in scores] for end in ("value", "low", "high")]
+    return Series(name, *(np.array(values, np.float64) for values in ends))
+
+
+def shorten(name: str) -> str:
+    """The end of an id: enough to find its row again, too little to be an id.
+
+    Example:
+        >>> shorten("ID_89d2a1959")
+        '…2a1959'
+    """
+    return "…" + name[-_SHOWN_CHARACTERS:]

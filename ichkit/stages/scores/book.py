@@ -1,0 +1,210 @@
+"""The scores of a work folder, looked up in one place: every table of a terminal and of the report asks here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ichkit.core.tasks import Task
+from ichkit.show.table import NOTHING, Cell, format_interval, format_number
+from ichkit.stages.scores.evaluate import ScoreTables, read_tables
+from ichkit.validation.catalog import Source, find_sources
+from ichkit.validation.comparisons import BASELINE, BOOTSTRAP, DELONG
+from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
+from ichkit.validation.studies import MAXIMUM
+from ichkit.validation.subgroups import ALL
+from ichkit.work.folder import WorkFolder
+
+_TRAIN, _EXTERNAL = "train", "external"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Which rows a score is of.
+
+    Attributes:
+        split: "train", whose rows are scored out of fold, or "external".
+        level: "slice" or "study".
+        aggregation: how the slices of a study make its score; "none" for slices.
+        dataset: of an external set; empty out of fold, where all training sets are pooled.
+    """
+
+    split: str
+    level: str
+    aggregation: str
+    dataset: str = ""
+
+
+SLICES = Group(_TRAIN, "slice", "none")
+STUDIES = Group(_TRAIN, "study", MAXIMUM)
+
+
+def external_studies(dataset: str, aggregation: str = MAXIMUM) -> Group:
+    """The studies of an external set."""
+    return Group(_EXTERNAL, "study", aggregation, dataset)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of `scores.parquet`; NaN and 0 where it was not taken."""
+
+    value: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    n: int = 0
+    n_positive: int = 0
+
+    def cell(self, digits: int, small_digits: int | None = None) -> Cell:
+        """The value above its interval."""
+        interval = format_interval(self.low, self.high, small_digits or digits)
+        return Cell(format_number(self.value, digits), interval)
+
+    @property
+    def counts(self) -> Cell:
+        """Positive rows above all rows."""
+        return Cell(f"{self.n_positive:,}", f"/ {self.n:,}")
+
+    @property
+    def has_both(self) -> bool:
+        """True where positive and negative rows were scored."""
+        return 0 < self.n_positive < self.n
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The score of one source minus that of another, on the same draws of patients or by DeLong's paired test."""
+
+    value: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    p_value: float = np.nan
+    is_lower_better: bool = False
+
+    def cell(self, digits: int, small_digits: int | None = None) -> Cell:
+        """The difference above its interval; starred, and good or bad, where the interval excludes 0."""
+        if pd.isna(self.value):
+            return Cell(NOTHING)
+        small = small_digits or digits
+        interval = "" if pd.isna(self.low) else f"{self.low:+z.{small}f} to {self.high:+z.{small}f}"
+        is_better, is_worse = self.low > 0, self.high < 0
+        if self.is_lower_better:
+            is_better, is_worse = is_worse, is_better
+        star = "*" if is_better or is_worse else ""
+        return Cell(f"{self.value:+z.{digits}f}{star}", interval, "good" if is_better else "bad" if is_worse else "")
+
+
+class ScoreBook:
+    """Every score and every comparison of the sources of a work folder.
+
+    Attributes:
+        sources: best first: most slices, then by folds, then by loss, then by name.
+        tables: what the scores are read from.
+        external_sets: names of the external sets that were scored.
+
+    Args:
+        tables: from `evaluate.read_tables`.
+        sources: those that the tables are about, at least one.
+    """
+
+    def __init__(self, tables: ScoreTables, sources: Sequence[Source]) -> None:
+        self.tables = tables
+        scores = tables.scores
+        dataset = scores.dataset.where(scores.split == _EXTERNAL, "")
+        places = zip(scores.split, scores.level, scores.aggregation, dataset, strict=True)
+        keys = zip(scores.source, places, scores.subgroup, scores.fold, scores.metric, scores["class"], strict=True)
+        rows = scores[["value", "low", "high", "n", "n_positive"]].itertuples(index=False, name=None)
+        self._scores = {
+            (source, Group(*place), *rest): Score(*row) for (source, place, *rest), row in zip(keys, rows, strict=True)
+        }
+        self.external_sets = tuple(dict.fromkeys(dataset[dataset != ""]))
+        self.sources = sorted(sources, key=self._rank)
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.sources[0].task
+
+    @property
+    def data(self) -> str:
+        """Where the scans of the sources came from, e.g. "phantom"."""
+        return "+".join(sorted({source.data for source in self.sources}))
+
+    def find(
+        self, source: Source, metric: str, name: str, group: Group = SLICES, subgroup: str = ALL, fold: int = POOLED
+    ) -> Score:
+        """One score; an empty one where it was not taken.
+
+        Args:
+            name: the class, or what `validation.scores` calls all classes and their mean.
+        """
+        return self._scores.get((source.name, group, subgroup, fold, metric, name), Score())
+
+    def loss(self, source: Source) -> Score:
+        """The out-of-fold weighted log loss, by which sources are ranked."""
+        return self.find(source, WEIGHTED_LOG_LOSS, ALL_CLASSES)
+
+    def subgroups(self, source: Source, group: Group) -> list[str]:
+        """The subgroups of a source in the order of the table."""
+        own = (key[2] for key in self._scores if key[:2] == (source.name, group) and key[2] != ALL)
+        return list(dict.fromkeys(own))
+
+    def aggregations(self, source: Source, dataset: str) -> list[str]:
+        """The ways in which the studies of an external set were scored, the maximum first."""
+        groups = (key[1] for key in self._scores if key[0] == source.name and key[1].dataset == dataset)
+        return list(dict.fromkeys(group.aggregation for group in groups))
+
+    def thresholds(self, source: Source, group: Group, metric: str, name: str) -> tuple[float, list[float]]:
+        """The threshold of a class chosen on all folds, and those chosen for each fold on the others."""
+        of_folds = [self.find(source, metric, name, group, fold=fold).value for fold in source.folds]
+        return self.find(source, metric, name, group).value, of_folds
+
+    def unscored_classes(self, source: Source) -> list[str]:
+        """The classes of which the out-of-fold rows do not hold both positives and negatives."""
+        return [name for name in self.task.classes if not self.find(source, LOG_LOSS, name).has_both]
+
+    def best_of_folds(self, source: Source) -> Source:
+        """The best of the sources that were scored on the same folds, the only ones it can be compared with."""
+        return next(other for other in self.sources if other.folds == source.folds)
+
+    def difference(self, source: Source, other: Source, metric: str, name: str, group: Group = SLICES) -> Difference:
+        """The score of `source` minus that of `other`; an empty one where they were not compared."""
+        pairs = self.tables.comparisons
+        asked = (pairs.source == source.name) & (pairs.other == other.name) & _is_in(pairs, group)
+        method = DELONG if group.split == _EXTERNAL else BOOTSTRAP
+        found = pairs[asked & (pairs.metric == metric) & (pairs["class"] == name) & (pairs.method == method)]
+        is_lower_better = metric in (WEIGHTED_LOG_LOSS, LOG_LOSS)
+        if not len(found):
+            return Difference(is_lower_better=is_lower_better)
+        row = found.iloc[0]
+        return Difference(row.difference, row.low, row.high, row.p_value, is_lower_better)
+
+    def baseline(self, source: Source, dataset: str) -> pd.DataFrame:
+        """The AUCs of the published baseline's own probabilities of an external set, and their paired tests, by class.
+
+        Returns:
+            Columns of `comparisons.parquet`, indexed by class; no row where the set came without such probabilities.
+        """
+        pairs = self.tables.comparisons
+        is_asked = (pairs.source == source.name) & (pairs.other == BASELINE) & (pairs.dataset == dataset)
+        return pairs[is_asked & (pairs.metric == ROC_AUC)].set_index("class")
+
+    def _rank(self, source: Source) -> tuple[int, str, float, str]:
+        loss = self.loss(source)
+        return -loss.n, source.folds_label, loss.value, source.name
+
+
+def open_book(work: WorkFolder, task: Task) -> ScoreBook:
+    """The scores of every source that is there now.
+
+    Raises:
+        ArtifactError: there are no scores, or they were made from other tables or labels.
+    """
+    sources = find_sources(work, task)
+    return ScoreBook(read_tables(work, sources), sources)
+
+
+def _is_in(table: pd.DataFrame, group: Group) -> pd.Series:
+    """Which rows of `comparisons.parquet` are of that group."""
+    is_in = (table.split == group.split) & (table.level == group.level) & (table.aggregation == group.aggregation)
+    return is_in & (table.dataset == group.dataset) if group.dataset else is_in
