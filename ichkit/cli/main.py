@@ -9,6 +9,7 @@ import click
 
 from ichkit.cli.completion import complete_run, complete_runs, complete_source, complete_training_source
 from ichkit.cli.config import config_commands
+from ichkit.cli.external import external_options
 from ichkit.cli.model import explain_command, export_command, predict_command
 from ichkit.cli.plan import planned
 from ichkit.cli.run import demo, run_command
@@ -54,7 +55,9 @@ def phantom(plan: "PhantomPlan") -> None:
 
 @main.command(
     epilog=epilog(
-        "ichkit prepare --rsna data/rsna --cq500 data/cq500", "ichkit prepare --folder scans/ --labels labels.csv"
+        "ichkit prepare --rsna data/rsna --cq500 data/cq500",
+        "ichkit prepare --folder scans/ --labels labels.csv",
+        "ichkit prepare --external site=scans/ --labels site=labels.csv",
     )
 )
 @click.option(
@@ -65,7 +68,6 @@ def phantom(plan: "PhantomPlan") -> None:
 @click.option("--rsna", type=PATH, help="RSNA 2019, a folder or a zip (env ICHKIT_RSNA; default data/rsna).")
 @click.option("--cq500", type=PATH, help="CQ500, a folder (env ICHKIT_CQ500; default data/cq500); optional.")
 @click.option("--folder", type=PATH, help="Your own scans, a folder or a zip of DICOM, with --labels.")
-@click.option("--labels", type=PATH, help="Their labels: a CSV with slice_id or study_id, and a column per class.")
 @click.option("--series-override", type=PATH, help="Series chosen by hand: a CSV with study_id, series.")
 @click.option("--limit-studies", type=click.IntRange(1), help="Only so many studies of each split.")
 @click.option("--fresh", is_flag=True, help="Start over; folds.csv is kept.")
@@ -80,6 +82,7 @@ def phantom(plan: "PhantomPlan") -> None:
     help="Processes of this machine, or a Ray cluster (env RAY_ADDRESS; extra ray) [default: the config's, processes].",
 )
 @common_options
+@external_options
 @planned("ichkit.stages.prepare.run", "PrepareOptions")
 def prepare(plan: "PreparePlan") -> None:
     """DICOM to a compressed Hounsfield store with patient-wise folds."""

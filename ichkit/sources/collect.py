@@ -102,12 +102,12 @@ def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> 
 
 
 def _with_labels(table: pd.DataFrame, labels: pd.DataFrame | None, task: Task) -> pd.DataFrame:
-    """The table with a nullable column per class, filled for training slices alone."""
+    """The table with a nullable column per class, filled where a label is known, and never in the test split."""
     names = list(task.classes)
     values = pd.DataFrame(pd.NA, index=table.index, columns=names, dtype="Int8")
     if labels is not None:
         where = pd.Index(labels["slice_id"]).get_indexer(table["slice_id"])
-        rows = np.flatnonzero((where >= 0) & (table["split"] == "train").to_numpy())
+        rows = np.flatnonzero((where >= 0) & (table["split"] != "test").to_numpy())
         taken = labels[names].to_numpy()[where[rows]]
         for column, name in enumerate(names):
             values.iloc[rows, values.columns.get_loc(name)] = taken[:, column]

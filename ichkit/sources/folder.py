@@ -7,6 +7,7 @@ import pandas as pd
 
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
+from ichkit.core.roles import Role
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.sources.copies import split_copies
 from ichkit.sources.labels import check_matches, read_folder_labels
@@ -25,7 +26,12 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
 
 
 def plan_folder(
-    index: pd.DataFrame, salt: bytes, override: pd.DataFrame | None = None, *, needs_patients: bool = False
+    index: pd.DataFrame,
+    salt: bytes,
+    override: pd.DataFrame | None = None,
+    *,
+    needs_patients: bool = False,
+    dataset: str = DATASET,
 ) -> SourcePlan:
     """The best axial series of every study, without labels.
 
@@ -34,8 +40,9 @@ def plan_folder(
         salt: secret bytes; patients and file names appear only as digests with it.
         override: series chosen by hand.
         needs_patients: a file without PatientID is refused, because folds go by patient.
+        dataset: its name in every table.
     """
-    index = add_positions(index).assign(dataset=DATASET, split="external")
+    index = add_positions(index).assign(dataset=dataset, split="external")
     if needs_patients:
         index = add_reason(index, index["patient_id"] == "", NO_PATIENT)
     index = _add_ids(index, salt)
@@ -43,10 +50,10 @@ def plan_folder(
     number = good.groupby("study_id")["series_id"].rank(method="dense").astype(int)
     # A series description is free text and may hold a name: series are told apart by number.
     taken = take_chosen_series(good, "series " + number.astype(str), FOLDER_RULE, override)
-    say_choice(taken.choice, DATASET)
+    say_choice(taken.choice, dataset)
     refused = pd.concat([index[index["reason"] != ""], copies, taken.refused])
     return SourcePlan(
-        dataset=DATASET,
+        dataset=dataset,
         files=taken.files.drop(columns="reason"),
         rejected=hide_files(make_rejected(refused), salt),
         series_choice=taken.choice,
@@ -87,21 +94,28 @@ def _digests(salt: bytes, purpose: str, *texts: pd.Series) -> list[str]:
     return [made[row] for row in rows]
 
 
-def plan_labelled_folder(found: Found) -> SourcePlan:
-    """The best axial series of every study that the label file knows, for training.
+def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role.TRAINING) -> SourcePlan:
+    """The best axial series of every study that the label file knows.
+
+    Labels per study become those of every slice for training alone; an external set keeps them as the study's.
+
+    Args:
+        dataset: its name in every table.
+        role: to learn from, or an external set.
 
     Raises:
         DataError: there is no label file, or it is not as expected, or no scan has a label.
     """
     if found.labels is None:
         raise DataError(
-            "folder: expected a label file, found none. Name it with --labels CSV: a column slice_id "
+            f"{dataset}: expected a label file, found none. Name it with --labels CSV: a column slice_id "
             f"(SOPInstanceUID) or study_id (StudyInstanceUID), and {', '.join(found.task.classes)} of 0 and 1. "
             "For scans without labels there is `ichkit predict`."
         )
     labels, key = read_folder_labels(found.labels, found.task)
-    plan = plan_folder(found.index, found.salt, found.override, needs_patients=True)
-    files = plan.files.assign(split="train")
+    is_training = role is Role.TRAINING
+    plan = plan_folder(found.index, found.salt, found.override, needs_patients=is_training, dataset=dataset)
+    files = plan.files.assign(split="train") if is_training else plan.files
     # A slice of a series that was not chosen has a scan, too.
     readable = found.index[found.index["reason"] == ""]
     scans = readable["slice_uid" if key == "slice_id" else "study_uid"]
@@ -113,12 +127,11 @@ def plan_labelled_folder(found: Found) -> SourcePlan:
     # A slab is named by its middle slice and has that slice's label: its files go or stay together.
     files = files[is_known]
     facts = {**plan.facts, "labels": "slice" if key == "slice_id" else "study"}
-    if key == "study_id":
+    slices, studies = (labels, None) if key == "slice_id" else (None, labels)
+    if key == "study_id" and is_training:
         logger.warning("folder: labels are per study; every slice is given its study's, which is only roughly right")
         names = files[["study_id", "slice_id"]].drop_duplicates()
-        slices, studies = names.merge(labels, on="study_id").drop(columns="study_id"), labels
-    else:
-        slices, studies = labels, None
+        slices = names.merge(labels, on="study_id").drop(columns="study_id")
     return replace(
         plan,
         files=files,
@@ -126,7 +139,7 @@ def plan_labelled_folder(found: Found) -> SourcePlan:
         labels=slices,
         study_labels=studies,
         facts=facts,
-        inputs={"labels": digest_table(labels)},
+        inputs={"labels" if dataset == DATASET else f"{dataset}_labels": digest_table(labels)},
     )
 
 

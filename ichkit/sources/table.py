@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ichkit.core.errors import DataError
+from ichkit.core.roles import STANDARD_EXTERNAL, Role
 from ichkit.sources import cq500, folder, rsna
 from ichkit.sources.plan import Found, SourcePlan
 
@@ -25,8 +26,8 @@ class DataSource:
         plan: what was found to a `SourcePlan`.
         repair: whether broken intercepts are mended.
         keeps_index: whether headers may be kept for the next call; not where ids and paths may name people.
-        is_required: whether `prepare` can do without it.
-        has_labels: whether it brings training data; only such a source can be named with `--source`.
+        is_required: whether `prepare` cannot do without it.
+        role: training data, one of which `--source` names; or an external set, prepared wherever it is found.
         variable: environment variable that names its root.
         folders: where it is looked for after that.
         description: one sentence.
@@ -41,13 +42,15 @@ class DataSource:
     repair: bool
     keeps_index: bool
     is_required: bool
-    has_labels: bool
+    role: Role
     variable: str
     folders: tuple[Path, ...]
     description: str
     source: str
     tables: tuple[str, ...] = (r"(?i)\.csv$",)
 
+
+_OWN_OPTIONS = (rsna.DATASET, STANDARD_EXTERNAL, folder.DATASET)
 
 SOURCES = {
     "rsna": DataSource(
@@ -57,7 +60,7 @@ SOURCES = {
         repair=True,
         keeps_index=True,
         is_required=True,
-        has_labels=True,
+        role=Role.TRAINING,
         variable="ICHKIT_RSNA",
         folders=(
             Path("data/rsna"),
@@ -75,7 +78,7 @@ SOURCES = {
         repair=False,
         keeps_index=True,
         is_required=False,
-        has_labels=False,
+        role=Role.EXTERNAL,
         variable="ICHKIT_CQ500",
         folders=(Path("data/cq500"), _KAGGLE_INPUT / "cq500"),
         description="CQ500: studies read by three radiologists, the external test.",
@@ -89,7 +92,7 @@ SOURCES = {
         repair=False,
         keeps_index=False,
         is_required=True,
-        has_labels=True,
+        role=Role.TRAINING,
         variable="ICHKIT_FOLDER",
         folders=(Path("data/folder"),),
         description="Any tree of DICOM with a label file: your own scans, labelled per slice or per study.",
@@ -101,7 +104,12 @@ SOURCES = {
 
 def training_sources() -> list[str]:
     """Names of the sources that bring training data, the usual one first."""
-    return [name for name, source in SOURCES.items() if source.has_labels]
+    return [name for name, source in SOURCES.items() if source.role is Role.TRAINING]
+
+
+def external_sources() -> list[str]:
+    """Names of the sources that are external sets."""
+    return [name for name, source in SOURCES.items() if source.role is Role.EXTERNAL]
 
 
 def locate(source: DataSource, given: Path | None) -> Path | None:
@@ -113,7 +121,8 @@ def locate(source: DataSource, given: Path | None) -> Path | None:
     named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
     if named is not None:
         if not named.exists():
-            origin = f"--{source.name}" if given else source.variable
+            option = f"--{source.name}" if source.name in _OWN_OPTIONS else f"--external {source.name}=PATH"
+            origin = option if given else source.variable
             raise DataError(
                 f"{source.name}: {origin} says {named}, and nothing is there. Expected a folder or a zip; "
                 "check the path."

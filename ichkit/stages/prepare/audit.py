@@ -94,7 +94,7 @@ def _splits(slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> list[dic
     rows = []
     for (dataset, split), part in slices.groupby(["dataset", "split"], sort=True):
         own = studies[(studies["dataset"] == dataset) & (studies["split"] == split)]
-        positive = own[task.any_class]
+        positive = own[task.headline_class]
         rows.append(
             {
                 "dataset": dataset,
@@ -119,7 +119,7 @@ def _table_of(slices: pd.DataFrame, column: str) -> list[dict[str, Any]]:
 
 def _padding(train: pd.DataFrame, task: Task) -> dict[str, Any]:
     """The scanner group that pads outside the scan circle, and how its positive rate differs."""
-    rates = train.groupby("padded")[task.any_class].mean()
+    rates = train.groupby("padded")[task.headline_class].mean()
     return {
         "share": float(train["padded"].mean()),
         "positive_rate_with": _number(rates.get(True)),
@@ -155,8 +155,10 @@ def _geometry(slices: pd.DataFrame) -> dict[str, Any]:
 
 
 def _labels(train: pd.DataFrame, facts: dict[str, Any], task: Task) -> dict[str, Any]:
-    subtypes = train[list(task.subtypes)].max(axis=1)
-    disagree = train["slice_id"][train[task.any_class] != subtypes]
+    differs = pd.Series(False, index=train.index)
+    for name, covered in task.covers.items():
+        differs |= train[name] != train[list(covered)].max(axis=1)
+    disagree = train["slice_id"][differs]
     rsna = facts.get("rsna", {})
     return {
         "merged_rows": rsna.get("label_rows_merged", 0),
@@ -184,7 +186,7 @@ def _positives_by_position(train: pd.DataFrame, task: Task) -> dict[str, Any]:
     return {
         "places": [(i + 0.5) / _NUM_PLACES for i in range(_NUM_PLACES)],
         "prevalence": {name: [_number(value) for value in means[name]] for name in task.classes},
-        "first_and_last": _number(ends[task.any_class].mean()),
+        "first_and_last": _number(ends[task.headline_class].mean()),
     }
 
 

@@ -63,8 +63,8 @@ def _pick_volumes(slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> li
     """Volumes of a few studies by id: two positive and one negative one of the training split, one external one."""
     volume = slices.drop_duplicates(["dataset", "study_id"]).set_index(["dataset", "study_id"])["volume"]
     train = studies[studies["split"] == "train"]
-    positive = train[train[task.any_class] == 1]
-    negative, external = train[train[task.any_class] == 0], studies[studies["split"] == "external"]
+    positive = train[train[task.headline_class] == 1]
+    negative, external = train[train[task.headline_class] == 0], studies[studies["split"] == "external"]
     picked = pd.concat([positive.head(2), negative.head(1), external.head(1)]).head(_NUM_STUDIES)
     return [volume[row.dataset, row.study_id] for row in picked.itertuples()]
 

@@ -11,13 +11,15 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
 from ichkit.core.progress import format_seconds, logger
+from ichkit.core.roles import Role
 from ichkit.engine.parallel import count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.imaging.store import MADE_BY
 from ichkit.show.plan import Plan, format_bytes, nearest_folder
+from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import digest_tables, scan_files
 from ichkit.sources.series import read_override
-from ichkit.sources.table import SOURCES, DataSource, locate, training_sources
+from ichkit.sources.table import SOURCES, DataSource, external_sources, locate, training_sources
 from ichkit.work.artifacts import (
     Manifest,
     digest_file,
@@ -31,6 +33,7 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import FOLDS
 
 SETTINGS_FILE = "settings.json"
+_FILES = "_files"
 _BYTES_PER_PIXEL = 0.51
 """Of a compressed volume: 132 kB for a slice of 512 x 512, the noisiest of four real sets."""
 _SECONDS_PER_PIXEL = 1.0e-8
@@ -44,7 +47,8 @@ class PrepareOptions:
     Attributes:
         source: where training data come from, one of `training_sources`; None for rsna, or folder where one is named.
         rsna, cq500, folder: roots; None looks where `sources.table.locate` says.
-        labels: the label file of a folder.
+        labels: the label file of the folder.
+        external: external sets beside those of `SOURCES`.
         series_override: CSV of series chosen by hand (study_id, series).
         limit_studies: the first so many studies of each split, by id.
         fresh: forget what was prepared, except `folds.csv`.
@@ -61,6 +65,7 @@ class PrepareOptions:
     cq500: Path | None = None
     folder: Path | None = None
     labels: Path | None = None
+    external: tuple[ExternalSet, ...] = ()
     series_override: Path | None = None
     limit_studies: int | None = None
     fresh: bool = False
@@ -74,9 +79,10 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class ListedSource:
-    """A source found on this machine: its files, and the images among them."""
+    """A source found on this machine: its files, the images among them, and the label file named for it."""
 
     source: DataSource
+    labels: Path | None
     root: Path
     files: pd.DataFrame
     images: pd.DataFrame
@@ -236,6 +242,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
     standing = read_manifest(work.prepared, made_by=MADE_BY) if is_update else None
     if standing is not None and any(standing.inputs.get(name) != digest for name, digest in inputs.items()):
+        _refuse_to_drop(standing, listings)
         standing = None
     return PreparePlan(config, work, options, source, settings, folds, override, listings, inputs, standing, is_update)
 
@@ -266,6 +273,20 @@ def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
         )
 
 
+def _refuse_to_drop(standing: Manifest, listings: list[ListedSource]) -> None:
+    """Refuses to make a store again without an external set that was named for it.
+
+    Raises:
+        ConfigError: one is not named now.
+    """
+    named = {name.removesuffix(_FILES) for name in standing.inputs if name.endswith(_FILES)} - SOURCES.keys()
+    for name in sorted(named - {item.source.name for item in listings}):
+        raise ConfigError(
+            f'prepare: the external set "{name}" is prepared, and other files have changed. Name it again, so that it '
+            f"stays (--external {name}=PATH --labels {name}=CSV), or start over without it (--fresh)."
+        )
+
+
 def _kept_folds(work: WorkFolder, options: PrepareOptions) -> pd.DataFrame | None:
     """Folds imported, or those of an earlier call; None where they are to be dealt anew."""
     if options.folds_file is not None:
@@ -290,15 +311,25 @@ def _list_sources(config: Config, options: PrepareOptions, training: str) -> lis
         "cq500": options.cq500 or config.prepare.cq500,
         "folder": options.folder,
     }
+    labels = {training: options.labels}
+    wanted = {name: SOURCES[name] for name in (training, *external_sources())}
+    for item in options.external:
+        wanted[item.name] = find_external_source(item.name)
+        given[item.name], labels[item.name] = item.root, item.labels
+        if item.labels is None and item.name not in SOURCES:
+            raise ConfigError(
+                f'prepare: expected a label file for the external set "{item.name}", found none. Name it with '
+                f"--labels {item.name}=CSV. For scans without labels there is `ichkit predict`."
+            )
     listings = []
-    for source in (SOURCES[training], SOURCES["cq500"]):
+    for source in wanted.values():
         root = locate(source, given.get(source.name))
         if root is None:
             places = " or ".join(map(str, source.folders))
             logger.info("prepare: no %s at %s; going on without it", source.name, places)
             continue
         files, refused = scan_files(root)
-        listings.append(ListedSource(source, root, files, source.find_images(files), refused))
+        listings.append(ListedSource(source, labels.get(source.name), root, files, source.find_images(files), refused))
     return listings
 
 
@@ -309,15 +340,25 @@ def _digest_inputs(
     inputs = {"limit_studies": str(options.limit_studies or "all")}
     inputs |= {"accept_raw": str(options.accept_raw), "skip_undecodable": str(options.skip_undecodable)}
     for item in listings:
-        inputs[f"{item.source.name}_files"] = digest_table(item.files[["relative", "num_bytes"]])
+        inputs[f"{item.source.name}{_FILES}"] = digest_table(item.files[["relative", "num_bytes"]])
         inputs[f"{item.source.name}_tables"] = digest_tables(item.files, item.source.tables)
-    if options.labels is not None and options.labels.is_file():
-        size = options.labels.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{options.labels}: expected a label file of at most {MAX_FILE_BYTES // 1024**2} MB, found "
-                f"{size / 1024**2:.0f} MB. Name the CSV with --labels."
-            )
-        inputs["label_file"] = digest_file(options.labels)[:16]
+        if item.labels is not None and item.labels.is_file():
+            name = "label_file" if item.source.role is Role.TRAINING else f"{item.source.name}_label_file"
+            inputs[name] = _digest_labels(item.labels)
     inputs["series_override"] = "none" if override is None else digest_table(override)
     return inputs
+
+
+def _digest_labels(path: Path) -> str:
+    """What tells whether a label file has changed.
+
+    Raises:
+        DataError: too large to be one.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise DataError(
+            f"{path}: expected a label file of at most {MAX_FILE_BYTES // 1024**2} MB, found "
+            f"{size / 1024**2:.0f} MB. Name the CSV with --labels."
+        )
+    return digest_file(path)[:16]

@@ -1,12 +1,14 @@
 """The tables of `work/prepared/`, once every volume is written."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
+from ichkit.core.roles import order_external, title_of
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import FACTS_NAME
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices, collect_studies
@@ -65,6 +67,7 @@ def write_tables(
     fold_of = folds.set_index("patient_id")["fold"]
     slices.loc[train, "fold"] = slices["patient_id"][train].map(fold_of).astype("Int16")
     check_folds(slices)
+    _check_external(slices)
     studies = collect_studies(slices, [item.plan for item in planned], task)
     rejected = _collect_rejected(planned, records, refused)
     choices = [item.plan.series_choice for item in planned if len(item.plan.series_choice)]
@@ -92,7 +95,7 @@ def write_tables(
     for item in planned:
         inputs |= item.plan.inputs
     manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
-    _say_what_came(slices, studies, rejected, facts)
+    _say_result(slices, studies, rejected, facts, task)
     return manifest
 
 
@@ -117,15 +120,37 @@ def _collect_rejected(
     return pd.concat(parts).sort_values(["dataset", "file"], ignore_index=True)
 
 
-def _say_what_came(slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict) -> None:
+def _check_external(slices: pd.DataFrame) -> None:
+    """Refuses an external set that holds training studies.
+
+    Raises:
+        DataError: names the set and one of the studies.
+    """
+    learnt = set(slices["study_id"][slices["split"] == "train"])
+    external = slices[slices["split"] == "external"]
+    for name, studies in external.groupby("dataset")["study_id"].unique().items():
+        shared = sorted(learnt.intersection(studies))
+        if shared:
+            raise DataError(
+                f"{name}: {len(shared)} of its {len(studies)} studies are training studies too, e.g. {shared[0]}. An "
+                "external set has none of them; take them out of one of the two."
+            )
+
+
+def _say_result(
+    slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any], task: Task
+) -> None:
     for (dataset, split), rows in slices.groupby(["dataset", "split"]):
         of_split = studies[(studies["dataset"] == dataset) & (studies["split"] == split)]
-        positive = of_split[of_split.columns[-1]].sum()
+        positive = of_split[task.headline_class].sum()
         seen = "" if split == "test" else f", {positive} of them positive"
         logger.info("prepare: %s %s: %d slices of %d studies%s", dataset, split, len(rows), len(of_split), seen)
     for reason, count in rejected["reason"].value_counts().items():
         logger.info("prepare: %d rejected: %s", count, reason)
-    missing = facts.get("cq500", {}).get("missing_studies", [])
-    if missing:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        logger.info("prepare: %d CQ500 studies of reads.csv have no usable series: %s", len(missing), shown)
+    for name in order_external(studies["dataset"][studies["split"] == "external"]):
+        missing = facts.get(name, {}).get("missing_studies", [])
+        if missing:
+            shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+            logger.info(
+                "prepare: %d labelled %s studies have no usable series: %s", len(missing), title_of(name), shown
+            )

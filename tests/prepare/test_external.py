@@ -1,0 +1,131 @@
+"""External sets of a user in `prepare`: side by side with CQ500, each under its name, none of them learnt from."""
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from support.commands import do, phantom_options
+from support.dicoms import write_series
+from support.simulated import TASK
+
+from ichkit.cli.main import main
+from ichkit.core.errors import ConfigError, DataError
+from ichkit.imaging.store import Prepared
+from ichkit.sources.external import ExternalSet
+from ichkit.stages.prepare import run as prepare
+from ichkit.work.folder import WorkFolder
+
+
+def write_site(root, key, first=0):
+    """Four studies of five slices with labels per slice or study; returns the set and its labels."""
+    for i in range(first, first + 4):
+        study = f"1.3.{i}"
+        write_series(root / f"s{i}", 5, study_uid=study, series_uid=f"{study}.1", patient_id=f"PERSON {i}")
+    studies = [f"1.3.{i}" for i in range(first, first + 4)]
+    ids = studies if key == "study_id" else [f"{study}.1.{n + 1}" for study in studies for n in range(5)]
+    labels = pd.DataFrame({key: ids})
+    for column, name in enumerate(TASK.subtypes):
+        labels[name] = [int((i + column) % 3 == 0) for i in range(len(ids))]
+    path = root.with_suffix(".csv")
+    labels.to_csv(path, index=False)
+    return ExternalSet(root.name, root, path), labels.set_index(key)
+
+
+def open_store(work):
+    return Prepared.open(work.prepared, TASK)
+
+
+@pytest.fixture
+def sites(tmp_path):
+    return write_site(tmp_path / "clinic", "slice_id"), write_site(tmp_path / "site", "study_id", first=50)
+
+
+@pytest.fixture
+def both(sites, phantom_root, tiny_config, tmp_path):
+    """A store with CQ500 and two external sets."""
+    work = WorkFolder(tmp_path / "work")
+    do(prepare, tiny_config, work, phantom_options(phantom_root, external=tuple(item for item, _ in sites)))
+    return work
+
+
+def test_two_sets_stand_beside_cq500_each_with_its_labels(both, sites, prepared_once):
+    store, before = open_store(both), open_store(prepared_once)
+    assert store.external_sets() == ("cq500", "clinic", "site")
+    for name in ("train", "test", "cq500"):
+        pd.testing.assert_frame_equal(store.split(name), before.split(name))
+    (_, by_slice), (_, by_study) = sites
+    clinic, site = store.split("clinic").set_index("slice_id"), store.split("site")
+    subtypes = list(TASK.subtypes)
+    pd.testing.assert_frame_equal(clinic[subtypes].astype(int), by_slice.loc[clinic.index, subtypes], check_dtype=False)
+    assert clinic["any"].tolist() == by_slice.loc[clinic.index, subtypes].max(axis=1).tolist()
+    assert clinic["fold"].isna().all()
+    # A label of a study says nothing of one slice of it: a score by slice would be wrong.
+    assert site[list(TASK.classes)].isna().all(axis=None)
+    studies = store.studies[store.studies["dataset"] == "site"].set_index("study_id")
+    assert len(studies) == 4
+    pd.testing.assert_frame_equal(
+        studies[subtypes].astype(int), by_study.loc[studies.index, subtypes], check_dtype=False, check_names=False
+    )
+    assert set(studies["split"]) == {"external"}
+    of_clinic = store.studies[store.studies["dataset"] == "clinic"].set_index("study_id")
+    expected = clinic.groupby("study_id")[list(TASK.classes)].max()
+    pd.testing.assert_frame_equal(of_clinic[list(TASK.classes)], expected.loc[of_clinic.index], check_dtype=False)
+
+
+def test_nothing_that_names_a_person_is_kept_of_an_external_set(both):
+    written = [path for path in both.prepared.rglob("*") if path.is_file() and path.suffix != ".b2nd"]
+    whole = "".join(path.read_text("latin-1") for path in written)
+    assert "PERSON" not in whole
+    assert "s50/" not in whole
+
+
+def test_a_set_that_is_not_named_again_stays_until_there_is_work_and_then_is_asked_for(
+    both, sites, phantom_root, tiny_config, caplog
+):
+    do(prepare, tiny_config, both, phantom_options(phantom_root))
+    assert open_store(both).external_sets() == ("cq500", "clinic", "site")
+    with pytest.raises(ConfigError, match=r'external set "clinic" is prepared.*--external clinic=PATH'):
+        do(prepare, tiny_config, both, phantom_options(phantom_root, limit_studies=3))
+    do(prepare, tiny_config, both, phantom_options(phantom_root, external=(sites[0][0],), fresh=True))
+    assert open_store(both).external_sets() == ("cq500", "clinic")
+
+
+def test_changed_labels_of_a_set_are_taken_up(both, sites, phantom_root, tiny_config):
+    external = tuple(item for item, _ in sites)
+    path, labels = external[1].labels, sites[1][1]
+    flipped = labels.assign(subdural=1 - labels["subdural"])
+    flipped.reset_index().to_csv(path, index=False)
+    do(prepare, tiny_config, both, phantom_options(phantom_root, external=external))
+    studies = open_store(both).studies.set_index("study_id")
+    assert studies.loc[flipped.index, "subdural"].tolist() == flipped["subdural"].tolist()
+
+
+def test_a_set_that_holds_training_studies_is_refused(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    item, _ = write_site(tmp_path / "site", "slice_id")
+    options = prepare.PrepareOptions(folder=item.root, labels=item.labels, external=(item,))
+    few = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"num_folds": 2})})
+    with pytest.raises(DataError, match=r"site: 4 of its 4 studies are training studies too, e.g. 1.3.0"):
+        do(prepare, few, WorkFolder(tmp_path / "work"), options)
+
+
+def test_a_set_without_labels_or_scans_is_refused_before_anything_is_read(tmp_path, phantom_root, tiny_config):
+    item, _ = write_site(tmp_path / "site", "slice_id")
+    for bad, error, message in [
+        (ExternalSet("site", item.root), ConfigError, r"expected a label file .* --labels site=CSV.*ichkit predict"),
+        (ExternalSet("site", tmp_path / "no", item.labels), DataError, r"--external site=PATH says .*nothing is there"),
+        (ExternalSet("test", item.root, item.labels), ConfigError, '"test" is taken'),
+    ]:
+        with pytest.raises(error, match=message):
+            do(prepare, tiny_config, WorkFolder(tmp_path / "work"), phantom_options(phantom_root, external=(bad,)))
+
+
+def test_the_command_takes_several_sets_and_plans_them(tmp_path, phantom_root):
+    for name in ("one", "two"):
+        write_site(tmp_path / name, "study_id", first=10 * len(name))
+    asked = ["prepare", "-c", "demo", "--rsna", str(phantom_root / "rsna"), "--work", str(tmp_path / "work")]
+    asked += ["--external", f"one={tmp_path / 'one'}", "--labels", f"{tmp_path / 'one.csv'}"]
+    asked += ["--external", f"two={tmp_path / 'two'}", "--labels", f"two={tmp_path / 'two.csv'}", "--dry-run"]
+    done = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "one: 20 files of" in done.output
+    assert "two: 20 files of" in done.output
