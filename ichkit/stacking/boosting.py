@@ -138,7 +138,8 @@ def fit_boosted(training: Training, task: Task, config: StackConfig, seed: int) 
     found: list[tuple[str, int]] = []
     search = _Search(training, whole, held, settings)
     for column, name in enumerate(task.classes):
-        strength, num_rounds, corrections[:, column] = search.choose(column, candidates, _class_seed(seed, name))
+        tried = candidates if training.is_supported[column] else []
+        strength, num_rounds, corrections[:, column] = search.choose(column, tried, _class_seed(seed, name))
         found.append((strength, num_rounds))
     shares = training.choose_shares(corrections)
     base = training.base_logits()

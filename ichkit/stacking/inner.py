@@ -8,8 +8,8 @@ import pandas as pd
 
 from ichkit.core.seeding import make_generator
 from ichkit.core.tasks import Task
-from ichkit.stacking.calibration import Calibration, fit_calibration
-from ichkit.stacking.choice import choose_share
+from ichkit.stacking.calibration import Calibration, fit_calibration, no_calibration
+from ichkit.stacking.choice import MIN_PATIENTS, choose_share, count_support
 from ichkit.stacking.rows import Rows
 from ichkit.validation.folds import deal_patients
 
@@ -28,7 +28,7 @@ class Split:
     Attributes:
         fitting: (F,) ascending row numbers to learn from.
         held: (H,) ascending row numbers to predict, of other patients.
-        calibration: of the base, fitted on `fitting` alone.
+        calibration: of the base; its fit and how much of it is taken know `fitting` alone.
     """
 
     fitting: np.ndarray
@@ -47,7 +47,9 @@ class Training:
         patients: (n,) int64, equal for rows of one patient.
         parts: (n,) int64, the inner part of each row; -1 where the row takes no part in choices.
         calibration: of the base, fitted on all n rows.
-        inner_calibrations: per inner part, fitted on the other parts.
+        inner_calibrations: per inner part, fitted on the other parts, which also decide how much of the fit is taken.
+        support: (C,) int64, patients of the rarer label among the inner patients; classes below `MIN_PATIENTS` keep
+            their base.
     """
 
     rows: Rows
@@ -57,6 +59,12 @@ class Training:
     parts: np.ndarray
     calibration: Calibration
     inner_calibrations: tuple[Calibration, ...]
+    support: np.ndarray
+
+    @property
+    def is_supported(self) -> np.ndarray:
+        """(C,) bool: classes that enough inner patients speak for; the others keep their base."""
+        return self.support >= MIN_PATIENTS
 
     def splits(self) -> Iterator[Split]:
         """One split per inner part; their held rows together are `chosen_rows`, each once."""
@@ -113,13 +121,16 @@ class Training:
         )
 
 
-def make_training_part(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, seed: int) -> Training:
+def make_training_part(
+    rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, seed: int, *, calibrate: bool = True
+) -> Training:
     """The training part made of these rows, with inner parts dealt by patient and the base calibrated.
 
     Args:
         slices: (n rows, in the order of `rows`) patient_id, study_id and the labels; no row of the fold to predict.
             Its index says where the rows stand among all.
         num_inner: inner parts; two patients are the least that can be dealt, so fewer patients give fewer parts.
+        calibrate: False leaves the base as it is.
 
     Raises:
         FoldError: fewer than two patients.
@@ -131,7 +142,9 @@ def make_training_part(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: 
     parts = np.full(len(rows), -1)
     taking_part = chosen[patients]
     parts[taking_part] = deal_patients(slices[taking_part], num_inner, task.classes, seed)
-    calibrations = _calibrate(rows.mean_logits(), labels, patients, parts, num_inner)
+    calibrations = [no_calibration(task.num_classes)] * (num_inner + 1)
+    if calibrate:
+        calibrations = _calibrate(rows.mean_logits(), labels, patients, parts, num_inner)
     return Training(
         rows=rows,
         labels=labels,
@@ -140,33 +153,48 @@ def make_training_part(rows: Rows, slices: pd.DataFrame, task: Task, num_inner: 
         parts=parts,
         calibration=calibrations[0],
         inner_calibrations=tuple(calibrations[1:]),
+        support=np.array([count_support(column[taking_part], patients[taking_part]) for column in labels.T]),
     )
 
 
 def _calibrate(
     logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, parts: np.ndarray, num_inner: int
 ) -> list[Calibration]:
-    """The calibration on all rows, then one per inner part on the other parts, each as far as inner patients trust it.
+    """The calibration on all rows, then one per inner part, each as far as held patients trust it.
 
     A base that is calibrated already must not lose to a fit of its noise, so classes whose calibration gains nothing
-    clear on held patients keep their logits.
+    clear on held patients keep their logits. That judgement is cross-fitted like the fit itself: of an inner part's
+    calibration, the patients of the other parts decide, by fits that leave them out in turn.
     """
-    fits = [
-        fit_calibration(logits[mask], labels[mask])
-        for mask in ((parts >= 0) & (parts != part) for part in range(num_inner))
-    ]
-    corrections = np.zeros(logits.shape)
-    for part, fit in enumerate(fits):
-        held = parts == part
-        corrections[held] = fit.apply(logits[held]) - logits[held]
-    chosen = parts >= 0
-    shares = np.array(
+    whole = fit_calibration(logits, labels).shrink(_choose_shares(logits, labels, patients, parts))
+    calibrations = [whole]
+    for part in range(num_inner):
+        others = (parts >= 0) & (parts != part)
+        # Of two parts one is left, which is then dealt once more.
+        dealt = np.where(others, parts if num_inner > 2 else patients % 2, -1)
+        fit = fit_calibration(logits[others], labels[others])
+        calibrations.append(fit.shrink(_choose_shares(logits, labels, patients, dealt)))
+    return calibrations
+
+
+def _choose_shares(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """(C,) shares of a calibration that are clear on held patients: each part calibrated by a fit on the others.
+
+    Args:
+        parts: (n,) int64; rows at -1 take no part.
+    """
+    corrections, chosen = np.zeros(logits.shape), parts >= 0
+    for part in np.unique(parts[chosen]):
+        held, fitting = parts == part, chosen & (parts != part)
+        if fitting.any():
+            fit = fit_calibration(logits[fitting], labels[fitting])
+            corrections[held] = fit.apply(logits[held]) - logits[held]
+    return np.array(
         [
             choose_share(logits[chosen, c], corrections[chosen, c], labels[chosen, c], patients[chosen])
             for c in range(logits.shape[1])
         ]
     )
-    return [fit.shrink(shares) for fit in (fit_calibration(logits, labels), *fits)]
 
 
 def _draw_patients(patients: np.ndarray, num_patients: int, seed: int) -> np.ndarray:

@@ -163,6 +163,10 @@ def fit_networks(
         inputs: of the training part's rows.
         weights: (C,) of the classes in the loss.
     """
+    if not training.is_supported.any():
+        nothing = np.zeros(training.labels.shape[1])
+        choice = {"weight_decay": settings.weight_decay[-1], "passes": 0}
+        return Fitted((), nothing, choice, training.inner_base_logits())
     with one_thread():
         decay, passes, corrections = _choose_passes(training, inputs, weights, settings, seed)
         shares = training.choose_shares(corrections)

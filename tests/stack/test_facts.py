@@ -16,6 +16,7 @@ from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stacking.rows import log_losses_of_logits, to_logits
 from ichkit.stages.stack import run as stack
 from ichkit.stages.stack.facts import render
+from ichkit.validation.coherence import make_table_coherent
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 from ichkit.work.schemas import KEY
 
@@ -119,6 +120,31 @@ def test_an_overconfident_stacker_is_calibrated_on_inner_patients_and_both_are_t
     assert all(1 / 3 < slope[TASK.headline_index] < 0.75 for slope in slopes)
     as_it_is = do(stack, load_config("demo", (*QUICK, "stack.calibrate=false")), work).facts["calibration"]["lightgbm"]
     assert as_it_is["loss_after"] == as_it_is["loss_before"] == pytest.approx(told["loss_before"])
+
+
+def test_without_calibration_a_stacker_that_corrects_nothing_gives_the_runs_own_tables(tmp_path, in_process):
+    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=60, noise=0.3, slope=2.0)
+    runs = [read_table(work.fold("base", fold) / "oof.parquet") for fold in range(3)]
+    own = make_table_coherent(pd.concat(runs).sort_values(KEY, ignore_index=True), TASK)[TASK.probability_columns]
+    for calibrate, is_own in (("true", False), ("false", True)):
+        settings = (*QUICK, "stack.lightgbm.strengths=[base]", f"stack.calibrate={calibrate}")
+        do(stack, load_config("demo", settings), work)
+        for kind in ("lightgbm", "blend"):
+            found = read_table(work.stacks / "base" / f"{kind}_oof.parquet")[TASK.probability_columns]
+            assert np.allclose(found, own, rtol=1e-5, atol=1e-7) == is_own, (kind, calibrate)
+
+
+def test_classes_with_too_few_patients_keep_the_base_and_are_named(tmp_path, in_process, caplog):
+    work = make_work(tmp_path / "work", folds=(0, 1), num_folds=2, num_patients=10, noise=3.0)
+    manifest = do(stack, load_config("demo", QUICK), work)
+    assert max(max(counts) for counts in manifest.facts["support"].values()) < manifest.facts["min_support"]
+    assert "elsewhere the base is returned. Too few: epidural (" in caplog.text
+    assert "any (" in caplog.text
+    runs = [read_table(work.fold("base", fold) / "oof.parquet") for fold in range(2)]
+    own = make_table_coherent(pd.concat(runs).sort_values(KEY, ignore_index=True), TASK)[TASK.probability_columns]
+    for kind in ("lightgbm", "blend"):
+        found = read_table(work.stacks / "base" / f"{kind}_oof.parquet")[TASK.probability_columns]
+        np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-7)
 
 
 def test_importance_names_every_feature_and_puts_the_slice_itself_first(tmp_path, in_process, caplog):

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from ichkit.core.errors import ArtifactError
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import MIN_SLOPE, Calibration, fit_calibration
-from ichkit.stacking.choice import choose_share, standard_error_of_sum, trust
+from ichkit.stacking.choice import MIN_PATIENTS, choose_share, count_support, standard_error_of_sum, trust
 from ichkit.stacking.rows import log_losses_of_logits, to_logits, to_probabilities
 from ichkit.stacking.trees import read_trees
 
@@ -131,9 +131,36 @@ def test_the_error_of_a_sum_counts_patients_not_slices():
 def test_trust_is_nothing_within_one_error_and_grows_with_the_gain():
     noise, patients = np.random.default_rng(0).normal(size=100), np.arange(100)
     noise -= noise.mean()
-    levels = [trust(noise + gain, patients) for gain in (-1.0, 0.0, 0.05, 0.2, 1.0)]
+    levels = [trust(noise + gain, patients, 50) for gain in (-1.0, 0.0, 0.05, 0.2, 1.0)]
     assert levels[:3] == [0.0, 0.0, 0.0]
     assert 0 < levels[3] < levels[4] < 1
+
+
+def test_trust_is_worked_out_by_hand_and_falls_with_the_patients_of_the_rarer_label():
+    # Totals 0, 2, 0, 2, ...: mean 1, variance 64 / 63; the sum of 64 is 64 with an error of sqrt(64 * 64 / 63).
+    gains, patients = np.tile([0.0, 2.0], 32), np.arange(64)
+    error = 64 / np.sqrt(63)
+    for support, quantile in ((2, 3.077684), (6, 1.475884), (31, 1.310415)):
+        assert trust(gains, patients, support) == pytest.approx(1 - (quantile * error / 64) ** 2, abs=1e-6)
+    # Four patients: a sum of 4 with an error of sqrt(16 / 3) is 1.73 errors: clear of 1.476 and not of 1.886.
+    assert trust(gains[:4], patients[:4], 6) == pytest.approx(1 - (1.475884**2 * 16 / 3) / 16, abs=1e-6)
+    assert trust(gains[:4], patients[:4], 3) == 0.0
+
+
+def test_support_counts_patients_of_the_rarer_label_and_not_their_slices():
+    patients = np.repeat(np.arange(10), 5)
+    labels = (np.arange(50) % 5 == 0) & (patients < 3)
+    assert count_support(labels.astype(float), patients) == 3
+    assert count_support(1.0 - labels, patients) == 3
+    assert count_support(np.zeros(50), patients) == 0
+
+
+def test_a_class_keeps_its_base_where_too_few_patients_speak_for_it():
+    patients = np.arange(200) // 5
+    for num_positive, expected in ((MIN_PATIENTS - 1, 0.0), (MIN_PATIENTS, 1.0)):
+        labels = (patients < num_positive).astype(float)
+        share = choose_share(np.zeros(200), 8 * labels - 4, labels, patients)
+        assert share == expected
 
 
 def test_a_correction_of_noise_is_left_out_and_a_true_one_kept():

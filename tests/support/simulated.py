@@ -59,6 +59,7 @@ def make_work(
     noise: float = 1.5,
     shared_noise: float = 0.5,
     slope: float = 1.0,
+    offset: float = 0.0,
     contrast: float = 5.0,
     data: str = "phantom",
     cq500_missing: int = 0,
@@ -74,6 +75,7 @@ def make_work(
         noise: standard deviation of the noise on a descriptor's logit; 0 gives the true posteriors.
         shared_noise: share of the noise's variance that all runs and folds have in common.
         slope: what the true logit is multiplied by before the noise; above 1 a run is overconfident.
+        offset: what is added to it then; below 0 a run says too little.
         contrast: height of a bleed in logits above and below even odds; large values make labels certain.
         cq500_missing: CQ500 studies that have labels and no slices.
         embedding_size: columns of the embeddings beside the descriptors, none at 0: the true logits of the subtypes and
@@ -100,7 +102,8 @@ def make_work(
         for fold in folds:
             own = make_generator(seed, "simulated", run, fold).standard_normal(posterior.shape)
             mixed = np.sqrt(shared_noise) * common + np.sqrt(1 - shared_noise) * own
-            seen = posterior if noise == 0 and slope == 1 else expit(slope * logit(posterior) + noise * mixed)
+            sees_all = noise == 0 and slope == 1 and offset == 0
+            seen = posterior if sees_all else expit(slope * logit(posterior) + offset + noise * mixed)
             _write_fold(work, slices, seen, run, fold, data, seed)
             if embedding_size:
                 _write_embeddings(work, slices, latent, run, fold)

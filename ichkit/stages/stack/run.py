@@ -24,6 +24,7 @@ from ichkit.engine.parallel import WorkerDied, run_tasks
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import no_calibration
 from ichkit.stacking.chain import BLEND_FILE, Chain, Chains, predict_chains, projection_path
+from ichkit.stacking.choice import MIN_PATIENTS
 from ichkit.stacking.inner import Training, make_training_part
 from ichkit.stacking.inputs import ChainPlan, Inputs
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
@@ -91,6 +92,7 @@ def run(plan: StackPlan) -> Manifest:
     tables = [inputs.out_of_fold(run) for run in inputs.runs]
     rows = make_rows(tables, inputs.train, task, inputs.out_of_fold_embeddings())
     trainings = {chain.name: _make_training(chain, rows, inputs.train, task, config) for chain in chain_plans}
+    _say_support(trainings, task)
     fits = _list_fits(stackers, trainings, task, config)
     writer = _open_writer(plan.final, {"settings": plan.settings, "inputs": dict(inputs.digests)})
     with stop_on_signal() as flag:
@@ -113,6 +115,8 @@ def run(plan: StackPlan) -> Manifest:
         "folds": list(inputs.folds),
         "kinds": list(stack.kinds),
         "chains": [chain.name for chain in chain_plans],
+        "support": {name: training.support.tolist() for name, training in trainings.items()},
+        "min_support": MIN_PATIENTS,
         "data": inputs.data,
         "num_slices": len(inputs.train),
         "task": task.name,
@@ -155,7 +159,23 @@ def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task,
     """The training part of a chain: every row but those it predicts."""
     others = ~plan.held
     seed = derive_seed(config.seed, "stack inner", plan.name)
-    return make_training_part(rows.take(others), train[others], task, config.stack.num_inner, seed)
+    settings = config.stack
+    return make_training_part(
+        rows.take(others), train[others], task, settings.num_inner, seed, calibrate=settings.calibrate
+    )
+
+
+def _say_support(trainings: Mapping[str, Training], task: Task) -> None:
+    """Says which classes keep their base, because too few patients speak for them."""
+    fewest = np.min([training.support for training in trainings.values()], axis=0)
+    few = [f"{name} ({count})" for name, count in zip(task.classes, fewest, strict=True) if count < MIN_PATIENTS]
+    if few:
+        logger.warning(
+            "stack: a class is corrected, calibrated and blended where at least %d patients have it, and as many lack "
+            "it, in the training part; elsewhere the base is returned. Too few: %s",
+            MIN_PATIENTS,
+            ", ".join(few),
+        )
 
 
 def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
