@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ichkit.cli.terminal import Settings, show
-from ichkit.work.looking import look_only
 
 
 def planned(module: str, options_class: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -30,9 +29,8 @@ def planned(module: str, options_class: str) -> Callable[[Callable[..., Any]], C
                 return command(stage.plan(settings.load(), settings.work, asked))
             from ichkit.show.plan import render
 
-            with look_only():
-                plan = stage.plan(settings.load(), settings.work, asked)
-                show(render(plan, click.get_current_context().command_path))
+            plan = stage.plan(settings.load(), settings.work, asked)
+            show(render(plan, click.get_current_context().command_path))
             return plan
 
         return wrapped

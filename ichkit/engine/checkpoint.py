@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ichkit.core.errors import ArtifactError
-from ichkit.work.artifacts import disk_full
+from ichkit.work.places import disk_full
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def load_predictor(fold_folder: Path, device: str = "auto") -> Predictor:
         ArtifactError: the fold is missing, unfinished or damaged.
         ConfigError: no such device.
     """
-    read_manifest(fold_folder, made_by="ichkit train")
+    read_manifest(fold_folder)
     return read_predictor(fold_folder, device)
 
 

@@ -19,7 +19,6 @@ from ichkit.work.schemas import KEY
 # for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at 1.
 os.environ["BLOSC_NTHREADS"] = "1"
 
-MADE_BY = "ichkit prepare"
 FACTS_NAME = "slice_facts.parquet"
 _FEW_BLOCKS = 8
 _BLOCK_VALUES = 131_072  # 256 kB of int16: under a percent larger than 64 kB, and 7 % less time
@@ -111,7 +110,7 @@ class Prepared:
         Raises:
             ArtifactError: missing, unfinished, made with another task, or a table of it cannot be read.
         """
-        manifest = read_manifest(folder, made_by=MADE_BY)
+        manifest = read_manifest(folder)
         _check_task(folder, manifest, task)
         return cls(
             folder=folder,
@@ -148,7 +147,7 @@ class Prepared:
             if name not in self.external_sets():
                 raise ArtifactError(
                     f'{self.folder}: no external set "{name}" is prepared, only {", ".join(self.external_sets())}. '
-                    f"Run `{MADE_BY} --external {name}=PATH --labels CSV`."
+                    f"Run `ichkit prepare --external {name}=PATH --labels CSV`."
                 )
             is_own = (self.slices.dataset == name) & (self.slices.split == Role.EXTERNAL)
         return self.slices[is_own].sort_values(KEY, ignore_index=True)

@@ -19,8 +19,10 @@ from ichkit.phantom.head import draw_head
 from ichkit.phantom.plan import StudyToDraw, plan_part
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
 from ichkit.show.plan import Plan
-from ichkit.work.artifacts import disk_full, encode_json, partial_of, write_bytes_atomically
+from ichkit.work.artifacts import encode_json, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import holding
+from ichkit.work.places import disk_full, is_private, open_partial, partial_of, put_in_place, settle
 
 FACTS_NAME = "phantom.json"
 _VERSION = 1
@@ -112,6 +114,7 @@ def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> P
     return PhantomPlan(options.out, missing, options.workers or config.prepare.workers)
 
 
+@holding(lambda given: given["plan"].out)
 def run(plan: PhantomPlan) -> None:
     """Writes `out/rsna` and `out/cq500`, the same bytes for the same settings whatever the number of workers.
 
@@ -122,6 +125,8 @@ def run(plan: PhantomPlan) -> None:
         DiskFullError: too little room.
         Stopped: a signal asked for a stop.
     """
+    for name in _ROOTS:
+        settle(plan.out / name)
     if not plan.missing:
         logger.info("phantom: %s is finished; nothing to do.", plan.out)
         return
@@ -130,7 +135,8 @@ def run(plan: PhantomPlan) -> None:
         _check_room(plan)
         _compile_kernels()
         for name, settings in plan.missing.items():
-            _write_root(plan.out, name, settings, plan.workers)
+            if not _is_finished(plan.out / name, settings):  # another process may have written it since
+                _write_root(plan.out, name, settings, plan.workers)
     except OSError as error:
         raise disk_full(plan.out, error) from error
 
@@ -156,7 +162,7 @@ def _check_folder(out: Path) -> None:
     if not out.is_dir():
         raise DataError(f"phantom: expected a folder, {out} is a file. Choose another folder.")
     known = {_MASKS, *_ROOTS, *(partial_of(Path(name)).name for name in _ROOTS)}
-    foreign = sorted(item.name for item in out.iterdir() if item.name not in known)
+    foreign = sorted(item.name for item in out.iterdir() if item.name not in known and not is_private(item))
     unsigned = [name for name in _ROOTS if (out / name).exists() and not (out / name / FACTS_NAME).is_file()]
     if foreign or unsigned:
         raise DataError(
@@ -210,10 +216,7 @@ def _compile_kernels() -> None:
 def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | None) -> None:
     """Writes one data set beside its final place and renames it."""
     final = out / name
-    partial = partial_of(final)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
+    partial = open_partial(final, resume=False)
     masks = out / _MASKS / name if settings["keep_masks"] else None
     if masks is not None:
         masks.mkdir(parents=True, exist_ok=True)
@@ -234,7 +237,7 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
     write_bytes_atomically(
         partial / FACTS_NAME, encode_json({"kind": "phantom", "settings": settings, "studies": facts})
     )
-    partial.rename(final)
+    put_in_place(final)
     logger.info("phantom: %s holds %d studies.", final, len(facts))
 
 

@@ -18,7 +18,7 @@ from ichkit.sources.study import StudyRecord, StudyTask, decode_study, store_stu
 from ichkit.work.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
 
 RECORDS_FILE = "records.json"
-_RECORDS_FOLDER = "records"
+RECORDS_FOLDER = "records"
 
 
 def decode_all(
@@ -71,7 +71,7 @@ def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> Non
     # Compact: with 870,000 slices an indented file takes ten times as long and twice the room.
     whole = json.dumps({key: vars(records[key]) for key in sorted(records)}, separators=(",", ":"))
     writer.write_bytes(RECORDS_FILE, whole.encode())
-    shutil.rmtree(writer.folder / _RECORDS_FOLDER, ignore_errors=True)
+    shutil.rmtree(writer.folder / RECORDS_FOLDER, ignore_errors=True)
     for path in (writer.folder / "volumes").glob("*/*"):
         if str(path.relative_to(writer.folder)) not in writer.files:
             path.unlink()
@@ -98,7 +98,7 @@ def _earlier_records(folder: Path, earlier: Path, keys: dict) -> dict[str, Study
         for key, raw in json.loads((earlier / RECORDS_FILE).read_text()).items():
             if key in keys and _link(earlier / volume_path(key), folder / volume_path(key), raw):
                 found[key] = StudyRecord(**raw)
-    for path in (folder / _RECORDS_FOLDER).glob("*.json"):
+    for path in (folder / RECORDS_FOLDER).glob("*.json"):
         raw = json.loads(path.read_text())
         if raw["key"] in keys and _is_whole(folder / volume_path(raw["key"]), raw):
             found[raw["key"]] = StudyRecord(**raw)
@@ -123,7 +123,7 @@ def _link(old: Path, new: Path, raw: dict) -> bool:
 
 
 def _record_path(folder: Path, key: str) -> Path:
-    return folder / _RECORDS_FOLDER / f"{key}.json"
+    return folder / RECORDS_FOLDER / f"{key}.json"
 
 
 def without_culprit(folder: Path, task: StudyTask) -> StudyRecord:

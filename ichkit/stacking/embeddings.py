@@ -92,9 +92,7 @@ def read_embeddings(
         ArtifactError: a fold has none or they do not fit its table, its training began with other weights than the
             other folds', or too few slices without labels are there to align by.
     """
-    starts = {
-        fold: read_manifest(work.fold(run, fold), made_by=TRAINED_BY).facts.get(INITIAL_WEIGHTS) for fold in folds
-    }
+    starts = {fold: read_manifest(work.fold(run, fold)).facts.get(INITIAL_WEIGHTS) for fold in folds}
     if None in starts.values() or len(set(starts.values())) > 1:
         raise ArtifactError(
             f"embeddings: expected all folds of run {run} to have started from the same weights, found "

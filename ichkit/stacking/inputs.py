@@ -1,13 +1,12 @@
 """What a stack is made from: which runs and folds, their tables checked against the contract, and the chains."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
+from ichkit.core.errors import ArtifactError, FoldError, nearest
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import EmbeddingsConfig
 from ichkit.core.tasks import Task
@@ -133,19 +132,6 @@ def choose_runs(
     return tuple(runs), tuple(shared)
 
 
-def check_name(name: str) -> str:
-    """The name of a stack, if it can name a folder.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name) or name.endswith((".partial", ".old")):
-        raise ConfigError(
-            f'--name: expected letters, digits, "_", "+", "-" and ".", found "{name}". Give another name.'
-        )
-    return name
-
-
 def read_inputs(
     work: WorkFolder, task: Task, requested: Sequence[str] | None, embeddings: EmbeddingsConfig | None = None
 ) -> Inputs:
@@ -183,7 +169,7 @@ def read_inputs(
     for run in runs:
         for fold in folds:
             folder = work.fold(run, fold)
-            manifest = read_manifest(folder, made_by=TRAINED_BY)
+            manifest = read_manifest(folder)
             data.add(str(manifest.facts["data"]))
             expected = {"oof": train.loc[train.fold == fold, ["slice_id", "fold"]]}
             expected |= {name: slices[["slice_id"]].assign(fold=fold) for name, slices in unseen.items()}

@@ -146,7 +146,7 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
 
 
 def _run_source(work: WorkFolder, run: str, folds: list[int], task: Task) -> Source:
-    manifests = {work.fold(run, k): read_manifest(work.fold(run, k), made_by="ichkit train") for k in folds}
+    manifests = {work.fold(run, k): read_manifest(work.fold(run, k)) for k in folds}
     external = _sets_of_all(_tables_behind("", held) for held in manifests.values())
     splits = (OUT_OF_FOLD, TEST, *external)
     paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in splits}
@@ -157,8 +157,8 @@ def _run_source(work: WorkFolder, run: str, folds: list[int], task: Task) -> Sou
 
 def _stack_sources(work: WorkFolder, stack: str, task: Task, present: dict[str, str]) -> list[Source]:
     """Every kind of a stack; `present` holds the digests of the runs' tables as they are now."""
-    folder = work.stacks / stack
-    manifest = read_manifest(folder, made_by="ichkit stack")
+    folder = work.stack_folder(stack)
+    manifest = read_manifest(folder)
     kinds = [name.removesuffix("_oof.parquet") for name in sorted(manifest.files) if name.endswith("_oof.parquet")]
     try:
         shared = {"runs": tuple(manifest.facts["runs"]), "folds": tuple(sorted(manifest.facts["folds"]))}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ichkit.core.errors import ArtifactError, ConfigError, nearest
 from ichkit.work.artifacts import digest_file, encode_json, write_bytes_atomically
+from ichkit.work.locks import holding
 
 _SCORES = ("public_score", "private_score", "recorded_utc")
 
@@ -39,6 +40,7 @@ def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
     return note
 
 
+@holding(lambda given: given["submissions"])
 def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes the note of a submission and returns it; scores recorded for the same CSV stay, others become earlier.
 
@@ -68,6 +70,7 @@ def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str,
     return note
 
 
+@holding(lambda given: given["submissions"])
 def record_scores(submissions: Path, name: str, public: float | None, private: float | None) -> dict[str, Any]:
     """Writes the site's scores into the note of a submission and returns it; a score not given stays as it was.
 
@@ -88,6 +91,7 @@ def record_scores(submissions: Path, name: str, public: float | None, private: f
     return note
 
 
+@holding(lambda given: given["submissions"])
 def record_upload(submissions: Path, name: str, answer: str | None) -> dict[str, Any]:
     """Writes into the note of a submission that its CSV is being uploaded, or that it was, and returns the note.
 

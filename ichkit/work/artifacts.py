@@ -2,30 +2,39 @@
 
 import contextlib
 import csv
-import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
-import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ichkit.core.errors import ArtifactError, DiskFullError
-from ichkit.work.looking import is_looking_only
+from ichkit.core.errors import ArtifactError
+from ichkit.work.locks import hold, lock_path
+from ichkit.work.places import (
+    MANIFEST_NAME,
+    disk_full,
+    is_marked,
+    open_partial,
+    partial_of,
+    put_in_place,
+    set_aside_of,
+)
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 _REPORTED_PACKAGES = (
     "ichkit",
@@ -39,6 +48,11 @@ _REPORTED_PACKAGES = (
     "numba",
     "blosc2",
 )
+_SECONDS_TO_LOOK_AGAIN = 1.0
+"""For which a reader waits between two renames of a writer; one that was killed there leaves it waiting in vain."""
+_MIN_LOOKS = 3
+_LISTS_DAMAGE = "`ichkit verify` lists what is damaged."
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -110,25 +124,12 @@ def digest_table(frame: pd.DataFrame) -> str:
     return sha.hexdigest()[:16]
 
 
-def disk_full(path: Path, error: OSError) -> DiskFullError | OSError:
-    """The same error, or where the disk is full one that says how much room is left and that the rest is safe."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    return DiskFullError(
-        f"disk: {path.parent} is full ({free / 1e6:.0f} MB free). What was finished stays valid. "
-        "Free some room, or choose another disk with --work, and run the same command again."
-    )
-
-
 def write_bytes_atomically(path: Path, data: bytes) -> FileDigest:
     """Writes a file beside its final place, syncs it and renames it; returns its digest, taken from the bytes written.
 
     Raises:
         DiskFullError: no room left; the old file, if there was one, is untouched.
     """
-    assert not is_looking_only(), f"{path}: written to by something that only looks"
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,24 +169,32 @@ def encode_array(array: np.ndarray) -> bytes:
 class ArtifactWriter:
     """Writes one artifact folder in `<final>.partial` and puts it in place when it is whole.
 
+    It holds the lock of the folder until it is committed or forgotten; a command that reads first and writes then holds
+    it from before its first look (`locks.hold`), and the writer shares it.
+
     Args:
         final: the folder it will be.
         kind: the manifest's kind.
         resume: keep what `<final>.partial` already holds; otherwise start from an empty folder.
+        keeps: files of an earlier `<final>.partial` that stay in any case, and at every moment.
+
+    Raises:
+        ArtifactError: something that ichkit did not write is at one of the two places.
+        DiskFullError: no room left.
     """
 
-    def __init__(self, final: Path, kind: str, *, resume: bool = False) -> None:
-        assert not is_looking_only(), f"{final}: written to by something that only looks"
+    def __init__(self, final: Path, kind: str, *, resume: bool = False, keeps: tuple[str, ...] = ()) -> None:
         self.final, self.kind = final, kind
-        self.folder = partial_of(final)
         self.files: dict[str, FileDigest] = {}
-        finish_rename(final)
-        if self.folder.exists() and not resume:
-            shutil.rmtree(self.folder)
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(hold(final))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder = open_partial(final, resume=resume, keeps=keeps)
         except OSError as error:
             raise disk_full(final, error) from error
+
+    def __del__(self) -> None:
+        self._lock.close()
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes one file and notes its digest."""
@@ -225,69 +234,89 @@ class ArtifactWriter:
             versions=dict(package_versions()),
         )
         write_bytes_atomically(self.folder / MANIFEST_NAME, encode_json(asdict(manifest)))
-        finish_rename(self.final)
+        put_in_place(self.final)
+        self._lock.close()
         return manifest
 
 
-def partial_of(final: Path) -> Path:
-    """Where unfinished work on a folder lives."""
-    return final.with_name(final.name + ".partial")
-
-
-def finish_rename(final: Path) -> None:
-    """Moves a whole `<final>.partial` into place; safe to be killed in at any point and called again.
-
-    The older folder is set aside as `<final>.old` first and removed last, so that one of the two is always there.
-    Whoever only looks leaves everything where it is.
-    """
-    if is_looking_only():
-        return
-    partial, old = partial_of(final), final.with_name(final.name + ".old")
-    if (partial / MANIFEST_NAME).exists():
-        if final.exists():
-            if old.exists():
-                shutil.rmtree(old)
-            final.rename(old)
-        partial.rename(final)
-    elif old.exists() and not final.exists():
-        old.rename(final)
-    if old.exists():
-        shutil.rmtree(old)
-
-
 def has_artifact(folder: Path) -> bool:
-    """True where a whole artifact stands."""
-    finish_rename(folder)
-    return (folder / MANIFEST_NAME).is_file()
+    """True where a whole artifact is; nothing on disk is changed."""
+    return any((folder / MANIFEST_NAME).is_file() for _ in _looks(folder))
 
 
-def read_manifest(folder: Path, *, made_by: str) -> Manifest:
-    """The manifest of a whole artifact.
+def _looks(folder: Path) -> Iterator[None]:
+    """Once and, where a writer may be between its two renames, again until it is not."""
+    yield
+    deadline = time.monotonic() + _SECONDS_TO_LOOK_AGAIN
+    for number in itertools.count(1):
+        is_between = is_marked(set_aside_of(folder)) and time.monotonic() < deadline
+        if not is_between and (number > _MIN_LOOKS or not lock_path(folder).exists()):
+            # The successor may have come since the look before.
+            yield
+            return
+        time.sleep(0.001)
+        yield
 
-    Args:
-        made_by: the command that makes it, for the message.
+
+def maker_of(folder: Path) -> str:
+    """The command that makes the artifact at this place."""
+    if folder.parent.parent.name == "runs":
+        return "ichkit train"
+    places = {"stacks": "ichkit stack"}
+    names = {"prepared": "ichkit prepare", "scores": "ichkit evaluate"}
+    return places.get(folder.parent.name) or names.get(folder.name) or "ichkit export"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a whole artifact; nothing on disk is changed.
 
     Raises:
         ArtifactError: the folder is missing, unfinished, or from a newer format.
     """
-    if not has_artifact(folder):
-        state = "is unfinished" if partial_of(folder).exists() else "is not there"
-        raise ArtifactError(f"{folder}: expected a finished artifact, it {state}. Run `{made_by}` first.")
+    text = None
+    for _ in _looks(folder):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            text = (folder / MANIFEST_NAME).read_bytes()
+            break
+    if text is None:
+        state = "unfinished" if partial_of(folder).exists() else "not found"
+        raise ArtifactError(f"{folder}: {state}. Run `{maker_of(folder)}` first.")
+    remedy = f"`{maker_of(folder)} --fresh`"
     try:
-        raw = json.loads((folder / MANIFEST_NAME).read_text())
+        raw = json.loads(text)
         files = {name: FileDigest(**digest) for name, digest in raw.pop("files").items()}
         manifest = Manifest(files=files, **raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST_NAME}: not a manifest ({error}). Run `{made_by} --fresh`.") from error
+        raise ArtifactError(f"{folder / MANIFEST_NAME}: not a manifest ({error}). Run {remedy}.") from error
     if manifest.format != FORMAT:
         raise ArtifactError(
-            f"{folder}: expected format {FORMAT}, found {manifest.format}. Run `{made_by} --fresh` with this version."
+            f"{folder}: expected format {FORMAT}, found {manifest.format}. Run {remedy} with this version."
         )
     return manifest
 
 
-def find_damage(folder: Path, manifest: Manifest) -> list[str]:
-    """One line for each file that is missing, unexpected in size, or changed since it was written."""
+def read_whole(folder: Path, read: Callable[[Manifest], _T]) -> _T:
+    """What `read` makes of the files of an artifact, all of one writing: read again where another came meanwhile.
+
+    Args:
+        read: takes the manifest, and raises ArtifactError for a file that is not the one that it lists.
+
+    Raises:
+        ArtifactError: as `read_manifest`, or a file is damaged.
+    """
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            found = read(manifest)
+        except ArtifactError:
+            if read_manifest(folder) == manifest:
+                raise
+        else:
+            return found
+
+
+def find_damage(folder: Path, manifest: Manifest, *, reads: bool = True) -> list[str]:
+    """One line for each file that is missing, unexpected in size or, where files are read, changed since written."""
     damage = []
     for name, digest in manifest.files.items():
         path = folder / name
@@ -295,9 +324,42 @@ def find_damage(folder: Path, manifest: Manifest) -> list[str]:
             damage.append(f"{path}: missing")
         elif path.stat().st_size != digest.num_bytes:
             damage.append(f"{path}: {path.stat().st_size} bytes, expected {digest.num_bytes}")
-        elif digest_file(path) != digest.sha256:
+        elif reads and digest_file(path) != digest.sha256:
             damage.append(f"{path}: changed since it was written (SHA-256 differs)")
     return damage
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Refuses an artifact with a file that is missing or of another size than when it was written.
+
+    Raises:
+        ArtifactError: names the first such file and says how many there are.
+    """
+    _refuse_damage(find_damage(folder, manifest, reads=False))
+
+
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one file of an artifact, compared with its digest.
+
+    Raises:
+        ArtifactError: the manifest does not list it, or it is missing or changed.
+    """
+    path = folder / name
+    if name not in manifest.files:
+        _refuse_damage([f"{path}: the manifest does not list it"])
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}). {_LISTS_DAMAGE}") from error
+    if FileDigest(hashlib.sha256(data).hexdigest(), len(data)) != manifest.files[name]:
+        _refuse_damage([f"{path}: changed since it was written (SHA-256 differs)"])
+    return data
+
+
+def _refuse_damage(damage: list[str]) -> None:
+    if damage:
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        raise ArtifactError(f"{damage[0]}{more}. {_LISTS_DAMAGE}")
 
 
 def digest_file(path: Path) -> str:
@@ -306,20 +368,20 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
     """A parquet or CSV table of an artifact.
 
+    Args:
+        manifest: of the folder it lies in, whose digest it must have; None reads it unchecked.
+
     Raises:
-        ArtifactError: missing or unreadable.
+        ArtifactError: missing, unreadable or changed.
     """
     try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, usecols=columns)
-        return pd.read_parquet(path, columns=columns)
+        content = path if manifest is None else io.BytesIO(read_file(path.parent, manifest, path.name))
+        return pd.read_csv(content) if path.suffix == ".csv" else pd.read_parquet(content)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). `ichkit verify` lists what is damaged."
-        ) from error
+        raise ArtifactError(f"{path}: cannot be read ({type(error).__name__}: {error}). {_LISTS_DAMAGE}") from error
 
 
 def git_commit() -> str:

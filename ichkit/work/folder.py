@@ -4,10 +4,41 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ichkit.core.errors import ConfigError
 from ichkit.work.artifacts import has_artifact
 
 # Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
 WEIGHTS_NAME, CARD_NAME, JOURNAL_NAME = "model.safetensors", "model.json", "steps.jsonl"
+_MAX_NAME = 200
+
+
+def is_name(name: str) -> bool:
+    """True for what may name a run or a stack, and so a folder; see `check_name`.
+
+    Example:
+        >>> [is_name(name) for name in ("resnet50+demo", "../up", "=cmd", "demo.old")]
+        [True, False, False, False]
+    """
+    is_plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name) is not None
+    return is_plain and len(name) <= _MAX_NAME and not name.endswith((".partial", ".old"))
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """The name of a run or a stack: given, from a config's file name, or read back from disk.
+
+    Args:
+        what: named in the message, e.g. "--run".
+
+    Raises:
+        ConfigError: it cannot name a folder.
+    """
+    if not is_name(name):
+        raise ConfigError(
+            f"{what}: expected a name of at most {_MAX_NAME} letters, digits, "
+            f'"_", "+", "-" and ".", which begins with a letter, digit or "_" and does not end in .partial or .old, '
+            f"found {name[:_MAX_NAME]!r}. Give another name."
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -42,37 +73,36 @@ class WorkFolder:
         return self.root / "report.html"
 
     def fold(self, run: str, fold: int) -> Path:
-        """The artifact of one fold of one run."""
-        return self.runs / run / f"fold{fold}"
+        """The artifact of one fold of one run.
+
+        Raises:
+            ConfigError: the name cannot be that of a run.
+        """
+        return self.runs / check_name(run, "run") / f"fold{fold}"
+
+    def stack_folder(self, name: str) -> Path:
+        """The artifact of one stack.
+
+        Raises:
+            ConfigError: the name cannot be that of a stack.
+        """
+        return self.stacks / check_name(name, "stack")
 
     def finished_folds(self, run: str) -> list[int]:
         """Folds of a run that are whole, ascending."""
-        return [k for k, folder in _numbered(self.runs / run) if has_artifact(folder)]
+        folds = [int(path.name[4:]) for path in _folders(self.runs / run) if re.fullmatch(r"fold\d+", path.name)]
+        return sorted(k for k in folds if has_artifact(self.fold(run, k)))
 
     def finished_runs(self) -> dict[str, list[int]]:
         """Name to finished folds of every run with at least one, by name."""
-        if not self.runs.is_dir():
-            return {}
-        found = {
-            folder.name: self.finished_folds(folder.name) for folder in sorted(self.runs.iterdir()) if folder.is_dir()
-        }
-        return {name: folds for name, folds in found.items() if folds}
+        names = [folder.name for folder in _folders(self.runs) if is_name(folder.name)]
+        return {name: folds for name in names if (folds := self.finished_folds(name))}
 
     def finished_stacks(self) -> list[str]:
         """Names of whole stacks, by name."""
-        if not self.stacks.is_dir():
-            return []
-        names = {re.sub(r"\.(partial|old)$", "", folder.name) for folder in self.stacks.iterdir() if folder.is_dir()}
-        return sorted(name for name in names if has_artifact(self.stacks / name))
+        return [folder.name for folder in _folders(self.stacks) if is_name(folder.name) and has_artifact(folder)]
 
 
-def _numbered(run: Path) -> list[tuple[int, Path]]:
-    """(fold, folder) for every fold of a run that was begun, ascending."""
-    if not run.is_dir():
-        return []
-    names = {
-        match.group(1)
-        for folder in run.iterdir()
-        if (match := re.fullmatch(r"fold(\d+)(\.partial|\.old)?", folder.name))
-    }
-    return [(k, run / f"fold{k}") for k in sorted(map(int, names))]
+def _folders(parent: Path) -> list[Path]:
+    """The folders in a folder, by name; none where it does not exist."""
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

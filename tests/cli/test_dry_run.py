@@ -13,9 +13,7 @@ from ichkit.cli.main import main
 from ichkit.core.config import load_config
 from ichkit.show.plan import Plan, render
 from ichkit.stages.scores import submit
-from ichkit.work.artifacts import ArtifactWriter, finish_rename, partial_of, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
-from ichkit.work.looking import is_looking_only, look_only
 
 SMALL = ["-c", "demo", *(word for text in (*TINY, "prepare.size=null") for word in ("--set", text))]
 WRITERS = (
@@ -189,22 +187,3 @@ def test_a_disk_that_is_too_small_is_said(tmp_path):
 
     table = render(Huge(), "ichkit train")
     assert "THE DISK IS TOO SMALL" in " ".join(text.text for _, text in table.lines)
-
-
-def test_while_only_looking_nothing_can_be_written_or_renamed(tmp_path):
-    writer = ArtifactWriter(tmp_path / "made", "stack")
-    writer.write_json("a.json", {})
-    (writer.folder / "manifest.json").write_text("{}")
-    with look_only():
-        assert is_looking_only()
-        finish_rename(tmp_path / "made")
-        assert partial_of(tmp_path / "made").is_dir()
-        for write in (
-            lambda: write_bytes_atomically(tmp_path / "b", b""),
-            lambda: ArtifactWriter(tmp_path / "c", "stack"),
-        ):
-            with pytest.raises(AssertionError, match="only looks"):
-                write()
-    finish_rename(tmp_path / "made")
-    assert (tmp_path / "made" / "a.json").is_file()
-    assert not is_looking_only()

@@ -22,13 +22,13 @@ from ichkit.work.artifacts import (
     digest_table,
     encode_table,
     find_damage,
-    finish_rename,
     has_artifact,
     list_differences,
-    partial_of,
     read_manifest,
 )
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import hold
+from ichkit.work.places import partial_of
 from ichkit.work.schemas import check_predictions, make_predictions
 
 TASK = find_task("hemorrhage")
@@ -46,12 +46,12 @@ def test_an_artifact_is_not_there_until_it_is_whole(tmp_path):
     writer = ArtifactWriter(folder, "test")
     writer.write_json("a.json", 1)
     assert not has_artifact(folder)
-    with pytest.raises(ArtifactError, match=r"it is unfinished. Run `ichkit make` first"):
-        read_manifest(folder, made_by="ichkit make")
+    with pytest.raises(ArtifactError, match=r"made: unfinished. Run `ichkit export` first"):
+        read_manifest(folder)
     writer.commit(settings={}, inputs={}, facts={})
     assert has_artifact(folder)
     assert not partial_of(folder).exists()
-    assert find_damage(folder, read_manifest(folder, made_by="")) == []
+    assert find_damage(folder, read_manifest(folder)) == []
 
 
 def test_an_older_artifact_is_there_until_the_new_one_is(tmp_path):
@@ -84,7 +84,8 @@ def test_a_kill_between_the_renames_loses_neither_artifact(tmp_path, step, monke
     else:
         write_artifact(folder, "second")
     monkeypatch.undo()
-    finish_rename(folder)
+    with hold(folder):
+        pass
     assert json.loads((folder / "a.json").read_text())["text"] == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
 

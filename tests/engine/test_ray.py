@@ -63,7 +63,7 @@ def test_prepare_on_a_cluster_gives_the_bytes_of_one_process(
     work = WorkFolder(tmp_path)
     config = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"workers": 2})})
     do(prepare, config, work, phantom_options(phantom_root, backend="ray"))
-    files = [read_manifest(item.prepared, made_by="test").files for item in (work, prepared_once)]
+    files = [read_manifest(item.prepared).files for item in (work, prepared_once)]
     assert files[0] == files[1]
 
 

@@ -28,6 +28,7 @@ from ichkit.phantom.render import Grid, Pose, draw_slice, smooth
 from ichkit.phantom.rsna import make_id
 from ichkit.phantom.study import draw_scene, draw_stack, draw_visible, label_slices
 from ichkit.phantom.writer import write_phantom
+from ichkit.work.places import MARK
 
 # What a scanner of each format must have stored for -1000, -1, 0, 40 and 2000 HU, by hand from the header's meaning;
 # for the two broken formats from the repair read backwards: HU = (stored + 1000) modulo 4096 - 1000.
@@ -293,6 +294,7 @@ def test_an_interrupted_phantom_begins_again_and_keeps_what_was_finished(small, 
     (out / "cq500").rename(out / "cq500.partial")
     (out / "cq500.partial" / "phantom.json").unlink()
     (out / "cq500.partial" / "left over").write_text("half")
+    (out / "cq500.partial" / MARK).touch()
     kept = (out / "rsna" / "phantom.json").stat().st_mtime_ns
     write_phantom(out, **SMALL, workers=1)
     assert digests(out) == digests(small)

@@ -77,14 +77,14 @@ def test_an_export_predicts_exactly_what_the_work_folder_predicts(work, scans, t
 
 
 def test_an_export_holds_no_table_and_no_id(work, exported):
-    manifest = read_manifest(exported, made_by="ichkit export")
+    manifest = read_manifest(exported)
     assert {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()} == {
         *manifest.files,
         "manifest.json",
     }
     # Trees are text files; in a store as small as this one a class may have none.
     assert {name.rpartition(".")[2] for name in manifest.files} <= {"safetensors", "json", "yaml", "txt"}
-    own = read_manifest(work.stacks / "demo", made_by="ichkit stack").files
+    own = read_manifest(work.stacks / "demo").files
     models = {f"stacks/demo/{name}" for name in own if not name.endswith((".parquet", "importance.csv"))}
     assert models == {name for name in manifest.files if name.startswith("stacks/")}
     slices = pd.read_parquet(work.prepared / "slices.parquet")
@@ -123,7 +123,7 @@ def test_damage_at_home_is_not_exported(work, tmp_path):
 def test_an_export_replaces_an_earlier_one_and_nothing_else(work, exported, tmp_path):
     do(export, CONFIG, work, model="demo", out=tmp_path / "model")
     do(export, CONFIG, work, model="demo-blend", out=tmp_path / "model")
-    assert read_manifest(tmp_path / "model", made_by="").facts["name"] == "demo-blend"
+    assert read_manifest(tmp_path / "model").facts["name"] == "demo-blend"
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("keep me")
     for other in (tmp_path / "home", work.prepared):

@@ -22,8 +22,9 @@ from ichkit.engine import parallel
 from ichkit.sources import decode
 from ichkit.stages.prepare import run as prepare
 from ichkit.work import artifacts
-from ichkit.work.artifacts import find_damage, partial_of, read_manifest
+from ichkit.work.artifacts import find_damage, read_manifest
 from ichkit.work.folder import WorkFolder
+from ichkit.work.places import partial_of
 
 NUM_STUDIES = 28  # of the session's phantom: 16 + 6 + 6
 
@@ -128,7 +129,7 @@ def test_a_real_enospc_removes_the_half_written_file_and_keeps_the_old_one(tmp_p
 
 
 def test_a_flipped_byte_in_any_file_of_the_store_is_found(prepared_work):
-    manifest = read_manifest(prepared_work.prepared, made_by="test")
+    manifest = read_manifest(prepared_work.prepared)
     assert find_damage(prepared_work.prepared, manifest) == []
     held = {path.relative_to(prepared_work.prepared).as_posix() for path in prepared_work.prepared.rglob("*.*")}
     assert set(manifest.files) == held - {"manifest.json"}

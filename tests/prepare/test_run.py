@@ -30,7 +30,7 @@ def store(work):
 
 
 def digests(work):
-    return {name: item.sha256 for name, item in read_manifest(work.prepared, made_by="test").files.items()}
+    return {name: item.sha256 for name, item in read_manifest(work.prepared).files.items()}
 
 
 def slow_hounsfield(path):
@@ -107,7 +107,7 @@ def test_truncated_files_are_rejected_with_what_their_header_says(prepared_once)
 
 def test_a_second_run_does_nothing(prepared_work, phantom_root, tiny_config, monkeypatch):
     before = digests(prepared_work)
-    created = read_manifest(prepared_work.prepared, made_by="test").created_utc
+    created = read_manifest(prepared_work.prepared).created_utc
     monkeypatch.setattr(decode, "store_study", None)
     manifest = do(prepare, tiny_config, prepared_work, phantom_options(phantom_root))
     assert manifest.created_utc == created
@@ -212,7 +212,7 @@ def test_strict_stops_at_the_first_rejected_file(phantom_root, tiny_config, tmp_
 
 
 def test_a_damaged_manifest_and_a_flipped_byte_are_found(prepared_work):
-    manifest = read_manifest(prepared_work.prepared, made_by="test")
+    manifest = read_manifest(prepared_work.prepared)
     volume = next(prepared_work.prepared.glob("volumes/*/*"))
     data = bytearray(volume.read_bytes())
     data[len(data) // 2] ^= 1
@@ -222,4 +222,4 @@ def test_a_damaged_manifest_and_a_flipped_byte_are_found(prepared_work):
     path = prepared_work.prepared / "manifest.json"
     path.write_text(json.dumps({"kind": "prepared"}))
     with pytest.raises(ArtifactError, match="not a manifest"):
-        read_manifest(prepared_work.prepared, made_by="ichkit prepare")
+        read_manifest(prepared_work.prepared)

@@ -108,7 +108,7 @@ def test_scores_are_made_once_and_again_only_for_what_changed(work, caplog):
     caplog.set_level(logging.INFO, logger="ichkit")
     before, bytes_before = do(evaluate, CONFIG, work), (work.scores / "scores.parquet").read_bytes()
     assert "the scores of 3 sources are up to date" in caplog.text
-    assert before.created_utc == read_manifest(work.scores, made_by="").created_utc
+    assert before.created_utc == read_manifest(work.scores).created_utc
     shutil.rmtree(work.fold("b", 2))
     caplog.clear()
     after = do(evaluate, CONFIG, work)

@@ -178,7 +178,7 @@ def hash_of(name: str) -> int:
 
 def add_prepared(work: WorkFolder, name: str, table: pd.DataFrame) -> None:
     """One more file in the prepared artifact, manifest included."""
-    old = read_manifest(work.prepared, made_by="the test")
+    old = read_manifest(work.prepared)
     writer = ArtifactWriter(work.prepared, "prepared")
     for other in old.files.keys() - {name}:
         writer.write_bytes(other, (work.prepared / other).read_bytes())

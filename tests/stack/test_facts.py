@@ -165,7 +165,7 @@ def with_brain_shares(work, share=0.4):
     """Writes the share of brain of every slice beside the prepared tables."""
     slices = read_table(work.prepared / "slices.parquet")
     facts = slices[["slice_id", "dataset"]].assign(brain_share=np.float32(share), tilt_degrees=np.float32(0))
-    old = read_manifest(work.prepared, made_by="the test")
+    old = read_manifest(work.prepared)
     writer = ArtifactWriter(work.prepared, "prepared")
     for name in old.files:
         writer.write_bytes(name, (work.prepared / name).read_bytes())

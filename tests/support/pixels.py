@@ -35,7 +35,7 @@ def put_volumes(
     Args:
         volumes: old path to (S, H, W) int16 HU; volumes that are not named keep path and file.
     """
-    old = read_manifest(work.prepared, made_by="the test")
+    old = read_manifest(work.prepared)
     writer = ArtifactWriter(work.prepared, "prepared")
     for name in old.files:
         if name != "slices.parquet" and name not in volumes:

@@ -116,7 +116,7 @@ def make_stack(
     """Writes a finished stack of those runs and returns its name: not a trained one, its kinds smooth more and more."""
     folds = sorted(set.intersection(*(set(work.finished_folds(run)) for run in runs)))
     name = "+".join(sorted(runs))
-    manifest = read_manifest(work.fold(runs[0], folds[0]), made_by="the test")
+    manifest = read_manifest(work.fold(runs[0], folds[0]))
     writer = ArtifactWriter(work.stacks / name, "stack")
     for split in ("oof", "test", "cq500"):
         tables = [[read_table(work.fold(run, k) / f"{split}.parquet") for k in folds] for run in runs]
@@ -155,7 +155,7 @@ def rewrite_slices(work: WorkFolder, slices: pd.DataFrame) -> None:
 
 def rewrite_prepared(work: WorkFolder, tables: dict[str, pd.DataFrame]) -> None:
     """Puts other tables in place of prepared ones, by file name, manifest included."""
-    old = read_manifest(work.prepared, made_by="the test")
+    old = read_manifest(work.prepared)
     writer = ArtifactWriter(work.prepared, "prepared")
     for name in old.files:
         if name in tables:
@@ -174,7 +174,7 @@ def add_external_set(work: WorkFolder, name: str) -> None:
     rewrite_prepared(work, tables)
     folds = [work.fold(run, fold) for run, folds in work.finished_runs().items() for fold in folds]
     for folder in (*folds, *(work.stacks / stack for stack in work.finished_stacks())):
-        old = read_manifest(folder, made_by="the test")
+        old = read_manifest(folder)
         writer = ArtifactWriter(folder, old.kind)
         for file in old.files:
             writer.write_bytes(file, (folder / file).read_bytes())
@@ -349,7 +349,7 @@ def _write_fold(
 
 def rewrite_fold(folder: Path, arrays: dict[str, np.ndarray], **facts: object) -> None:
     """Puts arrays and facts into a finished fold, manifest included."""
-    old = read_manifest(folder, made_by="the test")
+    old = read_manifest(folder)
     contents = {name: (folder / name).read_bytes() for name in old.files}
     writer = ArtifactWriter(folder, "fold")
     for name, data in contents.items():

@@ -17,7 +17,7 @@ from support.training import TINY, config, read_files
 from ichkit.core.errors import ConfigError
 from ichkit.engine.ranks import Ranks
 from ichkit.stages.train import run as train
-from ichkit.work.artifacts import partial_of
+from ichkit.work.places import partial_of
 
 EXACT = (
     "train.backbone=test_convnext",  # no batch statistics, which differ between halves of a batch

@@ -37,7 +37,7 @@ def work(tmp_path_factory):
 
 def test_every_table_has_its_embeddings_beside_it_and_they_are_what_the_head_reads(work):
     folder = work.fold("run", 0)
-    manifest = read_manifest(folder, made_by="ichkit train")
+    manifest = read_manifest(folder)
     weights = load_file(folder / "model.safetensors")
     head = next(name.removesuffix(".weight") for name, value in weights.items() if value.shape == (6, 256))
     for name in TABLES:
@@ -60,7 +60,7 @@ def test_keeping_embeddings_changes_no_descriptor_and_no_weight(work, tmp_path):
 
 @pytest.mark.slow
 def test_all_folds_start_from_the_same_weights_and_another_seed_from_others(work, tmp_path):
-    starts = {read_manifest(work.fold("run", k), made_by="ichkit train").facts["initial_weights"] for k in (0, 1)}
+    starts = {read_manifest(work.fold("run", k)).facts["initial_weights"] for k in (0, 1)}
     assert len(starts) == 1
     other = make_pixel_work(tmp_path)
     (manifest,) = train_folds(other, "seed=1")

@@ -16,7 +16,7 @@ from ichkit.stages.train import fold as fold_stage
 from ichkit.stages.train import run as train
 from ichkit.stages.train.fold import do_fold
 from ichkit.stages.train.fold_inputs import FoldTask
-from ichkit.work.artifacts import partial_of
+from ichkit.work.places import partial_of
 
 SAME = ("model.safetensors", "oof.parquet", "test.parquet", "cq500.parquet", "stacks_oof.npy")
 EXTRA = ("train.epochs=3", "train.drop_rate=0.2")

@@ -21,7 +21,8 @@ from ichkit.engine.step import Stepper
 from ichkit.imaging.store import Prepared
 from ichkit.stages.train import lanes as fold_lanes
 from ichkit.stages.train import run as train
-from ichkit.work.artifacts import find_damage, partial_of, read_manifest, read_table
+from ichkit.work.artifacts import find_damage, read_manifest, read_table
+from ichkit.work.places import partial_of
 from ichkit.work.schemas import check_predictions
 
 
@@ -45,7 +46,7 @@ def fresh_work(tmp_path):
 
 def test_a_finished_fold_holds_the_tables_of_the_contract(work):
     folder, prepared = work.fold("run", 0), Prepared.open(work.prepared, TASK)
-    manifest = read_manifest(folder, made_by="ichkit train")
+    manifest = read_manifest(folder)
     labelled = prepared.split("train")
     parts = {"oof": labelled[labelled.fold == 0], "test": prepared.split("test"), "cq500": prepared.split("cq500")}
     for name, slices in parts.items():
@@ -140,7 +141,7 @@ def test_flipping_every_label_of_a_fold_leaves_its_predictions_byte_identical(wo
     ours, theirs = (read_files(place.fold("run", 0)) for place in (work, fresh_work))
     for name in ("model.safetensors", "stacks_oof.npy", *(f"{table}.parquet" for table in TABLES)):
         assert ours[name] == theirs[name], name
-    before, after = (read_manifest(place.fold("run", 0), made_by="").inputs for place in (work, fresh_work))
+    before, after = (read_manifest(place.fold("run", 0)).inputs for place in (work, fresh_work))
     assert before == after
     # The canary sings: the same flip in the training part is other training data.
     flip_labels(fresh_work, fold=1)

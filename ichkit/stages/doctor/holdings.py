@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ichkit.work.artifacts import MANIFEST_NAME, partial_of
 from ichkit.work.folder import WorkFolder
+from ichkit.work.places import MANIFEST_NAME, partial_of
 
 # A kill between two renames leaves a whole artifact under one of the last two; the next command puts it in place.
 _SUFFIXES = ("", ".partial", ".old")

@@ -22,7 +22,7 @@ def run(work: WorkFolder, submissions: Path) -> list[str]:
     with Meter("verify", len(folders), "artifacts") as meter:
         for folder in folders:
             try:
-                manifest = read_manifest(folder, made_by="ichkit prepare|train|stack|evaluate")
+                manifest = read_manifest(folder)
             except ArtifactError as error:
                 damage.append(str(error))
                 continue

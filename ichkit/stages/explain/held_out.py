@@ -16,7 +16,6 @@ from ichkit.work.artifacts import read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import check_predictions
 
-MADE_BY = "ichkit train"
 LOSS = "loss"
 _NUM_EXAMPLES = 3
 
@@ -66,7 +65,7 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
     """
     refuse_unknown_fold(work, run, fold)
     folder, task = work.fold(run, fold), prepared.task
-    read_manifest(folder, made_by=MADE_BY)
+    read_manifest(folder)
     table = read_table(folder / "oof.parquet")
     labelled = prepared.split("train")
     own = labelled[labelled["fold"] == fold]

@@ -12,7 +12,7 @@ from ichkit.core.progress import logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.engine.inference import CARD_NAME, WEIGHTS_NAME
 from ichkit.show.plan import Plan
-from ichkit.stages.predict.model import EXPORT, EXPORTED_BY, RESEARCH_NOTE, Model, find_model
+from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
 
@@ -164,10 +164,10 @@ def _list_parts(model: Model) -> tuple[Part, ...]:
     parts = []
     for name, of_run in model.runs.items():
         for k, source in of_run.items():
-            manifest = read_manifest(source, made_by="ichkit train")
+            manifest = read_manifest(source)
             parts.append(Part(source, manifest, (CARD_NAME, WEIGHTS_NAME), f"runs/{name}/fold{k}", name))
     if model.stack is not None:
-        manifest = read_manifest(model.stack, made_by="ichkit stack")
+        manifest = read_manifest(model.stack)
         names = tuple(name for name in manifest.files if not name.endswith(_TABLES))
         parts.append(Part(model.stack, manifest, names, f"stacks/{model.stack.resolve().name}", None))
     return tuple(parts)
@@ -191,7 +191,7 @@ def _copy_files(writer: ArtifactWriter, part: Part) -> None:
 
 def _refuse_other_content(folder: Path) -> None:
     """Refuses a place where something stands that an export would remove."""
-    if has_artifact(folder) and read_manifest(folder, made_by=EXPORTED_BY).kind == EXPORT:
+    if has_artifact(folder) and read_manifest(folder).kind == EXPORT:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 RESEARCH_NOTE = "Research use only: not a medical device, not for diagnosis."
 EXPORT = "export"
-EXPORTED_BY = "ichkit export"
 _BEST_KIND = "blend"
 
 
@@ -83,7 +82,7 @@ def model_of(work: WorkFolder, source: Source) -> Model:
 
 def _model_of_folder(folder: Path, task: Task) -> Model:
     """A run's folder (with fold0, ...), a stack's (its runs stand where its work folder has them), or an export."""
-    manifest = read_manifest(folder, made_by=EXPORTED_BY) if has_artifact(folder) else None
+    manifest = read_manifest(folder) if has_artifact(folder) else None
     if manifest is not None and manifest.kind == EXPORT:
         return _model_of_export(folder, manifest, task)
     if manifest is not None and manifest.kind == "stack":
@@ -99,7 +98,7 @@ def _model_of_folder(folder: Path, task: Task) -> Model:
             f"model: expected a run (work/runs/NAME), a stack (work/stacks/NAME) or what `ichkit export` made at "
             f"{folder}, found none of them. Leave --model out to take the best source of --work."
         )
-    data = read_manifest(resolved / f"fold{folds[0]}", made_by="ichkit train").facts["data"]
+    data = read_manifest(resolved / f"fold{folds[0]}").facts["data"]
     return Model(folder.name, {folder.name: _fold_folders(resolved, folds)}, None, "base", data)
 
 

@@ -2,16 +2,22 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task
 from ichkit.show.table import Table
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
-from ichkit.work.artifacts import package_versions
+from ichkit.work.artifacts import digest_file, encode_json, package_versions, write_bytes_atomically
 
-JSON_NAME = "predictions.json"
+JSON_NAME, PAGE_NAME = "predictions.json", "predictions.html"
+TABLES = ("slices", "studies", "rejected", "series_choice")
+_OUTPUTS = (*(f"{name}.csv" for name in TABLES), JSON_NAME, PAGE_NAME)
+_UNFINISHED = ".ichkit-unfinished-predictions"
+"""In an output folder while its files are written."""
 NUM_KEY_SLICES = 3
 _PLACE = ("slice_id", "slice_index", "position_mm")
 
@@ -30,6 +36,41 @@ class Prediction:
     rejected: pd.DataFrame
     series_choice: pd.DataFrame
     model: Model
+
+
+def refuse_foreign_files(out: Path) -> None:
+    """Refuses a folder where a file would be replaced that is not as an earlier `predict` wrote it.
+
+    Raises:
+        ConfigError: names the files.
+    """
+    if (out / _UNFINISHED).is_file():
+        return
+    try:
+        own = json.loads((out / JSON_NAME).read_text(encoding="utf-8"))["files"]
+        own = {**own, JSON_NAME: digest_file(out / JSON_NAME)}
+    except (OSError, ValueError, KeyError, TypeError):
+        own = {}
+    present = [name for name in _OUTPUTS if (out / name).exists()]
+    foreign = [name for name in present if not (out / name).is_file() or digest_file(out / name) != own.get(name)]
+    if foreign:
+        raise ConfigError(
+            f"predict: expected no files at {out} but those of an earlier `ichkit predict`, as it wrote them; found "
+            f"{', '.join(foreign)}. Move them away, or choose another folder with --out."
+        )
+
+
+def begin_output(out: Path) -> None:
+    """Marks an output folder as being written, and removes what an earlier call wrote last."""
+    write_bytes_atomically(out / _UNFINISHED, b"")
+    for name in (JSON_NAME, PAGE_NAME):
+        (out / name).unlink(missing_ok=True)
+
+
+def finish_output(out: Path, described: dict[str, Any]) -> None:
+    """Writes predictions.json, which makes the output whole."""
+    write_bytes_atomically(out / JSON_NAME, encode_json(described))
+    (out / _UNFINISHED).unlink()
 
 
 def find_key_slices(slices: pd.DataFrame, task: Task) -> pd.DataFrame:

@@ -14,10 +14,9 @@ from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat
 from ichkit.show.page import encode_jpeg, render
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE
-from ichkit.stages.predict.outcome import Prediction, find_key_slices
-from ichkit.work.artifacts import write_bytes_atomically
+from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_key_slices
+from ichkit.work.artifacts import FileDigest, write_bytes_atomically
 
-PAGE_NAME = "predictions.html"
 _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
 # A page of more pictures is slow to open; the tables have every study.
 _MAX_DRAWN_STUDIES = 50
@@ -30,8 +29,8 @@ def write_page(
     networks: dict[str, dict[int, Predictor]],
     volumes: Volumes,
     task: Task,
-) -> Path:
-    """Writes the page and returns its path.
+) -> FileDigest:
+    """Writes the page and returns its digest.
 
     Heat is the mean over all networks of the first stage, for the most probable class of the slice beside the one that
     stands for any, times its probability; the second stage sees no pixels and so has none.
@@ -67,9 +66,8 @@ def write_page(
         max_drawn=_MAX_DRAWN_STUDIES,
         rejected=prediction.rejected["reason"].value_counts().to_dict(),
     )
-    write_bytes_atomically(out / PAGE_NAME, page.encode())
     logger.info("predict: look at %s", out / PAGE_NAME)
-    return out / PAGE_NAME
+    return write_bytes_atomically(out / PAGE_NAME, page.encode())
 
 
 def _draw_slices(

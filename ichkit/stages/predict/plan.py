@@ -12,6 +12,7 @@ from ichkit.show.plan import Plan, format_bytes
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import image_files
 from ichkit.stages.predict.model import Model, find_model, model_of
+from ichkit.stages.predict.outcome import refuse_foreign_files
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
 
     Raises:
         DataError: nothing at the path.
-        ArtifactError, ConfigError: no such model.
+        ArtifactError, ConfigError: no such model, or files at `out` that an earlier call did not write.
     """
     task = find_task(config.task)
+    refuse_foreign_files(options.out)
     files, refused = scan_files(options.path)
     scoring, model = None, None
     if options.model is not None:

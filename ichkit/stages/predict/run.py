@@ -21,16 +21,26 @@ from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
-from ichkit.stages.predict.outcome import JSON_NAME, Prediction, describe_prediction
+from ichkit.stages.predict.outcome import (
+    PAGE_NAME,
+    TABLES,
+    Prediction,
+    begin_output,
+    describe_prediction,
+    finish_output,
+    refuse_foreign_files,
+)
 from ichkit.stages.predict.plan import PredictOptions, PredictPlan, plan
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.metrics import study_maximum
-from ichkit.work.artifacts import encode_json, encode_table, write_bytes_atomically
+from ichkit.work.artifacts import encode_table, write_bytes_atomically
+from ichkit.work.locks import holding
 from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 
 __all__ = ["PredictOptions", "PredictPlan", "plan", "run"]
 
 
+@holding(lambda given: given["plan"].options.out)
 def run(plan: PredictPlan) -> Prediction:
     """Predicts every study below a path: tables as CSV, the same as predictions.json, and predictions.html to look at.
 
@@ -39,6 +49,7 @@ def run(plan: PredictPlan) -> Prediction:
         ArtifactError: weights are missing or damaged.
     """
     options, task, out = plan.options, plan.task, plan.options.out
+    refuse_foreign_files(out)
     chosen = plan.find_model()
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
     index = read_index(plan.images, None, run=partial(run_tasks, workers=plan.config.prepare.workers))
@@ -62,19 +73,22 @@ def run(plan: PredictPlan) -> Prediction:
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
     )
-    for name in ("slices", "studies", "rejected", "series_choice"):
-        write_bytes_atomically(out / f"{name}.csv", encode_table(getattr(prediction, name), ".csv"))
+    begin_output(out)
+    written = {
+        f"{name}.csv": write_bytes_atomically(out / f"{name}.csv", encode_table(getattr(prediction, name), ".csv"))
+        for name in TABLES
+    }
     _say_what_came(prediction, out)
     if prediction.slices.empty:
         raise DataError(
             f"predict: none of the {len(plan.images)} files at {options.path} could be used; "
             f"{out / 'rejected.csv'} says why."
         )
-    write_bytes_atomically(out / JSON_NAME, encode_json(describe_prediction(prediction, task)))
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
-        write_page(out, prediction, networks, volumes, task)
+        written[PAGE_NAME] = write_page(out, prediction, networks, volumes, task)
+    finish_output(out, {**describe_prediction(prediction, task), "files": {k: v.sha256 for k, v in written.items()}})
     return prediction
 
 

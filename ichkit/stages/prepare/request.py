@@ -14,22 +14,15 @@ from ichkit.core.progress import format_seconds, logger
 from ichkit.core.roles import Role
 from ichkit.engine.parallel import count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
-from ichkit.imaging.store import MADE_BY
 from ichkit.show.plan import Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import digest_tables, scan_files
 from ichkit.sources.series import read_override
 from ichkit.sources.table import SOURCES, DataSource, external_sources, locate, training_sources
-from ichkit.work.artifacts import (
-    Manifest,
-    digest_file,
-    digest_table,
-    has_artifact,
-    list_differences,
-    partial_of,
-    read_manifest,
-)
+from ichkit.work.artifacts import Manifest, digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import Look, look_at
+from ichkit.work.places import partial_of
 from ichkit.work.schemas import FOLDS
 
 SETTINGS_FILE = "settings.json"
@@ -164,6 +157,7 @@ class PreparePlan(Plan):
     inputs: dict[str, str]
     standing: Manifest | None
     is_update: bool
+    seen: Look
 
     @property
     def needs(self) -> Needs:
@@ -223,7 +217,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
         ArtifactError: what is there was made from other settings.
         FoldError: a file of folds that is none.
     """
-    options = options or PrepareOptions()
+    options, seen = options or PrepareOptions(), look_at(work.prepared)
     source = _training_source(options)
     settings: dict[str, Any] = {
         "task": config.task,
@@ -240,11 +234,13 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     inputs = _digest_inputs(listings, options, override)
     asks_folds = options.new_folds or options.folds_file is not None
     is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
-    standing = read_manifest(work.prepared, made_by=MADE_BY) if is_update else None
+    standing = read_manifest(work.prepared) if is_update else None
     if standing is not None and any(standing.inputs.get(name) != digest for name, digest in inputs.items()):
         _refuse_to_drop(standing, listings)
         standing = None
-    return PreparePlan(config, work, options, source, settings, folds, override, listings, inputs, standing, is_update)
+    return PreparePlan(
+        config, work, options, source, settings, folds, override, listings, inputs, standing, is_update, seen
+    )
 
 
 def _training_source(options: PrepareOptions) -> str:
@@ -261,7 +257,7 @@ def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
     """Refuses to go on with work made from other settings."""
     unfinished = partial_of(work.prepared) / SETTINGS_FILE
     if has_artifact(work.prepared):
-        found = read_manifest(work.prepared, made_by=MADE_BY).settings
+        found = read_manifest(work.prepared).settings
     elif unfinished.exists():
         found = json.loads(unfinished.read_text())
     else:

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +12,7 @@ from ichkit.core.progress import StopFlag, logger, stop_on_signal
 from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import RunTasks, count_workers, run_tasks
 from ichkit.sources.collect import PlannedSource
-from ichkit.sources.decode import decode_all
+from ichkit.sources.decode import RECORDS_FOLDER, decode_all
 from ichkit.sources.index import KEPT_COLUMNS, check_decoders, read_index, refuse_raw
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings
@@ -29,6 +28,8 @@ from ichkit.work.artifacts import (
     write_bytes_atomically,
 )
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import alone
+from ichkit.work.places import discard, partial_of
 
 __all__ = ["PrepareOptions", "PreparePlan", "plan", "run"]
 
@@ -37,6 +38,7 @@ _COPIES_OF_A_VOLUME = 2.5
 """A worker holds the volume, its compressed frame, and what the codec needs on the way."""
 
 
+@alone(lambda plan: plan.work.prepared, lambda old: plan(old.config, old.work, old.options))
 def run(plan: PreparePlan) -> Manifest:
     """Makes `work/prepared/`, or takes up new files in it, or finds nothing to do.
 
@@ -48,17 +50,19 @@ def run(plan: PreparePlan) -> Manifest:
     config, work, options = plan.config, plan.work, plan.options
     if plan.standing is not None:
         logger.info("prepare: up to date (%d slices)", plan.standing.facts["num_slices"])
+        if not (partial_of(work.prepared) / RECORDS_FOLDER).exists():
+            discard(partial_of(work.prepared))  # of a call that was stopped before its first study
         return plan.standing
     if plan.is_update:
         logger.info("prepare: the files have changed; taking them up")
     plan.needs.say(work)
-    writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh)
+    writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh, keeps=("folds.csv",))
     write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(plan.settings))
     if plan.folds is not None:
         write_bytes_atomically(writer.folder / "folds.csv", encode_table(plan.folds, ".csv"))
-    if options.fresh and work.prepared.exists():
+    if options.fresh:
         # Only now: the data were found and the folds are kept, so that a wrong path or a kill here loses nothing.
-        shutil.rmtree(work.prepared)
+        discard(work.prepared)
     runner = partial(run_tasks, backend=options.backend or config.prepare.backend)
     with stop_on_signal() as stop:
         read = partial(runner, workers=config.prepare.workers)

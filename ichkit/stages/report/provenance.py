@@ -85,7 +85,7 @@ def make_repeat(report: ReportData) -> Section:
 
 
 def _training_row(report: ReportData, run: str, fold: int, history: pd.DataFrame) -> list[Cell | str]:
-    facts = read_manifest(report.work.fold(run, fold), made_by="ichkit train").facts
+    facts = read_manifest(report.work.fold(run, fold)).facts
     images = f"{int(history.num_images.iloc[-1]):,}" if "num_images" in history else NOTHING
     minutes = format_number(facts["seconds"] / 60, 1) if "seconds" in facts else NOTHING
     loss = format_number(history.loss.iloc[-1], 4)
@@ -147,16 +147,16 @@ def _same_keys(old: Any, new: Any) -> Any:
 def _artifacts_table(report: ReportData) -> Table:
     """When, from which commit and with which settings each artifact was made."""
     work, rows = report.work, []
-    folders = {"prepared": (work.prepared, "ichkit prepare")}
+    folders = {"prepared": work.prepared}
     for source in report.sources:
         if source.kind == "base":
-            folders |= {f"{source.name} {k}": (work.fold(source.name, k), "ichkit train") for k in source.folds}
+            folders |= {f"{source.name} {k}": work.fold(source.name, k) for k in source.folds}
         else:
-            folders[f"stack {source.path.split('/')[1]}"] = (work.root / source.path).parent, "ichkit stack"
+            folders[f"stack {source.path.split('/')[1]}"] = (work.root / source.path).parent
     if report.sources:
-        folders["scores"] = (work.scores, "ichkit evaluate")
-    for name, (folder, made_by) in folders.items():
-        manifest: Manifest = read_manifest(folder, made_by=made_by)
+        folders["scores"] = work.scores
+    for name, folder in folders.items():
+        manifest: Manifest = read_manifest(folder)
         packages = [f"{key} {manifest.versions[key]}" for key in ("python", "torch") if key in manifest.versions]
         commit = manifest.git_commit[:10] or NOTHING
         rows.append([name, manifest.created_utc, manifest.settings_digest, commit, ", ".join(packages)])

@@ -33,6 +33,7 @@ from ichkit.work.artifacts import (
     write_bytes_atomically,
 )
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import holding
 
 _ROOM, _TEMPLATE = "ichkit.stages.report", "report.html.j2"
 # In the order of the page; these need something that is scored.
@@ -102,6 +103,7 @@ def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None)
     return ReportPlan(config, work, options or ReportOptions(), prepared, scoring)
 
 
+@holding(lambda given: given["plan"].work.report)
 def run(plan: ReportPlan) -> Path:
     """Writes `work/report.html` and returns its path; missing scores are computed, and what is not there is named.
 
@@ -162,10 +164,10 @@ def _make_sections(report: ReportData) -> list[Section]:
 def _digest(report: ReportData) -> str:
     """First 16 hex digits over everything that decides what the page says."""
     work, kinds = report.work, report.sources
-    manifests = [read_manifest(work.prepared, made_by="ichkit prepare")]
+    manifests = [read_manifest(work.prepared)]
     for source in kinds:
         folders = {path.parent for path in source.oof_paths}
-        manifests += [read_manifest(folder, made_by=source.remedy) for folder in sorted(folders)]
+        manifests += [read_manifest(folder) for folder in sorted(folders)]
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]

@@ -20,7 +20,7 @@ def make_second_stage(report: ReportData) -> Section:
     if report.second is None:
         return Section(anchor, title, [Missing("Nothing is stacked on these folds.", "ichkit stack")])
     folder = report.work.root / report.second.path
-    manifest = read_manifest(folder.parent, made_by="ichkit stack")
+    manifest = read_manifest(folder.parent)
     blocks: list[Block] = []
     facts = manifest.facts
     if facts.get("optimism"):

@@ -25,6 +25,7 @@ from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 from ichkit.validation.submissions import read_submission, read_truth
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import Look, alone, look_at
 
 MADE_BY = "ichkit evaluate"
 SCORES_NAME = "scores.parquet"
@@ -118,6 +119,7 @@ class EvaluatePlan(Plan):
     settings: dict[str, Any]
     inputs: dict[str, str]
     old: Manifest | None
+    seen: Look
 
     @property
     def is_current(self) -> bool:
@@ -218,6 +220,7 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
         FoldError: a patient has more than one fold, or none.
     """
+    seen = look_at(work.scores)
     prepared = Prepared.open(work.prepared, find_task(config.task))
     check_folds(prepared.slices)
     sources = find_sources(work, prepared.task)
@@ -229,10 +232,11 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
     settings |= {name: list(table) for name, table in measured.items()}
     inputs = _inputs_of(sources, prepared.manifest)
-    old = read_manifest(work.scores, made_by=MADE_BY) if has_artifact(work.scores) else None
-    return EvaluatePlan(config, work, options or EvaluateOptions(), prepared, sources, settings, inputs, old)
+    old = read_manifest(work.scores) if has_artifact(work.scores) else None
+    return EvaluatePlan(config, work, options or EvaluateOptions(), prepared, sources, settings, inputs, old, seen)
 
 
+@alone(lambda plan: plan.work.scores, lambda old: plan_scores(old.config, old.work, old.options))
 def run(plan: EvaluatePlan) -> Manifest:
     """The manifest of `work/scores/`; only sources whose tables or labels changed are scored again.
 
@@ -283,8 +287,8 @@ def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
     Raises:
         ArtifactError: there are no scores, or they were made from other tables or labels.
     """
-    manifest = read_manifest(work.scores, made_by=MADE_BY)
-    prepared = read_manifest(work.prepared, made_by="ichkit prepare")
+    manifest = read_manifest(work.scores)
+    prepared = read_manifest(work.prepared)
     if manifest.inputs != _inputs_of(sources, prepared):
         raise ArtifactError(
             f"{work.scores}: expected the scores of the {len(sources)} sources that are there now, found those of "

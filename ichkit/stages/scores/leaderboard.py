@@ -18,6 +18,7 @@ from ichkit.validation.notes import is_csv_unchanged, note_path, read_note, read
 from ichkit.validation.scores import LOG_LOSS, MEAN_CLASS, ROC_AUC
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import holding
 
 BOARD_NAME = "leaderboard.csv"
 _STANDARD_SET = "cq500"  # the external set whose columns the board has always had
@@ -77,6 +78,7 @@ def plan(config: Config, work: WorkFolder, options: LeaderboardOptions | None = 
     return LeaderboardPlan(evaluate.plan_scores(config, work), options)
 
 
+@holding(lambda given: given["plan"].options.submissions)
 def run(plan: LeaderboardPlan) -> pd.DataFrame:
     """The board, rewritten to `leaderboard.csv`, after noting what the site said about a submission.
 
@@ -107,6 +109,7 @@ def build(work: WorkFolder, submissions: Path, task: Task) -> pd.DataFrame:
     return board
 
 
+@holding(lambda given: given["submissions"])
 def write(board: pd.DataFrame, submissions: Path) -> Path:
     """Writes `leaderboard.csv`, whole or not at all; the same board gives the same bytes."""
     path = submissions / BOARD_NAME

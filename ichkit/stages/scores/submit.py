@@ -19,6 +19,7 @@ from ichkit.validation.notes import note_path, write_note
 from ichkit.validation.sample import Imputed, KnownSlices, fill_sample
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import holding
 
 _LABEL_BYTES = 25
 """Of a comma, the longest shortest text of a float64 (-2.2250738585072014e-308) and the end of the line."""
@@ -102,6 +103,7 @@ def plan(config: Config, work: WorkFolder, options: SubmitOptions | None = None)
     return SubmitPlan(scoring, options, sample, choose_source(scoring, options.source) if known else None)
 
 
+@holding(lambda given: given["plan"].options.submissions)
 def run(plan: SubmitPlan) -> Submission:
     """Writes `<name>.csv`, `<name>.json` and `leaderboard.csv`; the same inputs change no byte.
 

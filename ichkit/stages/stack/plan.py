@@ -13,10 +13,11 @@ from ichkit.core.roles import title_of
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Plan
-from ichkit.stacking.inputs import ChainPlan, Inputs, check_name, plan_chains, read_inputs
+from ichkit.stacking.inputs import ChainPlan, Inputs, plan_chains, read_inputs
 from ichkit.stacking.table import find_stacker
 from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
+from ichkit.work.locks import Look, look_at
 
 MADE_BY = "ichkit stack"
 
@@ -55,6 +56,7 @@ class StackPlan(Plan):
     final: Path
     settings: dict[str, Any]
     standing: Manifest | None
+    seen: Look
 
     @cached_property
     def chains(self) -> Sequence[ChainPlan]:
@@ -106,7 +108,7 @@ class StackPlan(Plan):
     @cached_property
     def _like(self) -> "_Measured | None":
         for name in self.work.finished_stacks():
-            manifest = read_manifest(self.work.stacks / name, made_by=MADE_BY)
+            manifest = read_manifest(self.work.stack_folder(name))
             facts = manifest.facts
             if "seconds" in facts and set(self.stackers) <= set(facts["kinds"]) and facts["num_slices"]:
                 num_bytes = sum(file.num_bytes for file in manifest.files.values())
@@ -137,10 +139,11 @@ def plan(config: Config, work: WorkFolder, options: StackOptions | None = None) 
     options, task = options or StackOptions(), find_task(config.task)
     stackers = _choose_stackers(config.stack)
     inputs = read_inputs(work, task, options.runs, config.stack.embeddings)
-    final = work.stacks / (check_name(options.name) if options.name else "+".join(inputs.runs))
+    final = work.stack_folder(options.name or "+".join(inputs.runs))
     settings = {"task": task.name, "seed": config.seed, "runs": list(inputs.runs), "stack": config.stack.settings()}
+    seen = look_at(final)
     standing = _find_standing(final, settings, inputs)
-    return StackPlan(config, work, options, task, stackers, inputs, final, settings, standing)
+    return StackPlan(config, work, options, task, stackers, inputs, final, settings, standing, seen)
 
 
 def _choose_stackers(config: StackConfig) -> tuple[str, ...]:
@@ -162,7 +165,7 @@ def _find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Man
     """The manifest of the stack that stands there, if it was made from the same settings and inputs; says which not."""
     if not has_artifact(final):
         return None
-    manifest = read_manifest(final, made_by=MADE_BY)
+    manifest = read_manifest(final)
     before, now = {**manifest.settings, **manifest.inputs}, {**settings, **inputs.digests}
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if not changed:

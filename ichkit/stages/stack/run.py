@@ -32,15 +32,9 @@ from ichkit.stacking.table import BASE, find_stacker
 from ichkit.stages.stack.facts import ChainLogits, describe_stack, write_importance
 from ichkit.stages.stack.plan import MADE_BY, StackOptions, StackPlan, plan
 from ichkit.validation.coherence import make_coherent
-from ichkit.work.artifacts import (
-    ArtifactWriter,
-    FileDigest,
-    Manifest,
-    digest_file,
-    digest_of,
-    encode_json,
-    partial_of,
-)
+from ichkit.work.artifacts import ArtifactWriter, FileDigest, Manifest, digest_file, digest_of, encode_json
+from ichkit.work.locks import alone
+from ichkit.work.places import MARK, partial_of
 from ichkit.work.schemas import make_predictions
 
 __all__ = ["StackOptions", "StackPlan", "plan", "run"]
@@ -72,6 +66,7 @@ class FitTask:
         return f"{_REFERENCE}/{self.stacker}/{self.chain}" if self.is_reference else f"{self.stacker}/{self.chain}"
 
 
+@alone(lambda plan: plan.final, lambda old: plan(old.config, old.work, old.options))
 def run(plan: StackPlan) -> Manifest:
     """Makes the stack, unless it is there already, and returns its manifest.
 
@@ -185,6 +180,11 @@ def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
     goes_on = plan_path.is_file() and plan_path.read_bytes() == encode_json(note)
     writer = ArtifactWriter(final, KIND, resume=goes_on)
     for path in sorted(path for path in writer.folder.rglob("*") if path.is_file()):
+        if path.name == MARK:
+            continue
+        if path.name.startswith("."):  # half a file, of a process that was killed while it wrote
+            path.unlink()
+            continue
         writer.record(path.relative_to(writer.folder).as_posix(), FileDigest(digest_file(path), path.stat().st_size))
     writer.write_json(_PLAN_FILE, note)
     return writer

@@ -1,19 +1,28 @@
 """One fold of a run: its training and its tables."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
+from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, StopFlag, logger
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
 from ichkit.stacking.neighbours import neighbour_stacks
-from ichkit.stages.train.fold_inputs import CHECKPOINT_NAME, MADE_BY, STARTED_NAME, FoldTask, Parts, identify
+from ichkit.stages.train.fold_inputs import (
+    CHECKPOINT_NAME,
+    STARTED_NAME,
+    FoldState,
+    FoldTask,
+    Parts,
+    has_embeddings,
+    identify,
+    judge,
+)
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.work.artifacts import (
     ArtifactWriter,
@@ -24,6 +33,7 @@ from ichkit.work.artifacts import (
     write_bytes_atomically,
 )
 from ichkit.work.folder import CARD_NAME, JOURNAL_NAME, WEIGHTS_NAME
+from ichkit.work.locks import holding
 from ichkit.work.schemas import make_predictions
 
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 STACK_WINDOW = 7
 
 
+@holding(lambda given: given["task"].folder if Ranks.of_environment().leads else None)
 def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     """Trains a fold, or goes on with it, and writes its tables; or makes the tables again from finished weights.
 
@@ -54,10 +65,16 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         with torch_threads(task.config.train.threads):
             train_network(task, prepared, identity, parts, ranks, stop)
         return None
-    writer = ArtifactWriter(task.folder, "fold", resume=task.trains)
-    embeds = task.config.train.embeddings or (not task.trains and has_embeddings(task.folder))
+    state = judge(task.config, prepared, task.work, task.run, task.fold)
+    trains = state is FoldState.TRAIN
+    if ranks.world > 1 and trains != task.trains:
+        raise ArtifactError(f"{task.folder}: another process has written there meanwhile. Run the command again.")
+    if state is FoldState.DONE:
+        return read_manifest(task.folder)
+    writer = ArtifactWriter(task.folder, "fold", resume=trains)
+    embeds = task.config.train.embeddings or (not trains and has_embeddings(task.folder))
     with torch_threads(task.config.train.threads) as threads:
-        if task.trains:
+        if trains:
             write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
             trained = train_network(task, prepared, identity, parts, ranks, stop)
             _write_training(writer, task, trained, prepared.manifest.settings["size"])
@@ -113,7 +130,7 @@ def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
     """Copies what training made into the new folder; returns the facts that stay."""
-    manifest = read_manifest(task.folder, made_by=MADE_BY)
+    manifest = read_manifest(task.folder)
     for name in manifest.files:
         if not name.endswith((".parquet", ".npy")):
             writer.write_bytes(name, (task.folder / name).read_bytes())
@@ -141,11 +158,6 @@ def _predict_slices(
         meter.advance()
         stop.check("training is saved, and the tables are made anew")
     return np.concatenate(probabilities), np.concatenate(features)
-
-
-def has_embeddings(folder: Path) -> bool:
-    """True where a finished fold holds what its network sees before its last layer."""
-    return embeddings_name("oof") in read_manifest(folder, made_by=MADE_BY).files
 
 
 def _write_stacks(writer: ArtifactWriter, table: pd.DataFrame, prepared: Prepared) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,26 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
-from ichkit.work.artifacts import digest_file, digest_table, partial_of
+from ichkit.stacking.embeddings import embeddings_name
+from ichkit.work.artifacts import digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
+from ichkit.work.places import partial_of
 
-MADE_BY = "ichkit train"
 STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
 RUN_PREFIX = "run:"
 # What a network sees of a slice without its label; the volume's name is a digest of its content.
 _SEEN = ["slice_id", "study_id", "slice_index", "volume"]
+
+
+class FoldState(Enum):
+    """What a fold needs."""
+
+    DONE = "done"
+    PREDICT = "predict"
+    TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -147,3 +158,38 @@ def read_started(folder: Path) -> Identity | None:
         return Identity(**json.loads(path.read_text()))
     except (ValueError, TypeError):
         return None
+
+
+def has_embeddings(folder: Path) -> bool:
+    """True where a finished fold holds what its network sees before its last layer."""
+    return embeddings_name("oof") in read_manifest(folder).files
+
+
+def judge(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> FoldState:
+    """What a fold needs.
+
+    Raises:
+        ArtifactError: it was made from other settings or other training slices.
+    """
+    folder = work.fold(run_name, fold)
+    wanted, started = identify(config, prepared, work, fold), read_started(folder)
+    if started is not None:
+        _refuse_others(partial_of(folder), started, wanted)
+        return FoldState.TRAIN
+    if not has_artifact(folder):
+        return FoldState.TRAIN
+    manifest = read_manifest(folder)
+    _refuse_others(folder, Identity(manifest.settings, manifest.inputs), wanted)
+    lacks_embeddings = config.train.embeddings and not has_embeddings(folder)
+    return FoldState.DONE if manifest.inputs == wanted.inputs and not lacks_embeddings else FoldState.PREDICT
+
+
+def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
+    differences = list_differences(found.settings, wanted.settings)
+    if found.inputs.get("train_slices") != wanted.inputs["train_slices"]:
+        differences.append("the slices or labels of its training part")
+    if differences:
+        raise ArtifactError(
+            f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
+            "another --run, or start this run over with `ichkit train --fresh`."
+        )

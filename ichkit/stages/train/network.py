@@ -29,7 +29,7 @@ from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
-from ichkit.stages.train.fold_inputs import MADE_BY, RUN_PREFIX, FoldTask, Identity, Parts
+from ichkit.stages.train.fold_inputs import RUN_PREFIX, FoldTask, Identity, Parts
 from ichkit.work.artifacts import read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
@@ -178,7 +178,7 @@ def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.T
         ArtifactError: it is not finished, or it may have learnt from what is held out here.
     """
     folder = task.work.fold(run, task.fold)
-    manifest = read_manifest(folder, made_by=MADE_BY)
+    manifest = read_manifest(folder)
     for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "learnt from other slices")):
         if manifest.inputs.get(name) != identity.inputs[name]:
             raise ArtifactError(

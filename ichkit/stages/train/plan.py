@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ConfigError, FoldError
+from ichkit.core.errors import ConfigError, FoldError
 from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
@@ -21,24 +20,16 @@ from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.show.plan import NOT_KNOWN, Plan
-from ichkit.stages.train.fold import STACK_WINDOW, has_embeddings
-from ichkit.stages.train.fold_inputs import MADE_BY, FoldTask, Identity, Parts, identify, read_started
+from ichkit.stages.train.fold import STACK_WINDOW
+from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, identify, judge
 from ichkit.validation.folds import check_folds
-from ichkit.work.artifacts import has_artifact, list_differences, partial_of, read_manifest, read_table
+from ichkit.work.artifacts import read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
     from ichkit.models.descriptor import DescriptorNetwork
 
 _BYTES_PER_NUMBER = 4
-
-
-class _State(Enum):
-    """What a fold needs."""
-
-    DONE = "done"
-    PREDICT = "predict"
-    TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -184,17 +175,17 @@ def _list_tasks(
     Raises:
         ArtifactError: a fold was made from other settings or other training slices.
     """
-    states = {fold: _judge(config, prepared, work, run_name, fold) for fold in asked}
+    states = {fold: judge(config, prepared, work, run_name, fold) for fold in asked}
     tasks = []
     for fold, state in states.items():
-        if state is _State.DONE:
+        if state is FoldState.DONE:
             logger.info("fold %d: finished already", fold)
             continue
-        if state is _State.PREDICT:
+        if state is FoldState.PREDICT:
             logger.info(
                 "fold %d: slices to predict have changed, or embeddings are new; its weights predict anew", fold
             )
-        tasks.append(FoldTask(config, work, run_name, fold, trains=state is _State.TRAIN))
+        tasks.append(FoldTask(config, work, run_name, fold, trains=state is FoldState.TRAIN))
     return tasks
 
 
@@ -215,36 +206,6 @@ def _choose_folds(folds: Sequence[int] | None, prepared: Prepared) -> list[int]:
             "`ichkit prepare --new-folds`."
         )
     return sorted(set(folds))
-
-
-def _judge(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> _State:
-    """What a fold needs.
-
-    Raises:
-        ArtifactError: it was made from other settings or other training slices.
-    """
-    folder = work.fold(run_name, fold)
-    wanted, started = identify(config, prepared, work, fold), read_started(folder)
-    if started is not None:
-        _refuse_others(partial_of(folder), started, wanted)
-        return _State.TRAIN
-    if not has_artifact(folder):
-        return _State.TRAIN
-    manifest = read_manifest(folder, made_by=MADE_BY)
-    _refuse_others(folder, Identity(manifest.settings, manifest.inputs), wanted)
-    lacks_embeddings = config.train.embeddings and not has_embeddings(folder)
-    return _State.DONE if manifest.inputs == wanted.inputs and not lacks_embeddings else _State.PREDICT
-
-
-def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
-    differences = list_differences(found.settings, wanted.settings)
-    if found.inputs.get("train_slices") != wanted.inputs["train_slices"]:
-        differences.append("the slices or labels of its training part")
-    if differences:
-        raise ArtifactError(
-            f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
-            "another --run, or start this run over with `ichkit train --fresh`."
-        )
 
 
 def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
@@ -277,7 +238,7 @@ def _seconds_by_history(
     for name, folds in work.finished_runs().items():
         for fold in folds:
             folder = work.fold(name, fold)
-            manifest = read_manifest(folder, made_by=MADE_BY)
+            manifest = read_manifest(folder)
             if manifest.settings != identify(config, prepared, work, fold).settings:
                 continue
             history = read_table(folder / "history.csv")

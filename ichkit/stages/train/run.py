@@ -1,13 +1,12 @@
 """`ichkit train`: stage 1 for each fold, every fold skipped, resumed, refused or trained on its own merits."""
 
-import shutil
-
 from ichkit.core.progress import stop_on_signal
 from ichkit.stages.train.fold import do_fold
-from ichkit.stages.train.fold_inputs import MADE_BY
 from ichkit.stages.train.lanes import do_folds
 from ichkit.stages.train.plan import TrainOptions, TrainPlan, plan
-from ichkit.work.artifacts import Manifest, partial_of, read_manifest
+from ichkit.work.artifacts import Manifest, read_manifest
+from ichkit.work.locks import hold
+from ichkit.work.places import discard, partial_of
 
 __all__ = ["TrainOptions", "TrainPlan", "plan", "run"]
 
@@ -26,8 +25,9 @@ def run(plan: TrainPlan) -> list[Manifest]:
     leads = plan.ranks.leads
     if plan.options.fresh and leads:
         for folder in final:
-            for place in (folder, partial_of(folder)):
-                shutil.rmtree(place, ignore_errors=True)
+            with hold(folder):
+                discard(folder)
+                discard(partial_of(folder))
     if plan.ranks.world > 1:
         with stop_on_signal() as stop:
             for task in plan.tasks:
@@ -35,4 +35,4 @@ def run(plan: TrainPlan) -> list[Manifest]:
                     do_fold(task, stop)
     elif plan.tasks:
         do_folds(list(plan.tasks), plan.config.train)
-    return [read_manifest(folder, made_by=MADE_BY) for folder in final] if leads else []
+    return [read_manifest(folder) for folder in final] if leads else []
