@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -19,6 +19,10 @@ from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.descriptor import DescriptorNetwork, build_network
 from ichkit.work.artifacts import read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME
+
+_MAX_SIDE = 4096
+_MAX_BATCH_PIXELS = 2**27
+"""Eight times the default batch of 64 images of 512 x 512."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +193,11 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     place = find_device(device)
     try:
         card = read_card(folder)
+        _check_weights(card, folder / WEIGHTS_NAME)
         network = card.build()
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+            raise RuntimeError("a weight is not finite.")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder / WEIGHTS_NAME}: expected the weights that {CARD_NAME} describes: {str(error).splitlines()[0]} "
@@ -207,12 +214,50 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         raw = json.loads((folder / CARD_NAME).read_text())
-        return ModelCard(**{**raw, "hull_hu": tuple(raw["hull_hu"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        card = ModelCard(**{**raw, "hull_hu": tuple(raw["hull_hu"])})
+        _check_card(card)
+        return card
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(
             f"{folder / CARD_NAME}: expected the description of a network ({type(error).__name__}: {error}). "
             "Train the fold again with `ichkit train --fresh`."
         ) from error
+
+
+def _check_card(card: ModelCard) -> None:
+    """Refuses a card that no training run writes, before a network of that size is built.
+
+    Raises:
+        ValueError: a field that is not as described in `ModelCard`, or images beyond any memory.
+    """
+    sides = [card.image_size] if card.prepare_size is None else [card.image_size, card.prepare_size]
+    if not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in sides):
+        raise ValueError(f"image_size and prepare_size must be 1 to {_MAX_SIDE}")
+    if type(card.batch_size) is not int or not 1 <= card.batch_size * card.image_size**2 <= _MAX_BATCH_PIXELS:
+        raise ValueError("batch_size is absurd for this image_size")
+    low, high = card.hull_hu
+    if not all(type(value) is int and abs(value) < 2**15 for value in (low, high)) or low >= high:
+        raise ValueError("hull_hu must be two ascending HU values of 16 bits")
+    if card.tta not in ("none", "hflip"):
+        raise ValueError('tta must be "none" or "hflip"')
+
+
+def _check_weights(card: ModelCard, path: Path) -> None:
+    """Compares names and shapes of the tensors in a file with those of the card's network, before either takes memory.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in card.build().state_dict().items()}
+    with safe_open(path, framework="pt") as tensors:
+        found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
+    if wrong or len(found) != len(wanted):
+        raise RuntimeError(
+            f"{len(wrong)} of {len(wanted)} tensors are missing or of another shape, "
+            f"{len(found.keys() - wanted.keys())} are not of this network."
+        )
 
 
 def encode_weights(network: nn.Module) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from ichkit.core.errors import ArtifactError
 
 _VERSION = "v4"
+_NODE_LINES = ("threshold", "split_feature", "decision_type", "left_child", "right_child", "split_gain")
 _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_NAN = 1, 2, 2, 2
 
 
@@ -47,6 +48,8 @@ class Trees:
 
     def predict(self, features: np.ndarray, num_trees: int | None = None) -> np.ndarray:
         """(N,) float64 sum of the first `num_trees` trees (default all) at each row of (N, F) float32 features."""
+        if len(self.feature) and self.feature.max() >= features.shape[1]:
+            raise ArtifactError(f"boosters: expected at most {features.shape[1]} features, found a split on another.")
         totals = np.zeros(len(features), np.float64)
         _sum_trees(
             np.ascontiguousarray(features, np.float32),
@@ -99,6 +102,8 @@ def read_trees(text: str, where: str) -> Trees:
     def starts(name: str) -> np.ndarray:
         return np.cumsum([0, *(len(_numbers(tree, name, np.float64)) for tree in trees)])
 
+    for tree in trees:
+        _check_structure(tree, where)
     threshold = joined("threshold", np.float64)
     return Trees(
         node_start=starts("threshold"),
@@ -112,6 +117,26 @@ def read_trees(text: str, where: str) -> Trees:
         leaf_value=joined("leaf_value", np.float64),
         gain=joined("split_gain", np.float64),
     )
+
+
+def _check_structure(tree: dict[str, str], where: str) -> None:
+    """Refuses a tree whose nodes could lead outside its arrays or in a circle: compiled code looks at no bound.
+
+    Raises:
+        ArtifactError: lines of other lengths, or a child that is neither a later node nor a leaf.
+
+    Source: LightGBM 4, `src/io/tree.cpp`, Tree::Split: a node gets a higher number than its parent.
+    """
+    lengths = {name: len(tree.get(name, "").split()) for name in _NODE_LINES}
+    num_nodes, num_leaves = lengths["threshold"], len(tree.get("leaf_value", "").split())
+    is_whole = set(lengths.values()) == {num_nodes} and num_leaves == num_nodes + 1
+    if is_whole:
+        children = np.stack([_numbers(tree, name, np.int64) for name in ("left_child", "right_child")])
+        are_nodes = (children > np.arange(num_nodes)) & (children < num_nodes)
+        are_leaves = (~children >= 0) & (~children < num_leaves)
+        is_whole = bool((are_nodes | are_leaves).all() and (_numbers(tree, "split_feature", np.int64) >= 0).all())
+    if not is_whole:
+        raise ArtifactError(f"{where}: a tree is not one that LightGBM wrote. Run `ichkit stack` again.")
 
 
 def _numbers(tree: dict[str, str], name: str, dtype: type) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task
+from ichkit.stages.predict.foreign import check_name, check_sizes, refuse_failures
 from ichkit.validation.catalog import Source, find_sources, pick_source
 from ichkit.work.artifacts import Manifest, find_damage, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
@@ -66,7 +67,9 @@ def find_model(work: WorkFolder, named: str, task: Task) -> Model:
         ArtifactError, ConfigError: there is none; the message lists the choices.
     """
     if Path(named).is_dir():
-        return _model_of_folder(Path(named), task)
+        check_sizes(Path(named))
+        with refuse_failures(Path(named)):
+            return _model_of_folder(Path(named), task)
     sources = find_sources(work, task)
     names = [source.name for source in sources]
     is_stack = named not in names and f"{named}-{_BEST_KIND}" in names
@@ -114,9 +117,12 @@ def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:
         raise ConfigError(
             f"{folder}: expected a model for the task {task.name}, found {facts['task']}. Name its config with -c."
         )
-    runs = {name: _fold_folders(folder / "runs" / name, facts["folds"]) for name in facts["runs"]}
-    stack = None if facts["stack"] is None else folder / "stacks" / facts["stack"]
-    return Model(facts["name"], runs, stack, facts["kind"], facts["data"], is_exported=True)
+    names = [check_name(name, folder) for name in facts["runs"]]
+    runs = {name: _fold_folders(folder / "runs" / name, facts["folds"]) for name in names}
+    stack = None if facts["stack"] is None else folder / "stacks" / check_name(facts["stack"], folder)
+    if not names or not facts["folds"]:
+        raise ArtifactError(f"{folder}: expected a model of at least one run and fold, found none in its manifest.")
+    return Model(str(facts["name"]), runs, stack, facts["kind"], facts["data"], is_exported=True)
 
 
 def _fold_folders(run: Path, folds: "tuple[int, ...] | list[int]") -> dict[int, Path]:

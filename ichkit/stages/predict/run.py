@@ -20,6 +20,7 @@ from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stages.explain.volumes import Volumes
+from ichkit.stages.predict.foreign import rehearse
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.stages.predict.outcome import (
     PAGE_NAME,
@@ -56,6 +57,8 @@ def run(plan: PredictPlan) -> Prediction:
     index = check_decoders(index if options.accept_raw else refuse_raw(index), skip=options.skip_undecodable)
     found = plan_folder(index, salt)
     networks = chosen.load_networks(options.device)
+    if chosen.is_exported:
+        rehearse(networks, chosen.stack, chosen.kind, task)
     ordered, rows = order_slices(found.files)
     pixels = _pixel_settings(networks, chosen, judges_hu=not options.accept_raw)
     planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)

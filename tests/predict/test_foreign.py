@@ -1,0 +1,233 @@
+"""Model folders made to harm: `predict --model` ends with exit 2 and one message, in bounded memory."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.commands import call
+from support.dicoms import write_series
+
+from ichkit.core.config import load_config
+from ichkit.core.errors import ArtifactError
+from ichkit.engine.inference import ModelCard, encode_weights
+from ichkit.stacking.trees import read_trees
+
+CONFIG = load_config(
+    "demo", ("train.backbone=test_resnet", "train.image_size=32", "train.pretrained=none", "train.predict_batch=8")
+)
+FOLD = "runs/demo/fold0"
+
+
+def seal(folder, **changes):
+    """Writes the manifest with true digests, as whoever made the folder can."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "manifest.json" and path.stat().st_size < 10**8:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            files[path.relative_to(folder).as_posix()] = {"sha256": digest, "num_bytes": path.stat().st_size}
+    facts = {"name": "demo", "kind": "base", "data": "phantom", "task": "hemorrhage", "runs": ["demo"], "folds": [0]}
+    manifest = {
+        "kind": "export",
+        "settings": {},
+        "inputs": {},
+        "facts": facts | {"stack": None} | changes,
+        "files": files,
+        "created_utc": "2026-01-01T00:00:00Z",
+        "git_commit": "",
+        "versions": {},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A good model of one fold with random weights, and three slices to predict; neither is written to."""
+    root = tmp_path_factory.mktemp("foreign")
+    fold = root / "model" / FOLD
+    fold.mkdir(parents=True)
+    card = ModelCard.of(CONFIG, None, (-800, 2000))
+    torch.manual_seed(0)
+    (fold / "model.safetensors").write_bytes(encode_weights(card.build()))
+    (fold / "model.json").write_text(json.dumps(asdict(card)))
+    seal(root / "model")
+    write_series(root / "scans", 3)
+    return root
+
+
+@pytest.fixture
+def model(made, tmp_path):
+    shutil.copytree(made / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def predict(made, model, tmp_path, code):
+    words = [
+        "predict",
+        made / "scans",
+        "--model",
+        model,
+        "--out",
+        tmp_path / "out",
+        "--no-page",
+        "--work",
+        tmp_path / "w",
+    ]
+    return call(*words, "--no-page", "--set", "prepare.workers=1", code=code)
+
+
+def change_card(**values):
+    def apply(folder):
+        path = folder / FOLD / "model.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return apply
+
+
+def change_weights(change):
+    def apply(folder):
+        path = folder / FOLD / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return apply
+
+
+def write(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def grow(name, num_bytes):
+    def apply(folder):
+        with (folder / name).open("ab") as file:
+            file.truncate(num_bytes)
+
+    return apply
+
+
+def make_nan(tensors):
+    tensors["backbone.conv1.0.weight"][0, 0, 0, 0] = float("nan")
+
+
+def reshape(tensors):
+    tensors["backbone.conv1.0.weight"] = tensors["backbone.conv1.0.weight"][:1].contiguous()
+
+
+def swell(tensors):
+    tensors["backbone.extra"] = torch.zeros(1)
+
+
+HARMFUL = {
+    "card is no JSON": (write(f"{FOLD}/model.json", b"{"), "expected the description of a network"),
+    "card is a list": (write(f"{FOLD}/model.json", b"[1]"), "expected the description of a network"),
+    "card without end": (write(f"{FOLD}/model.json", b"[" * 100_000), "expected the description of a network"),
+    "card is binary": (write(f"{FOLD}/model.json", b"\xff\xfe\x00"), "expected the description of a network"),
+    "absurd images": (change_card(image_size=10**6), "image_size and prepare_size must be 1 to 4096"),
+    "absurd store": (change_card(prepare_size=10**6), "image_size and prepare_size must be 1 to 4096"),
+    "absurd batch": (change_card(batch_size=10**9), "batch_size is absurd"),
+    "a size that is text": (change_card(image_size="32"), "image_size and prepare_size must be"),
+    "HU turned round": (change_card(hull_hu=[2000, -800]), "two ascending HU values"),
+    "unknown augmentation": (change_card(tta="rotate"), 'tta must be "none" or "hflip"'),
+    "foreign backbone": (change_card(backbone="os.system"), 'train.backbone: unknown "os.system"'),
+    "large backbone": (change_card(backbone="vit_giant_patch14_224"), "tensors are missing or of another shape"),
+    "foreign task": (change_card(task="strokes"), 'unknown task "strokes"'),
+    "foreign field": (change_card(command="x"), "expected the description of a network"),
+    "foreign channels": (change_card(channels={"kind": "none"}), "channels"),
+    "weights are no weights": (write(f"{FOLD}/model.safetensors", b"x" * 100), "expected the weights"),
+    "weights claim a large header": (write(f"{FOLD}/model.safetensors", b"\xff" * 7 + b"\x00" + b"{}"), "the weights"),
+    "weights are gone": (lambda folder: (folder / FOLD / "model.safetensors").unlink(), "expected the weights"),
+    "weights of another shape": (change_weights(reshape), " tensors are missing or of another shape"),
+    "weights too many": (change_weights(swell), "1 are not of this network"),
+    "weights without numbers": (change_weights(make_nan), "a weight is not finite"),
+    "weights too large": (grow(f"{FOLD}/model.safetensors", 9 * 1024**3), "expected at most 8192 MB, found more"),
+    "a large card": (grow(f"{FOLD}/model.json", 3 * 1024**3), "expected at most 16 MB, found more"),
+}
+FACTS = {
+    "a run that leads out": ({"runs": ["../../runs/demo"]}, "has a name that is not a folder's"),
+    "a stack that leads out": ({"stack": "/etc"}, "has a name that is not a folder's"),
+    "runs that are no list": ({"runs": 5}, "found one that cannot (TypeError)"),
+    "a run that is missing": ({"runs": ["other"]}, "expected the description of a network"),
+    "no folds": ({"folds": []}, "at least one run and fold"),
+    "a fold that is text": ({"folds": ["x"]}, "found one that cannot (ValueError)"),
+    "a stack that is missing": ({"stack": "gone", "kind": "blend"}, "not readable"),
+    "another task": ({"task": ["x"] * 3}, "expected a model for the task hemorrhage"),
+}
+
+
+def test_the_model_predicts_before_it_is_changed(made, model, tmp_path):
+    assert "1 study, with demo" in predict(made, model, tmp_path, 0)
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_a_harmful_file_is_refused(what, made, model, tmp_path):
+    change, message = HARMFUL[what]
+    change(model)
+    seal(model)
+    check_refusal(predict(made, model, tmp_path, 2), message, tmp_path)
+
+
+@pytest.mark.parametrize("what", FACTS)
+def test_a_harmful_manifest_is_refused(what, made, model, tmp_path):
+    facts, message = FACTS[what]
+    seal(model, **facts)
+    check_refusal(predict(made, model, tmp_path, 2), message, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"[]", b"\xff", b'{"files": 5}', b"0"])
+def test_a_manifest_that_is_none_is_refused(content, made, model, tmp_path):
+    (model / "manifest.json").write_bytes(content)
+    check_refusal(predict(made, model, tmp_path, 2), str(model), tmp_path)
+
+
+def check_refusal(printed, message, tmp_path):
+    assert message in printed
+    assert printed.count("ichkit: ") == 1
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "slices.csv").exists()
+
+
+def tree_text(**changes):
+    """A LightGBM text of one tree with two nodes and three leaves."""
+    lines = {
+        "split_feature": "0 1",
+        "split_gain": "1 1",
+        "threshold": "0 0",
+        "decision_type": "8 8",
+        "left_child": "1 -1",
+        "right_child": "-2 -3",
+        "leaf_value": "1 2 3",
+    } | changes
+    return "tree\nversion=v4\n\nTree=0\n" + "\n".join(f"{k}={v}" for k, v in lines.items()) + "\n\nend of trees\n"
+
+
+def test_a_tree_is_read_as_it_stands():
+    features = np.array([[-1, -1], [-1, 1], [1, 0]], np.float32)
+    assert read_trees(tree_text(), "x").predict(features).tolist() == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"left_child": "0 -1"},  # a circle
+        {"left_child": "1 0"},
+        {"left_child": "9 -1"},
+        {"right_child": "-2 -900000000"},
+        {"leaf_value": "1"},
+        {"left_child": "1"},
+        {"split_feature": "0 -5"},
+        {"decision_type": "8"},
+    ],
+)
+def test_a_tree_that_leads_outside_or_in_a_circle_is_refused(changes):
+    with pytest.raises(ArtifactError, match="x: "):
+        read_trees(tree_text(**changes), "x")
+
+
+def test_a_split_on_a_feature_that_is_not_there_is_refused():
+    with pytest.raises(ArtifactError, match="expected at most 2 features"):
+        read_trees(tree_text(split_feature="0 900000000"), "x").predict(np.zeros((1, 2), np.float32))
