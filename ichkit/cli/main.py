@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ichkit import __version__
 from ichkit.cli.completion import complete_run, complete_runs, complete_source, complete_training_source
 from ichkit.cli.config import config_commands
 from ichkit.cli.external import external_options
@@ -30,10 +31,23 @@ if TYPE_CHECKING:
 _TO_MEND = 2
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="ichkit")
+_SECTIONS = {
+    "Pipeline, in order": ("prepare", "train", "stack", "evaluate", "submit", "leaderboard", "report"),
+    "Use a model": ("predict", "explain", "export"),
+    "Synthetic data and recipes": ("demo", "phantom", "run"),
+    "Inspect": ("doctor", "verify", "config"),
+}
+
+
+@click.group(
+    cls=CommandGroup,
+    sections=_SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`ichkit help COMMAND` shows the options of a command and an example.",
+)
+@click.version_option(__version__, prog_name="ichkit")
 def main() -> None:
-    """Intracranial hemorrhage on head CT: from DICOM to the leaderboard, honestly stacked. Research use only."""
+    """Intracranial hemorrhage on head CT: from DICOM to the leaderboard. Research use only."""
 
 
 @main.command(epilog=epilog("ichkit phantom phantom --studies 60"))

@@ -55,6 +55,36 @@ def compare_configs(old: Config, new: Config) -> list[str]:
     return list_differences(as_tree(old), as_tree(new))
 
 
+def list_settings(tree: dict[str, Any] | None = None, section: str = "") -> list[str]:
+    """`section.key` of every value that can be configured, in the order of the sections.
+
+    Example:
+        >>> list_settings()[:2]
+        ['task', 'seed']
+    """
+    tree = as_tree(Config()) if tree is None else tree
+    parts = [
+        list_settings(value, f"{section}{key}.") if isinstance(value, dict) else [f"{section}{key}"]
+        for key, value in tree.items()
+    ]
+    return [name for part in parts for name in part]
+
+
+def find_setting(option: str) -> str | None:
+    """The setting that an option is called like, by its key or the initials of that; None where there is none.
+
+    Example:
+        >>> find_setting("--lr"), find_setting("--batch-blocks"), find_setting("--upload")
+        ('train.learning_rate', 'train.batch_blocks', None)
+    """
+    word = option.lstrip("-").replace("-", "_")
+    # Of equal keys that of `train` counts: it is what people mean.
+    settings = sorted(list_settings(), key=lambda name: not name.startswith("train."))
+    keys = {name: name.rpartition(".")[2] for name in settings}
+    initials = {name: "".join(part[0] for part in key.split("_")) for name, key in keys.items() if "_" in key}
+    return next((name for texts in (keys, initials) for name in texts if texts[name] == word), None)
+
+
 def as_tree(config: Config) -> dict[str, Any]:
     """Every value of a configuration, as JSON values."""
     return config.model_dump(mode="json")

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import itertools
 import logging
 import sys
 import traceback
@@ -25,14 +26,41 @@ PATH = click.Path(path_type=Path)
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PIPE_WIDTH = 140
 _UNFORESEEN = 1
+_WHOLE = 1000
+"""Characters of a summary in `--help`: all of it, which wraps."""
+_TYPED = "ichkit.typed"
 
 
 class CommandGroup(click.Group):
-    """Commands in the order of the work; a failure is one message and an exit code; other words get the nearest."""
+    """Commands in the order of the work; a failure is one message and an exit code; other words get the nearest.
+
+    Args:
+        sections: title to the commands that `--help` lists below it; without any it lists all below "Commands".
+    """
+
+    def __init__(self, *args: Any, sections: dict[str, tuple[str, ...]] | None = None, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.sections = sections
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order they are defined."""
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every command with its whole summary, by section."""
+        for title, names in (self.sections or {"Commands": tuple(self.commands)}).items():
+            with formatter.section(title):
+                summaries = [(name, self.commands[name].get_short_help_str(limit=_WHOLE)) for name in names]
+                formatter.write_dl(summaries)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads `help` and `version` as the options they stand for."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        elif args == ["version"]:
+            args = ["--version"]
+        ctx.meta[_TYPED] = args
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -47,6 +75,8 @@ class CommandGroup(click.Group):
         """Runs the command and turns what a user can mend into one message."""
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise _suggest_setting(error, ctx.meta[_TYPED]) from error
         except IchkitError as error:
             _fail(ctx, str(error), error.exit_code)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
@@ -62,6 +92,23 @@ class CommandGroup(click.Group):
             _fail(ctx, "interrupted. Run the same command again to go on.", Stopped.exit_code)
         except Exception as error:
             _fail(ctx, _say_unforeseen(error), _UNFORESEEN)
+
+
+def _suggest_setting(error: click.NoSuchOption, typed: list[str]) -> click.UsageError:
+    """The same error, or where a setting is called like the option, one that says how to set it."""
+    from ichkit.cli.settings import find_setting
+
+    takes_settings = error.ctx is not None and any(option.name == "overrides" for option in error.ctx.command.params)
+    setting = find_setting(error.option_name) if takes_settings else None
+    if setting is None:
+        return error
+    following = [*typed, ""]
+    values = [after for word, after in itertools.pairwise(following) if word == error.option_name]
+    values += [word.partition("=")[2] for word in typed if word.startswith(f"{error.option_name}=")]
+    value = values[0] if values and values[0] and not values[0].startswith("--") else "VALUE"
+    return click.UsageError(
+        f"no such option: {error.option_name}. It is a setting: use --set {setting}={value}", error.ctx
+    )
 
 
 def _explain(error: OSError) -> str | None:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from support.simulated import make_stack, make_work
 
+import ichkit
 from ichkit.cli.main import main
 from ichkit.core import progress
 from ichkit.core.progress import Meter
@@ -148,3 +150,59 @@ def test_quiet_leaves_warnings_and_results(prepared_once, tmp_path, monkeypatch)
 def test_an_unknown_word_gets_the_nearest_spelling(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in call(*words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--epochs", "3"], "--set train.epochs=3"),
+        (["train", "--epochs=3"], "--set train.epochs=3"),
+        (["train", "--lr", "0.01", "--fold", "0"], "--set train.learning_rate=0.01"),
+        (["train", "--backbone", "resnet18"], "--set train.backbone=resnet18"),
+        (["train", "--backbone"], "--set train.backbone=VALUE"),
+        (["prepare", "--num-folds", "3"], "--set prepare.num_folds=3"),
+        (["train", "--runn", "a"], "'--run'"),
+    ],
+)
+def test_an_option_that_is_a_setting_is_answered_with_the_words_that_set_it(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in call(*words, code=2)
+
+
+def test_help_and_version_are_words_too_and_say_what_the_options_say():
+    assert call("help") == call("--help")
+    assert call("help", "train") == call("train", "--help")
+    assert call("help", "config", "show") == call("config", "show", "--help")
+    assert call("version") == call("--version") == f"ichkit, version {ichkit.__version__}\n"
+    assert 'Did you mean "train"' in call("help", "trian", code=2)
+
+
+def test_the_help_lists_every_command_once_with_its_whole_summary():
+    listed = [name for names in main.sections.values() for name in names]
+    assert sorted(listed) == sorted(main.commands)
+    text = " ".join(call("--help").split())
+    assert "..." not in text.partition("Options:")[2]
+    for name, command in main.commands.items():
+        assert f"{name} {' '.join(command.help.splitlines()[0].split()).rstrip('.').split('. ')[0]}" in text
+
+
+def test_scores_that_are_up_to_date_are_said_by_evaluate_alone(work_with_scores, monkeypatch):
+    monkeypatch.chdir(work_with_scores)
+    options = ["--work", "work", "--set", "evaluate.num_draws=40"]
+    call("evaluate", *options)
+    assert "evaluate: the scores of 3 sources are up to date" in call("evaluate", *options)
+    for words, code in (
+        (["submit"], 0),
+        (["submit", "--source", "nosuch"], 2),
+        (["leaderboard"], 0),
+        (["report"], 0),
+        (["predict", "nosuch"], 2),
+    ):
+        assert "evaluate:" not in call(*words, *options, code=code), words
+
+
+@pytest.fixture
+def work_with_scores(tmp_path):
+    work = make_work(tmp_path / "work", num_patients=20, num_folds=3, folds=(0, 1, 2), cq500_studies=4)
+    make_stack(work, runs=("base",), kinds=("lightgbm", "blend"))
+    return tmp_path
