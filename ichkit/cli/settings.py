@@ -18,7 +18,7 @@ def list_shipped(folder: str) -> dict[str, str]:
 
     Example:
         >>> sorted(list_shipped("pipelines"))
-        ['demo', 'midl2020']
+        ['ablation-demo', 'demo', 'midl2020']
     """
     return {name: _first_comment(name, folder) for name in _SHIPPED[folder]()}
 

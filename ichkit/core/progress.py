@@ -149,8 +149,8 @@ def format_seconds(seconds: float) -> str:
     """A duration for people.
 
     Example:
-        >>> format_seconds(3700)
-        '1 h 02 min'
+        >>> format_seconds(3700), format_seconds(7300)
+        ('62 min', '2 h 02 min')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"

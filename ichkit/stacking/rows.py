@@ -65,8 +65,15 @@ def make_rows(
         ContractError: a table does not hold exactly these slices.
 
     Example:
-        >>> make_rows([oof], slices, task).logits.shape
-        (1920, 1, 6)
+        >>> from ichkit.work.schemas import make_predictions
+        >>> slices = pd.DataFrame(
+        ...     {"slice_id": ["x", "y"], "study_id": "a", "slice_index": [0, 1], "num_slices": 2}
+        ...     | {"position_mm": [0.0, 5.0], "gap_mm": [5.0, np.nan], "padded": False}
+        ... )
+        >>> task = find_task("hemorrhage")
+        >>> oof = make_predictions(slices, np.full((2, 6), 0.5), task, fold=0)
+        >>> make_rows([oof, oof], slices, task).logits.shape
+        (2, 2, 6)
     """
     slices = slices.sort_values(KEY, ignore_index=True)
     logits = np.empty((len(slices), len(tables), task.num_classes), np.float32)

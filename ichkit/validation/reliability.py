@@ -30,8 +30,8 @@ def expected_calibration_error(bins: np.ndarray) -> np.ndarray:
         (...); NaN without a row.
 
     Example:
-        >>> expected_calibration_error(np.array([[3, 0, 0.3], [1, 1, 0.9]])).round(3)
-        array(0.1)
+        >>> float(expected_calibration_error(np.array([[3, 0, 0.3], [1, 1, 0.9]])).round(3))
+        0.1
     """
     distance = np.abs(bins[..., PROBABILITY] - bins[..., POSITIVES]).sum(-1)
     count = bins[..., COUNT].sum(-1)

@@ -75,10 +75,6 @@ def run(plan: StackPlan) -> Manifest:
         ContractError: a table breaks the out-of-fold contract.
         ConfigError: an unknown strength or group of features.
         Stopped: a stop was asked for; finished fits are kept.
-
-    Example:
-        >>> run(plan(load_config("demo"), WorkFolder(Path("work")))).facts["name"]
-        'demo'
     """
     if plan.standing is not None:
         return plan.standing
