@@ -355,6 +355,9 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
         raise UnreadableError(f"absurd size: Rows and Columns must be 1 to {MAX_SIDE}")
     if _whole(dataset, "SamplesPerPixel", 1) != 1:
         raise UnreadableError("colour image")
+    # Values of a palette are indices, not measurements. PS3.3 C.7.6.3.1.2; CT has MONOCHROME1 or 2 (C.8.2.1.1.2).
+    if not (_text(dataset, "PhotometricInterpretation") or "MONOCHROME").startswith("MONOCHROME"):
+        raise UnreadableError("colour image")
     if _whole(dataset, "NumberOfFrames", 1) > 1:
         raise UnreadableError("multi-frame image")
     allocated, stored = _whole(dataset, "BitsAllocated"), _whole(dataset, "BitsStored")

@@ -31,6 +31,7 @@ _WANTED = {
     0x00200032: ("ImagePositionPatient", b"DS"),
     0x00200037: ("ImageOrientationPatient", b"DS"),
     0x00280002: ("SamplesPerPixel", b"US"),
+    0x00280004: ("PhotometricInterpretation", b"CS"),
     0x00280008: ("NumberOfFrames", b"IS"),
     0x00280010: ("Rows", b"US"),
     0x00280011: ("Columns", b"US"),
