@@ -52,6 +52,38 @@ class SliceIndex:
     def __len__(self) -> int:
         return len(self.position)
 
+    def centres(self, beyond: int) -> "Candidates":
+        """Every slice as a centre, and so many positions beyond either end of each study."""
+        begins, lengths = np.unique(self.first, return_counts=True)
+        places = lengths + 2 * beyond
+        offset = np.arange(places.sum()) - np.repeat(np.cumsum(places) - places, places)
+        rows = np.repeat(begins, places) + offset - beyond
+        return Candidates(rows, np.repeat(begins, places), np.repeat(begins + lengths - 1, places), self.labels)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The M positions that a block may be centred at.
+
+    Attributes:
+        rows: (M,) int64, counted as rows of the index; positions before `first` and after `last` lie beyond the study.
+        first, last: (M,) int64, rows at which the study of each begins and ends, both included.
+        slice_labels: (N, K) float32 labels of the index.
+    """
+
+    rows: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    slice_labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(M, K) float32 labels of the slice at each position; beyond the ends, of the end slice."""
+        return np.asarray(self.slice_labels[np.clip(self.rows, self.first, self.last)])
+
 
 @dataclass(frozen=True)
 class Centres:
@@ -59,13 +91,16 @@ class Centres:
 
     Attributes:
         name: key in the table.
-        draw: index, number of centres and generator to (n,) int64 rows of the index.
+        draw: candidates, number of centres and generator to (n,) int64 numbers of candidates.
+        reaches_beyond: whether blocks are centred beyond the ends of a study too, so that an end slice is in as many
+            blocks as any other.
         description: one sentence.
         source: where it was proposed.
     """
 
     name: str
-    draw: Callable[[SliceIndex, int, np.random.Generator], np.ndarray]
+    draw: Callable[[Candidates, int, np.random.Generator], np.ndarray]
+    reaches_beyond: bool
     description: str
     source: str
 
@@ -84,10 +119,13 @@ class EpochPlan:
 
 
 def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epoch: int) -> EpochPlan:
-    """The blocks of an epoch: N / P of them, so that as many slices are seen as there are.
+    """The blocks of an epoch, as many as show N slices, so that as many slices are seen as there are.
 
     `train.sampling` says what a block of `train.block_size` slices is: "blocks" takes each centre with its neighbours
     in the study; "slices" deals the centres themselves, any studies together. `train.centres` says which are drawn.
+
+    Blocks of 7 are centred at -3 to n + 2 in a study of n slices: each slice then lies in 7 of the possible blocks, the
+    end slices too, and one in 7 of the blocks is drawn. What such a block has beyond the study is padding.
 
     Raises:
         ConfigError: no such centres.
@@ -95,16 +133,29 @@ def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epo
     Source: paper section 2.1 for the blocks; what an epoch is, is open there and chosen here.
     """
     size = config.block_size
-    draw, generator = find_centres(config.centres).draw, make_generator(seed, "epoch", fold, epoch)
-    num_blocks = max(1, len(index) // size)
+    chosen, generator = find_centres(config.centres), make_generator(seed, "epoch", fold, epoch)
     if config.sampling == "slices":
-        centres = draw(index, len(index), generator)
+        num_blocks = max(1, len(index) // size)
+        centres = chosen.draw(index.centres(0), len(index), generator)
         rows = np.resize(centres, (num_blocks, size))
         return EpochPlan(rows, np.arange(num_blocks * size).reshape(rows.shape) < len(centres))
-    centres = draw(index, num_blocks, generator)[:, None]
-    rows = centres + np.arange(size) - size // 2  # (M, P)
-    first, last = index.first[centres], index.last[centres]
+    candidates = index.centres(size // 2 if chosen.reaches_beyond else 0)
+    drawn = chosen.draw(candidates, max(1, len(candidates) // size), generator)[:, None]
+    rows = candidates.rows[drawn] + np.arange(size) - size // 2  # (M, P)
+    first, last = candidates.first[drawn], candidates.last[drawn]
     return EpochPlan(np.clip(rows, first, last), (first <= rows) & (rows <= last))
+
+
+def count_blocks(config: TrainConfig, num_slices: int, num_studies: int) -> int:
+    """How many blocks `plan_epoch` draws from so many slices in so many studies.
+
+    Example:
+        >>> count_blocks(TrainConfig(sampling="blocks"), num_slices=300, num_studies=10)
+        51
+    """
+    is_longer = config.sampling == "blocks" and find_centres(config.centres).reaches_beyond
+    num_centres = num_slices + num_studies * (config.block_size - 1) * is_longer
+    return max(1, num_centres // config.block_size)
 
 
 def find_centres(name: str) -> Centres:
@@ -118,18 +169,19 @@ def find_centres(name: str) -> Centres:
     return CENTRES[name]
 
 
-def _draw_uniform(index: SliceIndex, count: int, generator: np.random.Generator) -> np.ndarray:
-    return generator.permutation(len(index))[:count]
+def _draw_uniform(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:
+    return generator.permutation(len(candidates))[:count]
 
 
-def _draw_balanced(index: SliceIndex, count: int, generator: np.random.Generator) -> np.ndarray:
-    groups = np.column_stack([index.labels > 0.5, (index.labels <= 0.5).all(1)]).astype(np.float64)  # (N, K + 1)
+def _draw_balanced(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:
+    labels = candidates.labels
+    groups = np.column_stack([labels > 0.5, (labels <= 0.5).all(1)]).astype(np.float64)  # (M, K + 1)
     groups = groups[:, groups.any(0)]
-    return generator.choice(len(index), size=count, p=(groups / groups.sum(0)).mean(1))
+    return generator.choice(len(candidates), size=count, p=(groups / groups.sum(0)).mean(1))
 
 
-def _draw_central(index: SliceIndex, count: int, generator: np.random.Generator) -> np.ndarray:
-    place = (np.arange(len(index)) - index.first + 0.5) / (index.last - index.first + 1)
+def _draw_central(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:
+    place = (candidates.rows - candidates.first + 0.5) / (candidates.last - candidates.first + 1)
     inside = np.flatnonzero((place >= CENTRAL_SHARE[0]) & (place <= CENTRAL_SHARE[1]))
     # Fewer slices than an epoch has centres: dealt as evenly as they can be.
     return np.resize(generator.permutation(inside), count)
@@ -185,18 +237,21 @@ CENTRES = {
     "uniform": Centres(
         name="uniform",
         draw=_draw_uniform,
-        description="Every slice alike, none twice in an epoch.",
+        reaches_beyond=True,
+        description="Every slice alike; no block twice in an epoch.",
         source="paper section 2.1",
     ),
     "balanced": Centres(
         name="balanced",
         draw=_draw_balanced,
+        reaches_beyond=True,
         description="Every class, and no bleed, equally often, with replacement; probabilities are then too high.",
         source="class-balanced sampling, Shen et al., ECCV 2016, section 3.1",
     ),
     "central": Centres(
         name="central",
         draw=_draw_central,
+        reaches_beyond=False,
         description="Slices from a fifth to nine tenths of the way through their study, where most bleeds are.",
         source="chosen here",
     ),

@@ -76,6 +76,17 @@ def test_epochs_and_blocks_never_repeat_an_augmentation(prepared):
     assert len(set(seen)) == 9
 
 
+@pytest.mark.parametrize("per", ["block", "slice"])
+def test_no_two_epochs_or_blocks_share_a_pattern_of_noise(prepared, per):
+    noise = PLAIN.model_copy(update={"noise_probability": 1.0, "noise_hu": (20, 20), "per": per})
+    dataset = make_dataset(prepared, noise)
+    plan = dataset.plan(0)
+    fixed = type(plan)(np.repeat(plan.rows[:1], 3, 0), np.repeat(plan.is_real[:1], 3, 0))
+    dataset.plan = lambda _epoch: fixed
+    images = [dataset[epoch, number].images.numpy() for epoch in range(3) for number in range(3)]
+    assert len({image.tobytes() for image in images}) == 9
+
+
 @pytest.mark.parametrize(("per", "num_different"), [("block", 1), ("slice", 5)])
 def test_geometry_is_drawn_once_a_block_or_once_a_slice(prepared, per, num_different):
     dataset = make_dataset(prepared, AugmentConfig(per=per, noise_probability=0))

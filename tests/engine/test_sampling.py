@@ -5,7 +5,7 @@ from support.simulated import TASK
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.train_config import TrainConfig
-from ichkit.engine.sampling import CENTRAL_SHARE, CENTRES, EpochBatches, SliceIndex, plan_epoch
+from ichkit.engine.sampling import CENTRAL_SHARE, CENTRES, EpochBatches, SliceIndex, count_blocks, plan_epoch
 from ichkit.imaging.store import Prepared
 
 
@@ -19,21 +19,40 @@ def plan_of(index, sampling="blocks", fold=0, epoch=0, centres="uniform"):
     return plan_epoch(index, TrainConfig(sampling=sampling, centres=centres), 0, fold, epoch)
 
 
-def test_an_epoch_draws_one_centre_in_seven_and_none_twice(slices):
-    index = SliceIndex.of(slices, TASK.classes)
-    plan = plan_of(index, "blocks")
-    centres = plan.rows[:, 3]
-    assert len(centres) == len(index) // 7
-    assert len(set(centres.tolist())) == len(centres)
-    assert not np.array_equal(centres, plan_of(index, "blocks", 0, 1).rows[:, 3])
-    assert not np.array_equal(centres, plan_of(index, "blocks", 1, 0).rows[:, 3])
+def blocks_of(plan):
+    """What tells the blocks of a plan apart: the real slices of each, and which place in the block each has."""
+    places = np.where(plan.is_real, plan.rows, -1)
+    return [tuple(row) for row in places.tolist()]
 
 
-def test_over_many_epochs_each_slice_is_the_centre_about_equally_often(slices):
+def test_an_epoch_draws_one_block_in_seven_and_none_twice(slices):
     index = SliceIndex.of(slices, TASK.classes)
-    plans = [plan_of(index, "blocks", 0, epoch) for epoch in range(700)]
-    counts = np.bincount(np.concatenate([plan.rows[:, 3] for plan in plans]), minlength=len(index))
-    assert abs(counts - 100).max() < 50  # a count has a standard deviation of 9
+    blocks = blocks_of(plan_of(index, "blocks"))
+    num_possible = len(index) + 6 * slices.study_id.nunique()  # n + 6 windows of 7 overlap a study of n
+    assert len(blocks) == num_possible // 7
+    assert len(set(blocks)) == len(blocks)
+    assert all(max(block) >= 0 for block in blocks)
+    assert blocks != blocks_of(plan_of(index, "blocks", 0, 1))
+    assert blocks != blocks_of(plan_of(index, "blocks", 1, 0))
+
+
+@pytest.mark.parametrize("size", [1, 5, 7])
+def test_over_many_epochs_every_slice_is_seen_equally_often_the_ends_too(slices, size):
+    index = SliceIndex.of(slices, TASK.classes)
+    config, seen = TrainConfig(block_size=size, sampling="blocks"), np.zeros(len(index))
+    for epoch in range(2000):
+        plan = plan_epoch(index, config, 0, 0, epoch)
+        np.add.at(seen, plan.rows[plan.is_real], 1)
+    # By distance from the nearer end: each mean is of thousands of views.
+    end = np.minimum(np.arange(len(index)) - index.first, index.last - np.arange(len(index)))
+    expected = seen.sum() / len(index)
+    for distance in range(4):
+        assert seen[end == distance].mean() == pytest.approx(expected, rel=0.03), distance
+    assert seen.min() > 0.85 * expected
+    # Each epoch shows as many slices as there are, but for the blocks that do not go into it as a whole.
+    assert seen.sum() / 2000 == pytest.approx(len(index), rel=0.05)
+    prevalence = (seen[:, None] * index.labels).sum(0) / seen.sum()
+    np.testing.assert_allclose(prevalence, index.labels.mean(0), rtol=0.03)
 
 
 def test_blocks_stay_in_their_study_and_padding_repeats_its_end_slices(slices):
@@ -41,12 +60,13 @@ def test_blocks_stay_in_their_study_and_padding_repeats_its_end_slices(slices):
     studies, positions = slices.study_id.to_numpy(), slices.slice_index.to_numpy()
     plan = plan_of(index, "blocks")
     for rows, is_real in zip(plan.rows, plan.is_real, strict=True):
-        centre = rows[3]
-        assert set(studies[rows]) == {studies[centre]}
-        wanted = positions[centre] + np.arange(-3, 4)
-        inside = (wanted >= 0) & (wanted < (studies == studies[centre]).sum())
-        np.testing.assert_array_equal(is_real, inside)
-        np.testing.assert_array_equal(positions[rows], np.clip(wanted, 0, (studies == studies[centre]).sum() - 1))
+        assert len(set(studies[rows])) == 1
+        place = int(np.flatnonzero(is_real)[0])
+        wanted = positions[rows[place]] - place + np.arange(7)  # beyond the ends too
+        size = (studies == studies[rows[0]]).sum()
+        assert -3 <= wanted[3] < size + 3
+        np.testing.assert_array_equal(is_real, (wanted >= 0) & (wanted < size))
+        np.testing.assert_array_equal(positions[rows], np.clip(wanted, 0, size - 1))
         assert len(set(rows[is_real].tolist())) == is_real.sum()
 
 
@@ -110,11 +130,15 @@ def test_central_centres_leave_out_the_ends_of_every_study(slices):
 
 @pytest.mark.parametrize("name", CENTRES)
 @pytest.mark.parametrize("sampling", ["blocks", "slices"])
-def test_every_sampler_gives_an_epoch_of_the_same_size(slices, name, sampling):
+def test_every_sampler_gives_an_epoch_of_as_many_slices_as_there_are(slices, name, sampling):
     index = SliceIndex.of(slices, TASK.classes)
-    plan = plan_of(index, sampling, centres=name)
-    assert plan.rows.shape == (len(index) // 7, 7)
-    assert plan.is_real[:, 3].all()
+    plans = [plan_of(index, sampling, epoch=epoch, centres=name) for epoch in range(200)]
+    config = TrainConfig(sampling=sampling, centres=name)
+    assert {plan.rows.shape for plan in plans} == {(count_blocks(config, len(index), slices.study_id.nunique()), 7)}
+    assert all(plan.is_real.any(1).all() for plan in plans)
+    # Central blocks have few ends, balanced ones draw what is rare: neither promises more than this.
+    seen = np.mean([plan.is_real.sum() for plan in plans])
+    assert 0.7 * len(index) <= seen <= 1.1 * len(index)
 
 
 def test_unknown_centres_get_the_nearest_spelling(slices):

@@ -9,7 +9,7 @@ from support.simulated import TASK
 from ichkit.core.config import ChannelsConfig
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import StopFlag
-from ichkit.core.train_config import PhaseConfig, TrainConfig
+from ichkit.core.train_config import CutMixConfig, PhaseConfig, TrainConfig
 from ichkit.engine import rehearsal
 from ichkit.engine.blocks import BlockDataset, VolumeReader, stack_blocks
 from ichkit.engine.devices import make_fabric, memory_advice
@@ -63,6 +63,26 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(prepared):
     ours, theirs = weights_of(divided), weights_of(whole)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_padding_is_neither_trained_on_nor_counted_in_batch_statistics(prepared):
+    stepper = make_stepper(prepared, batch_blocks=4, sampling="blocks", cutmix=CutMixConfig(probability=0))
+    plan, learnt = stepper.dataset.plan(0), stepper.loss_function
+    padded = [step for step, numbers in enumerate(stepper.batches.numbers) if not plan.is_real[numbers].all()]
+    assert padded
+    seen = []
+
+    def record(logits, labels):
+        seen.append((len(logits), labels.clone()))
+        return learnt(logits, labels)
+
+    stepper.loss_function = record
+    do_steps(stepper, padded[0] + 1)
+    numbers = stepper.batches.numbers[padded[0]]
+    rows, is_real = plan.rows[numbers], plan.is_real[numbers]
+    num_images, labels = seen[padded[0]]
+    assert num_images == is_real.sum() < is_real.size
+    np.testing.assert_array_equal(labels.numpy(), stepper.dataset.index.labels[rows[is_real]])
 
 
 def test_the_norm_of_the_gradient_is_clipped(prepared):

@@ -122,6 +122,35 @@ def test_an_overconfident_stacker_is_calibrated_on_inner_patients_and_both_are_t
     assert as_it_is["loss_after"] == as_it_is["loss_before"] == pytest.approx(told["loss_before"])
 
 
+def test_the_blend_is_fitted_on_what_inner_models_say_each_part_calibrated_on_the_others(
+    tmp_path, in_process, monkeypatch
+):
+    put_in_place(monkeypatch, be_overconfident, lambda _: Loud())
+    trainings, given = [], []
+    make, fit = stack._make_training, stack.fit_blend
+    monkeypatch.setattr(stack, "_make_training", lambda *rest: trainings.append(make(*rest)) or trainings[-1])
+    monkeypatch.setattr(stack, "fit_blend", lambda logits, *rest: given.append(logits) or fit(logits, *rest))
+    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=90, noise=0.5)
+    do(stack, load_config("demo", QUICK), work)
+    assert len(trainings) == len(given) == 3
+    for training, members in zip(trainings, given, strict=True):
+        rows = training.chosen_rows()
+        base = training.inner_base_logits()[rows]
+        whole, calibrated = training.calibrate(3 * base)
+        np.testing.assert_array_equal(members[0], base)
+        np.testing.assert_array_equal(members[1], calibrated)
+        # In sample it would be this; the difference is what the test is for.
+        assert not np.allclose(whole.apply(3 * base), calibrated)
+
+
+def test_a_stacker_that_learnt_by_heart_gets_no_weight_in_the_blend(tmp_path, in_process, monkeypatch):
+    put_in_place(monkeypatch, learn_by_heart, read_by_heart)
+    work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3)
+    do(stack, load_config("demo", QUICK), work)
+    for chain in read_chains(work.stacks / "base").chains:
+        np.testing.assert_array_equal(chain.blend.weights, [[1.0] * TASK.num_classes, [0.0] * TASK.num_classes])
+
+
 def test_without_calibration_a_stacker_that_corrects_nothing_gives_the_runs_own_tables(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3, num_patients=60, noise=0.3, slope=2.0)
     runs = [read_table(work.fold("base", fold) / "oof.parquet") for fold in range(3)]

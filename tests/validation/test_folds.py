@@ -56,6 +56,15 @@ def test_two_studies_of_one_patient_share_a_fold():
     assert sorted(folds.fold.unique()) == [0, 1, 2, 3, 4]
 
 
+def test_a_patient_weighs_as_much_as_all_of_its_studies_together():
+    several = pd.DataFrame({"patient_id": ["a"] * 4, "num_slices": 30, "any": 3})
+    single = pd.DataFrame({"patient_id": list("bcde"), "num_slices": 30, "any": 3})
+    for seed in range(5):
+        folds = assign_folds(pd.concat([several, single]), 2, ["any"], seed=seed).set_index("patient_id").fold
+        # Four studies on either side; by the largest study of each it would be two patients and three.
+        assert set(folds[list("bcde")]) == {1 - folds["a"]}
+
+
 def test_the_order_of_the_rows_changes_nothing_and_the_seed_does():
     patients = draw_studies(120, 100)
     folds = assign_folds(patients, 5, CLASSES, seed=3)

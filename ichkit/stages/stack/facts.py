@@ -80,7 +80,8 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
             pooled = _pool(
                 results, [(result.members if when == "before" else result.kinds)[name] for result in results]
             )
-            errors = dict(zip(stack.task.classes, _calibration_errors(pooled, labels), strict=True))
+            coherent = make_logits_coherent(pooled, stack.task)
+            errors = dict(zip(stack.task.classes, _calibration_errors(coherent, labels), strict=True))
             calibration[name] |= {f"loss_{when}": loss(pooled, labels), f"error_{when}": errors}
     for name in results[0].references:
         without = _pool(results, [result.references[name] for result in results])

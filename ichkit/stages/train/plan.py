@@ -214,7 +214,11 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {outside} slices"
     if not task.trains:
         return f"fold {task.fold}: its weights predict anew: {others}"
-    epochs, steps = _count_epochs(settings), _count_steps(settings, len(parts.train))
+    from ichkit.engine.sampling import count_blocks  # with torch, which a plan of finished folds does without
+
+    blocks = count_blocks(settings, len(parts.train), parts.train.study_id.nunique())
+    epochs = _count_epochs(settings)
+    steps = epochs * math.ceil(blocks / settings.batch_blocks)
     begun = "begins again (--fresh): " if is_removed and task.folder.exists() else ""
     return (
         f"fold {task.fold}: {begun}{epochs} epochs of {len(parts.train)} slices of "
@@ -226,7 +230,8 @@ def _count_epochs(settings: TrainConfig) -> int:
     return sum(phase.epochs for phase in settings.resolved_phases())
 
 
-def _count_steps(settings: TrainConfig, num_images: int) -> int:
+def _count_full_steps(settings: TrainConfig, num_images: int) -> int:
+    """Steps whose blocks hold no padding, which take as long as all steps together."""
     blocks = math.ceil(num_images / settings.block_size)
     return _count_epochs(settings) * math.ceil(blocks / settings.batch_blocks)
 
@@ -277,4 +282,4 @@ def _seconds_by_rehearsal(
             num_channels=make_rendering(config.channels).num_channels,
             num_classes=task.num_classes,
         )
-    return tried.seconds * sum(_count_steps(settings, num_images) for num_images in trained)
+    return tried.seconds * sum(_count_full_steps(settings, num_images) for num_images in trained)
