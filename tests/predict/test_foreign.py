@@ -1,9 +1,7 @@
 """Model folders made to harm: `predict --model` ends with exit 2 and one message, in bounded memory."""
 
-import hashlib
 import json
 import shutil
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,50 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.commands import call
 from support.dicoms import write_series
+from support.models import FOLD, make_model, seal
 
-from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError
-from ichkit.engine.inference import ModelCard, encode_weights
 from ichkit.stacking.trees import read_trees
-
-CONFIG = load_config(
-    "demo", ("train.backbone=test_resnet", "train.image_size=32", "train.pretrained=none", "train.predict_batch=8")
-)
-FOLD = "runs/demo/fold0"
-
-
-def seal(folder, **changes):
-    """Writes the manifest with true digests, as whoever made the folder can."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "manifest.json" and path.stat().st_size < 10**8:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            files[path.relative_to(folder).as_posix()] = {"sha256": digest, "num_bytes": path.stat().st_size}
-    facts = {"name": "demo", "kind": "base", "data": "phantom", "task": "hemorrhage", "runs": ["demo"], "folds": [0]}
-    manifest = {
-        "kind": "export",
-        "settings": {},
-        "inputs": {},
-        "facts": facts | {"stack": None} | changes,
-        "files": files,
-        "created_utc": "2026-01-01T00:00:00Z",
-        "git_commit": "",
-        "versions": {},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A good model of one fold with random weights, and three slices to predict; neither is written to."""
     root = tmp_path_factory.mktemp("foreign")
-    fold = root / "model" / FOLD
-    fold.mkdir(parents=True)
-    card = ModelCard.of(CONFIG, None, (-800, 2000))
-    torch.manual_seed(0)
-    (fold / "model.safetensors").write_bytes(encode_weights(card.build()))
-    (fold / "model.json").write_text(json.dumps(asdict(card)))
-    seal(root / "model")
+    make_model(root / "model")
     write_series(root / "scans", 3)
     return root
 
