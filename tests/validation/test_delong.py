@@ -8,6 +8,30 @@ from scipy.stats import norm
 from ichkit.validation.delong import delong_auc, delong_covariance, delong_test
 
 
+def read_scores(text: str) -> np.ndarray:
+    return np.array([float(word) for word in text.split()])
+
+
+# Scores of our own making, searched for so that 41 positives and 72 negatives have the published AUCs and variances.
+NUM_POSITIVE, NUM_NEGATIVE = 41, 72
+LIKE_WFNS = read_scores(
+    "5 6 7 9 10 10 13 13 13 13 14 17 17 18 18 18 18 18 18 18 18 19 19 19 19 20 21 23 23 24 25 25 25 25 25 "
+    "27 27 27 27 27 28 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 1 2 3 4 "
+    "7 7 8 8 9 9 11 11 11 11 11 11 11 13 17 18 19 19 19 19 20 20 20 22 22 22 22 23 27 28 29 "
+)
+LIKE_S100B = read_scores(
+    "5 0 12 3 9 3 21 7 15 12 27 12 21 20 17 29 20 23 27 21 23 27 21 21 12 29 29 25 29 20 24 27 29 29 29 "
+    "29 29 29 29 29 29 10 0 10 10 8 0 0 10 10 5 5 2 20 18 3 17 17 5 10 10 8 20 24 12 4 9 18 10 20 2 11 2 "
+    "9 26 18 10 6 2 11 17 15 7 8 17 11 10 29 10 8 24 12 17 17 20 24 24 18 29 29 24 16 25 9 2 11 20 29 17 "
+    "18 29 25 29 "
+)
+LIKE_NDKA = read_scores(
+    "0 0 0 0 0 1 7 7 7 10 10 11 11 12 12 12 12 13 15 18 21 21 22 23 23 24 26 26 26 26 28 28 28 28 28 28 "
+    "28 28 28 29 29 0 0 0 0 0 0 0 0 2 2 2 2 2 2 3 3 3 5 6 6 6 6 6 8 8 8 8 8 9 9 9 9 10 10 10 10 10 10 13 "
+    "13 14 14 14 14 14 14 15 16 16 18 18 18 18 18 18 19 25 25 25 27 27 27 27 29 29 29 29 29 29 29 29 29 "
+)
+
+
 def plain_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The definition of DeLong 1988: every pair of a positive and a negative looked at, O(P M) for each score."""
     of_positives, of_negatives = [], []
@@ -65,6 +89,22 @@ def test_interval_and_test_follow_from_the_plain_covariance():
     assert (test.low, test.high) == pytest.approx((test.difference - half, test.difference + half), abs=1e-9)
     assert delong_test(y, scores[2], scores[0], 0.95).difference == -test.difference
     assert delong_test(y, np.exp(scores[0]), 3 * scores[2] - 1, 0.95) == test
+
+
+def test_variances_statistic_and_p_value_are_those_that_proc_publishes():
+    # pROC's documentation, aSAH: var(wfns), var(s100b), var(ndka) by DeLong; roc.test of wfns and s100b.
+    labels = np.repeat([1.0, 0.0], [NUM_POSITIVE, NUM_NEGATIVE])
+    for scores, auc, variance in (
+        (LIKE_WFNS, 0.8236789, 0.00146991470882363),
+        (LIKE_S100B, 0.7313686, 0.00266868245717244),
+        (LIKE_NDKA, 0.6119580, 0.0031908105493913),
+    ):
+        found = delong_auc(labels, scores, 0.95)
+        assert found.auc == pytest.approx(auc, abs=5e-8)
+        assert found.variance == pytest.approx(variance, rel=1e-13)
+    test = delong_test(labels, LIKE_WFNS, LIKE_S100B, 0.95)
+    assert test.difference / np.sqrt(test.variance) == pytest.approx(2.20898359144091, rel=1e-13)
+    assert test.p_value == pytest.approx(0.0271757822291882, rel=1e-13)
 
 
 def test_scores_that_order_rows_alike_do_not_differ():
