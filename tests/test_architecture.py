@@ -24,6 +24,7 @@ FLOORS = {
     "show": 2,
     "stages": 3,
     "cli": 4,
+    "api": 4,
     "__main__": 4,
 }
 

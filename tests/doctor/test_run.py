@@ -1,10 +1,11 @@
 """`ichkit doctor`: what it says of this machine, the data and the work folder, without a name and without a trace."""
 
-import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -197,13 +198,9 @@ def test_a_package_that_is_missing_is_one_message(monkeypatch):
     assert "expected no-such-package-as-this, not installed. Run `pip install no-such-package-as-this`" in printed
 
 
-def test_the_required_packages_are_those_of_setup():
-    tree = ast.parse((Path(__file__).parents[2] / "setup.py").read_text())
-    asked = next(
-        node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "install_requires"
-    )
-    names = [requirement.split(">")[0].split("=")[0] for requirement in ast.literal_eval(asked)]
-    assert tuple(names) == packages.REQUIRED
+def test_the_required_packages_are_those_of_the_metadata():
+    asked = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert tuple(re.split("[>=]", requirement)[0] for requirement in asked) == packages.REQUIRED
 
 
 def test_gpus_are_named_with_their_memory(monkeypatch):

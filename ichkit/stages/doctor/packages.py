@@ -29,7 +29,7 @@ REQUIRED = (
     "matplotlib",
     "Jinja2",
 )
-"""Distributions that the toolkit cannot do without, as in `setup.py`."""
+"""Distributions that the toolkit cannot do without, as in `pyproject.toml`."""
 EXTRAS = {"ray": "prepare on several machines", "kaggle": "submissions to the site"}
 """Extras that bring one package of the same name, and what for; the decoders of `dicom` are looked at one by one."""
 

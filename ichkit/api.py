@@ -1,0 +1,186 @@
+"""The commands as calls for a notebook: each plans and runs as on the command line, and takes the same options."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ichkit.core.config import Config, load_config
+from ichkit.core.tasks import find_task
+from ichkit.work.folder import WorkFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ichkit.stages.scores.submit import Submission
+    from ichkit.work.artifacts import Manifest
+
+# Stages are imported inside: torch alone takes seconds, and looking at a table needs none of it.
+
+
+def write_phantom(out: str | Path, config: str | Config = "default", **options: Any) -> None:
+    """Writes synthetic head CT as DICOM: `out/rsna` and `out/cq500`.
+
+    Args:
+        options: attributes of `ichkit.phantom.writer.PhantomOptions`, such as `studies`, `size` (pixels) and `seed`.
+
+    Raises:
+        DataError: `out` holds something else.
+    """
+    from ichkit.phantom import writer
+
+    writer.run(writer.plan(_load(config), None, writer.PhantomOptions(Path(out), **options)))
+
+
+def prepare(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "Manifest":
+    """Makes `work/prepared/` from DICOM, takes up new files in it, or finds nothing to do; returns its manifest.
+
+    Args:
+        options: attributes of `ichkit.stages.prepare.run.PrepareOptions`, such as `rsna`, `cq500`, `folder`.
+
+    Raises:
+        DataError, ConfigError, ArtifactError, FoldError: see the message.
+    """
+    from ichkit.stages.prepare import run as stage
+
+    return stage.run(stage.plan(_load(config), _folder(work), stage.PrepareOptions(**_with_paths(options))))
+
+
+def train(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "list[Manifest]":
+    """Trains the folds that are not finished; returns the manifests of all that were asked for.
+
+    Args:
+        options: attributes of `ichkit.stages.train.run.TrainOptions`, such as `folds`; `run_name` is the config's name
+            where a name or file is given, else "default".
+
+    Raises:
+        ArtifactError, FoldError, ConfigError: see the message.
+    """
+    from ichkit.stages.train import run as stage
+
+    name = Path(config).stem if isinstance(config, str) else "default"
+    return stage.run(stage.plan(_load(config), _folder(work), stage.TrainOptions(**{"run_name": name, **options})))
+
+
+def stack(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "Manifest":
+    """Makes the stack of some runs, unless it is up to date; returns its manifest.
+
+    Args:
+        options: attributes of `ichkit.stages.stack.run.StackOptions`: `runs` and `name`.
+
+    Raises:
+        ArtifactError, ContractError, ConfigError: see the message.
+    """
+    from ichkit.stages.stack import run as stage
+
+    return stage.run(stage.plan(_load(config), _folder(work), stage.StackOptions(**options)))
+
+
+def evaluate(work: str | Path = "work", config: str | Config = "default") -> "pd.DataFrame":
+    """Scores what is not scored yet; returns the table of `scores`.
+
+    Raises:
+        ArtifactError, ContractError, FoldError: see the message.
+    """
+    from ichkit.stages.scores import evaluate as stage
+
+    stage.make_current(stage.plan_scores(_load(config), _folder(work)))
+    return scores(work)
+
+
+def submit(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "Submission":
+    """Writes the submission of a source and the leaderboard; returns where they are and whose predictions they hold.
+
+    Args:
+        options: attributes of `ichkit.stages.scores.submit.SubmitOptions`: `source` and `submissions`.
+
+    Raises:
+        DataError, ConfigError, ContractError, ArtifactError: see the message.
+    """
+    from ichkit.stages.scores import submit as stage
+
+    return stage.run(stage.plan(_load(config), _folder(work), stage.SubmitOptions(**_with_paths(options))))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A run, a stack or an export that predicts; from `load_model`."""
+
+    path: Path
+    config: Config
+
+    def predict(self, path: str | Path, device: str = "auto") -> "pd.DataFrame":
+        """One row per slice of every head CT below a folder or zip of DICOM: slice_id, study_id, p_any, ...
+
+        The columns are those of `slices.csv`; rejected files are left out, and `ichkit predict` lists them.
+
+        Raises:
+            DataError: nothing at the path, or no readable CT slice in it.
+        """
+        from ichkit.stages.predict import run as stage
+
+        with tempfile.TemporaryDirectory() as out:
+            options = stage.PredictOptions(Path(path), str(self.path), Path(out), has_page=False, device=device)
+            return stage.run(stage.plan(self.config, WorkFolder(Path("work")), options)).slices
+
+
+def load_model(path: str | Path, config: str | Config = "default") -> LoadedModel:
+    """The model in a folder: of a run (`work/runs/NAME`), of a stack (`work/stacks/NAME`), or of `ichkit export`.
+
+    Args:
+        config: its task must be the model's.
+
+    Raises:
+        ConfigError, ArtifactError: there is no model in the folder, or it is damaged.
+
+    Example:
+        >>> load_model("export/demo-blend").predict("scans/").p_any.max()
+        0.93
+    """
+    from ichkit.stages.predict.model import find_model
+
+    loaded = _load(config)
+    find_model(WorkFolder(Path("work")), str(path), find_task(loaded.task))
+    return LoadedModel(Path(path), loaded)
+
+
+def out_of_fold(work: str | Path, source: str, config: str | Config = "default") -> "pd.DataFrame":
+    """The out-of-fold predictions of a run ("demo") or of one kind of a stack ("demo-blend"), one row per slice.
+
+    Raises:
+        ConfigError: no such source.
+        ArtifactError, ContractError: a table is damaged.
+    """
+    from ichkit.validation.catalog import find_sources, load_out_of_fold, pick_source
+
+    return load_out_of_fold(pick_source(find_sources(_folder(work), find_task(_load(config).task)), source))
+
+
+def scores(work: str | Path = "work") -> "pd.DataFrame":
+    """The scores of every source as they were last computed: the rows of `scores.parquet` (docs/formats.md).
+
+    Raises:
+        ArtifactError: nothing is scored yet.
+    """
+    from ichkit.stages.scores.evaluate import SCORES_NAME
+    from ichkit.work.artifacts import read_manifest, read_table
+
+    folder = _folder(work).scores
+    read_manifest(folder)
+    return read_table(folder / SCORES_NAME)
+
+
+def _load(config: str | Config) -> Config:
+    return load_config(config) if isinstance(config, str) else config
+
+
+def _folder(work: str | Path) -> WorkFolder:
+    return WorkFolder(Path(work))
+
+
+def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the texts of paths as paths; names stay texts."""
+    names = {"source", "backend"}
+    return {
+        name: Path(value) if isinstance(value, str) and name not in names else value for name, value in options.items()
+    }
