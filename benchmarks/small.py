@@ -1,8 +1,8 @@
 """What a second stage does to few patients: `python benchmarks/small.py [--json FILE] [--seeds 20] [--sizes 5,10,20]`.
 
 Simulated descriptors of few patients, 24 to 30 slices each, two in five of them bleeding; bases that are weak, strong
-or too sure of themselves; five folds, or one fold dealt into five parts. Every kind of a stack is compared with its run,
-out of fold: the mean ratio of the losses over the seeds, and the worst.
+or too sure of themselves; five folds, or one fold dealt into five parts. Every kind of a stack is compared with its
+run, out of fold: the mean ratio of the losses over the seeds, and the worst.
 """
 
 import argparse
