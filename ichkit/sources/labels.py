@@ -39,7 +39,9 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
             f"{path}: expected a header with slice_id or study_id, and {', '.join(task.classes)}; found {raw.shape[1]} "
             f"columns, of those names {', '.join(known) or 'none'}. Name the columns in the first row."
         )
-    table = pd.DataFrame({key: raw[key].str.strip(" \t\0")})
+    # A NIfTI volume is known by its file name without the ending; people write it with.
+    ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.nii(?:\.gz)?$", "", regex=True)
+    table = pd.DataFrame({key: ids})
     for name in task.classes:
         if name not in derived:
             table[name] = raw[name].str.lower().str.replace(",", ".").map(_VALUES)

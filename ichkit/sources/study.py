@@ -137,7 +137,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     if reason:
         lost = {(position, inside) for position, inside, _ in failures}
         places = ((position, inside) for position, files in enumerate(task.slices) for inside in range(len(files)))
-        failures += [(*place, reason) for place in places if place not in lost]
+        failures += [(*place, f"{reason} (--accept-raw to insist)") for place in places if place not in lost]
         return DecodedStudy(volume[:0], [], [], [], sorted(failures))
     return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
 
