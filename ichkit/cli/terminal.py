@@ -17,6 +17,7 @@ from rich.console import Console
 from ichkit.cli.completion import complete_config
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import IchkitError, Stopped, nearest
+from ichkit.core.plugins import add_plugins
 from ichkit.core.progress import logger
 from ichkit.show.table import Table
 from ichkit.show.terminal import Printable
@@ -155,7 +156,7 @@ class Settings:
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds -c, --set, --work, --quiet and --debug, and hands them over as one `Settings`."""
+    """Adds -c, --set, --work, --plugin, --quiet and --debug, and hands them over as one `Settings`."""
 
     @click.option(
         "-c",
@@ -177,11 +178,29 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Where everything is kept (env ICHKIT_WORK).",
     )
+    @click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="FILE",
+        type=PATH,
+        help="A Python file that adds rows to tables, see docs/extend.md (env ICHKIT_PLUGINS); repeatable.",
+    )
     @click.option("--quiet", is_flag=True, help="Warnings and results only.")
     @click.option("--debug", is_flag=True, help="Tracebacks of every error, and everything that is logged.")
     @functools.wraps(command)
-    def wrapped(config: str, overrides: tuple[str, ...], work: Path, quiet: bool, debug: bool, **options: Any) -> Any:
+    def wrapped(
+        config: str,
+        overrides: tuple[str, ...],
+        work: Path,
+        plugins: tuple[Path, ...],
+        quiet: bool,
+        debug: bool,
+        **options: Any,
+    ) -> Any:
         _set_up_logging(quiet, debug)
+        if plugins:
+            add_plugins(plugins)
         is_named = click.get_current_context().get_parameter_source("config") is ParameterSource.COMMANDLINE
         return command(Settings(config, is_named, overrides, work), **options)
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -227,8 +228,14 @@ def bench(place, tmp_path, monkeypatch):
     for block in blocks(ROOT / "docs" / "extend.md", "python"):
         (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    # The console script, as it is installed or as an installer would write it: it puts no folder on the path.
+    if shutil.which("ichkit") is None:
+        script = tmp_path / "bin" / "ichkit"
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m ichkit "$@"\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", os.pathsep.join([str(script.parent), os.environ["PATH"]]))
     yield tmp_path
     for table, rows in zip(tables, known, strict=True):
         table.clear()
@@ -237,18 +244,24 @@ def bench(place, tmp_path, monkeypatch):
         sys.modules.pop(path.stem, None)
 
 
-def run_lines(module: str, monkeypatch, *more) -> list[str]:
-    """What the commands of extend.md print that name this module."""
-    lines = [words for words in commands(ROOT / "docs" / "extend.md") if words[0] == f"ICHKIT_PLUGINS={module}"]
+def run_lines(module: str, *more) -> list[str]:
+    """What the commands of extend.md print that name this module: as printed, by the shell, at toy size."""
+    printed = [line for block in blocks(ROOT / "docs" / "extend.md", "sh") for line in block.splitlines()]
+    lines = [line for line in printed if re.search(rf"\b{module}\b", line)]
     assert lines
-    monkeypatch.setenv("ICHKIT_PLUGINS", module)
-    return [call(*words[2:], *more) for words in lines]
+    said = []
+    for line in lines:
+        command = f"{line} {shlex.join(map(str, more))}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout + done.stderr)
+    return said
 
 
 @pytest.mark.slow
-def test_the_network_of_the_page_trains(place, bench, monkeypatch):
+def test_the_network_of_the_page_trains(place, bench):
     shutil.copytree(place / "work", bench / "work")
-    run_lines("my_network", monkeypatch, "-c", "demo", *SMALL)
+    run_lines("my_network", "-c", "demo", *SMALL)
     card = json.loads((bench / "work" / "runs" / "narrow" / "fold0" / "model.json").read_text())
     assert card["backbone"] == "narrow"
 
@@ -256,19 +269,22 @@ def test_the_network_of_the_page_trains(place, bench, monkeypatch):
 def test_the_loss_of_the_page_is_the_squared_error_and_trains(place, bench, monkeypatch):
     import torch
 
+    from ichkit.core.plugins import load_plugins
     from ichkit.models.losses import make_loss
 
     shutil.copytree(place / "work", bench / "work")
-    run_lines("my_loss", monkeypatch, "-c", "demo", *SMALL)
+    run_lines("my_loss", "-c", "demo", *SMALL)
     assert "loss: brier" in (bench / "work" / "runs" / "brier" / "fold0" / "config.yaml").read_text()
+    monkeypatch.setenv("ICHKIT_PLUGINS", "my_loss")
+    load_plugins()
     loss = make_loss("brier", np.array([0.5, 0.5]), np.array([0.1, 0.1]))
     assert loss(torch.zeros(3, 2), torch.ones(3, 2)).item() == pytest.approx(0.25)
 
 
 @pytest.mark.slow
-def test_the_second_stage_of_the_page_is_fitted_in_its_workers_scored_and_no_worse_than_its_base(bench, monkeypatch):
+def test_the_second_stage_of_the_page_is_fitted_in_its_workers_scored_and_no_worse_than_its_base(bench):
     make_work(bench / "work", num_patients=30, num_folds=3, folds=(0, 1, 2), cq500_studies=4)
-    printed = run_lines("my_stacker", monkeypatch, "--set", "evaluate.num_draws=40")
+    printed = run_lines("my_stacker", "--set", "evaluate.num_draws=40")
     assert "smoothed-smooth" in printed[1]
     scores = pd.read_parquet(bench / "work" / "scores" / "scores.parquet")
     pooled = scores[(scores.metric == "weighted_log_loss") & (scores.fold == -1) & (scores.subgroup == "all")]
@@ -281,24 +297,24 @@ def write_scans(folder: Path, count: int) -> None:
         write_series(folder / str(i), 4, study_uid=f"1.2.{i}", series_uid=f"1.2.{i}.1", patient_id=f"p{i}")
 
 
-def test_the_source_of_the_page_takes_its_labels_from_the_folders(bench, monkeypatch):
+def test_the_source_of_the_page_takes_its_labels_from_the_folders(bench):
     for number, name in enumerate(("none", "subdural", "epidural")):
         for i in range(2):
             uid = f"1.2.{number}{i}"
             target = bench / "data" / "sorted" / name / str(i)
             write_series(target, 4, study_uid=uid, series_uid=f"{uid}.1", patient_id=f"p{uid}")
-    run_lines("my_source", monkeypatch, *SMALL)
+    run_lines("my_source", *SMALL)
     slices = pd.read_parquet(bench / "sorted" / "prepared" / "slices.parquet")
     assert set(slices["dataset"]) == {"sorted"}
     assert slices.groupby("study_id")[["subdural", "epidural", "any"]].max().sum().to_list() == [2, 2, 4]
     assert not slices["patient_id"].str.startswith("p").any()
 
 
-def test_the_task_of_the_page_reads_labels_of_its_own_classes(bench, monkeypatch):
+def test_the_task_of_the_page_reads_labels_of_its_own_classes(bench):
     write_scans(bench / "scans", 6)
     labels = pd.DataFrame({"study_id": [f"1.2.{i}" for i in range(6)], "left": [1, 0] * 3, "right": [0, 0, 1] * 2})
     labels.to_csv(bench / "sides.csv", index=False)
-    run_lines("my_task", monkeypatch, *SMALL)
+    run_lines("my_task", *SMALL)
     slices = pd.read_parquet(bench / "sides" / "prepared" / "slices.parquet")
     top = slices.groupby("study_id")[["left", "right", "any"]].max()
     assert top["left"].to_list() == [1, 0] * 3
@@ -308,9 +324,7 @@ def test_the_task_of_the_page_reads_labels_of_its_own_classes(bench, monkeypatch
 
 def test_a_module_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("ICHKIT_PLUGINS", "no_such_rows")
-    assert "expected the name of a module that Python finds (PYTHONPATH), found no_such_rows" in call(
-        "config", "show", code=2
-    )
+    assert "where Python looks (PYTHONPATH), found no_such_rows. Check the name" in call("config", "show", code=2)
 
 
 # what people cite and install
