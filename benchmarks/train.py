@@ -94,7 +94,9 @@ def make_loop(fabric, config: Config, settings: TrainConfig, prepared: Prepared,
     dataset = BlockDataset(index, reader, rendering, settings, config.seed, fold=0)
     loss = make_loss(settings.loss, TASK.weight_array(), index.labels.mean(0, dtype=np.float64))
     network = build(settings)
-    return TrainingLoop(fabric, network, dataset, loss, list_phases(settings)[0], checkpoint, shows_meter=False)
+    return TrainingLoop(
+        fabric, network, dataset, loss, list_phases(settings, TASK.classes)[0], checkpoint, shows_meter=False
+    )
 
 
 def build(settings: TrainConfig):

@@ -1,9 +1,12 @@
 """Configuration of stage 1: what the 2D network is, what it sees, and how it learns."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.section import ConfigSection, Count, Positive, Probability, runtime
 
 
@@ -49,6 +52,25 @@ class PhaseConfig(ConfigSection):
     epochs: Count | None = None
     learning_rate: Positive | None = None
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True)
+class ResolvedPhase:
+    """One phase with every value known.
+
+    Attributes:
+        weights: what it begins with, as in `PhaseConfig`.
+        frozen_stages: how many of the backbone's stages stay as they are.
+        classes: the labels it learns, in the order of the task.
+        epochs, learning_rate, warmup_epochs: its own, or those of `train`.
+    """
+
+    weights: str
+    frozen_stages: int
+    classes: tuple[str, ...]
+    epochs: int
+    learning_rate: float
+    warmup_epochs: float
 
 
 class TrainConfig(ConfigSection):
@@ -103,15 +125,40 @@ class TrainConfig(ConfigSection):
             raise ValueError("train.phases: the last phase learns every class of the task; leave out its `classes`")
         return self
 
-    def resolved_phases(self) -> tuple[PhaseConfig, ...]:
-        """At least one phase, none of them with anything left to `train` but `classes`."""
-        whole = []
-        for number, phase in enumerate(self.phases or (PhaseConfig(),)):
-            asked = {
-                "weights": self.pretrained if number == 0 and phase.weights == "keep" else phase.weights,
-                "epochs": phase.epochs or self.epochs,
-                "learning_rate": phase.learning_rate or self.learning_rate,
-                "warmup_epochs": self.warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs,
-            }
-            whole.append(phase.model_copy(update=asked))
-        return tuple(whole)
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all phases."""
+        return sum(phase.epochs or self.epochs for phase in self.phases or (PhaseConfig(),))
+
+    def resolve_phases(self, classes: Sequence[str]) -> tuple[ResolvedPhase, ...]:
+        """At least one phase; what a phase leaves open is as in `train`.
+
+        Args:
+            classes: of the task, in order.
+
+        Raises:
+            ConfigError: a phase learns a class that the task has not.
+        """
+        return tuple(
+            ResolvedPhase(
+                weights=self.pretrained if number == 0 and phase.weights == "keep" else phase.weights,
+                frozen_stages=phase.frozen_stages,
+                classes=_order_classes(phase.classes, classes),
+                epochs=phase.epochs or self.epochs,
+                learning_rate=phase.learning_rate or self.learning_rate,
+                warmup_epochs=self.warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs,
+            )
+            for number, phase in enumerate(self.phases or (PhaseConfig(),))
+        )
+
+
+def _order_classes(asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The classes asked for, each once and in the order of the task; None asks for all.
+
+    Raises:
+        ConfigError: one of them is not of the task.
+    """
+    for name in asked or ():
+        if name not in known:
+            raise ConfigError(f'train.phases: unknown class "{name}". {nearest(name, known)}')
+    return tuple(name for name in known if asked is None or name in asked)

@@ -39,7 +39,7 @@ def make_stepper(prepared, **train):
     torch.manual_seed(0)
     network = build_network(config.backbone, num_channels=3, num_classes=6, image_size=32)
     loss = make_loss("weighted-bce", TASK.weight_array(), np.full(6, 0.1))
-    return Stepper(make_fabric(config), network, dataset, loss, list_phases(config)[0])
+    return Stepper(make_fabric(config), network, dataset, loss, list_phases(config, TASK.classes)[0])
 
 
 def do_steps(stepper, count):

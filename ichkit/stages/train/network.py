@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ichkit.core.errors import ArtifactError, ConfigError, FoldError, nearest
+from ichkit.core.errors import ArtifactError, ConfigError, FoldError
 from ichkit.core.progress import StopFlag, logger
 from ichkit.core.seeding import derive_seed
 from ichkit.core.train_config import TrainConfig
@@ -76,8 +76,8 @@ def train_network(
     rendering = make_rendering(config.channels)
     first = load_checkpoint(task.checkpoint)["progress"]["phase"] if task.checkpoint.exists() else 0
     network, history, initial = None, [], ""
-    for phase in list_phases(settings):
-        classes = _classes_of(phase, prepared)
+    for phase in list_phases(settings, prepared.task.classes):
+        classes = phase.config.classes
         if 0 < phase.number < first:
             continue
         network = _begin_network(task, identity, card, phase, len(classes), network)
@@ -99,7 +99,7 @@ def train_network(
             if phase.number == first:
                 _announce(task, parts, network, phase.config.weights)
                 _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
-            logger.info("fold %d: %s%s", task.fold, _name_phase(phase, classes), loop.describe())
+            logger.info("fold %d: %s%s", task.fold, _name_phase(phase, prepared.task.classes), loop.describe())
             try:
                 network = loop.run(stop)
             except NonFiniteLossError as error:
@@ -113,20 +113,6 @@ def train_network(
         INITIAL_WEIGHTS: initial,
     }
     return Trained(network, card, history, facts)
-
-
-def _classes_of(phase: Phase, prepared: Prepared) -> tuple[str, ...]:
-    """The classes that a phase learns.
-
-    Raises:
-        ConfigError: one of them is not of the task.
-    """
-    known = prepared.task.classes
-    asked = known if phase.config.classes is None else phase.config.classes
-    for name in asked:
-        if name not in known:
-            raise ConfigError(f'train.phases: unknown class "{name}". {nearest(name, known)}')
-    return tuple(name for name in known if name in asked)
 
 
 def _begin_network(
@@ -203,11 +189,11 @@ def _announce(task: FoldTask, parts: Parts, network: DescriptorNetwork, initial:
     )
 
 
-def _name_phase(phase: Phase, classes: tuple[str, ...]) -> str:
+def _name_phase(phase: Phase, known: tuple[str, ...]) -> str:
     """Which phase it is and what it learns; empty for the only one."""
     if phase.num_phases == 1:
         return ""
-    learns = "every class" if phase.config.classes is None else ", ".join(classes)
+    learns = "every class" if phase.config.classes == known else ", ".join(phase.config.classes)
     return f"phase {phase.number + 1} of {phase.num_phases}, learning {learns}: "
 
 

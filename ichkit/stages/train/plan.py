@@ -217,7 +217,7 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     from ichkit.engine.sampling import count_blocks  # with torch, which a plan of finished folds does without
 
     blocks = count_blocks(settings, len(parts.train), parts.train.study_id.nunique())
-    epochs = _count_epochs(settings)
+    epochs = settings.total_epochs
     steps = epochs * math.ceil(blocks / settings.batch_blocks)
     begun = "begins again (--fresh): " if is_removed and task.folder.exists() else ""
     return (
@@ -226,14 +226,10 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     )
 
 
-def _count_epochs(settings: TrainConfig) -> int:
-    return sum(phase.epochs for phase in settings.resolved_phases())
-
-
 def _count_full_steps(settings: TrainConfig, num_images: int) -> int:
     """Steps whose blocks hold no padding, which take as long as all steps together."""
     blocks = math.ceil(num_images / settings.block_size)
-    return _count_epochs(settings) * math.ceil(blocks / settings.batch_blocks)
+    return settings.total_epochs * math.ceil(blocks / settings.batch_blocks)
 
 
 def _seconds_by_history(
@@ -249,7 +245,7 @@ def _seconds_by_history(
             history = read_table(folder / "history.csv")
             # Its tables may have been made again since, which took less than training did.
             seconds = max(manifest.facts["seconds"], history["seconds"].sum())
-            share = _count_epochs(config.train) * num_images / history["num_images"].sum()
+            share = config.train.total_epochs * num_images / history["num_images"].sum()
             return seconds * share, f"one fold after another, as fold {fold} of {name} took"
     return None, NOT_KNOWN
 
