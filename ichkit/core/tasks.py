@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ichkit.core.errors import ConfigError, nearest
-from ichkit.core.plugins import load_plugins
+from ichkit.core.errors import ConfigError
+from ichkit.core.rows import find_row
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,4 @@ def find_task(name: str) -> Task:
     Raises:
         ConfigError: no such task; the message lists the choices.
     """
-    load_plugins()
-    if name not in TASKS:
-        raise ConfigError(f'config: unknown task "{name}". {nearest(name, TASKS)}')
-    return TASKS[name]
+    return find_row(TASKS, name, "task")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import Sampler
 
-from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.errors import ConfigError
+from ichkit.core.rows import find_row
 from ichkit.core.seeding import make_generator
 from ichkit.core.train_config import TrainConfig
 
@@ -164,9 +165,7 @@ def find_centres(name: str) -> Centres:
     Raises:
         ConfigError: no such row.
     """
-    if name not in CENTRES:
-        raise ConfigError(f'train.centres: unknown "{name}". {nearest(name, CENTRES)}')
-    return CENTRES[name]
+    return find_row(CENTRES, name, "train.centres")
 
 
 def _draw_uniform(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:

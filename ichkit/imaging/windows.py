@@ -9,7 +9,8 @@ import numba
 import numpy as np
 
 from ichkit.core.config import ChannelsConfig
-from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.errors import ConfigError
+from ichkit.core.rows import find_row
 
 # The whole range of int16 would do too; this one keeps the tables inside the processor's first cache.
 TABLE_LOW_HU, TABLE_HIGH_HU = -1024, 3071
@@ -180,11 +181,10 @@ def make_rendering(config: ChannelsConfig) -> Rendering:
     Raises:
         ConfigError: an unknown kind, or windows that do not fit it.
     """
-    if config.kind not in CHANNELS:
-        raise ConfigError(f'channels.kind: unknown "{config.kind}". {nearest(config.kind, CHANNELS)}')
+    row = find_row(CHANNELS, config.kind, "channels.kind")
     if not config.windows:
         raise ConfigError("channels.windows: expected at least one (level, width), found none.")
-    return CHANNELS[config.kind].constructor(config)
+    return row.constructor(config)
 
 
 def _window_tables(config: ChannelsConfig) -> np.ndarray:

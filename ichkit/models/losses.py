@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.rows import find_row
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -45,9 +45,7 @@ def make_loss(name: str, weights: np.ndarray, prevalence: np.ndarray) -> LossFun
         >>> round(loss(torch.zeros(1, 2), torch.ones(1, 2)).item(), 4)
         0.6931
     """
-    if name not in LOSSES:
-        raise ConfigError(f'train.loss: unknown "{name}". {nearest(name, LOSSES)}')
-    return LOSSES[name].constructor(weights, prevalence)
+    return find_row(LOSSES, name, "train.loss").constructor(weights, prevalence)
 
 
 def _weighted_bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:

@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ichkit.core.errors import ConfigError, nearest
-from ichkit.core.plugins import load_plugins
+from ichkit.core.rows import find_row
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task
 from ichkit.stacking.boosting import fit_boosted, load_boosted
@@ -64,10 +63,7 @@ def find_stacker(name: str) -> Stacker:
     Raises:
         ConfigError: no such stacker; the message lists the choices.
     """
-    load_plugins()
-    if name not in STACKERS:
-        raise ConfigError(f'config: unknown stacker "{name}" in stack.stackers. {nearest(name, STACKERS)}')
-    return STACKERS[name]
+    return find_row(STACKERS, name, "stack.stackers")
 
 
 def _fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[StackerModel, np.ndarray]:

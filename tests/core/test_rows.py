@@ -1,0 +1,50 @@
+"""The contract of every table: a row has a name, a description and a source, and is found by its name."""
+
+import pytest
+
+from ichkit.core.errors import ConfigError
+from ichkit.core.rows import find_row
+from ichkit.core.tasks import TASKS
+from ichkit.engine.sampling import CENTRES
+from ichkit.imaging.windows import CHANNELS
+from ichkit.models.descriptor import BACKBONES
+from ichkit.models.losses import LOSSES
+from ichkit.sources.table import SOURCES
+from ichkit.stacking.strengths import STRENGTHS
+from ichkit.stacking.table import STACKERS
+from ichkit.validation.scores import METRICS
+from ichkit.validation.studies import AGGREGATIONS
+
+TABLES = {
+    "AGGREGATIONS": AGGREGATIONS,
+    "BACKBONES": BACKBONES,
+    "CENTRES": CENTRES,
+    "CHANNELS": CHANNELS,
+    "LOSSES": LOSSES,
+    "METRICS": METRICS,
+    "SOURCES": SOURCES,
+    "STACKERS": STACKERS,
+    "STRENGTHS": STRENGTHS,
+    "TASKS": TASKS,
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [(name, key) for name, table in TABLES.items() for key in table], ids=lambda text: text
+)
+def test_a_row_says_its_name_what_it_is_and_where_it_comes_from(table, key):
+    row = TABLES[table][key]
+    assert row.name == key
+    assert row.description.endswith(".")
+    assert "\n" not in row.description
+    assert len(row.source) > 3
+    assert find_row(TABLES[table], key, "here") is row
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_misspelt_row_is_refused_with_the_nearest_and_the_place(table):
+    key = next(iter(TABLES[table]))
+    with pytest.raises(ConfigError) as caught:
+        find_row(TABLES[table], f"{key}x", "some.setting")
+    assert str(caught.value).startswith(f'some.setting: unknown "{key}x". ')
+    assert key in str(caught.value)
