@@ -9,6 +9,7 @@ import blosc2
 import numpy as np
 import pandas as pd
 
+from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import ArtifactError
 from ichkit.core.roles import Role, order_external
 from ichkit.core.tasks import Task
@@ -118,7 +119,7 @@ class Prepared:
             manifest=manifest,
             slices=read_table(folder / "slices.parquet"),
             studies=read_table(folder / "studies.parquet"),
-            folds=pd.read_csv(folder / "folds.csv", dtype={"patient_id": str, "fold": int}),
+            folds=read_csv(folder / "folds.csv", dtype={"patient_id": str, "fold": int}),
         )
 
     @cached_property
@@ -154,12 +155,12 @@ class Prepared:
 
     def sample_ids(self) -> pd.DataFrame:
         """ID of the sample submission, in its order."""
-        return pd.read_csv(self.folder / "sample_ids.csv", dtype={"ID": str})
+        return read_csv(self.folder / "sample_ids.csv", dtype={"ID": str})
 
     def rejected(self) -> pd.DataFrame:
         """Files that were not taken, with the reason."""
         text = ["dataset", "split", "slice_id", "study_id", "series_id", "file", "reason"]
-        return pd.read_csv(self.folder / "rejected.csv", dtype=dict.fromkeys(text, str), keep_default_na=True)
+        return read_csv(self.folder / "rejected.csv", dtype=dict.fromkeys(text, str), keep_default_na=True)
 
     def read_volume(self, relative: str) -> np.ndarray:
         """(S, H, W) int16 HU of one study, row i is slice_index i."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.imaging.dicom import ORIENTATION
@@ -231,7 +232,7 @@ def read_override(path: Path) -> pd.DataFrame:
         DataError: not a CSV with these columns, or a study stands twice.
     """
     try:
-        table = pd.read_csv(path, dtype="str", keep_default_na=False)[["study_id", "series"]]
+        table = read_csv(path, dtype="str", keep_default_na=False)[["study_id", "series"]]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path}: expected a CSV with columns study_id, series as series_choice.csv has them: {error}"

@@ -1,4 +1,4 @@
-"""Which differences between sources are real: the same patients drawn for both, and DeLong's test on CQ500."""
+"""Which differences between sources are real: the same patients drawn for both, DeLong's test for external studies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class StudyScores:
 
 def compare_pairs(
     draws: Mapping[str, pd.DataFrame],
-    studies: Mapping[str, StudyScores],
+    studies: Mapping[str, Sequence[StudyScores]],
     names: Sequence[str],
     task: Task,
     level: float,
@@ -50,15 +50,16 @@ def compare_pairs(
 
     Args:
         draws: source to its scores in every draw of the patients: columns of `DRAWS_DTYPES` and `draws`, (D,) each.
-        studies: source to its study scores, of those that have any; compared by DeLong's test.
+        studies: source to the scores of its external studies, one for each set, the same sets in the same order for
+            every source; none where there are no such sets. Compared by DeLong's test.
         names: sources scored on the same rows.
         level: what an interval covers, e.g. 0.95.
     """
     rows = []
     for one, two in combinations(names, 2):
         found = list(_compare_draws(draws[one], draws[two], level))
-        if one in studies and two in studies:
-            found += compare_studies(studies[one], studies[two], task, level)
+        for own, other in zip(studies.get(one, ()), studies.get(two, ()), strict=True):
+            found += compare_studies(own, other, task, level)
         named = [{"source": one, "other": two, **row} for row in found]
         rows += [*named, *map(_turn_round, named)]
     return make_comparisons(rows)

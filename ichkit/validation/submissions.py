@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import ContractError, DataError, nearest
 from ichkit.core.tasks import Task
 
@@ -66,7 +67,7 @@ def split_ids(ids: pd.Series, task: Task, where: str) -> pd.DataFrame:
 def _read_rows(path: Path, task: Task) -> pd.DataFrame:
     """ID, Label (text), value (float64), slice_id and class of every row of the file."""
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        rows = read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a file of ID,Label rows, there is none. Check the path.") from error
     except (OSError, ValueError) as error:

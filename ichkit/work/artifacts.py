@@ -1,7 +1,6 @@
 """Artifact folders: written beside their final place, manifest last, then renamed; no manifest, no trust."""
 
 import contextlib
-import csv
 import functools
 import hashlib
 import io
@@ -23,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ichkit.core.csv_tables import encode_csv, read_csv
 from ichkit.core.errors import ArtifactError
 from ichkit.work.locks import hold, lock_path
 from ichkit.work.places import (
@@ -153,7 +153,7 @@ def encode_json(value: Any) -> bytes:
 def encode_table(frame: pd.DataFrame, suffix: str) -> bytes:
     """A table as parquet or CSV bytes; the same table gives the same bytes."""
     if suffix == ".csv":
-        return frame.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode()
+        return encode_csv(frame)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, compression="zstd")
     return buffer.getvalue()
@@ -379,7 +379,7 @@ def read_table(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
     """
     try:
         content = path if manifest is None else io.BytesIO(read_file(path.parent, manifest, path.name))
-        return pd.read_csv(content) if path.suffix == ".csv" else pd.read_parquet(content)
+        return read_csv(content) if path.suffix == ".csv" else pd.read_parquet(content)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: cannot be read ({type(error).__name__}: {error}). {_LISTS_DAMAGE}") from error
 

@@ -14,7 +14,7 @@ from support.simulated import TASK, flip_labels, make_stack, make_work, rewrite_
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ContractError
-from ichkit.stages.scores import evaluate
+from ichkit.stages.scores import evaluate, score_source
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split, pick_source
 from ichkit.validation.coherence import make_coherent, make_table_coherent
 from ichkit.validation.comparisons import BASELINE
@@ -35,6 +35,30 @@ def made(tmp_path_factory) -> WorkFolder:
 def work(made, tmp_path) -> WorkFolder:
     shutil.copytree(made.root, tmp_path / "work")
     return WorkFolder(tmp_path / "work")
+
+
+def test_intervals_are_drawn_by_patient_also_where_one_has_several_studies(work, monkeypatch):
+    slices = read_table(work.prepared / "slices.parquet")
+    of_fold = slices[(slices.split == "train") & (slices.fold == 0)].drop_duplicates("study_id")
+    one, other = of_fold.patient_id.iloc[:2]
+    slices["patient_id"] = slices.patient_id.replace(other, one)
+    rewrite_slices(work, slices)
+    scored = []
+    original = score_source.score_rows
+    monkeypatch.setattr(
+        score_source, "score_rows", lambda rows, *_, **__: scored.append(rows) or original(rows, *_, **__)
+    )
+    do(evaluate, CONFIG, work)
+    train = slices[slices.split == "train"].sort_values(["study_id", "slice_index"])
+    patients = {"slice": train.patient_id, "study": train.drop_duplicates("study_id").patient_id}
+    whole = [rows for rows in scored if rows.place["split"] == "train" and rows.place["subgroup"] == "all"]
+    whole = {rows.place["level"]: rows for rows in whole if rows.place["fold"] == -1}
+    for level, of_rows in patients.items():
+        drawn = pd.factorize(whole[level].members)[0]
+        np.testing.assert_array_equal(drawn, pd.factorize(of_rows)[0])
+        assert len(np.unique(drawn)) == train.patient_id.nunique() < train.study_id.nunique() < len(train)
+    external = next(rows for rows in scored if rows.place["split"] == "external")
+    assert len(np.unique(external.members)) == len(external.labels)
 
 
 def study_rows(work: WorkFolder, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ichkit.core.config import Config
+from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
 from ichkit.core.progress import format_seconds, logger
 from ichkit.core.roles import Role
@@ -296,7 +297,7 @@ def _kept_folds(work: WorkFolder, options: PrepareOptions) -> pd.DataFrame | Non
 
 def _read_folds(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype={"patient_id": "str", "fold": "int64"})[FOLDS]
+        return read_csv(path, dtype={"patient_id": "str", "fold": "int64"})[FOLDS]
     except (OSError, ValueError, KeyError) as error:
         raise FoldError(f"{path}: expected a CSV with columns patient_id, fold (a whole number): {error}") from error
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ichkit.core.roles import title_of
 from ichkit.show.blocks import Chart, Charts, Prose, Section
 from ichkit.show.drawing import COLOURS, draw_intervals, to_svg
 from ichkit.show.table import Cell, Table, format_interval, format_number
@@ -9,7 +10,7 @@ from ichkit.stages.report.curves import draw_reliability, draw_roc, roc_points
 from ichkit.stages.report.report_data import ReportData, make_series
 from ichkit.stages.scores import tables
 from ichkit.stages.scores.book import SLICES, STUDIES, Group, external_studies
-from ichkit.stages.scores.score_source import load_cq500, study_scores
+from ichkit.stages.scores.score_source import load_external, study_scores
 from ichkit.validation.scores import (
     AVERAGE_PRECISION,
     CALIBRATION_ERROR,
@@ -54,7 +55,7 @@ def make_losses(report: ReportData) -> Section:
 
 
 def make_roc(report: ReportData) -> Section:
-    """ROC curves of the best source: slices and studies out of fold, and the studies of CQ500."""
+    """ROC curves of the best source: slices and studies out of fold, and the external studies."""
     best, p = report.best, report.probabilities(report.best)
     first = np.flatnonzero(report.rows.study_id.ne(report.rows.study_id.shift()))
     groups = {
@@ -65,14 +66,12 @@ def make_roc(report: ReportData) -> Section:
             np.maximum.reduceat(p, first),
         ),
     }
-    table = load_cq500(best, report.prepared, report.config.evaluate)
-    if table is not None:
-        studies = study_scores(table, report.prepared, MAXIMUM, report.config.evaluate.num_top)
-        groups[external_studies("cq500")] = (
-            "CQ500 studies, by their highest slice",
-            studies.labels.to_numpy(),
-            studies.probabilities.to_numpy(),
-        )
+    settings = report.config.evaluate
+    for name in report.scores.external_sets:
+        table = load_external(best, report.prepared, name, settings)
+        studies = study_scores(table, report.prepared, name, MAXIMUM, settings.num_top)
+        title = f"{title_of(name)} studies, by their highest slice"
+        groups[external_studies(name)] = (title, studies.labels.to_numpy(), studies.probabilities.to_numpy())
     charts = [_draw_roc(report, group, *what) for group, what in groups.items()]
     return Section("roc", "ROC curves", [Charts([chart for chart in charts if chart is not None], "thirds")])
 

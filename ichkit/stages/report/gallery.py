@@ -18,7 +18,7 @@ from ichkit.validation.scores import POOLED, THRESHOLD_OF
 from ichkit.validation.thresholds import F1_AIM
 
 HIT, ALARM, MISS = "true positive", "false positive", "miss"
-_NUM_OF_ANY, _NUM_OF_SUBTYPE = 4, 2
+_NUM_OF_MAIN, _NUM_OF_OTHER = 4, 2
 _TILE, _QUALITY = 168, 80
 _WINDOW_NAMES = ("brain", "subdural", "bone")
 
@@ -63,7 +63,7 @@ def pick_judged(
 
 
 def make_galleries(report: ReportData) -> Section:
-    """Galleries of every class, `any` at greater length, with the heat of the network of the slice's own fold."""
+    """Galleries of every class, the headline class first, with the heat of the network of the slice's own fold."""
     anchor, title = "galleries", "Hits, false alarms, misses"
     judged = _judge(report)
     if not judged:
@@ -76,12 +76,12 @@ def make_galleries(report: ReportData) -> Section:
         logger.warning("report: %s", error)
         explained = {}
     probabilities = report.probabilities(report.best)
-    any_index = report.task.any_index
+    main = report.task.headline_index
     blocks: list[Block] = [Prose(_text(report, bool(explained)))]
-    order = [any_index, *(c for c in range(report.task.num_classes) if c != any_index)]
+    order = [main, *(c for c in range(report.task.num_classes) if c != main)]
     for c in order:
         own = [one for one in judged if one.class_index == c]
-        verdicts = (HIT, ALARM, MISS) if c == any_index else (None,)
+        verdicts = (HIT, ALARM, MISS) if c == main else (None,)
         for verdict in verdicts:
             shown = [one for one in own if verdict in (None, one.verdict)]
             cards = [_card(report, one, probabilities[one.row], explained, verdict is None) for one in shown]
@@ -103,7 +103,7 @@ def _judge(report: ReportData) -> list[Judged]:
     studies = report.rows.study_id.to_numpy()
     judged = []
     for c in range(task.num_classes):
-        count = _NUM_OF_ANY if c == task.any_index else _NUM_OF_SUBTYPE
+        count = _NUM_OF_MAIN if c == task.headline_index else _NUM_OF_OTHER
         picked = pick_judged(p[:, c], report.labels[:, c], _thresholds(report, c), studies, count)
         judged += [Judged(row, c, verdict) for verdict, rows in picked.items() for row in rows]
     return judged
@@ -162,7 +162,7 @@ def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, E
     tiles += [] if found is None else [paint_heat(hounsfield, found.heat[one.class_index])]
     picture = _put_together([fit_picture(tile, _TILE) for tile in tiles])
     truth = [task.classes[c] for c in np.flatnonzero(report.labels[one.row] == 1)]
-    facts = [f"truth: {', '.join(truth) or 'no bleed'}"]
+    facts = [f"truth: {', '.join(truth) or 'none'}"]
     if found is not None and report.first is not None and report.best is not report.first:
         before = format_number(float(found.probabilities[one.class_index]), 3)
         facts.append(f"{report.first.name} alone: {before}")

@@ -2,6 +2,7 @@
 
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,18 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.progress import Meter, logger
+from ichkit.core.roles import Role, title_of
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Plan
-from ichkit.stages.scores.score_source import CQ500_FACTS, SourceScores, load_cq500, score_source, study_scores
+from ichkit.stages.scores.score_source import (
+    FACTS_SUFFIX,
+    SourceScores,
+    load_external,
+    score_source,
+    scored_external_sets,
+    study_scores,
+)
 from ichkit.validation.catalog import Source, find_sources
 from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
 from ichkit.validation.folds import check_folds
@@ -32,11 +41,12 @@ SCORES_NAME = "scores.parquet"
 RELIABILITY_NAME = "reliability.parquet"
 DRAWS_NAME = "draws.parquet"
 COMPARISONS_NAME = "comparisons.parquet"
-CQ500_BASELINE = "cq500_baseline.csv"
+_BASELINE_SUFFIX = "_baseline.csv"  # of published probabilities that an external set came with
 # File to the part of `SourceScores` it holds of every source.
 _TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
 # What scores are made from besides a source's own tables, where it is there.
-_PREPARED_FILES = ("slices.parquet", "studies.parquet", CQ500_FACTS, CQ500_BASELINE)
+_PREPARED_FILES = ("slices.parquet", "studies.parquet")
+_MISSING = "_missing"
 
 
 @dataclass(frozen=True)
@@ -228,7 +238,11 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
         raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
     for name in sorted({source.name for source in sources if source.is_outdated}):
         logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
-    measured = {"metrics": METRICS, "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS, "aggregations": AGGREGATIONS}
+    measured: dict[str, Mapping[str, object]] = {
+        "metrics": METRICS,
+        "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS,
+        "aggregations": AGGREGATIONS,
+    }
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
     settings |= {name: list(table) for name, table in measured.items()}
     inputs = _inputs_of(sources, prepared.manifest)
@@ -251,9 +265,9 @@ def run(plan: EvaluatePlan) -> Manifest:
         logger.info("evaluate: the scores of %d sources are up to date", len(sources))
         return old
     kept = _still_valid(work, sources, prepared.manifest, old, plan.settings)
-    missing = _missing_cq500(prepared)
+    missing = {name: _missing_studies(prepared, name) for name in prepared.external_sets()}
     num_to_score = len(sources) - len(kept)
-    _announce(num_to_score, len(sources), old is not None, len(missing))
+    _announce(num_to_score, len(sources), old is not None, missing)
     with Meter("evaluate", num_to_score, "source") as meter:
         for source in sources:
             if source.name not in kept:
@@ -269,7 +283,7 @@ def run(plan: EvaluatePlan) -> Manifest:
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
         "sources": [source.name for source in sources],
-        "cq500_missing": missing,
+        **{f"{name}{_MISSING}": studies for name, studies in missing.items()},
         "seconds_per_source": round((time.monotonic() - began) / num_to_score, 1) if num_to_score else None,
     }
     return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
@@ -296,7 +310,9 @@ def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
         )
     names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
     scores, reliability, comparisons = (read_table(work.scores / name) for name in names)
-    return ScoreTables(scores, reliability, comparisons, {"cq500": manifest.facts["cq500_missing"]})
+    facts = manifest.facts.items()
+    missing = {name.removesuffix(_MISSING): studies for name, studies in facts if name.endswith(_MISSING)}
+    return ScoreTables(scores, reliability, comparisons, missing)
 
 
 def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
@@ -334,7 +350,8 @@ def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
 
 def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
     """Everything the scores of these sources depend on."""
-    present = [name for name in _PREPARED_FILES if name in prepared.files]
+    suffixes = (FACTS_SUFFIX, _BASELINE_SUFFIX)
+    present = [name for name in prepared.files if name in _PREPARED_FILES or name.endswith(suffixes)]
     read = {f"prepared/{name}": prepared.files[name].sha256 for name in present}
     return read | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
 
@@ -366,37 +383,43 @@ def _is_scored(source: Source, prepared: Manifest, old: Manifest | None, setting
 def _compare(
     sources: list[Source], scored: dict[str, SourceScores], prepared: Prepared, config: Config
 ) -> pd.DataFrame:
-    """Every pair of sources of the same folds, and each source with the baseline's own CQ500 probabilities.
+    """Every pair of sources of the same folds, and each source with probabilities that an external set came with.
 
     Made anew whenever a source changed, from the draws of all: a comparison never outlives one of its two.
     """
-    task, settings, baseline = prepared.task, config.evaluate, _read_baseline(prepared)
-    studies = {}
-    for source in sources if len(sources) > 1 or baseline is not None else ():
-        table = load_cq500(source, prepared, config.evaluate)
-        if table is not None:
-            studies[source.name] = study_scores(table, prepared, MAXIMUM, settings.num_top)
+    task, settings = prepared.task, config.evaluate
+    sets = scored_external_sets(prepared)
+    baselines = {name: found for name in sets if (found := _read_baseline(prepared, name)) is not None}
+    studies: dict[str, list[StudyScores]] = {}
+    for source in sources if len(sources) > 1 or baselines else ():
+        of_sets = {name: load_external(source, prepared, name, settings) for name in sets}
+        studies[source.name] = [
+            study_scores(table, prepared, name, MAXIMUM, settings.num_top) for name, table in of_sets.items()
+        ]
     draws = {name: scores.draws for name, scores in scored.items()}
     tables = []
     for folds in dict.fromkeys(source.folds for source in sources):
         names = [source.name for source in sources if source.folds == folds]
         tables.append(compare_pairs(draws, studies, names, task, settings.level))
-    if baseline is not None:
-        for name, own in studies.items():
-            rows = compare_studies(own, baseline, task, settings.level)
-            tables.append(make_comparisons([{"source": name, "other": BASELINE, **row} for row in rows]))
+    for name, own in studies.items():
+        for scores in own:
+            baseline = baselines.get(scores.place["dataset"])
+            if baseline is not None:
+                rows = compare_studies(scores, baseline, task, settings.level)
+                tables.append(make_comparisons([{"source": name, "other": BASELINE, **row} for row in rows]))
     return pd.concat(tables, ignore_index=True)
 
 
-def _read_baseline(prepared: Prepared) -> StudyScores | None:
-    """The baseline's own probabilities of the CQ500 studies; None where they were not prepared.
+def _read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
+    """The published baseline's own probabilities of the studies of an external set; None where it brought none.
 
     Raises:
         ContractError: a column is missing, or a study stands twice.
     """
-    if CQ500_BASELINE not in prepared.manifest.files:
+    file = f"{dataset}{_BASELINE_SUFFIX}"
+    if file not in prepared.manifest.files:
         return None
-    path, columns = prepared.folder / CQ500_BASELINE, prepared.task.probability_columns
+    path, columns = prepared.folder / file, prepared.task.probability_columns
     table = read_table(path)
     missing = [name for name in ("study_id", *columns) if name not in table]
     if missing or table.study_id.duplicated().any():
@@ -408,18 +431,20 @@ def _read_baseline(prepared: Prepared) -> StudyScores | None:
     return StudyScores({}, probabilities, pd.DataFrame(index=probabilities.index))
 
 
-def _announce(num_to_score: int, num_sources: int, is_remade: bool, num_missing: int) -> None:
+def _announce(num_to_score: int, num_sources: int, is_remade: bool, missing: Mapping[str, list[str]]) -> None:
     why = ": inputs changed" if is_remade else ""
     logger.info("evaluate: scoring %d of %d sources%s", num_to_score, num_sources, why)
-    if num_missing:
-        logger.info("evaluate: CQ500 studies without slices, not scored: %d (the manifest names them)", num_missing)
+    for name, studies in missing.items():
+        if studies:
+            told = "evaluate: %s studies without slices, not scored: %d (the manifest names them)"
+            logger.info(told, title_of(name), len(studies))
 
 
-def _missing_cq500(prepared: Prepared) -> list[str]:
-    """CQ500 studies that the readers labelled and that have no slices, by name."""
-    labelled = prepared.studies.study_id[prepared.studies.dataset == "cq500"]
-    without_series = prepared.manifest.facts.get("cq500", {}).get("missing_studies", [])
-    return sorted({*labelled, *without_series} - set(prepared.split("cq500").study_id))
+def _missing_studies(prepared: Prepared, dataset: str) -> list[str]:
+    """The studies of an external set that have labels and no slices, by name."""
+    is_own = (prepared.studies.dataset == dataset) & (prepared.studies.split == Role.EXTERNAL)
+    without_series = prepared.manifest.facts.get(dataset, {}).get("missing_studies", [])
+    return sorted({*prepared.studies.study_id[is_own], *without_series} - set(prepared.split(dataset).study_id))
 
 
 def _say(scores: pd.DataFrame) -> None:

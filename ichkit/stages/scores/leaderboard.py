@@ -8,6 +8,7 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError
+from ichkit.core.roles import STANDARD_EXTERNAL
 from ichkit.core.tasks import Task
 from ichkit.show.table import Table
 from ichkit.stages.scores import evaluate, tables
@@ -21,7 +22,6 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import holding
 
 BOARD_NAME = "leaderboard.csv"
-_STANDARD_SET = "cq500"  # the external set whose columns the board has always had
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def board_columns(task: Task, further_sets: Sequence[str] = ()) -> list[str]:
     """The columns of `leaderboard.csv`, in order.
 
     Args:
-        further_sets: external sets besides CQ500, whose columns are always there; theirs come last.
+        further_sets: external sets besides the standard one, whose columns are always there; theirs come last.
     """
     main = task.headline_class
     others = [name for name in task.classes if name != main]
@@ -130,12 +130,12 @@ def board_columns(task: Task, further_sets: Sequence[str] = ()) -> list[str]:
             *(f"{dataset}_auc_{name}" for name in (main, *others, MEAN_CLASS)),
             *(f"{dataset}_low_{main}", f"{dataset}_high_{main}"),
         ]
-        for dataset in (_STANDARD_SET, *further_sets)
+        for dataset in (STANDARD_EXTERNAL, *further_sets)
     }
     return [
         *("rank", "name", "kind", "data", "source", "cv_weighted_log_loss"),
         *(f"cv_{name}" for name in task.classes),
-        *(f"cv_auc_{main}", *external[_STANDARD_SET]),
+        *(f"cv_auc_{main}", *external[STANDARD_EXTERNAL]),
         *("folds", "num_slices", "config_digest", "git_commit", "created_utc"),
         *("public_score", "private_score", "submission"),
         *(column for dataset in further_sets for column in external[dataset]),
@@ -183,7 +183,7 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
         "private_score": note["private_score"] if note is not None and is_present else None,
         "submission": note["csv"] if note is not None and is_present else None,
     }
-    for dataset in (_STANDARD_SET, *_further_sets(book)):
+    for dataset in (STANDARD_EXTERNAL, *_further_sets(book)):
         group = external_studies(dataset)
         aucs = {name: book.find(source, ROC_AUC, name, group) for name in (*task.classes, MEAN_CLASS)}
         row |= {f"{dataset}_auc_{name}": auc.value for name, auc in aucs.items()}
@@ -192,4 +192,4 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
 
 
 def _further_sets(book: ScoreBook) -> list[str]:
-    return [name for name in book.external_sets if name != _STANDARD_SET]
+    return [name for name in book.external_sets if name != STANDARD_EXTERNAL]

@@ -1,4 +1,4 @@
-"""Every score of one source: out of fold by slice and by study, per fold and subgroup, and the studies of CQ500."""
+"""Every score of one source: out of fold by slice and by study, per fold and subgroup, and the external studies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pandas as pd
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ContractError
+from ichkit.core.roles import Role
 from ichkit.core.seeding import derive_seed
 from ichkit.imaging.store import Prepared
 from ichkit.validation.catalog import Source, load_out_of_fold, load_split
@@ -40,7 +41,7 @@ from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, deci
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import check_predictions
 
-CQ500_FACTS = "cq500_facts.csv"
+FACTS_SUFFIX = "_facts.csv"  # of what a source knows of the studies of an external set, behind its name
 _LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
 _RANKS = (ROC_AUC, AVERAGE_PRECISION)
 _DECISIONS = (F1_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
@@ -127,28 +128,36 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
     """
     collector = _Collector(source, config)
     elsewhere = _score_out_of_fold(collector, source, prepared, config)
-    table = load_cq500(source, prepared, config.evaluate)
-    if table is not None:
-        _score_cq500(collector, table, elsewhere, prepared, config)
+    for dataset in scored_external_sets(prepared):
+        table = load_external(source, prepared, dataset, config.evaluate)
+        _score_external(collector, table, dataset, elsewhere, prepared, config)
     return collector.finish()
 
 
-def load_cq500(source: Source, prepared: Prepared, settings: EvaluateConfig) -> pd.DataFrame | None:
-    """The predictions of a source for the CQ500 slices; None where none were prepared.
+def scored_external_sets(prepared: Prepared) -> list[str]:
+    """The external sets that have slices to score."""
+    return [name for name in prepared.external_sets() if len(prepared.split(name))]
+
+
+def load_external(source: Source, prepared: Prepared, dataset: str, settings: EvaluateConfig) -> pd.DataFrame:
+    """The predictions of a source for the slices of an external set.
 
     Raises:
-        ContractError: other slices than the prepared ones.
+        ContractError: other slices than the prepared ones, or no table of that set.
     """
-    slices = prepared.split("cq500")
-    if not len(slices):
-        return None
-    table = load_split(source, "cq500")
-    _check_slices(table, slices, source, "cq500")
+    slices = prepared.split(dataset)
+    if dataset not in source.external_paths:
+        raise ContractError(
+            f"{source.path} ({dataset}): expected a table of the {len(slices)} prepared slices, found none. The set "
+            f"was prepared after it: run `{source.remedy}`."
+        )
+    table = load_split(source, dataset)
+    _check_slices(table, slices, source, dataset)
     return _as_scored(table, source, settings)
 
 
-def study_scores(table: pd.DataFrame, prepared: Prepared, aggregation: str, num_top: int) -> StudyScores:
-    """The CQ500 studies of a predictions table, with the readers' labels, by study_id.
+def study_scores(table: pd.DataFrame, prepared: Prepared, dataset: str, aggregation: str, num_top: int) -> StudyScores:
+    """The studies of an external set's predictions table, with their labels, by study_id.
 
     Args:
         aggregation: a key of `AGGREGATIONS`.
@@ -156,8 +165,9 @@ def study_scores(table: pd.DataFrame, prepared: Prepared, aggregation: str, num_
     """
     task = prepared.task
     scores = AGGREGATIONS[aggregation].score(table, task, num_top).set_index("study_id")
-    studies = prepared.studies[prepared.studies.dataset == "cq500"].set_index("study_id")
-    place = {"dataset": "cq500", "split": "external", "level": "study", "aggregation": aggregation}
+    is_own = (prepared.studies.dataset == dataset) & (prepared.studies.split == Role.EXTERNAL)
+    studies = prepared.studies[is_own].set_index("study_id")
+    place = {"dataset": dataset, "split": Role.EXTERNAL.value, "level": "study", "aggregation": aggregation}
     labels = studies.reindex(scores.index)[list(task.classes)].astype("Float64").astype("float64")
     return StudyScores(place, scores[task.probability_columns].astype("float64"), labels)
 
@@ -234,13 +244,18 @@ def _score_with_thresholds(
     return chosen[POOLED]
 
 
-def _score_cq500(
-    collector: _Collector, table: pd.DataFrame, chosen: dict[str, np.ndarray], prepared: Prepared, config: Config
+def _score_external(
+    collector: _Collector,
+    table: pd.DataFrame,
+    dataset: str,
+    chosen: dict[str, np.ndarray],
+    prepared: Prepared,
+    config: Config,
 ) -> None:
-    """Scores the CQ500 studies; decisions are made with thresholds chosen on the out-of-fold studies."""
+    """Scores the studies of an external set; decisions are made with thresholds chosen on the out-of-fold studies."""
     task, settings = prepared.task, config.evaluate
     for aggregation in AGGREGATIONS:
-        scored = study_scores(table, prepared, aggregation, settings.num_top)
+        scored = study_scores(table, prepared, dataset, aggregation, settings.num_top)
         place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
         studies = scored.probabilities.index
         rows = ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())
@@ -252,16 +267,17 @@ def _score_cq500(
         decisions = {aim: decide(rows.probabilities, {0: of_class}, anywhere) for aim, of_class in thresholds.items()}
         collector.add(rows.with_decisions(decisions), _BY_STUDY, is_compared=True)
         collector.add_delong(rows)
-        for name, is_inside in study_subgroups(_study_facts(studies, prepared)).items():
+        for name, is_inside in study_subgroups(_study_facts(studies, prepared, dataset)).items():
             collector.add(rows.take(is_inside, subgroup=name), (ROC_AUC,))
 
 
-def _study_facts(study_ids: pd.Index, prepared: Prepared) -> pd.DataFrame:
+def _study_facts(study_ids: pd.Index, prepared: Prepared, dataset: str) -> pd.DataFrame:
     """The batch and gap_mm (the median of its slices) of each study, by study_id; missing where not known."""
-    gap_mm = prepared.split("cq500").groupby("study_id").gap_mm.median().reindex(study_ids)
+    gap_mm = prepared.split(dataset).groupby("study_id").gap_mm.median().reindex(study_ids)
     batch = pd.Series(pd.NA, index=study_ids, dtype="str")
-    if CQ500_FACTS in prepared.manifest.files:
-        facts = read_table(prepared.folder / CQ500_FACTS, columns=["study_id", "batch"])
+    name = f"{dataset}{FACTS_SUFFIX}"
+    if name in prepared.manifest.files:
+        facts = read_table(prepared.folder / name)
         batch = facts.set_index("study_id").batch.reindex(study_ids)
     return pd.DataFrame({"gap_mm": gap_mm, "batch": batch})
 

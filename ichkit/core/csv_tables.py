@@ -1,0 +1,61 @@
+"""CSV in which a spreadsheet finds no formula: text from outside is written guarded, and read as it was."""
+
+import csv
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+_GUARD = "'"
+# A text beginning so is a formula to a spreadsheet, as is one behind white space that it drops. Texts that already
+# begin with guards and a formula get one more, so that reading takes away exactly what writing put there.
+_FORMULA_STARTS = frozenset("=+-@\t\r\n")
+
+
+def encode_csv(frame: pd.DataFrame) -> bytes:
+    r"""A table as CSV; text cells that a spreadsheet would take for a formula begin with an apostrophe.
+
+    Source: OWASP, CSV injection: `=`, `+`, `-`, `@`, tab and carriage return at the start of a cell.
+
+    Example:
+        >>> encode_csv(pd.DataFrame({"name": ["=cmd", "head"], "position_mm": [-1.5, 2.0]}))
+        b"name,position_mm\n'=cmd,-1.5\nhead,2.0\n"
+    """
+    guarded = frame.copy(deep=False)
+    for place, name in enumerate(frame.columns):
+        if _is_text(frame.iloc[:, place]):
+            guarded.isetitem(place, frame.iloc[:, place].map(_guard, na_action="ignore").array)
+        assert not _is_formula(str(name)), name
+    return guarded.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode()
+
+
+def read_csv(source: Path | BytesIO, **options: Any) -> pd.DataFrame:
+    """A table that `encode_csv` wrote, its texts as they were.
+
+    Args:
+        options: of `pandas.read_csv`, which also says what is raised.
+    """
+    table: pd.DataFrame = pd.read_csv(source, **options)
+    for place in range(table.shape[1]):
+        column = table.iloc[:, place]
+        if _is_text(column) and column.astype("str").str.startswith(_GUARD).any():
+            table.isetitem(place, column.map(_take_off, na_action="ignore").array)
+    return table
+
+
+def _is_text(column: pd.Series) -> bool:
+    return pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
+
+
+def _is_formula(text: str) -> bool:
+    return text.lstrip(_GUARD)[:1] in _FORMULA_STARTS
+
+
+def _guard(value: Any) -> Any:
+    return _GUARD + value if isinstance(value, str) and _is_formula(value) else value
+
+
+def _take_off(value: Any) -> Any:
+    is_guarded = isinstance(value, str) and value.startswith(_GUARD) and _is_formula(value)
+    return value[1:] if is_guarded else value
