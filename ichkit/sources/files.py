@@ -273,6 +273,8 @@ def _list_members(path: Path, prefix: str, rows: list[_Row], refused: list[tuple
         relative = prefix + info.filename
         reason = _why_refused(info) or ("zip holds this name twice" if info.filename in seen else "")
         seen.add(info.filename)
+        if not 0 <= info.header_offset < num_bytes:
+            reason = "zip member lies outside its zip"
         if reason:
             refused.append((_as_text(relative), reason))
         else:

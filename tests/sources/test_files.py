@@ -199,6 +199,21 @@ def test_a_member_at_the_very_ratio_is_read_and_one_above_it_is_not(tmp_path):
     assert reasons_of(bomb) == ([], {"a.dcm": "zip member is compressed more than 1000 to 1"})
 
 
+def test_a_member_that_lies_outside_its_zip_is_refused(tmp_path, slice_bytes):
+    """One at -1 would be taken for a plain file, one beyond what a file can hold overflows."""
+    beyond = change(packed(tmp_path / "a.zip", slice_bytes), CENTRAL, 42, "<I", 0xFFFFFFF0)
+    assert reasons_of(beyond) == ([], {"a.dcm": "zip member lies outside its zip"})
+    before = packed(tmp_path / "b.zip", slice_bytes)
+    data = bytearray(before.read_bytes())
+    # The end record claims that the directory begins one byte later than it does.
+    at = data.index(b"PK\x05\x06") + 16
+    struct.pack_into("<I", data, at, struct.unpack_from("<I", data, at)[0] + 1)
+    before.write_bytes(data)
+    names, refused = reasons_of(before)
+    assert names == []
+    assert list(refused.values()) in (["zip member lies outside its zip"], ["zip cannot be read (BadZipFile)"])
+
+
 def test_every_column_of_a_reference_is_kept(tmp_path, slice_bytes):
     files, _ = scan_files(packed(tmp_path / "a.zip", slice_bytes))
     assert files.columns.to_list() == FILE_COLUMNS
