@@ -133,9 +133,9 @@ def load_model(path: str | Path, config: str | Config = "default") -> LoadedMode
     Raises:
         ConfigError, ArtifactError: there is no model in the folder, or it is damaged.
 
-    Example:
-        >>> load_model("export/demo-blend").predict("scans/").p_any.max()
-        0.93
+    Example::
+
+        load_model("export/demo-blend").predict("scans/").p_any.max()
     """
     from ichkit.stages.predict.model import find_model
 
