@@ -281,7 +281,7 @@ def _say_fallen(row: int, table: pd.DataFrame, why: pd.Series) -> str:
     counts = others.value_counts()
     passed_over = ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
     more = f"; passed over: {passed_over}" if passed_over else ""
-    return f"{_FALLEN}axial, although {why[row]}{more}"
+    return f"no better series: axial, although {why[row]}{more}"
 
 
 def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
