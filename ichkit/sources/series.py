@@ -293,7 +293,9 @@ def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
     for row in best:
         chosen = table.loc[row]
         others = table[(table["study_id"] == chosen["study_id"]) & table["axial"] & (table["rank"] <= 0)]
-        for other in others.drop(index=row, errors="ignore").sort_values("coverage_mm", ascending=False).itertuples():
+        if row not in others.index:
+            continue
+        for other in others.drop(index=row).sort_values("coverage_mm", ascending=False).itertuples():
             if not _is_other_half(chosen, other):
                 continue
             if _fits_together(chosen, other):

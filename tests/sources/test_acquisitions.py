@@ -1,0 +1,184 @@
+"""Inside one series: localizers, other planes, repeated passes; what is left is one pass over the head."""
+
+import numpy as np
+import pandas as pd
+from support.dicoms import write_series, write_slice
+from support.indexes import index_of, plan_of, slices_of
+
+from ichkit.sources.acquisitions import REPEATED, split_repeats
+from ichkit.sources.plan import order_slices
+
+SAGITTAL = (0, 1, 0, 0, 0, -1)
+
+
+def scout(path, z, **tags):
+    image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    return write_slice(
+        path, slice_uid="1.2.3.999", position=(0, 0, z), orientation=SAGITTAL, ImageType=image_type, **tags
+    )
+
+
+def test_a_localizer_inside_a_series_is_rejected_and_leaves_its_geometry_as_without_it(tmp_path):
+    for name, z in (("below", -40.0), ("amid", 77.0)):
+        write_series(tmp_path / name, 32)
+        before = plan_of(tmp_path / name)
+        scout(tmp_path / name / "scout.dcm", z)
+        after = plan_of(tmp_path / name)
+        pd.testing.assert_frame_equal(after.series_choice, before.series_choice)
+        pd.testing.assert_frame_equal(order_slices(after.files)[1], order_slices(before.files)[1])
+        assert after.rejected["reason"].to_list() == ["localizer"]
+        assert after.rejected["slice_id"].to_list() == ["1.2.3.999"]
+
+
+def test_an_image_of_another_plane_inside_a_series_is_rejected_for_it(tmp_path):
+    write_series(tmp_path, 20)
+    write_slice(tmp_path / "coronal.dcm", slice_uid="1.2.3.998", position=(0, 40, 20), orientation=(1, 0, 0, 0, 0, -1))
+    plan = plan_of(tmp_path)
+    assert len(plan.files) == 20
+    assert plan.rejected["reason"].to_list() == ["another orientation than the rest of its series"]
+
+
+def test_a_series_is_judged_by_most_of_its_slices(tmp_path):
+    for path in write_series(tmp_path / "plain", 20):
+        path.rename(tmp_path / path.name)
+    write_slice(tmp_path / "first.dcm", slice_uid="1.2.3.0", position=(0, 0, -5.0), SeriesDescription="BONE")
+    choice = plan_of(tmp_path).series_choice
+    assert choice["reason"].to_list() == ["plain axial series with spacing nearest 5 mm"]
+    assert choice["num_slices"].to_list() == [21]
+
+
+def two_passes(root, first=16, second=16, shift=0.0, numbers=(1, 2)):
+    """One series scanned twice at the same places, the second pass with other pixels."""
+    for number, count, start, begin in zip(numbers, (first, second), (0, first), (0.0, shift), strict=True):
+        for i in range(count):
+            write_slice(
+                root / f"{start + i:03d}.dcm",
+                np.full((8, 8), 1000 + 100 * (start > 0) + i, np.uint16),
+                slice_uid=f"1.2.3.{start + i + 1}",
+                position=(0, 0, begin + 5.0 * i),
+                AcquisitionNumber=number,
+                InstanceNumber=start + i + 1,
+            )
+
+
+def test_of_two_acquisitions_of_the_same_places_one_is_read_and_it_is_said(tmp_path, caplog):
+    two_passes(tmp_path)
+    with caplog.at_level("WARNING", logger="ichkit"):
+        plan = plan_of(tmp_path)
+    slices = order_slices(plan.files)[1]
+    assert slices["position_mm"].to_list() == [5.0 * i for i in range(16)]
+    assert slices["acquisition_number"].to_list() == [2] * 16
+    assert plan.rejected["reason"].to_list() == [REPEATED] * 16
+    assert "one of several acquisitions of the same places" in caplog.text
+
+
+def test_an_acquisition_that_was_broken_off_is_not_the_one_that_is_read(tmp_path):
+    two_passes(tmp_path, first=16, second=7)
+    slices = slices_of(tmp_path)
+    assert slices["acquisition_number"].to_list() == [1] * 16
+
+
+def test_a_repeated_pass_that_was_shifted_a_little_is_found_too(tmp_path):
+    two_passes(tmp_path, shift=1.3)
+    slices = slices_of(tmp_path)
+    assert slices["acquisition_number"].to_list() == [2] * 16
+    np.testing.assert_allclose(np.diff(slices["position_mm"]), 5.0)
+
+
+def test_without_numbers_of_acquisitions_the_passes_are_told_apart_by_the_order_of_instances(tmp_path):
+    two_passes(tmp_path, numbers=(1, 1))
+    assert slices_of(tmp_path)["instance_number"].to_list() == list(range(17, 33))
+
+
+def test_acquisitions_of_one_table_place_each_are_one_pass(tmp_path):
+    for i in range(20):
+        write_slice(
+            tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i}", position=(0, 0, 5.0 * i), AcquisitionNumber=i // 4 + 1
+        )
+    assert len(slices_of(tmp_path)) == 20
+
+
+def test_acquisitions_that_take_turns_along_the_head_are_one_pass(tmp_path):
+    for i in range(20):
+        write_slice(
+            tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i}", position=(0, 0, 2.5 * i), AcquisitionNumber=i % 2 + 1
+        )
+    assert len(slices_of(tmp_path)) == 20
+
+
+def test_of_two_kernels_inside_one_series_the_soft_one_is_read(tmp_path):
+    for kernel, start in (("BONE", 0), ("STANDARD", 20)):
+        for i in range(20):
+            write_slice(
+                tmp_path / f"{start + i}.dcm",
+                np.full((8, 8), 1000 + start + i, np.uint16),
+                slice_uid=f"1.2.3.{start + i}",
+                position=(0, 0, 5.0 * i),
+                ConvolutionKernel=kernel,
+                InstanceNumber=start + i,
+            )
+    slices = slices_of(tmp_path)
+    assert slices["instance_number"].to_list() == list(range(20, 40))
+
+
+def test_a_series_that_scans_every_place_many_times_is_a_perfusion_and_not_the_head(tmp_path):
+    for turn in range(5):
+        for i in range(16):
+            n = turn * 16 + i
+            write_slice(
+                tmp_path / "ctp" / f"{n}.dcm",
+                np.full((8, 8), 1000 + n, np.uint16),
+                series_uid="1.2.9",
+                slice_uid=f"1.2.9.{n}",
+                position=(0, 0, 10.0 * i),
+                AcquisitionNumber=turn,
+            )
+    write_series(tmp_path / "plain", 40, gap_mm=4.0)
+    choice = plan_of(tmp_path).series_choice.set_index("series_id")
+    assert choice["chosen"].to_dict() == {"1.2.3": True, "1.2.9": False}
+    assert choice.loc["1.2.9", "reason"] == "perfusion or dynamic: every place was scanned about 5 times"
+
+
+def test_where_positions_cannot_tell_the_order_is_that_of_the_instances_with_a_warning(tmp_path, caplog):
+    # As text, 1.2.3.10 comes before 1.2.3.2; and the files are named against both orders.
+    for i in range(12):
+        write_slice(
+            tmp_path / f"{99 - i}.dcm",
+            np.full((8, 8), 1000 + i, np.uint16),
+            slice_uid=f"1.2.3.{i + 1}",
+            InstanceNumber=i + 1,
+        )
+    with caplog.at_level("WARNING", logger="ichkit"):
+        slices = slices_of(tmp_path)
+    assert slices["slice_id"].to_list() == [f"1.2.3.{i + 1}" for i in range(12)]
+    assert "all positions are the same, ordered by InstanceNumber" in caplog.text
+
+
+def test_acquisition_number_breaks_ties_of_the_instances(tmp_path):
+    for acquisition, uid in ((2, "1.2.3.1"), (1, "1.2.3.2")):
+        write_slice(
+            tmp_path / f"{uid}.dcm",
+            np.full((8, 8), 1000 + acquisition, np.uint16),
+            slice_uid=uid,
+            InstanceNumber=7,
+            AcquisitionNumber=acquisition,
+        )
+    assert slices_of(tmp_path)["slice_id"].to_list() == ["1.2.3.2", "1.2.3.1"]
+
+
+def test_an_instance_number_that_is_no_number_is_no_reason_to_refuse_a_slice(tmp_path):
+    path = write_slice(tmp_path / "a.dcm", InstanceNumber=12)
+    data = path.read_bytes()
+    assert data.count(b"IS\x02\x0012") == 1
+    path.write_bytes(data.replace(b"IS\x02\x0012", b"IS\x02\x00x "))
+    index = index_of(tmp_path)
+    assert index["reason"].to_list() == [""]
+    assert index["instance_number"].to_list() == [0]
+
+
+def test_no_slice_is_lost_where_every_place_is_covered_once():
+    files = pd.DataFrame({"study_id": "s", "series_id": "t", "position_mm": np.arange(30) * 0.6, "kind": ""})
+    files = files.assign(acquisition_number=1, instance_number=range(30), slice_id=[str(i) for i in range(30)])
+    kept, refused = split_repeats(files)
+    assert len(kept) == 30
+    assert refused.empty

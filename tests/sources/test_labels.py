@@ -1,0 +1,116 @@
+"""Label files as spreadsheets and programs write them; their faults are named by row, without the cells."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from ichkit.core.errors import DataError
+from ichkit.core.tasks import find_task
+from ichkit.sources.labels import check_matches, read_folder_labels
+
+TASK = find_task("hemorrhage")
+HEADER = "study_id," + ",".join(TASK.classes)
+ROWS = ["1.2.1,0,0,0,0,1,1", "1.2.2,0,0,0,0,0,0", "1.2.3,1,0,0,1,0,1"]
+
+
+def write(path, header=HEADER, rows=ROWS, encoding="utf-8"):
+    path.write_text("\n".join([header, *rows]) + "\n", encoding=encoding)
+    return path
+
+
+WAYS = {
+    "as it should be": {},
+    "byte-order mark": {"encoding": "utf-8-sig"},
+    "UTF-16": {"encoding": "utf-16"},
+    "semicolons": {"header": HEADER.replace(",", ";"), "rows": [row.replace(",", ";") for row in ROWS]},
+    "tabs": {"header": HEADER.replace(",", "\t"), "rows": [row.replace(",", "\t") for row in ROWS]},
+    "upper case": {"header": HEADER.upper()},
+    "blanks in the header": {"header": HEADER.replace(",", " , ")},
+    "blanks around cells": {"rows": [" " + row.replace(",", " , ") + " " for row in ROWS]},
+    "floats": {"rows": [row[:5] + row[5:].replace(",0", ",0.0").replace(",1", ",1.0") for row in ROWS]},
+    "booleans": {"rows": [row[:5] + row[5:].replace(",0", ",False").replace(",1", ",TRUE") for row in ROWS]},
+    "commas inside numbers": {
+        "header": HEADER.replace(",", ";"),
+        "rows": [row.replace(",0", ";0,0").replace(",1", ";1,0") for row in ROWS],
+    },
+    "an index in front": {"header": "," + HEADER, "rows": [f"{i},{row}" for i, row in enumerate(ROWS)]},
+    "empty rows": {"rows": [ROWS[0], ",,,,,,", *ROWS[1:], ",,,,,,", ""]},
+    "quotes": {"rows": ['"' + row.replace(",", '","') + '"' for row in ROWS]},
+    "a row twice": {"rows": [*ROWS, ROWS[0]]},
+    "returns of a Mac or Windows": {"rows": [row + "\r" for row in ROWS], "header": HEADER + "\r"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_label_file_is_read_however_it_was_saved(tmp_path, way):
+    expected = pd.DataFrame([row.split(",") for row in ROWS], columns=HEADER.split(","))
+    expected = expected.astype(dict.fromkeys(TASK.classes, "int8"))
+    table, key = read_folder_labels(write(tmp_path / "labels.csv", **WAYS[way]), TASK)
+    assert key == "study_id"
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+
+
+def test_a_missing_any_is_the_maximum_of_the_classes_it_covers(tmp_path):
+    path = write(tmp_path / "l.csv", HEADER.removesuffix(",any"), [row.rpartition(",")[0] for row in ROWS])
+    assert read_folder_labels(path, TASK)[0]["any"].to_list() == [1, 0, 1]
+
+
+SECRET = "NAME^PLANTED"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([ROWS[0], "1.2.2,0,0,0,0,1,0"], "any is 0 beside a class that it covers and that is 1, in row 3"),
+        ([ROWS[0], f"1.2.2,0,0,{SECRET},0,0,0"], "expected 0 or 1 for every class, found something else, in row 3"),
+        ([ROWS[0], "1.2.2,0,0,,0,0,0", ROWS[2]], "expected 0 or 1 for every class, found something else, in row 3"),
+        ([ROWS[0], ",0,0,0,0,0,0"], "expected a study_id in every row, found none, in row 3"),
+        ([*ROWS, "1.2.1,0,0,0,0,0,0"], "stands in an earlier row with different labels, in row 5"),
+        ([f"1.2.{i},0,0,0,0,0,7" for i in range(9)], "in row 2, 3, 4, 5, 6 and 4 more"),
+        ([ROWS[0], f"{SECRET},0,0,0,0,0,0,0,0,{SECRET}"], "expected a table with as many cells in every row"),
+    ],
+)
+def test_a_fault_is_named_by_its_row_and_no_cell_is_shown(tmp_path, rows, expected):
+    with pytest.raises(DataError, match=expected) as caught:
+        read_folder_labels(write(tmp_path / "l.csv", rows=rows), TASK)
+    assert SECRET not in str(caught.value)
+    assert "1.2." not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_the_first_row_of_a_file_without_a_header_is_not_shown(tmp_path):
+    with pytest.raises(DataError, match="expected a header with slice_id or study_id, and .*found 7 columns") as caught:
+        read_folder_labels(write(tmp_path / "l.csv", header=f"1.2.9,{SECRET},0,0,0,1,1950-01-01"), TASK)
+    assert SECRET not in str(caught.value)
+    assert "1950" not in str(caught.value)
+
+
+def test_which_class_covers_which_is_the_tasks_to_say(tmp_path):
+    covers = {"intraparenchymal": ("intraventricular",)}
+    task = dataclasses.replace(TASK, name="other", any_class=None, covers=covers)
+    read_folder_labels(write(tmp_path / "a.csv", rows=["1,0,1,1,0,1,0"]), task)
+    with pytest.raises(DataError, match="intraparenchymal is 0 beside a class that it covers and that is 1, in row 2"):
+        read_folder_labels(write(tmp_path / "b.csv", rows=["1,0,0,1,0,1,0"]), task)
+
+
+def test_further_columns_are_counted_in_one_line(tmp_path, caplog):
+    path = write(tmp_path / "l.csv", HEADER + ",sex,age", [row + ",F,71" for row in ROWS])
+    with caplog.at_level("WARNING", logger="ichkit"):
+        read_folder_labels(path, TASK)
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: 2 further columns are not used"]
+
+
+def test_ids_without_scans_and_scans_without_labels_are_counted(tmp_path, caplog):
+    labels = pd.DataFrame({"study_id": ["a", "b", "c", "x"]})
+    with caplog.at_level("WARNING", logger="ichkit"):
+        check_matches(tmp_path, labels, "study_id", pd.Series(["a", "b", "c", "d"]), pd.Series(["a", "b", "d", "d"]))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"{tmp_path}: 1 of 4 ids have no scan",
+        f"{tmp_path}: 1 of 3 studies have no label and are left out",
+    ]
+    more = pd.DataFrame({"study_id": ["a", "x", "y"]})
+    with pytest.raises(DataError, match="2 of its 3 ids in column study_id are not among the 4 studies found"):
+        check_matches(tmp_path, more, "study_id", pd.Series(["a", "b", "c", "d"]), pd.Series(["a"]))
+    half = pd.DataFrame({"study_id": ["a", "x"]})
+    check_matches(tmp_path, half, "study_id", pd.Series(["a"]), pd.Series(["a"]))

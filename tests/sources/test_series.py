@@ -1,0 +1,165 @@
+"""Which series of a study is read: what speaks against one, what is taken where nothing passes, heads in two series."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.dicoms import write_series
+from support.indexes import plan_of, slices_of
+
+from ichkit.core.tasks import find_task
+from ichkit.sources.cq500 import read_majority
+from ichkit.sources.files import FileRef
+from ichkit.sources.plan import order_slices
+
+TASK = find_task("hemorrhage")
+HEAD = "1.2.3.1"
+
+
+def write(root, uid, num=32, gap=5.0, start=0.0, **tags):
+    """One series of the study 1.2 from `start` on."""
+    paths = write_series(root / uid, num, gap, series_uid=uid, **tags)
+    if start:
+        import pydicom
+
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            dataset.ImagePositionPatient = [0, 0, float(dataset.ImagePositionPatient[2]) + start]
+            dataset.save_as(path)
+
+
+def chosen(root):
+    choice = plan_of(root).series_choice
+    return choice.loc[choice["chosen"], "series_id"].to_list(), choice.set_index("series_id")["reason"]
+
+
+@pytest.mark.parametrize(
+    "better",
+    [
+        (
+            {"SeriesDescription": "AX HEAD WITHOUT CONTRAST"},
+            {"SeriesDescription": "BONE 1.25", "gap": 1.25, "num": 128},
+        ),
+        ({"ConvolutionKernel": "H31s"}, {"ConvolutionKernel": "H60s", "num": 33}),
+        ({"ConvolutionKernel": ["Hr38f", "3"]}, {"ConvolutionKernel": ["Hr60f", "3"], "num": 33}),
+        ({"ConvolutionKernel": "UB"}, {"ConvolutionKernel": "YD", "num": 33}),
+        ({"ConvolutionKernel": "FC21"}, {"ConvolutionKernel": "FC81", "num": 33}),
+        ({"BodyPartExamined": "HEAD"}, {"BodyPartExamined": "ABDOMEN", "num": 40}),
+        ({}, {"num": 120}),  # 595 mm: not a head alone
+        ({"ContrastBolusAgent": "NONE"}, {"ContrastBolusAgent": "Omnipaque", "num": 33}),
+        ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"]}, {"SeriesDescription": "BONE", "num": 33}),
+        ({"SeriesDescription": "LOW DOSE HEAD"}, {"SeriesDescription": "CTA HEAD", "num": 33}),
+    ],
+)
+def test_the_plain_head_is_chosen_beside_a_series_that_is_none(tmp_path, better):
+    for uid, tags in zip((HEAD, "1.2.3.2"), better, strict=True):
+        write(tmp_path, uid, **tags)
+    assert chosen(tmp_path)[0] == [HEAD]
+
+
+FALLEN = [
+    ("few slices", {"num": 4}),
+    ("contrast", {"SeriesDescription": "POST CONTRAST"}),
+    ("bone", {"ConvolutionKernel": "BONE", "num": 33}),
+    ("another body part", {"SeriesDescription": "NECK", "num": 50}),
+]
+
+
+@pytest.mark.parametrize("first", range(len(FALLEN)))
+def test_where_nothing_passes_the_reason_that_weighs_least_decides_and_not_the_coverage(tmp_path, caplog, first):
+    left = FALLEN[first:]
+    for number, (_, tags) in enumerate(left):
+        write(tmp_path, f"1.2.3.{9 - number}", **tags)
+    with caplog.at_level("WARNING", logger="ichkit"):
+        took, why = chosen(tmp_path)
+    assert took == ["1.2.3.9"]
+    assert why[took[0]].startswith("no better series: axial, although ")
+    assert f"no better series: axial, although {why[took[0]].split('although ')[1]}" in caplog.text
+    assert why[took[0]].count("1 (") == len(left) - 1
+
+
+def test_inside_a_rank_the_series_that_covers_most_is_taken(tmp_path):
+    write(tmp_path, "1.2.3.1", num=20, SeriesDescription="POST CONTRAST")
+    write(tmp_path, "1.2.3.2", num=30, SeriesDescription="POST CONTRAST")
+    assert chosen(tmp_path)[0] == ["1.2.3.2"]
+
+
+def test_a_study_without_an_axial_series_is_said(tmp_path, caplog):
+    write_series(tmp_path, 20, orientation=(0, 1, 0, 0, 0, -1))
+    with caplog.at_level("WARNING", logger="ichkit"):
+        assert chosen(tmp_path)[0] == []
+    assert "study 1: no axial series of slices; passed over: 1" in caplog.text
+
+
+def test_base_and_vertex_in_two_series_are_one_head_from_the_feet_up(tmp_path, caplog):
+    # The vertex has the smaller id: parts of a head follow each other by position, not by series.
+    write(tmp_path, "1.2.3.2", num=20, gap=2.5, SeriesDescription="POSTERIOR FOSSA")
+    write(tmp_path, "1.2.3.1", num=20, gap=5.0, start=50.0, SeriesDescription="SUPRATENTORIAL")
+    with caplog.at_level("WARNING", logger="ichkit"):
+        slices = slices_of(tmp_path)
+    assert slices["position_mm"].to_list() == [2.5 * i for i in range(20)] + [50 + 5.0 * i for i in range(20)]
+    assert slices["slice_index"].to_list() == list(range(40))
+    assert slices["series_id"].to_list() == ["1.2.3.2"] * 20 + ["1.2.3.1"] * 20
+    assert "one of two series that hold a half of the head each" in caplog.text
+
+
+def test_thin_halves_are_averaged_each_by_itself(tmp_path):
+    write(tmp_path, "1.2.3.1", num=64, gap=1.25)
+    write(tmp_path, "1.2.3.2", num=14, gap=5.0, start=80.0)
+    files, slices = order_slices(plan_of(tmp_path).files)
+    assert len(files) == 78
+    assert slices["series_id"].to_list() == ["1.2.3.1"] * 16 + ["1.2.3.2"] * 14
+    assert (np.diff(slices["position_mm"]) > 0).all()
+
+
+def test_where_halves_overlap_a_place_is_read_once(tmp_path):
+    write(tmp_path, "1.2.3.1", num=20, gap=2.5)
+    write(tmp_path, "1.2.3.2", num=22, gap=5.0, start=40.0)
+    plan = plan_of(tmp_path)
+    positions = order_slices(plan.files)[1]["position_mm"]
+    assert positions.is_unique
+    assert positions.to_list() == [2.5 * i for i in range(16)] + [40 + 5.0 * i for i in range(22)]
+    assert plan.rejected["reason"].to_list() == ["the other half of the head covers the same place"] * 4
+
+
+def test_a_half_that_does_not_fit_is_said_to_be_missing(tmp_path, caplog):
+    write(tmp_path, "1.2.3.1", num=20, gap=2.5, spacing=(0.4, 0.4))
+    write(tmp_path, "1.2.3.2", num=20, gap=5.0, start=50.0)
+    with caplog.at_level("WARNING", logger="ichkit"):
+        took, why = chosen(tmp_path)
+    assert took == ["1.2.3.2"]
+    assert why["1.2.3.2"].endswith("half of the head may be in another series, which is not looked at")
+    assert "half of the head may be in another series" in caplog.text
+
+
+def test_a_spine_below_the_head_is_no_half_of_it(tmp_path):
+    write(tmp_path, HEAD)
+    write(tmp_path, "1.2.3.2", num=66, gap=3.0, start=-200.0)
+    assert chosen(tmp_path)[0] == [HEAD]
+
+
+def test_a_slab_has_the_name_and_the_place_of_its_middle_slice(tmp_path):
+    write_series(tmp_path, 160, gap_mm=1.0)
+    files, slices = order_slices(plan_of(tmp_path).files)
+    assert files.groupby("slab").size().to_list() == [5] * 32
+    assert slices["slice_id"].to_list() == [f"1.2.3.{5 * i + 3}" for i in range(32)]
+    assert slices["position_mm"].to_list() == [5.0 * i + 2 for i in range(32)]
+
+
+def test_any_of_cq500_comes_from_the_ich_columns_and_from_no_subtype(tmp_path):
+    words = ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")
+    # Study 1: ICH by two readers who do not agree on where. Study 2: two readers see IPH, one of them no ICH.
+    ones = {1: {"R1:ICH", "R2:ICH", "R1:IPH", "R2:SAH"}, 2: {"R1:IPH", "R2:IPH", "R1:ICH"}}
+    reads = [
+        {"name": f"CQ500-CT-{n}", **{f"R{r}:{w}": int(f"R{r}:{w}" in marked) for r in (1, 2, 3) for w in words}}
+        for n, marked in ones.items()
+    ]
+    buffer = io.StringIO()
+    pd.DataFrame(reads).to_csv(buffer, index=False)
+    path = tmp_path / "reads.csv"
+    path.write_text(buffer.getvalue())
+    table, _ = read_majority(FileRef(path.name, str(path), path.stat().st_size, -1, 0, 0), TASK)
+    assert table.set_index("study_id")["any"].to_dict() == {"CQ500-CT-1": 1, "CQ500-CT-2": 0}
+    assert table.set_index("study_id")["intraparenchymal"].to_dict() == {"CQ500-CT-1": 0, "CQ500-CT-2": 1}
+    assert table.set_index("study_id")["subarachnoid"].to_dict() == {"CQ500-CT-1": 0, "CQ500-CT-2": 0}
