@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, default=Path("predictions"), show_default=True, help="Where everything goes.")
 @click.option("--accept-raw", is_flag=True, help="Take images although their values may not be Hounsfield units.")
 @click.option("--skip-undecodable", is_flag=True, help="Leave out images whose decoder is not installed.")
+@click.option("--series-override", type=PATH, help="Series chosen by hand: a CSV with study_id, series.")
 @click.option(
     "--page/--no-page", "has_page", default=True, help="predictions.html, with pictures and heat maps [default: page]."
 )

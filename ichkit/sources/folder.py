@@ -69,7 +69,7 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     same geometry and header; without a patient such files cannot be told apart and are refused.
     """
     patient, study = index["patient_id"], index["study_uid"]
-    folder = index["relative"].str.rpartition("/")[0]
+    folder = index["relative"].str.replace(r"/?[^/]*$", "", regex=True)
     index = add_reason(index, (study == "") & (patient == ""), _NO_STUDY)
     study_id = study.mask((study == "") & (patient != ""), _digests(salt, "study", patient, folder))
     geometry = (

@@ -21,6 +21,7 @@ PLAN_COLUMNS += ["tilt_degrees", "slab"]
 TIES = ["instance_number", "acquisition_number", "slice_id"]
 """What orders slices at one place."""
 
+_SHOWN_REASONS = 8
 NO_UID = "no StudyInstanceUID or no SeriesInstanceUID"
 NO_PATIENT = "no PatientID: folds go by patient, and without one patients cannot be told apart"
 
@@ -124,6 +125,14 @@ def make_rejected(index: pd.DataFrame, **columns: object) -> pd.DataFrame:
     """Rows of an index as a `rejected` table; keyword arguments fill or replace columns."""
     table = index.assign(file=index["relative"], **columns)
     return table.reindex(columns=REJECTED).reset_index(drop=True)
+
+
+def count_reasons(rejected: pd.DataFrame) -> str:
+    """The reasons of a `rejected` table with their counts, the commonest first, as part of a sentence."""
+    counts = rejected["reason"].value_counts()
+    shown = [f"{count} {reason}" for reason, count in counts.head(_SHOWN_REASONS).items()]
+    more = [f"{len(counts) - _SHOWN_REASONS} more reasons"] if len(counts) > _SHOWN_REASONS else []
+    return "; ".join([*shown, *more]) or "there was no file that may be an image"
 
 
 def order_slices(plan: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -349,3 +349,42 @@ def test_a_brain_share_counts_what_the_brain_window_shows(tmp_path):
     stored[3] = 1024 + 81
     write_slice(tmp_path / "a.dcm", stored)
     assert decode_folder(tmp_path).brain_share == [0.3]
+
+
+def test_a_labelled_folder_without_a_usable_slice_leaves_its_reasons(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scans, labels = tmp_path / "scans", tmp_path / "labels.csv"
+    scans.mkdir()
+    (scans / "notes.txt").write_text("hello")
+    write_slice(scans / "mr.dcm", Modality="MR")
+    label_table("study_id", ["1.2"]).to_csv(labels, index=False)
+    work = WorkFolder(tmp_path / "work")
+    expected = r"no training slice could be used: 1 not (CT|DICOM); 1 not (CT|DICOM)\. .*rejected\.csv has every file"
+    with pytest.raises(DataError, match=expected):
+        do(prepare, tiny_config, work, folder_options(scans, labels))
+    assert sorted(pd.read_csv(work.root / "rejected.csv")["reason"]) == ["not CT", "not DICOM"]
+    assert not work.prepared.exists()
+
+
+def test_scans_without_a_patient_are_no_training_data_and_the_reason_says_why(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = own_scans(tmp_path / "scans")
+    write_series(root / "nobody", 6, study_uid="1.2.8", series_uid="1.2.8.1", patient_id="  ")
+    label_table("study_id", [f"1.2.{i}" for i in range(9)]).to_csv(tmp_path / "labels.csv", index=False)
+    work = WorkFolder(tmp_path / "work")
+    do(prepare, tiny_config, work, folder_options(root, tmp_path / "labels.csv"))
+    store = prepared(work)
+    assert "1.2.8" not in set(store.slices["study_id"])
+    reasons = store.rejected()["reason"].value_counts().to_dict()
+    assert reasons == {"no PatientID: folds go by patient, and without one patients cannot be told apart": 6}
+
+
+def test_blanks_around_a_patient_id_do_not_move_a_patient_into_another_fold(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(8):
+        name = f"PERSON {i // 2}" + ("" if i % 2 else " \0")
+        write_series(tmp_path / "scans" / f"s{i}", 6, study_uid=f"1.2.{i}", series_uid=f"1.2.{i}.1", patient_id=name)
+    label_table("study_id", [f"1.2.{i}" for i in range(8)]).to_csv(tmp_path / "labels.csv", index=False)
+    work = WorkFolder(tmp_path / "work")
+    do(prepare, tiny_config, work, folder_options(tmp_path / "scans", tmp_path / "labels.csv"))
+    assert prepared(work).slices["patient_id"].nunique() == 4

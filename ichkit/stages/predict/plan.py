@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ichkit.core.config import Config
+from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Plan, format_bytes
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import image_files
+from ichkit.sources.series import read_override
 from ichkit.stages.predict.model import Model, find_model, model_of
 from ichkit.stages.predict.outcome import refuse_foreign_files
+from ichkit.validation.catalog import find_sources
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class PredictOptions:
         path: a folder or a zip of DICOM, any number of studies and series.
         model: a run, a stack or an export, by name or folder; None takes the source that `submit` would take.
         out: where everything goes.
+        series_override: CSV of series chosen by hand (study_id, series).
         has_page: whether the page with its pictures and heat maps is made.
         device: where the networks compute.
         accept_raw: take slices although their values may not be Hounsfield units.
@@ -38,6 +42,7 @@ class PredictOptions:
     path: Path
     model: str | None = None
     out: Path = Path("predictions")
+    series_override: Path | None = None
     has_page: bool = True
     device: str = "auto"
     accept_raw: bool = False
@@ -51,6 +56,7 @@ class PredictPlan(Plan):
     Attributes:
         images: files that may be images.
         refused: files that are not even opened, with the reason.
+        override: series chosen by hand, or None.
         scoring: what there is to score; None where a model is named.
         model: what predicts; None where scores that are missing will tell.
     """
@@ -60,6 +66,7 @@ class PredictPlan(Plan):
     task: Task
     images: pd.DataFrame
     refused: pd.DataFrame
+    override: pd.DataFrame | None
     scoring: "EvaluatePlan | None"
     model: Model | None
 
@@ -96,12 +103,13 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
     """Lists the files and finds the model; writes nothing.
 
     Raises:
-        DataError: nothing at the path.
-        ArtifactError, ConfigError: no such model, or files at `out` that an earlier call did not write.
+        DataError: nothing at the path, or an override that is none.
+        ArtifactError, ConfigError: no such model, or none at all; files at `out` that an earlier call did not write.
     """
     task = find_task(config.task)
     refuse_foreign_files(options.out)
     files, refused = scan_files(options.path)
+    override = None if options.series_override is None else read_override(options.series_override)
     scoring, model = None, None
     if options.model is not None:
         model = find_model(work, options.model, task)
@@ -109,7 +117,12 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         from ichkit.stages.scores.evaluate import plan_scores
         from ichkit.stages.scores.submit import choose_source
 
+        if not find_sources(work, task):
+            raise ConfigError(
+                f"no model: expected a finished run below {work.runs}, found none. Train one, name an export with "
+                "--model, or `ichkit demo` makes a toy one."
+            )
         scoring = plan_scores(config, work)
         if scoring.is_current:
             model = model_of(work, choose_source(scoring))
-    return PredictPlan(config, options, task, image_files(files), refused, scoring, model)
+    return PredictPlan(config, options, task, image_files(files), refused, override, scoring, model)

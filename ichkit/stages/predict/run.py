@@ -16,7 +16,8 @@ from ichkit.engine.parallel import run_tasks
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.folder import hide_files, plan_folder
 from ichkit.sources.index import check_decoders, read_index, refuse_raw
-from ichkit.sources.plan import StudyTasks, order_slices
+from ichkit.sources.plan import StudyTasks, count_reasons, order_slices
+from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stages.explain.volumes import Volumes
@@ -34,7 +35,7 @@ from ichkit.stages.predict.outcome import (
 from ichkit.stages.predict.plan import PredictOptions, PredictPlan, plan
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.metrics import study_maximum
-from ichkit.work.artifacts import encode_table, write_bytes_atomically
+from ichkit.work.artifacts import FileDigest, encode_table, write_bytes_atomically
 from ichkit.work.locks import holding
 from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 
@@ -51,11 +52,18 @@ def run(plan: PredictPlan) -> Prediction:
     """
     options, task, out = plan.options, plan.task, plan.options.out
     refuse_foreign_files(out)
-    chosen = plan.find_model()
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
     index = read_index(plan.images, None, run=partial(run_tasks, workers=plan.config.prepare.workers))
     index = check_decoders(index if options.accept_raw else refuse_raw(index), skip=options.skip_undecodable)
-    found = plan_folder(index, salt)
+    found = plan_folder(index, salt, plan.override)
+    check_override(plan.override, [found.series_choice])
+    refused = plan.refused.rename(columns={"relative": "file"}).assign(dataset=found.dataset).reindex(columns=REJECTED)
+    refused = _join([found.rejected, hide_files(refused, salt)])
+    if found.files.empty:
+        # Before the model is loaded: a wrong folder is the commonest mistake.
+        _write_tables(out, _no_slices(task), refused, found.series_choice, task)
+        raise _nothing_usable(plan, refused)
+    chosen = plan.find_model()
     networks = chosen.load_networks(options.device)
     if chosen.is_exported:
         rehearse(networks, chosen.stack, chosen.kind, task)
@@ -66,33 +74,54 @@ def run(plan: PredictPlan) -> Prediction:
     studies = "1 study" if len(volumes) == 1 else f"{len(volumes)} studies"
     logger.info("predict: %d files, %s, with %s", len(plan.images), studies, chosen.name)
     table, records = _predict_slices(chosen, networks, planned, volumes, task)
-    refused = plan.refused.rename(columns={"relative": "file"}).assign(dataset=found.dataset).reindex(columns=REJECTED)
-    parts = [found.rejected, hide_files(collect_failures(planned, records), salt), hide_files(refused, salt)]
-    rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
+    rejected = _join([refused, hide_files(collect_failures(planned, records), salt)])
+    written = _write_tables(out, table, rejected, found.series_choice, task)
+    if table.empty:
+        raise _nothing_usable(plan, rejected)
     prediction = Prediction(
         slices=table,
         studies=_study_table(table, task),
-        rejected=rejected.sort_values("file", ignore_index=True),
+        rejected=rejected,
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
     )
-    begin_output(out)
-    written = {
-        f"{name}.csv": write_bytes_atomically(out / f"{name}.csv", encode_table(getattr(prediction, name), ".csv"))
-        for name in TABLES
-    }
     _say_what_came(prediction, out)
-    if prediction.slices.empty:
-        raise DataError(
-            f"predict: none of the {len(plan.images)} files at {options.path} could be used; "
-            f"{out / 'rejected.csv'} says why."
-        )
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
         written[PAGE_NAME] = write_page(out, prediction, networks, volumes, task)
     finish_output(out, {**describe_prediction(prediction, task), "files": {k: v.sha256 for k, v in written.items()}})
     return prediction
+
+
+def _join(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """`rejected` tables as one, sorted by file."""
+    rejected = pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=REJECTED)])
+    return rejected.sort_values("file", ignore_index=True)
+
+
+def _no_slices(task: Task) -> pd.DataFrame:
+    return pd.DataFrame(columns=[*predictions_columns(task), "position_mm"])
+
+
+def _write_tables(
+    out: Path, slices: pd.DataFrame, rejected: pd.DataFrame, series_choice: pd.DataFrame, task: Task
+) -> dict[str, FileDigest]:
+    """Digests by file name; tables without rows are written too: none of an earlier call may stay behind."""
+    tables = (slices, _study_table(slices, task), rejected, series_choice[SERIES_CHOICE])
+    begin_output(out)
+    return {
+        f"{name}.csv": write_bytes_atomically(out / f"{name}.csv", encode_table(table, ".csv"))
+        for name, table in zip(TABLES, tables, strict=True)
+    }
+
+
+def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame) -> DataError:
+    path, out = plan.options.path, plan.options.out
+    return DataError(
+        f"predict: expected slices of a head CT at {path}, none of {len(plan.images)} files could be used: "
+        f"{count_reasons(rejected)}. {out / 'rejected.csv'} has every file; check the path."
+    )
 
 
 def _predict_slices(
@@ -185,6 +214,8 @@ def _second_stage(
 
 def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """study_id, num_slices and the maximum of each class over the slices of each study."""
+    if table.empty:
+        return pd.DataFrame(columns=["study_id", "num_slices", *task.probability_columns])
     counts = table.groupby("study_id", sort=True).size().to_numpy()
     studies = study_maximum(table, task)
     studies.insert(1, "num_slices", counts)

@@ -15,10 +15,11 @@ from ichkit.sources.collect import PlannedSource
 from ichkit.sources.decode import RECORDS_FOLDER, decode_all
 from ichkit.sources.index import KEPT_COLUMNS, check_decoders, read_index, refuse_raw
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
+from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings
 from ichkit.sources.table import is_phantom
 from ichkit.stages.prepare.request import SETTINGS_FILE, ListedSource, PrepareOptions, PreparePlan, plan
-from ichkit.stages.prepare.tables import Stamp, write_tables
+from ichkit.stages.prepare.tables import Stamp, refuse_nothing, write_tables
 from ichkit.work.artifacts import (
     ArtifactWriter,
     Manifest,
@@ -67,7 +68,8 @@ def run(plan: PreparePlan) -> Manifest:
     with stop_on_signal() as stop:
         read = partial(runner, workers=config.prepare.workers)
         planned = [_plan_source(plan, item, writer, read, stop) for item in plan.listings]
-        _check_override(plan.override, planned)
+        refuse_nothing(writer, planned[0], {item.source.name: item.refused for item in plan.listings})
+        check_override(plan.override, [item.plan.series_choice for item in planned])
         largest = max(item.tasks.largest_bytes for item in planned)
         workers = count_workers(config.prepare.workers, _BASE_BYTES + int(_COPIES_OF_A_VOLUME * largest))
         records = decode_all(
@@ -121,18 +123,6 @@ def _read_salt(work: WorkFolder) -> bytes:
         write_bytes_atomically(path, secrets.token_hex(16).encode())
         path.chmod(0o600)
     return path.read_bytes()
-
-
-def _check_override(override: pd.DataFrame | None, planned: list[PlannedSource]) -> None:
-    if override is None:
-        return
-    known = {study for item in planned for study in item.plan.series_choice["study_id"]}
-    unknown = [study for study in override["study_id"] if study not in known]
-    if unknown:
-        raise DataError(
-            f"series override: {len(unknown)} studies are not among the {len(known)} whose series are chosen, "
-            f"e.g. {unknown[0]}. Use the ids of series_choice.csv."
-        )
 
 
 def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:

@@ -14,10 +14,11 @@ from ichkit.imaging.store import FACTS_NAME
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices, collect_studies
 from ichkit.sources.decode import keep_records
 from ichkit.sources.folder import hide_files
+from ichkit.sources.plan import count_reasons
 from ichkit.sources.study import StudyRecord
 from ichkit.stages.prepare.audit import write_audit
 from ichkit.validation.folds import assign_folds, check_folds, tally_studies
-from ichkit.work.artifacts import ArtifactWriter, Manifest
+from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_table, write_bytes_atomically
 from ichkit.work.schemas import BRAIN_SHARE, KEY, REJECTED, SERIES_CHOICE, TILT
 
 _FACT_COLUMNS = ["slice_id", "dataset", BRAIN_SHARE, TILT]
@@ -61,15 +62,15 @@ def write_tables(
     slices = pd.concat([collect_slices(item, records, task) for item in planned], ignore_index=True)
     slices = slices.sort_values(["dataset", *KEY], ignore_index=True)
     train = slices["split"] == "train"
+    rejected = _collect_rejected(planned, records, refused)
     if not train.any():
-        raise DataError("prepare: no training slice could be read; see the reasons with --debug, or check the path.")
+        raise _nothing_usable(writer, rejected)
     folds = _deal(slices[train], folds, config, task)
     fold_of = folds.set_index("patient_id")["fold"]
     slices.loc[train, "fold"] = slices["patient_id"][train].map(fold_of).astype("Int16")
     check_folds(slices)
     _check_external(slices)
     studies = collect_studies(slices, [item.plan for item in planned], task)
-    rejected = _collect_rejected(planned, records, refused)
     choices = [item.plan.series_choice for item in planned if len(item.plan.series_choice)]
     samples = [item.plan.sample_ids for item in planned if len(item.plan.sample_ids)]
     writer.write_table("slices.parquet", slices.drop(columns=[BRAIN_SHARE, TILT]))
@@ -97,6 +98,27 @@ def write_tables(
     manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
     _say_result(slices, studies, rejected, facts, task)
     return manifest
+
+
+def refuse_nothing(writer: ArtifactWriter, training: PlannedSource, refused: dict[str, pd.DataFrame]) -> None:
+    """Stops before any pixel is read where no header of the training data is good.
+
+    Raises:
+        DataError: there is none; how many files were refused for which reason.
+    """
+    if training.plan.files.empty:
+        raise _nothing_usable(writer, _collect_rejected([training], {}, refused))
+
+
+def _nothing_usable(writer: ArtifactWriter, rejected: pd.DataFrame) -> DataError:
+    """The error, once the reasons lie beside the folder that is not made: it has no store without slices."""
+    path = writer.final.parent / "rejected.csv"
+    write_bytes_atomically(path, encode_table(rejected, ".csv"))
+    return DataError(
+        f"prepare: expected slices of head CT to learn from, no training slice could be used: "
+        f"{count_reasons(rejected)}. "
+        f"{path} has every file; check the path."
+    )
 
 
 def _deal(train: pd.DataFrame, existing: pd.DataFrame | None, config: Config, task: Task) -> pd.DataFrame:

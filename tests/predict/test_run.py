@@ -1,0 +1,108 @@
+"""What `predict` says before it predicts: wrong paths, nothing usable, no model, series chosen by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.commands import call
+from support.dicoms import write_series, write_slice
+from support.indexes import plan_of
+from support.workfolders import write_fold
+
+from ichkit.core.errors import DataError
+from ichkit.sources.series import check_override
+from ichkit.work.folder import WorkFolder
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a run without weights: whoever loads it fails, whoever only looks for it finds it."""
+    work = WorkFolder(tmp_path / "work")
+    write_fold(work, "demo", 0)
+    return work.runs / "demo"
+
+
+def text_file(root):
+    (root / "notes.txt").write_text("hello")
+
+
+def nifti(root):
+    (root / "brain.nii").write_bytes(np.random.default_rng(0).bytes(4000))
+
+
+def picture(root):
+    (root / "slice.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500))
+
+
+def magnetic_resonance(root):
+    for i in range(3):
+        write_slice(root / f"{i}.dcm", slice_uid=f"1.{i}", Modality="MR")
+
+
+def nothing(root):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("fill", "num_files", "reason"),
+    [
+        (text_file, 1, "1 not DICOM"),
+        (nifti, 1, "1 "),
+        (picture, 1, "1 not DICOM"),
+        (magnetic_resonance, 3, "3 not CT"),
+        (nothing, 0, "there was no file that may be an image"),
+    ],
+)
+def test_a_folder_without_a_usable_slice_is_said_with_the_reasons_before_the_model_is_loaded(
+    tmp_path, model, fill, num_files, reason
+):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    fill(scans)
+    said = call("predict", scans, "--model", model, "--out", out, code=2)
+    assert f"none of {num_files} files could be used: {reason}" in " ".join(said.split())
+    rejected = pd.read_csv(out / "rejected.csv")
+    assert len(rejected) == num_files
+    assert pd.read_csv(out / "slices.csv").empty
+    assert pd.read_csv(out / "studies.csv").empty
+    assert pd.read_csv(out / "series_choice.csv").empty
+
+
+def test_a_wrong_path_is_said_before_the_model_is_looked_for(tmp_path):
+    said = call("predict", tmp_path / "nowhere", "--model", "none-such", code=2)
+    assert "expected a folder or a zip at" in said
+    assert "none-such" not in said
+
+
+def test_without_any_model_it_is_said_how_to_get_one(tmp_path):
+    write_series(tmp_path / "scans", 3)
+    said = call("predict", tmp_path / "scans", "--work", tmp_path / "work", code=2)
+    said = " ".join(said.split())
+    assert "no model: expected a finished run" in said
+    assert "Train one, name an export with --model, or `ichkit demo` makes a toy one." in said
+
+
+def two_series(root):
+    write_series(root / "a", 32, series_uid="1.2.1", SeriesDescription="Head 5.0")
+    write_series(root / "b", 33, series_uid="1.2.2", SeriesDescription="BONE")
+    return root
+
+
+@pytest.mark.parametrize("named", ["1.2.2", "series 2"])
+def test_a_series_chosen_by_hand_is_what_predict_would_read(tmp_path, named):
+    root = two_series(tmp_path)
+    assert set(plan_of(root).files["series_id"]) == {"1.2.1"}
+    override = pd.DataFrame({"study_id": ["1.2"], "series": [named]})
+    plan = plan_of(root, override)
+    assert set(plan.files["series_id"]) == {"1.2.2"}
+    reasons = plan.series_choice.set_index("series_id")["reason"]
+    assert reasons["1.2.2"] == "chosen by the override file"
+
+
+def test_predict_reads_the_override_and_refuses_one_that_does_not_fit(tmp_path, model):
+    root, override = two_series(tmp_path / "scans"), tmp_path / "override.csv"
+    override.write_text("study_id,series\n9.9,series 2\n")
+    said = call("predict", root, "--model", model, "--series-override", override, "--out", tmp_path / "out", code=2)
+    assert "1 studies are not among the 1 whose series are chosen, e.g. 9.9" in " ".join(said.split())
+    check_override(None, [])
+    with pytest.raises(DataError, match="e.g. x"):
+        check_override(pd.DataFrame({"study_id": ["x"], "series": ["y"]}), [])
