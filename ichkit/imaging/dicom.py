@@ -546,11 +546,15 @@ def _to_float(value: object) -> float:
 
 
 def _is_empty(value: object) -> bool:
+    if type(value) is float or type(value) is int:
+        return False
     return value is None or value == "" or (isinstance(value, _LISTS) and not len(value))
 
 
 def _text(dataset: _Values, name: str) -> str:
     value = _value(dataset, name)
+    if type(value) is str:
+        return value
     if value is None:
         return ""
     return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
@@ -558,6 +562,9 @@ def _text(dataset: _Values, name: str) -> str:
 
 def _number(dataset: _Values, name: str, default: float | None = None) -> float:
     value = _value(dataset, name)
+    # What the walker gives: asking whether these are lists, which is an abstract class, takes as long as the walk.
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value
     if isinstance(value, _LISTS) and len(value):
         value = value[0]
     if _is_empty(value):
