@@ -195,6 +195,15 @@ def test_a_patient_in_two_folds_stops_the_scores(work):
         do(evaluate, CONFIG, work)
 
 
+def test_the_line_of_a_source_says_how_many_classes_have_both_labels(work, caplog):
+    slices = read_table(work.prepared / "slices.parquet")
+    slices.loc[slices["split"] == "train", ["epidural", "subdural"]] = 0
+    rewrite_slices(work, slices)
+    caplog.set_level(logging.INFO, logger="ichkit")
+    do(evaluate, CONFIG, work)
+    assert "positive; 4 of 6 classes scored" in caplog.text
+
+
 def test_scores_older_than_a_source_are_not_read(work):
     shutil.rmtree(work.fold("b", 2))
     with pytest.raises(ArtifactError, match=r"made from other tables. Run `ichkit evaluate`"):

@@ -30,7 +30,7 @@ from ichkit.validation.folds import check_folds
 from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, weighted_log_loss
 from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, METRICS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
-from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
+from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS
 from ichkit.validation.submissions import read_submission, read_truth
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
@@ -448,14 +448,19 @@ def _missing_studies(prepared: Prepared, dataset: str) -> list[str]:
 
 
 def _say(scores: pd.DataFrame) -> None:
-    """One line with the pooled loss of a source."""
-    row = scores[(scores.metric == WEIGHTED_LOG_LOSS) & (scores.fold == POOLED)].iloc[0]
+    """One line with the pooled loss of a source, and how many classes it says something of."""
+    pooled = scores[(scores.fold == POOLED) & (scores.subgroup == ALL) & (scores.split == "train")]
+    row = pooled[pooled.metric == WEIGHTED_LOG_LOSS].iloc[0]
+    of_classes = pooled[pooled.metric == LOG_LOSS]
+    num_scored = int(((of_classes.n_positive > 0) & (of_classes.n_positive < of_classes.n)).sum())
+    some = f"; {num_scored} of {len(of_classes)} classes scored" if num_scored < len(of_classes) else ""
     logger.info(
-        "evaluate: %s: weighted log loss %.5f [%.5f, %.5f] on %d slices, %d positive",
+        "evaluate: %s: weighted log loss %.5f [%.5f, %.5f] on %d slices, %d positive%s",
         row["source"],
         row["value"],
         row["low"],
         row["high"],
         row["n"],
         row["n_positive"],
+        some,
     )
