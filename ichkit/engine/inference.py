@@ -17,7 +17,7 @@ from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.descriptor import DescriptorNetwork, build_network
-from ichkit.work.artifacts import read_manifest
+from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME
 
 _MAX_SIDE = 4096
@@ -179,7 +179,7 @@ def load_predictor(fold_folder: Path, device: str = "auto") -> Predictor:
         ArtifactError: the fold is missing, unfinished or damaged.
         ConfigError: no such device.
     """
-    read_manifest(fold_folder)
+    check_digests(fold_folder, read_manifest(fold_folder), (CARD_NAME, WEIGHTS_NAME))
     return read_predictor(fold_folder, device)
 
 

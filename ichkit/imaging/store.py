@@ -4,16 +4,16 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
 import pandas as pd
 
-from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import ArtifactError
 from ichkit.core.roles import Role, order_external
 from ichkit.core.tasks import Task
-from ichkit.work.artifacts import FileDigest, Manifest, read_manifest, read_table, write_bytes_atomically
+from ichkit.work.artifacts import FileDigest, Manifest, check_sizes, read_table, read_whole, write_bytes_atomically
 from ichkit.work.schemas import KEY
 
 # blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: with a process
@@ -111,16 +111,18 @@ class Prepared:
         Raises:
             ArtifactError: missing, unfinished, made with another task, or a table of it cannot be read.
         """
-        manifest = read_manifest(folder)
-        _check_task(folder, manifest, task)
-        return cls(
-            folder=folder,
-            task=task,
-            manifest=manifest,
-            slices=read_table(folder / "slices.parquet"),
-            studies=read_table(folder / "studies.parquet"),
-            folds=read_csv(folder / "folds.csv", dtype={"patient_id": str, "fold": int}),
-        )
+
+        def read(manifest: Manifest) -> Prepared:
+            _check_task(folder, manifest, task)
+            check_sizes(folder, manifest)
+            slices, studies = (
+                read_table(folder / name, manifest.sha256_of(name)) for name in ("slices.parquet", "studies.parquet")
+            )
+            types = {"patient_id": str, "fold": int}
+            folds = read_table(folder / "folds.csv", manifest.sha256_of("folds.csv"), dtype=types)
+            return cls(folder, task, manifest, slices, studies, folds)
+
+        return read_whole(folder, read)
 
     @cached_property
     def fold_numbers(self) -> list[int]:
@@ -155,12 +157,12 @@ class Prepared:
 
     def sample_ids(self) -> pd.DataFrame:
         """ID of the sample submission, in its order."""
-        return read_csv(self.folder / "sample_ids.csv", dtype={"ID": str})
+        return self.read_table("sample_ids.csv", dtype={"ID": str})
 
     def rejected(self) -> pd.DataFrame:
         """Files that were not taken, with the reason."""
         text = ["dataset", "split", "slice_id", "study_id", "series_id", "file", "reason"]
-        return read_csv(self.folder / "rejected.csv", dtype=dict.fromkeys(text, str), keep_default_na=True)
+        return self.read_table("rejected.csv", dtype=dict.fromkeys(text, str), keep_default_na=True)
 
     def read_volume(self, relative: str) -> np.ndarray:
         """(S, H, W) int16 HU of one study, row i is slice_index i."""
@@ -175,7 +177,11 @@ class Prepared:
 
         brain_share is the share of pixels from 0 to 80 HU, tilt_degrees the angle of the slice to the axial plane.
         """
-        return read_table(self.folder / FACTS_NAME)
+        return self.read_table(FACTS_NAME)
+
+    def read_table(self, name: str, **options: Any) -> pd.DataFrame:
+        """One of its tables, compared with its digest; `options` are for pandas."""
+        return read_table(self.folder / name, self.manifest.sha256_of(name), **options)
 
 
 def _check_task(folder: Path, manifest: Manifest, task: Task) -> None:

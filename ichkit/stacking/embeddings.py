@@ -14,7 +14,7 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError
 from ichkit.core.roles import OUT_OF_FOLD
 from ichkit.core.stack_config import EmbeddingsConfig
-from ichkit.work.artifacts import digest_file, read_manifest
+from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WorkFolder
 
 TRAINED_BY = "ichkit train --embeddings"
@@ -92,7 +92,8 @@ def read_embeddings(
         ArtifactError: a fold has none or they do not fit its table, its training began with other weights than the
             other folds', or too few slices without labels are there to align by.
     """
-    starts = {fold: read_manifest(work.fold(run, fold)).facts.get(INITIAL_WEIGHTS) for fold in folds}
+    manifests = {fold: read_manifest(work.fold(run, fold)) for fold in folds}
+    starts = {fold: manifest.facts.get(INITIAL_WEIGHTS) for fold, manifest in manifests.items()}
     if None in starts.values() or len(set(starts.values())) > 1:
         raise ArtifactError(
             f"embeddings: expected all folds of run {run} to have started from the same weights, found "
@@ -105,7 +106,8 @@ def read_embeddings(
         for split in tables:
             path = work.fold(run, fold) / embeddings_name(split)
             features[split][fold] = _open(path, len(tables[split][fold]))
-            digests[f"{run}/fold{fold}/{path.name}"] = digest_file(path)
+            check_digests(path.parent, manifests[fold], [path.name])
+            digests[f"{run}/fold{fold}/{path.name}"] = manifests[fold].sha256_of(path.name)
     if len({values.shape[1] for of_fold in features.values() for values in of_fold.values()}) > 1:
         raise ArtifactError(f"embeddings: the folds of run {run} differ in size. Train them again with `{TRAINED_BY}`.")
     return Anchored(features, fit_projections(_choose_anchors(features, run), config), digests)

@@ -14,7 +14,7 @@ from ichkit.imaging.store import FACTS_NAME, Prepared
 from ichkit.stacking.embeddings import Anchored, read_embeddings
 from ichkit.stacking.rows import FACTS, PREPARED_FACTS
 from ichkit.validation.folds import check_folds, deal_patients
-from ichkit.work.artifacts import digest_file, digest_table, read_manifest, read_table
+from ichkit.work.artifacts import check_sizes, digest_table, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import BRAIN_SHARE, KEY, check_predictions
 
@@ -170,6 +170,7 @@ def read_inputs(
         for fold in folds:
             folder = work.fold(run, fold)
             manifest = read_manifest(folder)
+            check_sizes(folder, manifest)
             data.add(str(manifest.facts["data"]))
             expected = {"oof": train.loc[train.fold == fold, ["slice_id", "fold"]]}
             expected |= {name: slices[["slice_id"]].assign(fold=fold) for name, slices in unseen.items()}
@@ -181,10 +182,10 @@ def read_inputs(
                     )
                 path = folder / f"{split}.parquet"
                 where = f"{run}/fold{fold}/{split}.parquet"
-                table = read_table(path)
+                digests[where] = manifest.sha256_of(path.name)
+                table = read_table(path, digests[where])
                 check_predictions(table, task, where, expected[split])
                 tables[split][run][fold] = table
-                digests[where] = digest_file(path)
     if len(data) > 1:
         raise ArtifactError(
             f"stack: expected runs trained on the same data, found {', '.join(sorted(data))}. Name runs of one kind."

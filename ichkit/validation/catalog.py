@@ -11,7 +11,7 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, nearest
 from ichkit.core.roles import OUT_OF_FOLD, STANDARD_EXTERNAL, TEST, order_external
 from ichkit.core.tasks import Task
-from ichkit.work.artifacts import Manifest, digest_of, read_manifest, read_table
+from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.schemas import KEY, check_predictions, make_predictions
 
@@ -67,6 +67,15 @@ class Source:
         """The tables of "oof", "test" or an external set; none of a set that it has not predicted."""
         return {OUT_OF_FOLD: self.oof_paths, TEST: self.test_paths, **self.external_paths}.get(split, ())
 
+    def read(self, path: Path) -> pd.DataFrame:
+        """One of its tables, as it was when the work folder was looked through.
+
+        Raises:
+            ArtifactError: it cannot be read, or it is another one now.
+        """
+        names = (name for name in self.digests if path.as_posix().endswith(name))
+        return read_table(path, self.digests[next(names)])
+
     def digests_of(self, work: WorkFolder, split: str) -> dict[str, str]:
         """The part of `digests` that belongs to one split."""
         names = [path.relative_to(work.root).as_posix() for path in self.paths(split)]
@@ -116,7 +125,7 @@ def load_out_of_fold(source: Source) -> pd.DataFrame:
         ArtifactError: a table cannot be read.
         ContractError: a table breaks the contract of predictions.
     """
-    table = pd.concat([read_table(path) for path in source.oof_paths]).sort_values(KEY, ignore_index=True)
+    table = pd.concat([source.read(path) for path in source.oof_paths]).sort_values(KEY, ignore_index=True)
     check_predictions(table, source.task, f"{source.path} (out of fold)")
     return table
 
@@ -132,7 +141,7 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
         ContractError: a table breaks the contract, or the folds' tables hold different slices.
     """
     paths = source.paths(split)
-    tables = [read_table(path) for path in paths]
+    tables = [source.read(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         check_predictions(table, source.task, str(path))
         if not table.slice_id.equals(tables[0].slice_id):
@@ -211,6 +220,7 @@ def _make_source(
             )
         digests[path.relative_to(work.root).as_posix()] = held[path.name].sha256
     for folder, manifest in manifests.items():
+        check_sizes(folder, manifest)
         lacking = {"data", "task"} - manifest.facts.keys()
         if lacking:
             raise ArtifactError(f"{folder}: its manifest lacks {sorted(lacking)}. Remove the folder and make it again.")

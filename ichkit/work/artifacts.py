@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -84,6 +84,16 @@ class Manifest:
     git_commit: str
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    def sha256_of(self, name: str) -> str:
+        """The digest of one file.
+
+        Raises:
+            ArtifactError: the artifact has no such file.
+        """
+        if name not in self.files:
+            raise ArtifactError(f"{self.kind}: expected {name}, its manifest does not list it. {_LISTS_DAMAGE}")
+        return self.files[name].sha256
 
     @property
     def settings_digest(self) -> str:
@@ -338,20 +348,27 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     _refuse_damage(find_damage(folder, manifest, reads=False))
 
 
-def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
-    """The bytes of one file of an artifact, compared with its digest.
+def check_digests(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Refuses an artifact of which one of these files is missing or not the one that was written.
 
     Raises:
-        ArtifactError: the manifest does not list it, or it is missing or changed.
+        ArtifactError: names the first such file.
     """
-    path = folder / name
-    if name not in manifest.files:
-        _refuse_damage([f"{path}: the manifest does not list it"])
+    for name in names:
+        read_bytes(folder / name, manifest.sha256_of(name))
+
+
+def read_bytes(path: Path, sha256: str) -> bytes:
+    """The bytes of a file of an artifact, compared with the digest that its manifest gives.
+
+    Raises:
+        ArtifactError: it is missing, or not the one that was written.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror}). {_LISTS_DAMAGE}") from error
-    if FileDigest(hashlib.sha256(data).hexdigest(), len(data)) != manifest.files[name]:
+    if hashlib.sha256(data).hexdigest() != sha256:
         _refuse_damage([f"{path}: changed since it was written (SHA-256 differs)"])
     return data
 
@@ -368,18 +385,19 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_table(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
+def read_table(path: Path, sha256: str | None = None, **options: Any) -> pd.DataFrame:
     """A parquet or CSV table of an artifact.
 
     Args:
-        manifest: of the folder it lies in, whose digest it must have; None reads it unchecked.
+        sha256: the digest that its manifest gives; None reads it unchecked.
+        options: for pandas.
 
     Raises:
         ArtifactError: missing, unreadable or changed.
     """
     try:
-        content = path if manifest is None else io.BytesIO(read_file(path.parent, manifest, path.name))
-        return read_csv(content) if path.suffix == ".csv" else pd.read_parquet(content)
+        content = path if sha256 is None else io.BytesIO(read_bytes(path, sha256))
+        return read_csv(content, **options) if path.suffix == ".csv" else pd.read_parquet(content, **options)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: cannot be read ({type(error).__name__}: {error}). {_LISTS_DAMAGE}") from error
 

@@ -65,8 +65,7 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
     """
     refuse_unknown_fold(work, run, fold)
     folder, task = work.fold(run, fold), prepared.task
-    read_manifest(folder)
-    table = read_table(folder / "oof.parquet")
+    table = read_table(folder / "oof.parquet", read_manifest(folder).sha256_of("oof.parquet"))
     labelled = prepared.split("train")
     own = labelled[labelled["fold"] == fold]
     check_predictions(table, task, str(folder / "oof.parquet"), own)

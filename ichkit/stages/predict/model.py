@@ -8,7 +8,7 @@ from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task
 from ichkit.stages.predict.foreign import check_name, check_sizes, refuse_failures
 from ichkit.validation.catalog import Source, find_sources, pick_source
-from ichkit.work.artifacts import Manifest, find_damage, has_artifact, read_manifest
+from ichkit.work.artifacts import Manifest, check_digests, find_damage, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class Model:
         """
         from ichkit.engine.inference import load_predictor, read_predictor
 
+        if self.stack is not None and not self.is_exported:
+            manifest = read_manifest(self.stack)
+            check_digests(self.stack, manifest, [name for name in manifest.files if not name.endswith(".parquet")])
         load = read_predictor if self.is_exported else load_predictor
         return {name: {k: load(folder, device) for k, folder in of_run.items()} for name, of_run in self.runs.items()}
 
@@ -126,4 +129,5 @@ def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:
 
 
 def _fold_folders(run: Path, folds: "tuple[int, ...] | list[int]") -> dict[int, Path]:
-    return {int(k): run / f"fold{k}" for k in folds}
+    work = WorkFolder(run.parents[1])
+    return {int(k): work.fold(run.name, int(k)) for k in folds}

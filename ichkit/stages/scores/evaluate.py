@@ -309,7 +309,7 @@ def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
             f"{len(manifest.facts['sources'])} made from other tables. Run `{MADE_BY}`."
         )
     names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
-    scores, reliability, comparisons = (read_table(work.scores / name) for name in names)
+    scores, reliability, comparisons = (read_table(work.scores / name, manifest.sha256_of(name)) for name in names)
     facts = manifest.facts.items()
     missing = {name.removesuffix(_MISSING): studies for name, studies in facts if name.endswith(_MISSING)}
     return ScoreTables(scores, reliability, comparisons, missing)
@@ -362,7 +362,7 @@ def _still_valid(
     """What was scored, by name, of sources whose tables, labels and settings are those of then."""
     if old is None or old.settings != settings:
         return {}
-    tables = {part: read_table(work.scores / name) for name, part in _TABLES.items()}
+    tables = {part: read_table(work.scores / name, old.sha256_of(name)) for name, part in _TABLES.items()}
     kept = {}
     for source in sources:
         if _is_scored(source, prepared, old, settings):

@@ -38,7 +38,6 @@ from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 from ichkit.validation.subgroups import ALL, slice_subgroups, study_subgroups
 from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
-from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import check_predictions
 
 FACTS_SUFFIX = "_facts.csv"  # of what a source knows of the studies of an external set, behind its name
@@ -277,7 +276,7 @@ def _study_facts(study_ids: pd.Index, prepared: Prepared, dataset: str) -> pd.Da
     batch = pd.Series(pd.NA, index=study_ids, dtype="str")
     name = f"{dataset}{FACTS_SUFFIX}"
     if name in prepared.manifest.files:
-        facts = read_table(prepared.folder / name)
+        facts = prepared.read_table(name)
         batch = facts.set_index("study_id").batch.reindex(study_ids)
     return pd.DataFrame({"gap_mm": gap_mm, "batch": batch})
 

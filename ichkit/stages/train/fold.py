@@ -29,6 +29,7 @@ from ichkit.work.artifacts import (
     Manifest,
     encode_json,
     encode_table,
+    read_bytes,
     read_manifest,
     write_bytes_atomically,
 )
@@ -133,7 +134,7 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
     manifest = read_manifest(task.folder)
     for name in manifest.files:
         if not name.endswith((".parquet", ".npy")):
-            writer.write_bytes(name, (task.folder / name).read_bytes())
+            writer.write_bytes(name, read_bytes(task.folder / name, manifest.sha256_of(name)))
     kept = ("backbone", "num_parameters", "num_train_slices", INITIAL_WEIGHTS)
     return {name: manifest.facts[name] for name in kept if name in manifest.facts}
 

@@ -30,7 +30,7 @@ from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
 from ichkit.stages.train.fold_inputs import RUN_PREFIX, FoldTask, Identity, Parts
-from ichkit.work.artifacts import read_manifest
+from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
 KEEP = "keep"
@@ -165,6 +165,7 @@ def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.T
     """
     folder = task.work.fold(run, task.fold)
     manifest = read_manifest(folder)
+    check_digests(folder, manifest, [WEIGHTS_NAME])
     for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "learnt from other slices")):
         if manifest.inputs.get(name) != identity.inputs[name]:
             raise ArtifactError(
