@@ -249,10 +249,9 @@ class TrainingLoop:
         self.fabric.barrier()
 
     def _resume(self) -> None:
-        if not self.checkpoint.exists():
-            return
-        state = load_checkpoint(self.checkpoint)
-        if state["progress"]["phase"] < self.phase.number:  # the end of the phase before
+        state = load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+        if state is None or state["progress"]["phase"] < self.phase.number:  # nothing, or the end of the phase before
+            self._journal.forget_from(self.phase.first_epoch, 0)
             return
         self.progress = Progress(**state["progress"])
         self.stepper.load_state(state)

@@ -6,6 +6,7 @@ names that people give to their own copies too.
 
 import contextlib
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -88,7 +89,11 @@ def open_partial(final: Path, *, resume: bool, keeps: tuple[str, ...] = ()) -> P
 
 
 def put_in_place(final: Path) -> None:
-    """Moves finished work from `<final>.partial` to `final`; an older folder there is set aside first, removed last."""
+    """Moves finished work from `<final>.partial` to `final`; an older folder there is set aside first, removed last.
+
+    What the manifest does not list was only needed on the way, and is removed.
+    """
+    _remove_unlisted(partial_of(final))
     if not is_empty(final):
         _move_into(final, set_aside_of(final))
     partial_of(final).rename(final)
@@ -133,6 +138,19 @@ def refuse_foreign(folder: Path) -> None:
             f"{folder}: expected a folder that ichkit wrote (with {MANIFEST_NAME}), an empty one or none, found "
             "something else, which is left as it is. Move it away, or choose another place."
         )
+
+
+def _remove_unlisted(folder: Path) -> None:
+    """Checkpoints, notes and half files of killed processes: only once the manifest is there are they of no use."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return
+    listed = {MANIFEST_NAME, MARK, *json.loads((folder / MANIFEST_NAME).read_bytes())["files"]}
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if not path.is_dir():
+            if path.relative_to(folder).as_posix() not in listed:
+                path.unlink()
+        elif is_empty(path):
+            path.rmdir()
 
 
 def _move_into(folder: Path, container: Path) -> None:

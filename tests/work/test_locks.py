@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ichkit.core.errors import ArtifactError, ConfigError
-from ichkit.work.artifacts import ArtifactWriter, find_damage, has_artifact, read_file, read_manifest, read_whole
+from ichkit.work.artifacts import ArtifactWriter, find_damage, has_artifact, read_bytes, read_manifest, read_whole
 from ichkit.work.folder import WorkFolder, check_name
 from ichkit.work.locks import hold, lock_path
 from ichkit.work.places import MARK, discard, partial_of, set_aside_of, settle
@@ -49,7 +49,8 @@ def keep_writing(folder, name, rounds):
 
 def read_texts(folder, manifest):
     """What every file says, each compared with its digest."""
-    return {json.loads(read_file(folder, manifest, f"{number}.json")) for number in range(NUM_FILES)}
+    names = [f"{number}.json" for number in range(NUM_FILES)]
+    return {json.loads(read_bytes(folder / name, manifest.sha256_of(name))) for name in names}
 
 
 def keep_reading(folder, is_over):

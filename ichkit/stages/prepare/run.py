@@ -80,7 +80,6 @@ def run(plan: PreparePlan) -> Manifest:
             strict=options.strict,
             stop=stop,
         )
-    writer.discard(SETTINGS_FILE)
     refused = {item.source.name: item.refused for item in plan.listings}
     data = "phantom" if any(is_phantom(item.root) for item in plan.listings) else plan.source
     stamp = Stamp(plan.settings, plan.inputs, data)

@@ -14,7 +14,6 @@ from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
 from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stages.train.fold_inputs import (
-    CHECKPOINT_NAME,
     STARTED_NAME,
     FoldState,
     FoldTask,
@@ -95,8 +94,6 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
                 if name == "oof":
                     _write_stacks(writer, table, prepared)
                     _say_score(task, table, slices, prepared)
-    for name in (CHECKPOINT_NAME, STARTED_NAME):
-        writer.discard(name)
     return writer.commit(
         settings=identity.settings,
         inputs=identity.inputs,

@@ -23,11 +23,14 @@ def run(plan: TrainPlan) -> list[Manifest]:
     """
     final = [plan.work.fold(plan.run_name, fold) for fold in plan.folds]
     leads = plan.ranks.leads
-    if plan.options.fresh and leads:
+    if leads:
+        begun = {task.folder for task in plan.tasks}
         for folder in final:
-            with hold(folder):
-                discard(folder)
-                discard(partial_of(folder))
+            if plan.options.fresh or folder not in begun:
+                with hold(folder):  # which also settles what a killed process left beside a finished fold
+                    if plan.options.fresh:
+                        discard(folder)
+                        discard(partial_of(folder))
     if plan.ranks.world > 1:
         with stop_on_signal() as stop:
             for task in plan.tasks:
