@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 from support.commands import do
 from support.scored import headlines, make_scored, pick, read
-from support.simulated import TASK, make_work, rewrite_slices
+from support.simulated import TASK, make_work, rewrite_slices, rewrite_tables
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ContractError, FoldError
@@ -17,7 +17,7 @@ from ichkit.stages.scores import evaluate
 from ichkit.stages.scores.book import SLICES, external_studies, open_book
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split
 from ichkit.validation.scores import PLACE
-from ichkit.work.artifacts import encode_table, read_manifest, read_table
+from ichkit.work.artifacts import read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
 CONFIG = Config(evaluate=EvaluateConfig(num_draws=100))
@@ -180,7 +180,7 @@ def test_a_stack_older_than_the_descriptors_of_its_runs_is_named(work, tmp_path,
 
 def test_a_row_with_a_fold_that_is_not_its_own_is_refused(work):
     path = work.fold("a", 0) / "oof.parquet"
-    path.write_bytes(encode_table(read_table(path).assign(fold=1), ".parquet"))
+    rewrite_tables(path.parent, {path.name: read_table(path).assign(fold=1)})
     shutil.rmtree(work.scores)
     with pytest.raises(ContractError, match=r"has fold 1, its own is 0"):
         do(evaluate, CONFIG, work)

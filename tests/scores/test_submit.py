@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from support.commands import do
 from support.scored import headlines
-from support.simulated import TASK, make_stack, make_work, rewrite_prepared
+from support.simulated import TASK, make_stack, make_work, rewrite_prepared, rewrite_tables
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DataError
@@ -57,7 +57,7 @@ def reject(work: WorkFolder, slice_id: str, **known) -> pd.DataFrame:
     rewrite_prepared(work, {"slices.parquet": slices[slices.slice_id != slice_id], "rejected.csv": rejected})
     for path in [*work.root.glob("runs/*/fold*/test.parquet"), *work.root.glob("stacks/*/*_test.parquet")]:
         table = read_table(path)
-        table[table.slice_id != slice_id].to_parquet(path)
+        rewrite_tables(path.parent, {path.name: table[table.slice_id != slice_id]})
     return row
 
 

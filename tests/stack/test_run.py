@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.commands import do
-from support.simulated import TASK, add_external_set, flip_labels, make_work
+from support.simulated import TASK, add_external_set, flip_labels, make_work, rewrite_slices
 from support.training import read_files
 
 from ichkit.core.config import load_config
@@ -275,8 +275,7 @@ def test_a_patient_in_two_folds_is_refused(tmp_path):
     work = make_work(tmp_path / "work", folds=(0, 1))
     slices = read_table(work.prepared / "slices.parquet")
     slices.loc[slices.index[(slices.fold == 0).fillna(False)][:1], "fold"] = 1
-    (work.prepared / "slices.parquet").unlink()
-    slices.to_parquet(work.prepared / "slices.parquet", index=False)
+    rewrite_slices(work, slices)
     with pytest.raises(FoldError, match="has folds 0 and 1; a patient has one"):
         do(stack, quick_config(), work)
 

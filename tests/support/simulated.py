@@ -155,13 +155,18 @@ def rewrite_slices(work: WorkFolder, slices: pd.DataFrame) -> None:
 
 def rewrite_prepared(work: WorkFolder, tables: dict[str, pd.DataFrame]) -> None:
     """Puts other tables in place of prepared ones, by file name, manifest included."""
-    old = read_manifest(work.prepared)
-    writer = ArtifactWriter(work.prepared, "prepared")
+    rewrite_tables(work.prepared, tables)
+
+
+def rewrite_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Puts other tables in place of those of an artifact, by file name, manifest included."""
+    old = read_manifest(folder)
+    writer = ArtifactWriter(folder, old.kind)
     for name in old.files:
         if name in tables:
             writer.write_table(name, tables[name])
         else:
-            writer.write_bytes(name, (work.prepared / name).read_bytes())
+            writer.write_bytes(name, (folder / name).read_bytes())
     writer.commit(settings=old.settings, inputs=old.inputs, facts=old.facts)
 
 

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from support.simulated import TASK, add_external_set, make_stack, make_work
+from support.simulated import TASK, add_external_set, make_stack, make_work, rewrite_tables
 
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split, pick_source
-from ichkit.work.artifacts import digest_file, encode_json, encode_table, read_table
+from ichkit.work.artifacts import digest_file, encode_json, read_table
 from ichkit.work.folder import WorkFolder
 
 
@@ -85,7 +85,7 @@ def test_a_run_called_like_a_kind_of_a_stack_is_refused(work):
 
 def test_folds_whose_test_tables_hold_other_slices_are_not_averaged(work):
     path = work.fold("a", 3) / "test.parquet"
-    path.write_bytes(encode_table(read_table(path).iloc[1:], ".parquet"))
+    rewrite_tables(path.parent, {path.name: read_table(path).iloc[1:]})
     with pytest.raises(ContractError, match=r"fold3.*expected the same slices as .*fold0.*ichkit train"):
         load_split(pick_source(find_sources(work, TASK), "a"), "test")
 
