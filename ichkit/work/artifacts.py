@@ -289,8 +289,9 @@ def read_manifest(folder: Path) -> Manifest:
             text = (folder / MANIFEST_NAME).read_bytes()
             break
     if text is None:
-        state = "unfinished" if partial_of(folder).exists() else "not found"
-        raise ArtifactError(f"{folder}: {state}. Run `{maker_of(folder)}` first.")
+        if partial_of(folder).exists():
+            raise ArtifactError(f"{folder}: unfinished. Run `{maker_of(folder)}` first.")
+        raise ArtifactError(f"{folder}: not found. Run `{maker_of(folder)}` first.")
     remedy = f"`{maker_of(folder)} --fresh`"
     try:
         raw = json.loads(text)
