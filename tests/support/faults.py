@@ -39,7 +39,8 @@ _CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.tru
 _SECONDS = 300
 # In place of a kill; the last is what a read-only or foreign folder says.
 ERRORS = {"ENOSPC": errno.ENOSPC, "EACCES": errno.EACCES}
-_TIMES = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+# Times, and the commit of a checkout.
+_TIMES = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _without_times(path: Path) -> bytes:
         facts = {name: value for name, value in raw["facts"].items() if not name.startswith("seconds")}
         timed = ("history.csv", "steps.jsonl")
         files = {name: None if name.endswith(timed) else file for name, file in raw["files"].items()}
-        return json.dumps({**raw, "created_utc": "", "facts": facts, "files": files}).encode()
+        return json.dumps({**raw, "created_utc": "", "git_commit": "", "facts": facts, "files": files}).encode()
     if path.name in ("history.csv", "steps.jsonl"):
         return str(len(data.splitlines())).encode()
     if path.name == "report.html":
