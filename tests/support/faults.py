@@ -112,7 +112,7 @@ class Harness:
             folder.mkdir(parents=True)
             return folder
         command = self._commands[name]
-        work = self._copy(command.base)
+        work = self.copy(command.base)
         if name == "prepare --folds":
             _swap_folds(work / "work" / "prepared" / "folds.csv", work / "mine.csv")
         code, text = run(work, command.words)
@@ -122,7 +122,7 @@ class Harness:
 
     def count_points(self, command: Command) -> int:
         """How many changes of the file system an undisturbed command makes."""
-        work = self._copy(command.base, command)
+        work = self.copy(command.base, command)
         run(work, command.words, at=-1)
         num_points = int((work / ".count").read_text())
         shutil.rmtree(work)
@@ -143,8 +143,12 @@ class Harness:
                 found.failures.append(f"{command.name}, {fault} at {point} of {found.num_points}: {problem}")
         return found
 
+    def remove(self, work: Path) -> None:
+        """Makes room for the next copy."""
+        shutil.rmtree(work)
+
     def _try(self, command: Command, fault: str, point: int, expected: dict[str, bytes]) -> str:
-        work = self._copy(command.base, command)
+        work = self.copy(command.base, command)
         try:
             code, text = run(work, command.words, at=point, fault=fault)
             if fault != "kill" and code not in (0, 2):
@@ -156,7 +160,8 @@ class Harness:
         finally:
             shutil.rmtree(work)
 
-    def _copy(self, name: str, command: Command | None = None) -> Path:
+    def copy(self, name: str, command: Command | None = None) -> Path:
+        """A folder in the state after a command, to be changed; one at a time."""
         work = self.scratch / "work"
         shutil.copytree(self.state(name), work, copy_function=_link)
         if command is not None and command.name == "prepare --folds":
@@ -164,20 +169,20 @@ class Harness:
         return work
 
 
-def run(work: Path, words: tuple[str, ...], *, at: int = 0, fault: str = "kill") -> tuple[int, str]:
+def run(work: Path, words: tuple[str, ...], *, at: int = 0, fault: str = "kill", log: str = "log") -> tuple[int, str]:
     """Runs one command in a process of its own, in `work`; returns its exit code and what it printed.
 
     Args:
         at: before which change of the file system the fault comes; 0 for none, -1 to count them into `.count`.
     """
-    log = work.parent / "log"
+    printed = work.parent / log
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             os.setsid()
             os.chdir(work)
-            with log.open("wb", buffering=0) as file:
+            with printed.open("wb", buffering=0) as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             code = _run_here(work, words, at, fault)
@@ -188,7 +193,7 @@ def run(work: Path, words: tuple[str, ...], *, at: int = 0, fault: str = "kill")
             sys.stderr.flush()
             os._exit(code)
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), log.read_text(errors="replace")
+    return os.waitstatus_to_exitcode(status), printed.read_text(errors="replace")
 
 
 def _run_here(work: Path, words: tuple[str, ...], at: int, fault: str) -> int:
