@@ -13,11 +13,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def provide_kernel_cache(package: Path = _PACKAGE) -> None:
-    """Sets `NUMBA_CACHE_DIR` to a private temporary folder where numba would find no place of its own.
+    """Sets `NUMBA_CACHE_DIR` to a private temporary folder if numba can write to none of its default cache folders.
 
-    Numba caches beside the source, else below the user's home, and refuses to define a cached kernel when it can write
-    to neither (numba 0.60 to 0.68): an image or a cluster with a read-only installation and no home. Called before any
-    module of this package loads numba; worker processes inherit the variable.
+    Numba caches beside the source, else below the user's home, and fails to define a cached kernel if it can write to
+    neither (numba 0.60 to 0.68), as in a container with a read-only installation and no home. Called before any module
+    of this package imports numba; worker processes inherit the variable.
 
     Args:
         package: folder of the installed package.
@@ -26,18 +26,18 @@ def provide_kernel_cache(package: Path = _PACKAGE) -> None:
         return
     folder = str(_private_folder(f"ichkit-numba-{_user()}"))
     os.environ[VARIABLE] = folder
-    if "numba" in sys.modules:  # a notebook may have loaded it first; it reads the variable only when it loads
+    if "numba" in sys.modules:  # a notebook may have imported it first; it reads the variable only on import
         sys.modules["numba"].config.CACHE_DIR = folder
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or in the nearest one above it that exists."""
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    """True if files can be created in a folder, or in its nearest existing parent."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def _user_caches() -> Path:
-    """Where numba looks for the user's caches; the same rules as the copy of `appdirs` that it carries."""
+    """The user's cache folder as numba finds it; the rules of its vendored `appdirs`."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home())
     if sys.platform == "darwin":
@@ -50,10 +50,10 @@ def _user() -> str:
 
 
 def _private_folder(name: str) -> Path:
-    """A folder in the temporary one that nobody else can write to, kept between calls.
+    """A folder below the temporary one that no other user can write to; it is reused by later processes.
 
-    Numba's cache holds pickles, so a folder that someone else prepared under that name is not used: then it is one of
-    this process alone, removed at its end.
+    Numba's cache holds pickles, so an existing folder of another user is not used; then the folder belongs to this
+    process alone and is removed when it exits.
     """
     folder = Path(tempfile.gettempdir()) / name
     try:
@@ -62,7 +62,7 @@ def _private_folder(name: str) -> Path:
         is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
         if stat.S_ISDIR(found.st_mode) and is_own and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             return folder
-    except OSError:  # a file or a link to nowhere has that name
+    except OSError:  # a file or a dangling link has that name
         pass
     alone = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     atexit.register(shutil.rmtree, alone, ignore_errors=True)

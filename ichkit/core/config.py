@@ -1,4 +1,4 @@
-"""Configuration: YAML to checked sections; unknown keys are refused with the nearest spelling."""
+"""Configuration: YAML to validated sections; unknown keys are refused with the nearest spelling."""
 
 import importlib.resources
 import importlib.util
@@ -25,20 +25,20 @@ _LONGEST_NAME = 4096
 
 
 class ChannelsConfig(ConfigSection):
-    """How a slice becomes an image; `kind` is a row of `imaging.windows.CHANNELS`, windows are (level, width) in HU."""
+    """Input channels: `kind` is a row of `imaging.windows.CHANNELS`, windows are (level, width) in HU."""
 
     kind: str = "windows"
     windows: tuple[tuple[float, Positive], ...] = ((40, 80), (75, 215), (600, 2800))
 
     def hull_hu(self) -> tuple[int, int]:
-        """Lowest and highest HU the store keeps: the hull of the windows, at least [-800, 2000]."""
+        """Lowest and highest HU of the store: the range that covers all windows, at least [-800, 2000]."""
         low = min(level - width / 2 for level, width in self.windows)
         high = max(level + width / 2 for level, width in self.windows)
         return min(-800, int(low)), max(2000, int(-(-high // 1)))
 
 
 class PrepareConfig(ConfigSection):
-    """DICOM to the Hounsfield store."""
+    """From DICOM to the Hounsfield store."""
 
     size: Count | None = None
     num_folds: Annotated[int, Field(ge=2)] = 5
@@ -49,10 +49,11 @@ class PrepareConfig(ConfigSection):
 
 
 class EvaluateConfig(ConfigSection):
-    """Scores and their intervals; `num_parts` is for a single fold, `num_top` slices make the top mean of a study.
+    """Scores and their intervals.
 
-    `coherent_base` scores a run as `submit` and `predict` give it, with the covering class at least as probable as each
-    class it covers; a stack's tables are coherent always.
+    `num_parts` is the number of parts of a single fold. A study's top mean is over `num_top` slices. `coherent_base`
+    scores a run as `submit` and `predict` publish it: the probability of a covering class is at least that of each
+    class it covers. The tables of a stack are always coherent.
     """
 
     num_draws: Count = 2000
@@ -64,7 +65,7 @@ class EvaluateConfig(ConfigSection):
 
 
 class PhantomConfig(ConfigSection):
-    """What `demo` asks of the phantom."""
+    """Size of the phantom."""
 
     studies: Count = 60
     test_studies: Count = 15
@@ -73,7 +74,7 @@ class PhantomConfig(ConfigSection):
 
 
 class Config(ConfigSection):
-    """The whole configuration; `configs/default.yaml` names the choices and their reasons."""
+    """The whole configuration; `configs/default.yaml` documents the choices and their reasons."""
 
     task: str = "hemorrhage"
     seed: Annotated[int, Field(ge=-_SEED_LIMIT, lt=_SEED_LIMIT)] = 0
@@ -147,7 +148,7 @@ def find_yaml(name: str, folder: str) -> Traversable:
 def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
-    except (OSError, ValueError):  # longer than a name may be, or no text
+    except (OSError, ValueError):  # too long for a file name, or with a NUL character
         return False
 
 
@@ -156,9 +157,11 @@ def _yaml_names(folder: Traversable) -> list[str]:
 
 
 def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The merged tree of a config and of what it extends; by dotted key, the file in which a value is written."""
+    """The merged tree of a config and its parents, and for each dotted key the file that sets it."""
     if name in seen:
-        raise ConfigError(f"config: {' extends '.join(map(shorten, (*seen, name)))}, which goes round in a circle.")
+        raise ConfigError(
+            f"config: circular `extends`: {' extends '.join(map(shorten, (*seen, name)))}. Remove one of them."
+        )
     path = find_yaml(name, "configs")
     where = f"{path}:" if isinstance(path, Path) and path == Path(name) else f"config {name}:"
     tree = read_yaml(path) or {}

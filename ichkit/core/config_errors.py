@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, said of the file or the option in which the user wrote it."""
+"""Messages for an invalid configuration, each naming the file or the option in which the user wrote the value."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ _UNPRINTABLE = "a number of thousands of digits"
 
 
 class _Short(reprlib.Repr):
-    """A value in at most about 80 letters, whatever it holds."""
+    """Shortens any value to at most about 80 characters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Short(reprlib.Repr):
         self.maxstring, self.maxlong, self.maxother = _MAX_WORD, 30, _MAX_WORD
 
     def repr_int(self, number: int, level: int) -> str:
-        """Digits, or that there are too many for Python to write."""
+        """The digits, or a placeholder if Python refuses to print so many."""
         try:
             return super().repr_int(number, level)
         except ValueError:
@@ -38,7 +38,7 @@ class _Short(reprlib.Repr):
 
 
 def short(value: object) -> str:
-    """A value for a message, never printed whole where it is long.
+    """A value for a message, shortened if it is long.
 
     Example:
         >>> short([1, 2, 3, 4, 5, 6])
@@ -48,18 +48,18 @@ def short(value: object) -> str:
 
 
 def shorten(text: str, most: int = _MAX_WORD) -> str:
-    """A text on one line of at most `most` letters; what is cut from its middle is marked."""
+    """A text on one line of at most `most` characters; "..." marks what was cut from the middle."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= most else f"{text[: most - 23]}...{text[-20:]}"
 
 
 def explain(error: ValidationError, config: type[ConfigSection], origins: Origins, name: str) -> str:
-    """One message for everything that is wrong, each problem with the key as the user would write it.
+    """One message for all problems, each with the key as the user would write it.
 
     Args:
         config: the class that was validated.
-        origins: of every key that was written.
-        name: of the config, where nothing else says where a value comes from.
+        origins: of every key that the user wrote.
+        name: of the config, used for values without an origin.
     """
     problems = error.errors(include_url=False, include_context=False)
     lines = [_explain_one(problem, config, origins, name) for problem in problems[:_MAX_PROBLEMS]]
@@ -67,14 +67,14 @@ def explain(error: ValidationError, config: type[ConfigSection], origins: Origin
     return "; ".join(dict.fromkeys(lines)) + more
 
 
-def list_keys(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
-    """The dotted key of every value of a section, those of sections inside it included."""
+def _list_keys(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
+    """The dotted key of every value of a section and its subsections."""
     for name, info in section.model_fields.items():
         inside = _section_of(info.annotation)
         if inside is None or inside.__name__ == "PhaseConfig":
             yield prefix + name
         else:
-            yield from list_keys(inside, f"{prefix}{name}.")
+            yield from _list_keys(inside, f"{prefix}{name}.")
 
 
 def _explain_one(problem: ErrorDetails, config: type[ConfigSection], origins: Origins, name: str) -> str:
@@ -83,24 +83,22 @@ def _explain_one(problem: ErrorDetails, config: type[ConfigSection], origins: Or
     if problem["type"] == "extra_forbidden":
         written, where = _find_origin(place, origins, name)
         return f"{where} {_shorten_key(written)}: unknown key{_suggest(place, written[len(place) :], config)}"
-    if named := _NAMED_KEY.match(message):  # a check of a whole section names the key itself
-        place, message = named[1].split("."), message[named.end() :].lstrip(" :")
-        place, where = _find_origin(place, origins, name)
-        return f"{where} {_shorten_key(place)}: {message}"
-    place, where = _find_origin(place, origins, name)
     value = problem["input"]
     if problem["type"] in ("model_type", "model_attributes_type"):
         message = "expected a section of keys and values"
     found = "" if isinstance(value, dict | ConfigSection) else f", found {short(value)}"
+    if named := _NAMED_KEY.match(message):  # the validator of a whole section names the key itself
+        place, message, found = named[1].split("."), message[named.end() :].lstrip(" :"), ""
+    place, where = _find_origin(place, origins, name)
     return f"{where} {_shorten_key(place) or 'config'}: {message}{found}"
 
 
 def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> str:
-    """A question with the nearest key of the whole configuration, else the keys of the section.
+    """The nearest key of the whole configuration as a question, else the keys of the section.
 
     Args:
-        place: of the key that is not known.
-        rest: what was written behind it.
+        place: parts of the unknown key.
+        rest: parts that the user wrote below it.
     """
     parent = config
     for part in place[:-1]:
@@ -110,7 +108,7 @@ def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> 
         parent = inside
     prefix, word = ".".join(place[:-1]), place[-1][:_MAX_WORD]
     close = difflib.get_close_matches(word, list(parent.model_fields), n=1)
-    keys = sorted(list_keys(config), key=lambda key: (key.count("."), key))
+    keys = sorted(_list_keys(config), key=lambda key: (key.count("."), key))
     if close:
         meant = ".".join([*place[:-1], close[0]])
         whole = ".".join([meant, *rest])
@@ -123,14 +121,12 @@ def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> 
 
 
 def _find_origin(place: list[str], origins: Origins, name: str) -> tuple[list[str], str]:
-    """The key as far as it was written, and where: the place itself, one inside it, or what holds it."""
-    key = ".".join(place)
-    inside = [written for written in origins if written.startswith(f"{key}.")]
+    """The key as the user wrote it, and where: the key itself, a section above it, or a key inside it."""
     for length in range(len(place), 0, -1):
         written = ".".join(place[:length])
         if written in origins:
             return place, origins[written]
-    if inside:
+    if inside := [written for written in origins if written.startswith(f"{'.'.join(place)}.")]:
         where = origins[inside[-1]]
         return (inside[-1].split(".") if where == "--set" else place), where
     return place, f"config {shorten(name)}:"

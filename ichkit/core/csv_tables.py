@@ -1,4 +1,4 @@
-"""CSV in which a spreadsheet finds no formula: text from outside is written guarded, and read as it was."""
+"""CSV files that are safe to open in a spreadsheet: formulas in text are escaped on writing, unescaped on reading."""
 
 import csv
 from io import BytesIO
@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 _GUARD = "'"
-# A text beginning so is a formula to a spreadsheet, as is one behind white space that it drops. Texts that already
-# begin with guards and a formula get one more, so that reading takes away exactly what writing put there.
+# A spreadsheet takes text that begins with one of these for a formula. Text that already begins with guards and one of
+# these gets one guard more, so that reading removes exactly what writing added.
 _FORMULA_STARTS = frozenset("=+-@\t\r\n")
 
 
@@ -31,16 +31,16 @@ def encode_csv(frame: pd.DataFrame) -> bytes:
 
 
 def read_csv(source: Path | BytesIO, **options: Any) -> pd.DataFrame:
-    """A table that `encode_csv` wrote, its texts as they were.
+    """A table that `encode_csv` wrote, with the original text.
 
     Args:
-        options: of `pandas.read_csv`, which also says what is raised.
+        options: of `pandas.read_csv`, which documents the exceptions.
     """
     table: pd.DataFrame = pd.read_csv(source, **options)
     for place in range(table.shape[1]):
         column = table.iloc[:, place]
         if _is_text(column) and column.astype("str").str.startswith(_GUARD).any():
-            table.isetitem(place, column.map(_take_off, na_action="ignore").array)
+            table.isetitem(place, column.map(_unguard, na_action="ignore").array)
     return table
 
 
@@ -56,6 +56,6 @@ def _guard(value: Any) -> Any:
     return _GUARD + value if isinstance(value, str) and _is_formula(value) else value
 
 
-def _take_off(value: Any) -> Any:
+def _unguard(value: Any) -> Any:
     is_guarded = isinstance(value, str) and value.startswith(_GUARD) and _is_formula(value)
     return value[1:] if is_guarded else value

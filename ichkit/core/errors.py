@@ -1,25 +1,25 @@
-"""Every failure that a user, a file or a config can cause; each ends the command with one message and its exit code."""
+"""Errors that a user, a file or a config can cause; each ends the command with one message and its exit code."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class IchkitError(Exception):
-    """A failure the user can mend: the message says what was expected, what was found, where, and what to do."""
+    """A user error: the message says what was expected, what was found, where, and how to fix it."""
 
     exit_code = 2
 
 
 class ConfigError(IchkitError):
-    """A config file, a `--set` or an option that cannot be used."""
+    """An invalid config file, `--set` value or option."""
 
 
 class DataError(IchkitError):
-    """A data folder, label file or DICOM tree that is missing or contradicts itself."""
+    """A data folder, label file or DICOM tree that is missing or inconsistent."""
 
 
 class FoldError(IchkitError):
-    """Folds that break the patient-wise contract, or a fold that does not exist."""
+    """Folds that split a patient, or a fold that does not exist."""
 
 
 class ArtifactError(IchkitError):
@@ -27,30 +27,30 @@ class ArtifactError(IchkitError):
 
 
 class ContractError(IchkitError):
-    """A table that breaks the out-of-fold contract or the columns of a schema."""
+    """A table that violates the out-of-fold contract or its schema."""
 
 
 class DiskFullError(IchkitError):
-    """The disk ended before the work did; what was finished stays valid."""
+    """The disk is full; finished work stays valid."""
 
 
 class UploadError(IchkitError):
-    """The competition site refused a submission, could not be reached, or did not say what became of it."""
+    """The competition site refused a submission, could not be reached, or did not report its status."""
 
 
 class Stopped(IchkitError):
-    """SIGTERM or SIGINT arrived and everything was saved; the same command goes on from here."""
+    """SIGTERM or SIGINT stopped the command after it saved its state; the same command continues from there."""
 
     exit_code = 75
 
     @classmethod
     def after(cls, saved: str) -> "Stopped":
-        """With the words that every stop ends in; `saved` says what is safe."""
-        return cls(f"stopped: {saved}. Run the same command again to go on.")
+        """The error for a stop; `saved` says what is saved."""
+        return cls(f"stopped: {saved}. Run the same command again to continue.")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A sentence that lists the choices and, where one is close, the nearest spelling.
+    """A sentence that lists the choices, after the nearest spelling if one is close.
 
     Example:
         >>> nearest("resnet5", ["resnet50", "vit"])

@@ -1,4 +1,4 @@
-"""Rows of your own: modules that add to the tables of stackers, tasks, sources, losses or backbones."""
+"""Plug-ins: user modules that add rows to the tables of stackers, tasks, sources, losses or backbones."""
 
 import functools
 import importlib
@@ -14,22 +14,22 @@ VARIABLE = "ICHKIT_PLUGINS"
 
 
 def load_plugins() -> None:
-    """Imports what `ICHKIT_PLUGINS` names, separated by commas, once in every process.
+    """Imports the comma-separated modules of `ICHKIT_PLUGINS`, once per process.
 
-    A name is a file ending in .py, or a module that Python finds or that lies in the current folder. A variable rather
-    than a setting, because worker processes inherit it: a row is there wherever it is looked up.
+    A name is a file ending in .py, a module that Python finds, or one in the current folder. It is an environment
+    variable because worker processes inherit it, so that they know the rows too.
 
     Raises:
-        ConfigError: a module that is not there, or that fails while it is imported.
+        ConfigError: a module is not found, or its import fails.
     """
     _load(os.environ.get(VARIABLE, ""))
 
 
 def add_plugins(files: Sequence[Path]) -> None:
-    """Adds files to what `ICHKIT_PLUGINS` names, for this process and its workers, and imports them.
+    """Adds files to `ICHKIT_PLUGINS`, for this process and its workers, and imports them.
 
     Raises:
-        ConfigError: a file that is not there, is no module, or fails while it is imported.
+        ConfigError: a file is not found, is not a Python file, or its import fails.
     """
     named = [word for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]
     for file in files:
@@ -47,25 +47,25 @@ def add_plugins(files: Sequence[Path]) -> None:
 def _load(names: str) -> None:
     for name in filter(None, (word.strip() for word in names.split(","))):
         module, folder = _find(name)
-        # Behind everything else, so that no file of the folder takes the place of an installed module; on the path,
-        # because that is what worker processes are given, which may have to import the module by its name.
+        # Appended, so that no file of the folder shadows an installed module; on sys.path, because worker processes
+        # inherit it and may have to import the module by name.
         if folder is not None and str(folder) not in sys.path:
             sys.path.append(str(folder))
         try:
             importlib.import_module(module)
-        # A module of the user's own may fail with anything.
+        # A user's module may raise anything.
         except Exception as error:
             raise ConfigError(
-                f"{VARIABLE}: {name} failed while it was imported ({type(error).__name__}: {error}). Correct the file; "
+                f"{VARIABLE}: could not import {name} ({type(error).__name__}: {error}). Fix the file; "
                 "--debug shows where."
             ) from error
 
 
 def _find(name: str) -> tuple[str, Path | None]:
-    """A module's name, and the folder that must be on the path for it.
+    """A module's name, and the folder that must be on sys.path to import it.
 
     Raises:
-        ConfigError: it is nowhere, or its name is that of another module.
+        ConfigError: it is not found, or another module has its name.
     """
     if not name.endswith(".py"):
         if _is_known(name):
@@ -77,18 +77,17 @@ def _find(name: str) -> tuple[str, Path | None]:
         known = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
         if not path.stem.isidentifier() or (known is not None and not _is_file(known.origin, path)):
             raise ConfigError(
-                f"{VARIABLE}: {name} cannot be imported: its name is that of another module, or no name of one. "
+                f"{VARIABLE}: cannot import {name}: another module has this name, or it is not a valid module name. "
                 "Rename the file."
             )
         return path.stem, path.parent
     raise ConfigError(
-        f"{VARIABLE}: expected a Python file, or a module in the current folder or where Python looks (PYTHONPATH), "
+        f"{VARIABLE}: expected a Python file, or a module in the current folder or on PYTHONPATH, "
         f"found {name}. Check the name, or use --plugin FILE."
     )
 
 
 def _is_known(name: str) -> bool:
-    """True for a module that Python finds."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

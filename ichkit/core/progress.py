@@ -1,4 +1,4 @@
-"""What a person sees while work goes on, and the flag that a stop signal raises."""
+"""Progress output, and the flag that a stop signal sets."""
 
 import contextlib
 import logging
@@ -64,7 +64,7 @@ class Meter:
             self._bar.stop()
 
     def skip(self, count: int) -> None:
-        """Counts items that were finished before this call: they are done, and no measure of how fast it goes."""
+        """Counts items that an earlier call finished: they count as done, but not for the rate."""
         self._skipped += count
         self.done += count
 
@@ -72,8 +72,8 @@ class Meter:
         """Counts `count` more finished items.
 
         Args:
-            note: stands behind the figures from now on, e.g. the epoch.
-            waited_seconds: how long these items were waited for; the share of all the time is shown.
+            note: shown after the figures from now on, e.g. the epoch.
+            waited_seconds: time spent waiting for these items; its share of the elapsed time is shown.
         """
         self.done, self.note = self.done + count, note or self.note
         if waited_seconds is not None:
@@ -88,7 +88,7 @@ class Meter:
             logger.info("%s: %s", self.label, ", ".join(text for text in told if text))
 
     def _measure(self, now: float) -> tuple[str, str]:
-        """Rate and share of waiting, and the time that is left at that rate."""
+        """Rate with the share of waiting, and the time left at that rate."""
         spent = max(now - self._began, 1e-9)
         rate = (self.done - self._skipped) / spent
         figures = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{60 * rate:.1f} {self.unit}/min"
@@ -98,23 +98,23 @@ class Meter:
 
 
 class StopFlag:
-    """True once a stop was asked for; stages look at it where everything is saved."""
+    """True once a stop is requested; stages check it where everything is saved."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def set(self) -> None:
-        """Asks for a stop at the next safe point."""
+        """Requests a stop at the next safe point."""
         self._event.set()
 
     def __bool__(self) -> bool:
         return self._event.is_set()
 
     def check(self, saved: str) -> None:
-        """Stops here when asked to.
+        """Stops here if a stop is requested.
 
         Raises:
-            Stopped: a stop was asked for; `saved` says what is safe.
+            Stopped: a stop is requested; `saved` says what is saved.
         """
         if self:
             raise Stopped.after(saved)
@@ -122,9 +122,9 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """Turns SIGTERM and SIGINT into a flag for as long as the block runs; a second SIGINT interrupts at once.
+    """While the block runs, SIGTERM and SIGINT set the flag; a second SIGINT interrupts at once.
 
-    Outside the main thread signals cannot be caught, and the flag stays down.
+    Outside the main thread signals cannot be caught, and nothing sets the flag.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
@@ -146,7 +146,7 @@ def stop_on_signal() -> Iterator[StopFlag]:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people.
+    """A duration as text.
 
     Example:
         >>> format_seconds(3700), format_seconds(7300)

@@ -1,4 +1,4 @@
-"""What the rows of every table have in common, and how one is looked up by name."""
+"""The fields that the rows of all tables share, and the look-up of a row by name."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
@@ -20,17 +20,17 @@ class Row(Protocol):
 
     @property
     def source(self) -> str:
-        """Where it comes from: a paper, a standard, a page, or "chosen here, because ..."."""
+        """Its origin: a paper, a standard, a page, or "chosen here, because ..."."""
 
 
 RowType = TypeVar("RowType", bound=Row)
 
 
 def find_row(table: Mapping[str, RowType], name: str, where: str) -> RowType:
-    """The row of that name, those of plug-ins included.
+    """The row of that name, including rows of plug-ins.
 
     Args:
-        where: the setting that names it, for the message, e.g. "train.loss".
+        where: the setting to name in the message, e.g. "train.loss".
 
     Raises:
         ConfigError: no such row; the message lists the choices and the nearest spelling.

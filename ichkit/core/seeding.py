@@ -1,4 +1,4 @@
-"""One rule for every random number: a generator seeded from the run's seed and the place where it is used."""
+"""One rule for all random numbers: each generator is seeded from the run's seed and the purpose it serves."""
 
 import hashlib
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def derive_seed(seed: int, *place: str | int) -> int:
-    """A 63-bit seed that depends on the run's seed and on every part of the place, and on nothing else.
+    """A 63-bit seed that depends on the run's seed and every part of `place`, and on nothing else.
 
     Args:
         seed: the run's seed.
-        place: purpose, then fold, epoch, index or whatever else tells two uses apart.
+        place: purpose, then fold, epoch, index or anything else that distinguishes two uses.
 
     Source: chosen here, because hashing keeps streams independent and the same in every process and worker count.
 

@@ -1,16 +1,16 @@
-"""The sections of the second stage."""
+"""Configuration of stage 2."""
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ichkit.core.section import ConfigSection, Count, Positive, Probability, runtime
+from ichkit.core.section import ConfigSection, Count, Odd, Positive, Probability, runtime
 
 
 class NetworkConfig(ConfigSection):
-    """What the networks of the second stage share; decay and length of training are chosen on inner patients.
+    """Settings that the second-stage networks share; weight decay and number of epochs are chosen on inner patients.
 
-    `epochs` are the most passes over the rows, and `max_visits` bounds the rows seen in all of them together.
+    `epochs` is the maximum number of epochs, `max_visits` the maximum number of rows seen in all epochs together.
     """
 
     epochs: Count = 20
@@ -24,17 +24,12 @@ class NetworkConfig(ConfigSection):
 class FusionConfig(NetworkConfig):
     """The axial-fusion CNN of the paper: two convolutions and one linear layer."""
 
-    window: Annotated[int, Field(ge=3, le=21)] = 7
+    window: Annotated[Odd, Field(ge=3, le=21)] = 7
     channels: tuple[Count, Count] = (32, 64)
-
-    @model_validator(mode="after")
-    def _check_window(self) -> "FusionConfig":
-        _check_odd("stack.fusion.window", self.window)
-        return self
 
 
 class SequenceConfig(NetworkConfig):
-    """A recurrent network over whole studies; augmentation turns studies round and leaves slices out."""
+    """A recurrent network over whole studies; augmentation reverses the slice order and drops slices."""
 
     hidden: Count = 32
     batch_size: Count = 2048
@@ -45,9 +40,9 @@ class SequenceConfig(NetworkConfig):
 
 
 class LightgbmConfig(ConfigSection):
-    """Boosted trees on neighbours' descriptors; the strength of regularisation is chosen on inner patients."""
+    """Boosted trees on the descriptors of neighbouring slices; the regularisation is chosen on inner patients."""
 
-    window: Annotated[int, Field(ge=1)] = 19
+    window: Odd = 19
     features: tuple[str, ...] = ("neighbours", "steps", "means", "study", "ranks", "position")
     learning_rate: Positive = 0.1
     max_rounds: Count = 300
@@ -55,25 +50,15 @@ class LightgbmConfig(ConfigSection):
     strengths: tuple[str, ...] = ("light", "medium", "strong", "base")
     num_threads: int | None = runtime(None)
 
-    @model_validator(mode="after")
-    def _check_window(self) -> "LightgbmConfig":
-        _check_odd("stack.lightgbm.window", self.window)
-        return self
-
-
-def _check_odd(key: str, window: int) -> None:
-    if window % 2 == 0:
-        raise ValueError(f"{key} must be odd, so that it has a middle; found {window}")
-
 
 class BlendConfig(ConfigSection):
-    """Convex weights per class on logits, fitted on inner patients of each fold's training part."""
+    """Convex weights of the members' logits per class, fitted on inner patients of each fold's training part."""
 
     tolerance: Annotated[float, Field(ge=0)] = 0.0
 
 
 class EmbeddingsConfig(ConfigSection):
-    """What networks see before their last layer, brought into one space; `enabled` needs `train --embeddings`."""
+    """Penultimate-layer embeddings, aligned to one space; `enabled` needs `train --embeddings`."""
 
     enabled: bool = False
     size: Count = 32
@@ -81,7 +66,7 @@ class EmbeddingsConfig(ConfigSection):
 
 
 class StackConfig(ConfigSection):
-    """Stage 2: descriptors of adjacent slices to the final probability."""
+    """Stage 2: from the descriptors of adjacent slices to the final probabilities."""
 
     stackers: tuple[str, ...] = ("fusion", "lightgbm")
     num_parts: Annotated[int, Field(ge=2)] = 5

@@ -1,4 +1,4 @@
-"""The task seam: what is predicted. Nothing below a task knows how many classes there are or what they are called."""
+"""Prediction tasks: the classes to predict. No other module hard-codes their number or names."""
 
 import math
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from ichkit.core.rows import find_row
 
 @dataclass(frozen=True)
 class Task:
-    """Class names, their weights in the score, and which class covers which; checked when it is made.
+    """Class names, their weights in the score, and which class covers which; validated on creation.
 
     Attributes:
         name: key in `TASKS`.
         classes: in file order; the predictions tables hold `p_<class>` in this order.
         weights: one per class, 0 or more, summing to 1.
-        any_class: the class that is positive where any other is; None where the task has none.
+        any_class: the class that is positive if any other is; None for a task without one.
         description: one sentence.
         source: where classes and weights come from.
-        covers: class to the classes that it covers: where one of those is positive, so is it. `any_class` covers every
-            other class without being named here.
+        covers: class to the classes that it covers: if one of them is positive, so is it. `any_class` covers every
+            other class and need not be listed here.
 
     Raises:
-        ConfigError: classes repeat, weights do not fit them, or `any_class` or `covers` name a class that is none.
+        ConfigError: classes repeat, weights do not fit them, or `any_class` or `covers` name an unknown class.
 
     Example:
         >>> Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "an example").headline_class
@@ -49,7 +49,7 @@ class Task:
             raise ConfigError(f'task "{self.name}": {problem} Change the row that defines the task.')
 
     def _find_problem(self) -> str:
-        """What is wrong with the row, as a sentence; empty where nothing is."""
+        """What is wrong with the row, as a sentence; empty if it is valid."""
         if not self.classes or len(set(self.classes)) < len(self.classes):
             return f"expected one or more classes, each once, found {list(self.classes)}."
         if len(self.weights) != len(self.classes):
@@ -77,7 +77,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """How many classes a descriptor has."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
@@ -87,7 +87,7 @@ class Task:
 
     @property
     def headline_class(self) -> str:
-        """The class that tables and pages are sorted by: `any_class`, or the first class where there is none."""
+        """The class that tables and pages are sorted by: `any_class`, or the first class of a task without one."""
         return self.classes[0] if self.any_class is None else self.any_class
 
     @property
@@ -96,13 +96,8 @@ class Task:
         return self.classes.index(self.headline_class)
 
     @property
-    def any_index(self) -> int:
-        """As `headline_index`, by its earlier name."""
-        return self.headline_index
-
-    @property
     def subtypes(self) -> tuple[str, ...]:
-        """Every class but `any_class`, in order; all of them where there is none."""
+        """Every class but `any_class`, in order."""
         return tuple(name for name in self.classes if name != self.any_class)
 
     def weight_array(self) -> np.ndarray:
@@ -116,7 +111,7 @@ TASKS = {
         classes=("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"),
         weights=(1 / 7, 1 / 7, 1 / 7, 1 / 7, 1 / 7, 2 / 7),
         any_class="any",
-        description="Five subtypes of intracranial hemorrhage per slice, and any of them.",
+        description="Five subtypes of intracranial hemorrhage per slice, and any hemorrhage.",
         source="RSNA 2019 Intracranial Hemorrhage Detection, evaluation page",
     ),
 }

@@ -1,4 +1,4 @@
-"""Configuration of stage 1: what the 2D network is, what it sees, and how it learns."""
+"""Configuration of stage 1: the 2D network, its input and its training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ichkit.core.errors import ConfigError, nearest
-from ichkit.core.section import ConfigSection, Count, Positive, Probability, runtime
+from ichkit.core.section import ConfigSection, Count, Odd, Positive, Probability, runtime
 
 
 class AugmentConfig(ConfigSection):
-    """Geometry and noise of training images; each `*_probability` is per draw, one draw per block or per slice.
+    """Augmentation of training images; parameters are drawn once per block or once per slice.
 
     `noise_hu` is the range of the noise's standard deviation in HU.
     """
@@ -31,19 +31,19 @@ class AugmentConfig(ConfigSection):
 
 
 class CutMixConfig(ConfigSection):
-    """CutMix over blocks; probability 0 switches it off."""
+    """CutMix between blocks; probability 0 switches it off."""
 
     probability: Probability = 0.5
     alpha: Positive = 1.0
 
 
 class PhaseConfig(ConfigSection):
-    """One phase of a run; what is None here is as in `train`.
+    """One phase of a run; None means the value of `train`.
 
-    `weights` are those it begins with: "keep" (of the phase before; in the first one `train.pretrained`), "hub",
-    "none", a file, or "run:NAME", the same fold of an earlier run on the same folds. `frozen_stages` is how many of
-    the backbone's stages, counted from the image and with the stem as the first, stay as they are. `classes` are the
-    labels it learns; the last phase learns all.
+    `weights` are the initial weights: "keep" (of the previous phase; in the first phase `train.pretrained`), "hub",
+    "none", a file, or "run:NAME", the same fold of an earlier run on the same folds. `frozen_stages` is the number of
+    frozen backbone stages, counted from the input with the stem as the first. `classes` are the labels to train on;
+    the last phase trains on all.
     """
 
     weights: str = "keep"
@@ -56,13 +56,13 @@ class PhaseConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class ResolvedPhase:
-    """One phase with every value known.
+    """One phase with every value set.
 
     Attributes:
-        weights: what it begins with, as in `PhaseConfig`.
-        frozen_stages: how many of the backbone's stages stay as they are.
-        classes: the labels it learns, in the order of the task.
-        epochs, learning_rate, warmup_epochs: its own, or those of `train`.
+        weights: initial weights, as in `PhaseConfig`.
+        frozen_stages: number of frozen backbone stages.
+        classes: the labels to train on, in the order of the task.
+        epochs, learning_rate, warmup_epochs: of the phase, else of `train`.
     """
 
     weights: str
@@ -79,7 +79,7 @@ class TrainConfig(ConfigSection):
     backbone: str = "resnet50"
     pretrained: str = "hub"
     image_size: Annotated[int, Field(ge=32)] = 512
-    block_size: Annotated[int, Field(ge=1)] = 7
+    block_size: Odd = 7
     batch_blocks: Count = 16
     sampling: Literal["blocks", "slices"] = "blocks"
     centres: str = "uniform"
@@ -98,7 +98,7 @@ class TrainConfig(ConfigSection):
     cutmix: CutMixConfig = CutMixConfig()
     phases: tuple[PhaseConfig, ...] = ()
     tta: Literal["none", "hflip"] = "none"
-    # YAML reads 32 as a number.
+    # YAML parses 32 as a number.
     precision: Annotated[Literal["auto", "32", "64", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "auto"
     grad_checkpointing: bool = False
     accelerator: str = runtime("auto")
@@ -112,17 +112,9 @@ class TrainConfig(ConfigSection):
     embeddings: bool = runtime(False)
 
     @model_validator(mode="after")
-    def _check_block(self) -> "TrainConfig":
-        if self.block_size % 2 == 0:
-            raise ValueError(
-                f"train.block_size must be odd, so that a block has a middle slice; found {self.block_size}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _check_phases(self) -> "TrainConfig":
         if self.phases and self.phases[-1].classes is not None:
-            raise ValueError("train.phases: the last phase learns every class of the task; leave out its `classes`")
+            raise ValueError("train.phases: the last phase trains on all classes of the task; leave out its `classes`")
         return self
 
     @property
@@ -131,13 +123,13 @@ class TrainConfig(ConfigSection):
         return sum(phase.epochs or self.epochs for phase in self.phases or (PhaseConfig(),))
 
     def resolve_phases(self, classes: Sequence[str]) -> tuple[ResolvedPhase, ...]:
-        """At least one phase; what a phase leaves open is as in `train`.
+        """The phases of a run; without `train.phases` there is one, the run itself.
 
         Args:
             classes: of the task, in order.
 
         Raises:
-            ConfigError: a phase learns a class that the task has not.
+            ConfigError: a phase has a class that is not in the task.
         """
         return tuple(
             ResolvedPhase(
@@ -153,11 +145,7 @@ class TrainConfig(ConfigSection):
 
 
 def _order_classes(asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The classes asked for, each once and in the order of the task; None asks for all.
-
-    Raises:
-        ConfigError: one of them is not of the task.
-    """
+    """The requested classes, each once and in the order of the task; None requests all."""
     for name in asked or ():
         if name not in known:
             raise ConfigError(f'train.phases: unknown class "{name}". {nearest(name, known)}')

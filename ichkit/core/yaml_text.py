@@ -1,4 +1,4 @@
-"""YAML as people write it, within bounds: alias bombs, deep nesting and huge values end in one message at once."""
+"""YAML within limits: alias bombs, deep nesting and huge files are refused with one message."""
 
 from collections.abc import Hashable
 from importlib.resources.abc import Traversable
@@ -15,30 +15,16 @@ _MAX_VALUES = 20_000
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader within `_MAX_DEPTH`; it refuses a key that stands twice, of which YAML would keep the last."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """As the safe loader does, and no deeper than `_MAX_DEPTH`."""
-        self._depth += 1
-        if self._depth > _MAX_DEPTH + 1:
-            raise RecursionError
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
+    """The safe loader, which also refuses a duplicate key; PyYAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As the safe loader does, after a look at the keys."""
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.MarkedYAMLError(problem="a key stands twice in one section", problem_mark=key.start_mark)
-                seen.add(str(key.value) if isinstance(key, yaml.ScalarNode) else "")
+        """The mapping, if no key is in it twice."""
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem="duplicate key in one section", problem_mark=key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -46,12 +32,12 @@ def read_yaml(path: Traversable) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ConfigError: larger than `MAX_BYTES`, not YAML, or nested or repeated beyond what any config needs.
+        ConfigError: larger than `MAX_BYTES`, not YAML, nested too deeply, or with too many values.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: expected YAML of at most {MAX_BYTES // 1024} kB, found more. Is it another file?")
+        raise ConfigError(f"{path}: expected YAML of at most {MAX_BYTES // 1024} kB, found more. Check the path.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -60,10 +46,10 @@ def read_yaml(path: Traversable) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text stands for.
+    """The value of a YAML text.
 
     Args:
-        where: begins the message.
+        where: file or option, for the message.
 
     Raises:
         ConfigError: as `read_yaml`.
@@ -77,19 +63,19 @@ def parse_yaml(text: str, where: str) -> Any:
         at = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         raise ConfigError(f"{where}: not readable as YAML: {error.problem or error.context}{at}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not readable as YAML: it holds characters that are no text.") from error
+        raise ConfigError(f"{where}: not readable as YAML: it has control characters.") from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: not readable as YAML: nested more than {_MAX_DEPTH} deep.") from error
-    except ValueError as error:  # a date that is none, a number of more digits than Python converts
-        raise ConfigError(f"{where}: not readable as YAML: a number or date that cannot be read.") from error
+        raise ConfigError(f"{where}: not readable as YAML: nested more than {_MAX_DEPTH} levels deep.") from error
+    except ValueError as error:  # an impossible date, or a number of more digits than Python converts
+        raise ConfigError(f"{where}: not readable as YAML: it has an invalid number or date.") from error
     return value
 
 
 def _is_within(value: Any, depth: int, left: list[int]) -> bool:
-    """False where more than `left[0]` values are met, each as often as it is referred to.
+    """True if a value has at most `left[0]` values inside, counting each alias.
 
     Raises:
-        RecursionError: nested deeper than `depth`, as a list that holds itself is.
+        RecursionError: nested deeper than `depth`, as is a list that contains itself.
     """
     left[0] -= 1
     if left[0] < 0:

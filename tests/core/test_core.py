@@ -146,7 +146,7 @@ def test_seeds_differ_by_place_and_not_by_call():
             "train.cutmix.probability=2",
             "train.cutmix.probability: Input should be less than or equal to 1, found 2",
         ),
-        ("train.block_size=6", "--set train.block_size: must be odd, so that a block has a middle slice; found 6"),
+        ("train.block_size=6", "--set train.block_size: must be odd, so that there is a middle slice, found 6"),
         ("task=strokes", 'unknown task "strokes". Choices: hemorrhage'),
         ("epochs", 'expected section.key=value, found "epochs"'),
     ],
@@ -162,7 +162,7 @@ def test_a_wrong_config_name_lists_the_choices_and_a_circle_is_refused(tmp_path)
         load_config("defualt")
     path = tmp_path / "a.yaml"
     path.write_text(f"extends: {path}\n")
-    with pytest.raises(ConfigError, match="goes round in a circle"):
+    with pytest.raises(ConfigError, match="circular `extends`"):
         load_config(str(path))
 
 

@@ -105,7 +105,7 @@ def test_other_weights_behind_the_same_words_are_other_settings(work, tmp_path):
 
 
 def test_a_last_phase_with_fewer_classes_and_an_unknown_class_are_refused(work):
-    with pytest.raises(ConfigError, match="the last phase learns every class"):
+    with pytest.raises(ConfigError, match="the last phase trains on all classes"):
         config("train.phases=[{classes: [any]}]")
     with pytest.raises(ConfigError, match='unknown class "anny". Did you mean "any"'):
         train_fold(work, "wrong", "train.phases=[{classes: [anny]}, {epochs: 1}]")

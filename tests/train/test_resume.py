@@ -35,7 +35,7 @@ def test_a_fold_stopped_anywhere_ends_in_the_bytes_of_one_that_was_not(tmp_path,
     work = make_pixel_work(tmp_path)
     task = FoldTask(config(*EXTRA), work, "run", 0, trains=True)
     for number in looks:
-        with pytest.raises(Stopped, match=r"saved.*Run the same command again to go on"):
+        with pytest.raises(Stopped, match=r"saved.*Run the same command again to continue"):
             do_fold(task, StopAtLook(number))
         assert load_checkpoint(partial_of(task.folder) / "last.ckpt")
     do_fold(task, StopFlag())

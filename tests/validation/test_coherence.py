@@ -15,7 +15,7 @@ from ichkit.validation.metrics import weighted_log_loss
 from ichkit.work.schemas import make_predictions
 
 WEIGHTS = TASK.weight_array()
-ANY, SUBTYPES = TASK.any_index, [TASK.classes.index(name) for name in TASK.subtypes]
+ANY, SUBTYPES = TASK.headline_index, [TASK.classes.index(name) for name in TASK.subtypes]
 
 
 def divergence(r, p, weights=WEIGHTS):
