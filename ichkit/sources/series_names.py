@@ -1,6 +1,7 @@
 """What name and header of a CT series say against its being the plain head: words, kernels, contrast, body part."""
 
 import re
+import unicodedata
 from functools import lru_cache
 
 from ichkit.imaging.dicom import KIND_SEPARATOR, KIND_TAGS
@@ -29,21 +30,29 @@ RANKS = {
 """How far from a plain head a series is for each reason; where nothing better is there, the lowest is taken."""
 NEVER = 9
 
-_NO = r"(?:without|with out|w/o|w/out|wo|wout|no|non|not|sans|sin|sem|ohne|senza|zonder|s/)"
+_NO = (
+    r"(?:without|with out|w/o|w/out|wo|wout|no|non|not|sans|sin|sem|ohne|kein\w*|senza|zonder|utan|uden|uten|ilman|bez|"
+    r"без|s/)"
+)
 _AGENT = (
-    r"(?:contrast\w*|contr|con|cont|kontrast\w*|km|contraste?|contrasto|enhance\w*|enh|dye|agent|iv|i\.v\.?|"
-    r"intravenous|oral|c)"
+    r"(?:contrast\w*|contr|con|cont|kontrast\w*|контраст\w*|km|contraste?|contrasto|mdc|pdc|inj\w*|enhance\w*|enh|dye|"
+    r"agent|iv|ivcon\w*|i\.v\.?|intravenous|oral|c)"
 )
 _HEAD_WORDS = r"\b(?:head|brain|skull|cerebr\w*|cranial|cranium|crane|neuro|kopf|schaedel|schadel|craneo|tete)\b"
 
 # Both scans in one name: "W AND WO", "W/WO", "WITH AND WITHOUT".
-_WITH_AND_WITHOUT = re.compile(r"\b(?:with|w)\s*/?\s*(?:and|und|et|y|e|or|&|\+|/|,|-)?\s*(?:without|w/o|wo)\b")
+_WITH_AND_WITHOUT = re.compile(
+    r"\b(?:with|w)\s*/?\s*(?:and|und|et|y|e|or|&|\+|/|,|-)?\s*(?:without|w/o|wo)\b"
+    r"|\b(?:without|w/o|wo)\s*(?:and|&|\+|/|,|-)?\s*(?:with|w)\b(?!/o)"
+)
 _NEGATIONS = tuple(
     re.compile(pattern)
     for pattern in (
+        # A form that was filled in: "CONTRAST: NONE", "IV CONTRAST NOT GIVEN".
+        rf"\b(?:{_AGENT}\s+)*{_AGENT}\s*(?:none|nil|not (?:given|used|administered)|no$)(?=$|\W)",
         rf"\b{_NO}[\s\-./]*(?:{_AGENT}\b[\s\-./]*)*(?=$|\W|\d)",
         r"\b(?:non|un|pre|no)[ -]?(?:contrast\w*|con|contr|enhanced?|infused|iv|c|km|inj\w*|kontrast\w*)\b",
-        r"\b(?:ncct|nect|nccth?|uninfused|nativ\w*|plain|blanco|pre|nc)\b",
+        r"\b(?:ncct|nect|nccth?|uninfused|nativ\w*|plain|blanco|pre|nc|kontrastsiz|нативн\w*|бесконтраст\w*)\b|平扫|平掃",
         r"(?<!\w)-\s?c\b|\bc-(?=\s|$)|\biv\s?-(?=\s|$)|(?<!\w)-\s?iv\b",
         # The name of Siemens' blend of two energies: contrast between tissues, not of an agent.
         r"\boptimum contrast\b",
@@ -52,7 +61,9 @@ _NEGATIONS = tuple(
 _CONTRAST_WORDS = re.compile(
     r"\b(?:c|ce|cect|mmc|oral|iv|i\.v|contrast\w*|contr|contraste|kontrast\w*|km|enhanced|enh|enhancement|"
     r"angio\w*|cta\w*|ctv|ven(?:o(?:us|gram|graphy)|ogr\w*)|arterial\w*|delay(?:ed)?|bolus|omnipaque|iohexol|"
-    r"iopamidol|isovue|visipaque|ultravist|iomeron|optiray|gado?\w*|willis|cow|carotids?|carotis|runoff)\b"
+    r"iopamidol|isovue|visipaque|ultravist|iomeron|optiray|gado?\w*|willis|cow|carotids?|carotis|runoff|"
+    r"ivcon\w*|mdc|pdc|inject\w*|inyect\w*|arteriel\w*|portal\w*|tardi[fvo]\w*|tsa|контраст\w*)\b"
+    r"|增强|增強|造影|조영|(?<!\w)w$"
     r"|(?<!\w)\+\s?c\b|\bc\s?\+|\biv\s?\+|(?<!\w)\+\s?iv\b|\bcc sec\b|\d+cc\b"
     r"|\b(?:with|w|w/|mit|avec|con|com)\s?(?:c|con|iv|km|contr\w*|kontrast\w*|kontrastmittel)\b"
     r"|\bpost(?:[ -]?(?:c|con|km|iv|inj\w*|gd))?\b"
@@ -63,12 +74,14 @@ _CONTRAST_WORDS = re.compile(
 _WORD_RULES: tuple[tuple[str, str], ...] = (
     (
         LOCALIZER,
-        r"\b(localiz\w*|localis\w*|scouts?|topograms?|topo|surview|scano\w*|pilot|centering|lokali\w*)\b",
+        r"\b(localiz\w*|localis\w*|scouts?|topograms?|topo|surview|scano\w*|pilot|centering|lokali\w*)\b|^survey$"
+        r"|定位",
     ),
     (
         NO_SLICE,
         r"\bdose ?(report|info|sheet|summary|page|record|structured)\w*|^(?:ct )?dose$|\breports?\b"
-        r"|\bpatient protocol\b|\bprotocol (page|sheet)\b"
+        r"|\bdosis(?:bericht|protokoll|info)\w*\b|\b(?:rapport|informe|reporte|relatorio) (?:de )?dos[ei]s?\b"
+        r"|\b(?:patient|exam) protocol\b|\bprotocol (page|sheet)\b"
         r"|\bscreen ?(save|shot|capture)s?\b|\bsecondary\b|\b(exam|study|rapid) summary\b"
         r"|\bkey images?\b|\bsummary\b|\boverlays?\b|\brgb\b|\bcolou?r maps?\b|\bpasted\b",
     ),
@@ -76,7 +89,7 @@ _WORD_RULES: tuple[tuple[str, str], ...] = (
         DYNAMIC,
         r"\b(ctp\w*|perfusi\w*|perf|vpct|dynamic\w*|dynamik|dyn|4d\w*|cine|shuttle|toggling|time resolved|"
         r"(?:pre)?monitor\w*|test ?bolus|bolus ?track\w*|tracker|timing|smart ?prep|sure ?start|xenon|cbf|cbv|mtt|tmax|"
-        r"ttp|tmip|aif|vof|iodine\w*|jod\w*|vpc)\b",
+        r"ttp|tmip|aif|vof|iodine\w*|jod\w*|vpc)\b|灌注|관류",
     ),
     (
         OTHER_BODY_PART,
@@ -84,25 +97,28 @@ _WORD_RULES: tuple[tuple[str, str], ...] = (
         r"kidneys?|renal|kub|urogram|aort\w*|cardiac|heart|herz|coronar(?:y|ies|e)|calcium|tap|cap|trunk|rumpf|"
         r"whole ?body|wb|spine|spinal|[ctl] ?spine|[clt]sp|cervical\w*|thoracolumbar|lumbar\w*|lumbo\w*|sacr\w*|"
         r"wirbel\w*|hws|bws|lws|columna|rachis|extremit\w*|shoulders?|schulter|humerus|elbow|wrist|hand|hips?|femur|"
-        r"knees?|knie|tibia|ankles?|foot|feet|legs?|colon\w*|enterograph\w*)\b",
+        r"knees?|knie|tibia|ankles?|foot|feet|legs?|colon\w*|enterograph\w*|bein|fuss|genou|epaule|bassin|hanche|"
+        r"coluna|pescoco|joelho|ombro|mano|cadera|hombro|rodilla|collo|torace|addome|bacino|spalla|ginocchio|"
+        r"bekken|buik|грудь|грудн\w*|легк\w*|живот\w*|ше[яи])\b|[肺胸腹颈頸椎腰盆膝肩腿]",
     ),
     (
         PART_OF_HEAD,
-        r"\b(pns|nnh|head ?orbit\w*|orbit\w*|sinus|sinuses|paranasal|sinusitis|face|facial\w*|gesicht\w*|midface|"
-        r"maxillo\w*|maxilla\w*|mandib\w*|dental\w*|jaw|kiefer\w*|tmj|iac|iacs|temporal ?bones?|temporals?|t ?bones?|"
-        r"petrous|mastoid\w*|felsenbein\w*|inner ?ears?|innerear\w*|ears?|sella\w*|pituitary|nasal|nose|left|right)\b"
+        r"\b(pns|nnh|head ?orbit\w*|orbit\w*|sinus|sinuses|paranasa\w*|seios|sinusitis|face|facial\w*|gesicht\w*|"
+        r"midface|maxillo\w*|maxilla\w*|massif facial|mandib\w*|dental\w*|jaw|kiefer\w*|tmj|iac|iacs|"
+        r"temporal ?bones?|temporals?|t ?bones?|petrous|rochers?|mastoid\w*|felsenbein\w*|inner ?ears?|innerear\w*|"
+        r"ears?|sella\w*|pituitary|nasal|nose|left|right)\b"
         # RT and LT name a side, but not beside a number, where they belong to the name of a kernel or a protocol.
         r"|(?<![\d.] )(?<![\d.]mm )\b(?:lt|rt)\b(?! ?\d)",
     ),
     (
         BONE,
-        r"\b(bones?|boneplus\d?|bony|hrct|hi ?res\w*|high ?res\w*|uhr|edge|sharp\w*|details?|knochen\w*|osseux|osea?|"
-        r"hueso|botten|bot|skeletal)\b",
+        r"\b(bones?|boneplus\d?|bony|hrct|hi ?res\w*|high ?res\w*|uhr|edge|sharp\w*|details?|knochen\w*|"
+        r"oss(?:eu(?:x|ses?)|ea|os?)|os|ose[ao]|huesos?|botten|bot|skelet\w*|kosci|kosti|кост\w*)\b|(?<!颅)骨",
     ),
     (
         REFORMATTED,
-        r"\b(d?3d|mips?|minip|mpr|dmpr|mpvr|vrt?|ssd|cpr|volume render\w*|rendering|surface|sagitt?al\w*|coronals?|"
-        r"sag|cor|oblique|reformats?|reformatted|refor)\b",
+        r"\b(?<!aidr )(d?3d|mips?|minip|mpr|dmpr|mpvr|vrt?|ssd|cpr|volume render\w*|rendering|surface|"
+        r"sagitt?al\w*|coronals?|sag|cor|oblique|reformats?|reformatted|refor)\b",
     ),
     (DERIVED, r"\b(derived|vnc|virtual\w*|mono\w*|\d+ ?kev|subtract\w*|calibrat\w*)\b"),
 )
@@ -111,7 +127,7 @@ _WORDS = tuple((reason, re.compile(pattern)) for reason, pattern in _WORD_RULES)
 # Siemens: a letter for the region, two digits that rise with sharpness, a letter for the speed (B30f, H31s, J70h);
 # since 2013 two letters (Hr38, Br59, Qr40). From 50 on they are made for bone, lung and the inner ear; U is ultra-high
 # resolution.
-_SIEMENS = re.compile(r"(?P<region>[bhijcdsqfu])(?P<style>[a-z]?)(?P<number>\d\d)(?P<speed>[a-z]?)(?:[_ ]?\d)?")
+_SIEMENS = re.compile(r"(?P<region>[abhijcdsqfu])(?P<style>[a-z]?)(?P<number>\d\d)(?P<speed>[a-z]?)(?:[_ ]?\d)?")
 _SIEMENS_SHARP = 50
 _SIEMENS_LOCALIZER = re.compile(r"tr?\d\d[a-z]?|fl0\d")
 # Canon and Toshiba: FC20-29 and FC60-69 are for the brain, FC30-39 for bone and inner ear, FC50-59 and FC80-89 for lung
@@ -124,18 +140,23 @@ _PHILIPS = re.compile(r"y[a-z]?|d|e[a-d]?|f|l")
 _WORD_KERNEL = re.compile(r"bone|edge|lung|detail|ultra|sharp|inner|(?<![a-z])ear|knochen|hires|high.?res")
 
 _NO_AGENT = re.compile(
-    r"(?:no|non|none|not|nil|nein|nee|n|na|n/a|nan|null|false|f|0+(?:\.0+)?|-+|\.+|unknown|unspecified|"
+    r"(?:no|non|none|not|nil|nein|nee|n|na|n/a|nan|null|false|f|0+(?:\.0+)? ?(?:ml|cc)?|-+|\*+|x{3,}|unknown|"
+    r"unspecified|"
     r"not? (?:given|used|applicable)|none given|without|wo|w/o|"
-    r"ohne|sans|sin|sem|geen|kein\w*|aucun|plain|native?|unenhanced|negative)?"
+    r"ohne|sans|sin|sem|s/?c|geen|kein\w*|aucun|plain|native?|unenhanced|negative|blanco|ncct|无|無|なし|нет|平扫)?"
+)
+_AGENT_REFUSED = re.compile(
+    rf"(?!non[- ]?ionic){_NO}\b|(?:un|non)[- ]?enhanced|non ?contrast|(?:nil|plain)\b"
+    r"|.*\b(?:none|nil|not (?:given|used))$"
 )
 _HEAD_PARTS = re.compile(r"head|brain|skull|cran|neuro|cerebr|kopf|tete|crane")
 _PARTS_OF_HEAD = re.compile(
-    r"orbit|sinus|face|facial|maxill|mandib|jaw|dental|teeth|tooth|tmj|\bear|iac|temporal|nose|nasal|pituitary|sella"
+    r"orbit|sinus|face|facial|maxill|mandib|jaw|dental|teeth|tooth|tmj|\bear|iac|\biam|temporal|nose|nasal|pituitary|sella"
 )
 _OTHER_PARTS = re.compile(
     r"neck|chest|thora|torax|lung|abd|pelv|spine|cervical|lumbar|sacr|heart|card|coron|aort|liver|kidney|renal|breast|"
     r"extrem|shoulder|arm|elbow|wrist|hand|finger|hip|leg|femur|knee|ankle|foot|toe|whole ?body|trunk|body|bowel|colon|"
-    r"bladder|prostat|uterus|carotid|hals|clavicle|rib|stern"
+    r"bladder|prostat|uterus|carotid|hals|clavicle|rib|stern|humer|knie|becken|colun|torac|\bcoll?o\b|genou|pesco"
 )
 
 
@@ -149,8 +170,8 @@ def why_dropped_by_name(name: str) -> str:
         >>> why_dropped_by_name("CT PRE CONTRAST BONE"), why_dropped_by_name("AX HEAD WITHOUT CONTRAST 5MM")
         ('bone or high-resolution kernel', '')
     """
-    # "_", "|", "\\" and brackets separate words as spaces do; "1.25 MMC" and "1.25MMC" read alike.
-    text = re.sub(r"[_|\\;:,()\[\]\s]+", " ", name.lower()).strip()
+    # "1.25 MMC" and "1.25MMC" read alike.
+    text = _spaced(name)
     text = re.sub(r"(?<=\d)(?=mmc\b)", " ", text)
     words = re.sub(r"[-/ ]+", " ", text).strip()
     reasons = [reason for reason, pattern in _WORDS if pattern.search(words)]
@@ -164,7 +185,7 @@ def why_dropped_by_name(name: str) -> str:
 @lru_cache(maxsize=4096)
 def says_no_contrast(name: str) -> bool:
     """True where a name says in words that no contrast was given."""
-    text = re.sub(r"[_|\\;:,()\[\]\s]+", " ", name.lower()).strip()
+    text = _spaced(name)
     return not _is_contrast(text) and any(pattern.search(text) for pattern in _NEGATIONS)
 
 
@@ -219,17 +240,28 @@ def why_dropped_by_header(kind: str) -> str:
     ]
     if names_an_agent(values.get("ContrastBolusAgent", "")) and not says_no_contrast(name):
         reasons.append(CONTRAST)
-    if not re.search(_HEAD_WORDS, re.sub(r"[^a-z0-9]+", " ", name)):
+    if not re.search(_HEAD_WORDS, re.sub(r"[^a-z0-9]+", " ", _plain_letters(name))):
         reasons.append(_why_dropped_by_body_part(values.get("BodyPartExamined", "")))
     return _furthest(reasons)
 
 
 def names_an_agent(text: str) -> bool:
     """True where ContrastBolusAgent (0018,0010) names one; many scanners write that there was none."""
-    text = text.lower().strip(" '\"")
+    text = _plain_letters(text).strip(" '\".")
     if _NO_AGENT.fullmatch(text):
         return False
-    return not re.match(rf"{_NO}\b|(?:un|non)[- ]?enhanced", text)
+    return not _AGENT_REFUSED.match(text)
+
+
+def _plain_letters(text: str) -> str:
+    """A text in lower case without accents, as people write the same word with and without them."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return unicodedata.normalize("NFC", "".join(letter for letter in letters if not unicodedata.combining(letter)))
+
+
+def _spaced(name: str) -> str:
+    """A name in plain letters; lines, slanted bars, brackets and the like separate words as spaces do."""
+    return re.sub(r"[_|\\;:,()\[\]\s]+", " ", _plain_letters(name)).strip()
 
 
 def _is_contrast(text: str) -> bool:
@@ -266,7 +298,7 @@ def _why_dropped_by_image_type(text: str) -> str:
 
 
 def _why_dropped_by_body_part(text: str) -> str:
-    text = text.replace("_", " ")
+    text = _plain_letters(text).replace("_", " ")
     if not text or _HEAD_PARTS.search(text):
         return ""
     if _PARTS_OF_HEAD.search(text):

@@ -37,7 +37,7 @@ def kind_of(row):
 def test_every_name_kernel_agent_and_body_part_of_the_table_gets_its_decision(row):
     expected = WORDS.get(row["decision"], row["decision"])
     assert why_dropped_by_header(kind_of(row)) == expected
-    if row["source"] in ("CQ500", "RadLex", "negation"):
+    if row["source"] in ("CQ500", "RadLex", "negation", "languages"):
         assert why_dropped_by_name(row["name"]) == expected
 
 
