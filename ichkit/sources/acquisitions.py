@@ -50,13 +50,16 @@ def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             instance_number, slice_id.
     """
     keep, repeats = np.ones(len(files), bool), np.ones(len(files))
+    positions, numbers = files["position_mm"].to_numpy(), files["acquisition_number"].to_numpy()
     for rows in files.groupby(SERIES, sort=False).indices.values():
-        series = files.iloc[rows]
-        place = _places(series["position_mm"].to_numpy())
+        place = _places(positions[rows])
         num_places = place.max(initial=0) + 1
-        if len(rows) == 1 or num_places == 1:
+        # Without repeated places one acquisition is one pass, and so are acquisitions that alternate regularly.
+        is_unique = num_places == len(rows)
+        is_one = is_unique and ((numbers[rows] == numbers[rows[0]]).all() or _is_regular(np.sort(positions[rows])))
+        if num_places == 1 or is_one:
             continue
-        is_kept = _is_main_pass(series, place)
+        is_kept = _is_main_pass(files.iloc[rows], place)
         keep[rows] = is_kept
         repeats[rows] = len(rows) / is_kept.sum()
     files = files.assign(repeats=repeats)
@@ -112,9 +115,6 @@ def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
     is_long = (passes["nunique"] >= _MIN_PASS_SLICES) & bool(main["nunique"] >= _MIN_PASS_SLICES)
     is_other = (passes["acquisition"] != main["acquisition"]) | (passes["turn"] != main["turn"])
     is_again = is_long & is_other & (shared >= _MIN_SHARED * (passes["max"] - passes["min"] + 1))
-    if len(table) == place.max() + 1 and _is_regular(np.sort(series["position_mm"].to_numpy())):
-        # Acquisitions that take turns, one slice each, are one pass.
-        is_again[:] = False
     table = table[~table["order"].isin(passes["order"][is_again])]
     first = table.sort_values(["place", "order", "instance", "slice_id"]).drop_duplicates("place").index
     is_kept = np.zeros(len(place), bool)

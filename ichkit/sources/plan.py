@@ -208,9 +208,14 @@ class StudyTasks(Sequence[StudyTask]):
         columns = [self._files[name].to_list() for name in ("relative", "num_bytes", "slice_index")]
         lines = [f"{relative}\x1f{size}\x1f{index}\x1e" for relative, size, index in zip(*columns, strict=True)]
         dataset = self._files["dataset"].iloc[0] if len(self._files) else ""
+        pixels = self._pixels
+        treatment = f"PixelSettings(repair={pixels.repair}, hull_hu={pixels.hull_hu}, size={pixels.size})"
+        if not (pixels.repair or pixels.judges_hu):
+            # Only an exception is named (--accept-raw): what was refused without it must be decoded again.
+            treatment += ", accepts any values"
         keys = []
         for study_id, (start, end) in zip(self.study_ids, itertools.pairwise(self._bounds), strict=True):
-            sha = hashlib.sha256(repr((dataset, study_id, self._pixels)).encode())
+            sha = hashlib.sha256(f"({dataset!r}, {study_id!r}, {treatment})".encode())
             sha.update("".join(lines[start:end]).encode())
             keys.append(sha.hexdigest()[:32])
         return keys

@@ -290,11 +290,11 @@ def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
     Reasons are written into the table. A half that does not fit into the same volume is left, and said.
     """
     halves = []
-    for row in best:
+    plausible = table[table["axial"] & (table["rank"] <= 0)]
+    plausible = plausible[plausible["study_id"].duplicated(keep=False)]
+    for row in best.intersection(plausible.index, sort=False):
         chosen = table.loc[row]
-        others = table[(table["study_id"] == chosen["study_id"]) & table["axial"] & (table["rank"] <= 0)]
-        if row not in others.index:
-            continue
+        others = plausible[plausible["study_id"] == chosen["study_id"]]
         for other in others.drop(index=row).sort_values("coverage_mm", ascending=False).itertuples():
             if not _is_other_half(chosen, other):
                 continue
@@ -329,14 +329,12 @@ def _fits_together(chosen: pd.Series, other: Any) -> bool:
 def _cut_overlap(kept: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(files, those of one half that lie where the half with more slices has its own, with their reason)."""
     is_covered = np.zeros(len(kept), bool)
-    if len(kept) and kept.groupby("study_id")["series_id"].nunique().max() > 1:
-        for _, study in kept.groupby("study_id"):
-            counts = study["series_id"].value_counts()
-            if len(counts) > 1:
-                is_main = study["series_id"] == counts.index[0]
-                low, high = study["position_mm"][is_main].min(), study["position_mm"][is_main].max()
-                inside = ~is_main & study["position_mm"].between(low, high)
-                is_covered[kept.index.get_indexer(study.index[inside])] = True
+    studies = kept[SERIES].drop_duplicates()["study_id"]
+    for _, study in kept[kept["study_id"].isin(studies[studies.duplicated()])].groupby("study_id"):
+        is_main = study["series_id"] == study["series_id"].value_counts().index[0]
+        low, high = study["position_mm"][is_main].min(), study["position_mm"][is_main].max()
+        inside = ~is_main & study["position_mm"].between(low, high)
+        is_covered[kept.index.get_indexer(study.index[inside])] = True
     return kept[~is_covered].reset_index(drop=True), kept[is_covered].assign(reason=COVERED)
 
 
