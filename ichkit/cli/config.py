@@ -9,13 +9,13 @@ from ichkit.core.config import load_config
 
 @click.group("config", cls=CommandGroup, epilog=epilog("ichkit config list", "ichkit config show demo"))
 def config_commands() -> None:
-    """What can be configured: the shipped configs, all values of one, and where two differ."""
+    """List shipped configs, show all values of one, compare two."""
 
 
 @config_commands.command("list", epilog=epilog("ichkit config list"))
 @common_options
 def list_(_settings: Settings) -> None:
-    """The configs and pipelines that ship with the package, one line each."""
+    """List the configs and pipelines that ship with ichkit."""
     from ichkit.cli.settings import list_shipped
 
     for title, folder in (("configs (-c NAME):", "configs"), ("pipelines (ichkit run NAME):", "pipelines")):
@@ -32,11 +32,11 @@ def list_(_settings: Settings) -> None:
 @click.argument("name", required=False, shell_complete=complete_config)
 @common_options
 def show(settings: Settings, name: str | None) -> None:
-    """A whole configuration as YAML that loads again: NAME, or what -c says; values unlike the default's are marked."""
+    """Print a whole config (NAME or -c) as loadable YAML; values that differ from the default are marked."""
     from ichkit.cli.settings import BASIS, show_config
 
     if name is not None and settings.is_config_named:
-        raise click.UsageError(f'config show: found "{name}" and -c {settings.config_name}; name one of them.')
+        raise click.UsageError(f'config show: found "{name}" and -c {settings.config_name}; give only one of them.')
     name = name or settings.config_name
     click.echo(show_config(load_config(name, settings.overrides), load_config(BASIS), name), nl=False)
 
@@ -46,8 +46,8 @@ def show(settings: Settings, name: str | None) -> None:
 @click.argument("new", shell_complete=complete_config)
 @common_options
 def diff(settings: Settings, old: str, new: str) -> None:
-    """One line for every value of OLD that NEW has otherwise; --set belongs to NEW."""
+    """Print one line for every value that differs between OLD and NEW; --set applies to NEW."""
     from ichkit.cli.settings import compare_configs
 
     lines = compare_configs(load_config(old), load_config(new, settings.overrides))
-    click.echo("\n".join(lines) or f"no value of {old} and {new} differs")
+    click.echo("\n".join(lines) or f"{old} and {new} do not differ")

@@ -1,4 +1,4 @@
-"""Options that name external sets and whose label file is which."""
+"""The options --external and --labels of `ichkit prepare`."""
 
 import functools
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from ichkit.cli.terminal import Settings
 
 
 def external_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --external and --labels, and hands them over as external sets and the training folder's label file.
+    """Adds --external and --labels, and passes them as external sets and the training folder's label file.
 
-    Stands below `common_options` and above `with_dry_run`.
+    Goes below `common_options` and above `planned`.
     """
 
     @click.option(
         "--external",
         multiple=True,
         metavar="NAME=PATH",
-        help="An external set: scans to test on, a folder or a zip of DICOM, with --labels; repeatable.",
+        help="External test set: folder or zip file of DICOM; needs --labels; repeatable.",
     )
     @click.option(
         "--labels",
         multiple=True,
         metavar="[NAME=]CSV",
-        help="Labels of --folder or of an external set: slice_id or study_id, and a column per class; repeatable.",
+        help="Labels of --folder, or of an external set: slice_id or study_id, and one column per class; repeatable.",
     )
     @functools.wraps(command)
     def wrapped(settings: Settings, external: tuple[str, ...], labels: tuple[str, ...], **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: each command is a few lines that call one stage."""
+"""The command line: each command parses its options and calls one stage."""
 
 import json
 from dataclasses import asdict
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 
 # Stages are imported inside the commands: torch alone takes seconds, and `--help` should not.
 
-_TO_MEND = 2
-
-
+_USER_ERROR = 2
 _SECTIONS = {
-    "Pipeline, in order": ("prepare", "train", "stack", "evaluate", "submit", "leaderboard", "report"),
-    "Use a model": ("predict", "explain", "export"),
-    "Synthetic data and recipes": ("demo", "phantom", "run"),
+    "Pipeline steps, in order": ("prepare", "train", "stack", "evaluate", "submit", "leaderboard", "report"),
+    "Use a trained model": ("predict", "explain", "export"),
+    "Synthetic data and pipelines": ("demo", "phantom", "run"),
     "Inspect": ("doctor", "verify", "config"),
 }
 
@@ -43,25 +41,27 @@ _SECTIONS = {
     cls=CommandGroup,
     sections=_SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="`ichkit help COMMAND` shows the options of a command and an example.",
+    epilog="`ichkit help COMMAND` shows the options of a command with examples.",
 )
 @click.version_option(__version__, prog_name="ichkit")
 def main() -> None:
-    """Intracranial hemorrhage on head CT: from DICOM to the leaderboard. Research use only."""
+    """Detect intracranial hemorrhage on head CT: from DICOM files to the leaderboard. Research use only."""
 
 
 @main.command(epilog=epilog("ichkit phantom phantom --studies 60"))
 @click.argument("out", type=PATH)
-@click.option("--studies", type=click.IntRange(1), help="Training studies [default: the config's, 60].")
-@click.option("--test-studies", type=click.IntRange(0), help="Test studies [default: the config's, 15].")
-@click.option("--cq500-studies", type=click.IntRange(0), help="CQ500 studies [default: the config's, 20].")
-@click.option("--size", type=click.IntRange(64, 1024), help="Rows and columns [default: the config's, 512].")
-@click.option("--seed", type=int, help="[default: the config's, 0].")
-@click.option("--masks", "keep_masks", is_flag=True, help="Keep the masks of the bleeds.")
+@click.option("--studies", type=click.IntRange(1), help="Number of training studies [default: from the config, 60].")
+@click.option("--test-studies", type=click.IntRange(0), help="Number of test studies [default: from the config, 15].")
+@click.option("--cq500-studies", type=click.IntRange(0), help="Number of CQ500 studies [default: from the config, 20].")
+@click.option(
+    "--size", type=click.IntRange(64, 1024), help="Rows and columns of each image [default: from the config, 512]."
+)
+@click.option("--seed", type=int, help="Random seed [default: from the config, 0].")
+@click.option("--masks", "keep_masks", is_flag=True, help="Also write the segmentation masks of the hemorrhages.")
 @common_options
 @planned("ichkit.phantom.writer", "PhantomOptions")
 def phantom(plan: "PhantomPlan") -> None:
-    """Write synthetic head CT as DICOM: OUT/rsna and OUT/cq500, to try everything without data."""
+    """Write synthetic head CT as DICOM to OUT/rsna and OUT/cq500, to try every command without real data."""
     from ichkit.phantom.writer import run
 
     run(plan)
@@ -77,29 +77,29 @@ def phantom(plan: "PhantomPlan") -> None:
 @click.option(
     "--source",
     shell_complete=complete_training_source,
-    help="Where training data come from: rsna, folder, or a row of your own [default: rsna].",
+    help="Source of the training data: rsna, folder, or one that a plug-in adds [default: rsna].",
 )
-@click.option("--rsna", type=PATH, help="RSNA 2019, a folder or a zip (env ICHKIT_RSNA; default data/rsna).")
-@click.option("--cq500", type=PATH, help="CQ500, a folder (env ICHKIT_CQ500; default data/cq500); optional.")
-@click.option("--folder", type=PATH, help="Your own scans, a folder or a zip of DICOM, with --labels.")
-@click.option("--series-override", type=PATH, help="Series chosen by hand: a CSV with study_id, series.")
-@click.option("--limit-studies", type=click.IntRange(1), help="Only so many studies of each split.")
-@click.option("--fresh", is_flag=True, help="Start over; folds.csv is kept.")
-@click.option("--new-folds", is_flag=True, help="Deal the folds anew: earlier runs no longer fit.")
-@click.option("--folds", "folds_file", type=PATH, help="Import folds from a CSV (patient_id, fold).")
-@click.option("--strict", is_flag=True, help="Stop at the first file that cannot be read.")
-@click.option("--accept-raw", is_flag=True, help="Take images although their values may not be Hounsfield units.")
-@click.option("--skip-undecodable", is_flag=True, help="Leave out images whose decoder is not installed.")
+@click.option("--rsna", type=PATH, help="RSNA 2019: folder or zip file (env ICHKIT_RSNA) [default: data/rsna].")
+@click.option("--cq500", type=PATH, help="CQ500, optional: folder (env ICHKIT_CQ500) [default: data/cq500].")
+@click.option("--folder", type=PATH, help="Your own scans: folder or zip file of DICOM; needs --labels.")
+@click.option("--series-override", type=PATH, help="Series selected by hand: CSV with columns study_id, series.")
+@click.option("--limit-studies", type=click.IntRange(1), help="Prepare at most this many studies of each split.")
+@click.option("--fresh", is_flag=True, help="Prepare everything again; folds.csv is kept.")
+@click.option("--new-folds", is_flag=True, help="Re-create the folds; existing runs become invalid.")
+@click.option("--folds", "folds_file", type=PATH, help="Import the folds from a CSV with columns patient_id, fold.")
+@click.option("--strict", is_flag=True, help="Stop at the first unreadable file.")
+@click.option("--accept-raw", is_flag=True, help="Accept images whose pixel values may not be Hounsfield units.")
+@click.option("--skip-undecodable", is_flag=True, help="Skip images whose decoder is not installed.")
 @click.option(
     "--backend",
     type=click.Choice(("processes", "ray")),
-    help="Processes of this machine, or a Ray cluster (env RAY_ADDRESS; extra ray) [default: the config's, processes].",
+    help="Local processes, or a Ray cluster (env RAY_ADDRESS; extra ray) [default: from the config, processes].",
 )
 @common_options
 @external_options
 @planned("ichkit.stages.prepare.run", "PrepareOptions")
 def prepare(plan: "PreparePlan") -> None:
-    """DICOM to a compressed Hounsfield store with patient-wise folds."""
+    """Convert DICOM to a compressed store in Hounsfield units, with patient-wise folds."""
     from ichkit.stages.prepare.run import run
 
     run(plan)
@@ -115,25 +115,31 @@ def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str
 
 
 def _name_after_config(ctx: click.Context, _option: click.Parameter, given: str | None) -> str:
-    """A run without a name is called after its config, which is read first."""
+    """The name of the run; by default that of its config, which is an eager option and so parsed already."""
     return given or Path(ctx.params["config"]).stem
 
 
 @main.command(epilog=epilog("ichkit train --fold 0", "ichkit train -c resnet50-midl --fold 0,1"))
-@click.option("--fold", "folds", multiple=True, callback=_parse_folds, help='A fold, "0,1", or "all" (default).')
+@click.option(
+    "--fold",
+    "folds",
+    multiple=True,
+    callback=_parse_folds,
+    help='Fold to train: a number, "0,1" or "all"; repeatable [default: all].',
+)
 @click.option(
     "--run",
     "run_name",
     callback=_name_after_config,
     shell_complete=complete_run,
-    help="Name of the run [default: the config's].",
+    help="Name of the run [default: the name of the config].",
 )
-@click.option("--fresh", is_flag=True, help="Train the folds again from the start.")
-@click.option("--embeddings", is_flag=True, help="Keep what the network sees before its last layer, for stage 2.")
+@click.option("--fresh", is_flag=True, help="Train from scratch; existing results of these folds are replaced.")
+@click.option("--embeddings", is_flag=True, help="Save penultimate-layer embeddings for stage 2.")
 @common_options
 @planned("ichkit.stages.train.run", "TrainOptions")
 def train(plan: "TrainPlan") -> None:
-    """Stage 1: train the 2D network fold by fold, and write its descriptors of what it has not seen."""
+    """Stage 1: train the 2D network on each fold and save its out-of-fold predictions."""
     from ichkit.stages.train.run import run
 
     run(plan)
@@ -148,13 +154,13 @@ def _parse_runs(_ctx: click.Context, _option: click.Parameter, given: str | None
     "--runs",
     callback=_parse_runs,
     shell_complete=complete_runs,
-    help="Runs, separated by commas [default: all that are complete].",
+    help="Runs to stack, separated by commas [default: all complete runs].",
 )
-@click.option("--name", help="Name of the stack [default: the runs joined by +].")
+@click.option("--name", help="Name of the stack [default: the names of the runs joined by +].")
 @common_options
 @planned("ichkit.stages.stack.run", "StackOptions")
 def stack(plan: "StackPlan") -> None:
-    """Stage 2: axial fusion, LightGBM and their blend on out-of-fold descriptors."""
+    """Stage 2: train axial fusion, LightGBM and their blend on the out-of-fold predictions."""
     from ichkit.stages.stack.facts import render
     from ichkit.stages.stack.run import run
 
@@ -170,15 +176,17 @@ def stack(plan: "StackPlan") -> None:
     )
 )
 @click.option(
-    "--source", shell_complete=complete_source, help="Show this run or stack in full [default: the best, less of it]."
+    "--source",
+    shell_complete=complete_source,
+    help="Show all tables of this run or stack [default: a summary of the best one].",
 )
 @click.option("--all", "is_whole", is_flag=True, help="Print every row of scores.parquet.")
-@click.option("--submission", type=PATH, help="Score this submission file instead (ID,Label).")
-@click.option("--truth", type=PATH, help="Its labels (ID,Label).")
+@click.option("--submission", type=PATH, help="Score this submission file (ID,Label) instead; needs --truth.")
+@click.option("--truth", type=PATH, help="Ground-truth labels of that file (ID,Label).")
 @common_options
 @planned("ichkit.stages.scores.evaluate", "EvaluateOptions")
 def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
-    """Score every run and stack: weighted log loss, AUC, CQ500, each with its interval."""
+    """Score every run and stack: weighted log loss, AUC and external test, with confidence intervals."""
     from ichkit.stages.scores import summary
     from ichkit.stages.scores.evaluate import FilePlan, run, score_submission
 
@@ -193,16 +201,19 @@ def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
 
 @main.command(epilog=epilog("ichkit submit", "ichkit submit --source default-blend --upload"))
 @click.option(
-    "--source", shell_complete=complete_source, help="A run or stack of the board [default: the best complete one]."
+    "--source", shell_complete=complete_source, help="Run or stack to submit [default: the best complete one]."
 )
 @click.option(
-    "--upload", "uploads", is_flag=True, help="Send it to the site, once, by the command kaggle (extra kaggle)."
+    "--upload",
+    "uploads",
+    is_flag=True,
+    help="Also upload the file to Kaggle, at most once, with the kaggle command (extra kaggle).",
 )
 @submissions_option
 @common_options
 @planned("ichkit.stages.scores.submit", "SubmitOptions")
 def submit(plan: "SubmitPlan") -> None:
-    """Write the submission of a source, and the leaderboard."""
+    """Write the submission file of a run or stack, and update the leaderboard."""
     from ichkit.stages.scores import leaderboard as board
     from ichkit.stages.scores.submit import run
 
@@ -216,14 +227,14 @@ def submit(plan: "SubmitPlan") -> None:
 
 
 @main.command(epilog=epilog("ichkit leaderboard", "ichkit leaderboard --record default-blend --private 0.0473"))
-@click.option("--record", metavar="NAME", help="A submission whose scores came back from the site.")
-@click.option("--public", "public_score", type=float, help="Its public score.")
-@click.option("--private", "private_score", type=float, help="Its private score.")
+@click.option("--record", metavar="NAME", help="Record Kaggle scores of this submission; needs --public or --private.")
+@click.option("--public", "public_score", type=float, help="Public score shown by Kaggle.")
+@click.option("--private", "private_score", type=float, help="Private score shown by Kaggle.")
 @submissions_option
 @common_options
 @planned("ichkit.stages.scores.leaderboard", "LeaderboardOptions")
 def leaderboard(plan: "LeaderboardPlan") -> None:
-    """Print the board, or record the site's scores of a submission."""
+    """Print the leaderboard, or record the Kaggle scores of a submission."""
     from ichkit.stages.scores.leaderboard import render, run
 
     show(render(plan.scoring.work, run(plan), plan.scoring.prepared.task))
@@ -239,7 +250,7 @@ main.add_command(explain_command)
 @common_options
 @planned("ichkit.stages.report.run", "ReportOptions")
 def report(plan: "ReportPlan") -> None:
-    """One self-contained HTML page: the board, the curves, what it was made from."""
+    """Write one self-contained HTML page: leaderboard, curves, example images and provenance."""
     from ichkit.stages.report.run import run
 
     run(plan)
@@ -253,23 +264,23 @@ main.add_command(demo)
 @submissions_option
 @common_options
 def verify(settings: Settings, submissions: Path) -> None:
-    """Check the digests of every artifact and submission."""
+    """Check the SHA-256 digests of every artifact and submission."""
     from ichkit.stages.doctor import verify as stage
 
     damage = stage.run(settings.work, submissions)
     for line in damage:
         click.echo(line)
     if damage:
-        click.get_current_context().exit(_TO_MEND)
-    click.echo("every artifact is as it was written")
+        click.get_current_context().exit(_USER_ERROR)
+    click.echo("every artifact is unchanged since it was written")
 
 
 @main.command(epilog=epilog("ichkit doctor", "ichkit doctor --json"))
-@click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @submissions_option
 @common_options
 def doctor(settings: Settings, submissions: Path, as_json: bool) -> None:
-    """This machine, the data and the work folder at a glance, and what to do next."""
+    """Check this machine, the data and the work folder, and suggest the next command."""
     from ichkit.stages.doctor.packages import check_packages
 
     check_packages()
@@ -284,7 +295,7 @@ def doctor(settings: Settings, submissions: Path, as_json: bool) -> None:
         show(table.render(diagnosis))
         click.echo(f"What to do next: {diagnosis.next.command}\n{diagnosis.next.reason}")
     if diagnosis.problems:
-        click.get_current_context().exit(_TO_MEND)
+        click.get_current_context().exit(_USER_ERROR)
 
 
 main.add_command(config_commands)

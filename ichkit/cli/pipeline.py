@@ -1,4 +1,4 @@
-"""Recipes: YAML files that list commands, in order."""
+"""Pipelines: YAML files that list commands in order."""
 
 import shlex
 from collections.abc import Collection
@@ -9,14 +9,14 @@ from ichkit.core.yaml_text import read_yaml
 
 
 def read_pipeline(name: str, commands: Collection[str]) -> list[list[str]]:
-    """The commands of a recipe, each as words without the leading `ichkit`.
+    """The commands of a pipeline, each as words without the leading `ichkit`.
 
     Args:
-        name: a shipped pipeline or a file.
-        commands: those that exist.
+        name: of a shipped pipeline, or a file.
+        commands: the existing commands.
 
     Raises:
-        ConfigError: no such recipe, or not a list of known commands.
+        ConfigError: no such pipeline, or not a list of known commands.
 
     Example:
         >>> read_pipeline("midl2020", ["prepare", "train", "stack", "evaluate", "submit", "report"])[0]

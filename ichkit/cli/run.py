@@ -1,4 +1,4 @@
-"""`ichkit run` and `ichkit demo`: several commands in order, each as if it were typed."""
+"""`ichkit run` and `ichkit demo`: several commands in order, each as if typed."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ from ichkit.cli.terminal import PATH, Settings, common_options, epilog
 from ichkit.core.errors import ArtifactError, DataError
 from ichkit.core.progress import logger
 
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what each command would do; write nothing.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what each command would do; write nothing.")
 _DEMO = "demo"
 
 
@@ -22,7 +22,7 @@ _DEMO = "demo"
 @_DRY_RUN
 @common_options
 def run_command(settings: Settings, pipeline: str, dry_run: bool) -> None:
-    """Run a recipe of pipelines/, by name or file: the commands above, in order."""
+    """Run a pipeline, a list of ichkit commands: a shipped one by name, or a YAML file."""
     _run_pipeline(settings, pipeline, dry_run=dry_run)
 
 
@@ -31,7 +31,7 @@ def run_command(settings: Settings, pipeline: str, dry_run: bool) -> None:
 @_DRY_RUN
 @common_options
 def demo(settings: Settings, folder: Path, dry_run: bool) -> None:
-    """Everything on synthetic data inside FOLDER, in about five minutes on two cores: no data, no GPU needed."""
+    """Run the whole pipeline on synthetic data in FOLDER: about five minutes on two cores, no GPU needed."""
     inside = Settings(settings.config_name, settings.is_config_named, settings.overrides, Path("work"))
     if dry_run and not folder.is_dir():
         _show_demo(settings, folder)
@@ -41,11 +41,11 @@ def demo(settings: Settings, folder: Path, dry_run: bool) -> None:
     with contextlib.chdir(folder):
         _run_pipeline(inside, _DEMO, dry_run=dry_run)
         if not dry_run:
-            click.echo(f"Everything is in {Path.cwd()}: work/report.html, submissions/leaderboard.csv, phantom/.")
+            click.echo(f"Outputs in {Path.cwd()}: work/report.html, submissions/leaderboard.csv, phantom/.")
 
 
 def _show_demo(settings: Settings, folder: Path) -> None:
-    """The plan of a demo whose folder is not there yet: its commands, and the disk of its phantom."""
+    """Prints the plan of a demo whose folder does not exist yet: its commands and the size of its phantom."""
     from ichkit.cli.pipeline import read_pipeline
     from ichkit.core.config import load_config
     from ichkit.phantom.writer import PhantomOptions, plan
@@ -55,7 +55,7 @@ def _show_demo(settings: Settings, folder: Path) -> None:
     for words in read_pipeline(_DEMO, _commands()):
         click.echo(f"ichkit {' '.join(words)}")
     num_bytes = plan(config, None, PhantomOptions(folder / "phantom")).num_bytes
-    click.echo(f"All of it in {folder}; the phantom alone takes about {format_bytes(num_bytes)}.")
+    click.echo(f"All outputs go to {folder}; the phantom alone takes about {format_bytes(num_bytes)}.")
     click.echo("Nothing was written (--dry-run).")
 
 
@@ -67,11 +67,11 @@ def _commands() -> Mapping[str, click.Command]:
 
 
 def _run_pipeline(settings: Settings, name: str, *, dry_run: bool) -> None:
-    """Calls each command of a recipe as if it were typed; what was set for all is handed to each."""
+    """Calls each command of a pipeline as if typed, with the options that were given to all of them."""
     from ichkit.cli.pipeline import read_pipeline
 
     shared = ["--work", str(settings.work.root)]
-    # The last of two values counts, so these go behind the recipe's own.
+    # The last of two values counts, so these override the pipeline's own.
     shared += ["--config", settings.config_name] if settings.is_config_named else []
     shared += [word for text in settings.overrides for word in ("--set", text)]
     if logger.isEnabledFor(logging.DEBUG):
@@ -91,10 +91,10 @@ def _run_pipeline(settings: Settings, name: str, *, dry_run: bool) -> None:
 
 
 def _plan_step(words: list[str], will_change: bool) -> bool:
-    """Shows what one command of a recipe would do; returns whether it or one before it would change anything.
+    """Shows what one command of a pipeline would do; returns whether it or an earlier one would change anything.
 
-    What a command finds depends on those before it: as soon as one of them has work to do, a plan is a first guess, and
-    there is none where the command's input is not there yet.
+    What a command finds depends on those before it: once one of them would write, later plans are estimates, and a
+    command whose input does not exist yet has none.
     """
     command = _commands()[words[0]]
     if not any(option.name == "dry_run" for option in command.params):
@@ -106,6 +106,6 @@ def _plan_step(words: list[str], will_change: bool) -> bool:
         except (ArtifactError, DataError) as error:
             if not will_change:
                 raise
-            click.echo(f"known once the commands before it have run (now: {error})")
+            click.echo(f"cannot be planned until the previous commands have run ({error})")
             return True
     return will_change or plan is None or not plan.is_idle

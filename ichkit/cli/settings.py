@@ -1,4 +1,4 @@
-"""`ichkit config`: what ships with the package, a configuration in full, and where two differ."""
+"""`ichkit config`: lists shipped configs and pipelines, prints a whole config, compares two."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from ichkit.core.config import Config, config_names, find_yaml, pipeline_names
 from ichkit.work.artifacts import list_differences
 
 BASIS = "default"
-"""The config that values are compared with: the one that is used where none is named."""
+"""The config that others are compared with, and the default of -c."""
 _SHIPPED = {"configs": config_names, "pipelines": pipeline_names}
 
 
@@ -29,10 +29,10 @@ def _first_comment(name: str, folder: str) -> str:
 
 
 def show_config(config: Config, basis: Config, name: str) -> str:
-    """The whole configuration as YAML that loads again; a value that `basis` has otherwise is marked with it.
+    """The whole configuration as loadable YAML; a comment marks each value that differs from `basis`.
 
     Args:
-        basis: what to compare with.
+        basis: the config to compare with.
         name: of the configuration, for the comment at the top.
     """
     tree, others = as_tree(config), as_tree(basis)
@@ -41,7 +41,7 @@ def show_config(config: Config, basis: Config, name: str) -> str:
     num_others = len(list_differences(others, tree))
     # A file's name is the user's; a comment must stay one line.
     shown = "".join(letter if letter.isprintable() else "?" for letter in Path(name).name)
-    head = f'# {shown}: of {num_values} values, {num_others} differ from "{BASIS}" and say so.'
+    head = f'# {shown}: of {num_values} values, {num_others} differ from "{BASIS}" (marked).'
     return "\n".join([head, *lines, ""])
 
 
@@ -71,14 +71,14 @@ def list_settings(tree: dict[str, Any] | None = None, section: str = "") -> list
 
 
 def find_setting(option: str) -> str | None:
-    """The setting that an option is called like, by its key or the initials of that; None where there is none.
+    """The setting whose key, or the initials of whose key, an option spells; None if no setting matches.
 
     Example:
         >>> find_setting("--lr"), find_setting("--batch-blocks"), find_setting("--upload")
         ('train.learning_rate', 'train.batch_blocks', None)
     """
     word = option.lstrip("-").replace("-", "_")
-    # Of equal keys that of `train` counts: it is what people mean.
+    # `train` first: of equal keys its one is the most likely to be meant.
     settings = sorted(list_settings(), key=lambda name: not name.startswith("train."))
     keys = {name: name.rpartition(".")[2] for name in settings}
     initials = {name: "".join(part[0] for part in key.split("_")) for name, key in keys.items() if "_" in key}
@@ -91,7 +91,7 @@ def as_tree(config: Config) -> dict[str, Any]:
 
 
 def _write_section(tree: dict[str, Any], others: dict[str, Any], indent: str) -> list[str]:
-    """The lines of one section; both trees are dumps of the same model, so they have the same keys."""
+    """The lines of one section; both trees are dumps of the same model and so have the same keys."""
     lines = []
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -103,6 +103,6 @@ def _write_section(tree: dict[str, Any], others: dict[str, Any], indent: str) ->
 
 
 def _write_value(value: Any) -> str:
-    """A value on one line, as it stands behind its key."""
-    # Inside a list a scalar comes without the end-of-document marker that it has alone.
+    """A value as YAML on one line."""
+    # A scalar alone is dumped with an end-of-document marker; inside a list it is not.
     return yaml.safe_dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True).strip()[1:-1]

@@ -1,4 +1,4 @@
-"""What all commands share: their options, how failures end, how tables are shown."""
+"""What all commands share: common options, error messages and exit codes, printing of tables."""
 
 import errno
 import functools
@@ -26,17 +26,17 @@ from ichkit.work.folder import WorkFolder
 PATH = click.Path(path_type=Path)
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PIPE_WIDTH = 140
-_UNFORESEEN = 1
-_WHOLE = 1000
-"""Characters of a summary in `--help`: all of it, which wraps."""
+_INTERNAL_ERROR = 1
+_SUMMARY_CHARACTERS = 1000
+"""More than any summary in `--help` has, so that none is shortened."""
 _TYPED = "ichkit.typed"
 
 
 class CommandGroup(click.Group):
-    """Commands in the order of the work; a failure is one message and an exit code; other words get the nearest.
+    """Lists commands in pipeline order, ends an error as one message with an exit code, suggests the nearest spelling.
 
     Args:
-        sections: title to the commands that `--help` lists below it; without any it lists all below "Commands".
+        sections: title to the commands that `--help` lists below it; by default all are listed below "Commands".
     """
 
     def __init__(self, *args: Any, sections: dict[str, tuple[str, ...]] | None = None, **attributes: Any) -> None:
@@ -44,18 +44,20 @@ class CommandGroup(click.Group):
         self.sections = sections
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order they are defined."""
+        """The commands in the order of their definition."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Every command with its whole summary, by section."""
+        """Writes every command with its whole summary, by section."""
         for title, names in (self.sections or {"Commands": tuple(self.commands)}).items():
             with formatter.section(title):
-                summaries = [(name, self.commands[name].get_short_help_str(limit=_WHOLE)) for name in names]
+                summaries = [
+                    (name, self.commands[name].get_short_help_str(limit=_SUMMARY_CHARACTERS)) for name in names
+                ]
                 formatter.write_dl(summaries)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads `help` and `version` as the options they stand for."""
+        """Reads the words `help` and `version` as `--help` and `--version`."""
         if args[:1] == ["help"]:
             args = [*args[1:], "--help"]
         elif args == ["version"]:
@@ -66,14 +68,14 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of that name, or the nearest spelling in the message."""
+        """The command of that name; for an unknown one the message suggests the nearest spelling."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             raise click.UsageError(f"{error.message.rstrip('.')}. {nearest(args[0], self.commands)}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command and turns what a user can mend into one message."""
+        """Runs the command; an error ends as one message: exit code 2 or as the error says, 1 for an internal error."""
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
@@ -83,20 +85,20 @@ class CommandGroup(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever read the output has gone; click knows what to do
+            if error.errno == errno.EPIPE:  # the reader of the output has closed it; click handles that
                 raise
-            message = _explain(error)
+            message = _describe_os_error(error)
             if message is None:
-                _fail(ctx, _say_unforeseen(error), _UNFORESEEN)
+                _fail(ctx, _describe_internal_error(error), _INTERNAL_ERROR)
             _fail(ctx, message, IchkitError.exit_code)
         except KeyboardInterrupt:
-            _fail(ctx, "interrupted. Run the same command again to go on.", Stopped.exit_code)
+            _fail(ctx, "interrupted. Run the same command again to continue.", Stopped.exit_code)
         except Exception as error:
-            _fail(ctx, _say_unforeseen(error), _UNFORESEEN)
+            _fail(ctx, _describe_internal_error(error), _INTERNAL_ERROR)
 
 
 def _suggest_setting(error: click.NoSuchOption, typed: list[str]) -> click.UsageError:
-    """The same error, or where a setting is called like the option, one that says how to set it."""
+    """An error that says how to set the setting the option is named like; the same error if there is none."""
     from ichkit.cli.settings import find_setting
 
     takes_settings = error.ctx is not None and any(option.name == "overrides" for option in error.ctx.command.params)
@@ -112,27 +114,30 @@ def _suggest_setting(error: click.NoSuchOption, typed: list[str]) -> click.Usage
     )
 
 
-def _explain(error: OSError) -> str | None:
-    """What the user can mend about a file or a disk; None where nothing is known."""
+def _describe_os_error(error: OSError) -> str | None:
+    """The message for a file or disk problem that the user can fix; None for any other."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"disk: no room left at {error.filename}. What was finished stays valid."
+        return (
+            f"{error.filename}: no space left on the disk. Finished outputs stay valid. Free some space, then run the "
+            "same command again."
+        )
     if error.filename is not None and error.strerror is not None:
         return (
-            f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}. Check the path and what this user "
-            "may do there, then run the same command again."
+            f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}. Check the path and "
+            "its permissions, then run the same command again."
         )
     return None
 
 
-def _say_unforeseen(error: Exception) -> str:
-    """One message for a fault of ours: what and where, without the values that a traceback would show."""
+def _describe_internal_error(error: Exception) -> str:
+    """One message for a bug: error class and line, without the values that a traceback would show."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents] or frames
     where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
     return (
-        f"an error that nobody foresaw: {type(error).__name__} in {where}. What was finished stays valid. Please "
-        "report it where you have ichkit from, with what the same command prints with --debug and with "
-        "`ichkit doctor`; strike out names and ids of patients first."
+        f"internal error (a bug in ichkit): {type(error).__name__} in {where}. Finished outputs stay valid. Please "
+        "report it to the maintainers with the output of the same command with --debug, and of `ichkit doctor`; "
+        "remove patient names and IDs first."
     )
 
 
@@ -144,19 +149,19 @@ def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
 
 
 class Settings:
-    """The options every command has."""
+    """The values of the options that every command has."""
 
     def __init__(self, config: str, is_config_named: bool, overrides: tuple[str, ...], work: Path) -> None:
         self.config_name, self.is_config_named = config, is_config_named
         self.overrides, self.work = overrides, WorkFolder(work)
 
     def load(self) -> Config:
-        """The configuration; read when a command asks for it."""
+        """Reads the configuration."""
         return load_config(self.config_name, self.overrides)
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds -c, --set, --work, --plugin, --quiet and --debug, and hands them over as one `Settings`."""
+    """Adds -c, --set, --work, --plugin, --quiet and --debug, and passes them as one `Settings`."""
 
     @click.option(
         "-c",
@@ -165,10 +170,10 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         is_eager=True,
         shell_complete=complete_config,
-        help="A shipped config's name, or a YAML file.",
+        help="Name of a shipped config, or a YAML file.",
     )
     @click.option(
-        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Overrides one value; repeatable."
+        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one config value; repeatable."
     )
     @click.option(
         "--work",
@@ -176,7 +181,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default=Path("work"),
         envvar="ICHKIT_WORK",
         show_default=True,
-        help="Where everything is kept (env ICHKIT_WORK).",
+        help="Work folder: prepared data, runs, stacks, scores (env ICHKIT_WORK).",
     )
     @click.option(
         "--plugin",
@@ -184,10 +189,10 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="FILE",
         type=PATH,
-        help="A Python file that adds rows to tables, see docs/extend.md (env ICHKIT_PLUGINS); repeatable.",
+        help="Python file that adds losses, models, ... (docs/extend.md; env ICHKIT_PLUGINS); repeatable.",
     )
-    @click.option("--quiet", is_flag=True, help="Warnings and results only.")
-    @click.option("--debug", is_flag=True, help="Tracebacks of every error, and everything that is logged.")
+    @click.option("--quiet", is_flag=True, help="Show only warnings and results.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
     @functools.wraps(command)
     def wrapped(
         config: str,
@@ -222,16 +227,16 @@ def submissions_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, file_okay=False),
         default=Path("submissions"),
         show_default=True,
-        help="Where submissions and the board are kept.",
+        help="Folder of submissions and leaderboard.csv.",
     )(command)
 
 
 def show(table: Table) -> None:
-    """Prints a table; wide enough for every column where the output is a file or a pipe."""
+    """Prints a table; if the output is a file or a pipe, wide enough for every column."""
     console = Console()
     Console(width=None if console.is_terminal else _PIPE_WIDTH).print(Printable(table))
 
 
 def epilog(*examples: str) -> str:
-    """Examples for the end of a command's help."""
+    """The examples at the end of a command's help."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in examples)

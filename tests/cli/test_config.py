@@ -79,7 +79,7 @@ def test_a_file_without_a_comment_has_none_invented(monkeypatch, tmp_path):
 
 def test_diff_names_every_value_that_differs_and_set_belongs_to_the_second():
     assert call("config", "diff", "resnet50-midl", "default").splitlines() == ["train.ema_decay: None, now 0.999"]
-    assert call("config", "diff", "demo", "demo") == "no value of demo and demo differs\n"
+    assert call("config", "diff", "demo", "demo") == "demo and demo do not differ\n"
     changed = call("config", "diff", "demo", "demo", "--set", "train.epochs=7")
     assert changed.splitlines() == ["train.epochs: 4, now 7"]
 
@@ -93,7 +93,7 @@ MISTAKES = [
     (["config", "show", "dmeo"], 'config: "dmeo" is neither a shipped config nor a file. Did you mean "demo"?'),
     (["config", "diff", "demo", "defualt"], 'Did you mean "default"?'),
     (["config", "shwo"], 'Did you mean "show"? Choices: diff, list, show.'),
-    (["config", "show", "demo", "-c", "default"], 'found "demo" and -c default; name one of them.'),
+    (["config", "show", "demo", "-c", "default"], 'found "demo" and -c default; give only one of them.'),
     (["config", "show", "--set", "train.epoch=3"], "--set train.epoch: unknown key, did you mean train.epochs?"),
 ]
 

@@ -92,9 +92,9 @@ CASES = {
     "explain": (["explain", "--worst", "3", "--work", "made"], "3 held-out slices of base, by the networks of folds"),
     "export": (["export", "base", "--work", "made"], "export/base"),
     "report": (["report", *SCORED], "made/report.html"),
-    "run": (["run", "demo", "--work", "new", *SMALL, *SAME], "known once the commands before it have run"),
+    "run": (["run", "demo", "--work", "new", *SMALL, *SAME], "cannot be planned until the previous commands have run"),
     "demo": (["demo"], "the phantom alone takes about"),
-    "demo that was begun": (["demo", "begun"], "known once the commands before it have run"),
+    "demo that was begun": (["demo", "begun"], "cannot be planned until the previous commands have run"),
 }
 
 
@@ -178,7 +178,7 @@ def test_a_recipe_is_planned_as_far_as_its_input_is_there(here):
     printed = call("run", "demo", "--work", "real", *SMALL, *SAME, "--dry-run")
     assert "phantom: what it would do" in printed
     assert "fold 0: 1 epochs of" in printed  # the store is there
-    assert "known once the commands before it have run" in printed  # no run is
+    assert "cannot be planned until the previous commands have run" in printed  # no run is
 
 
 def test_a_disk_that_is_too_small_is_said(tmp_path):

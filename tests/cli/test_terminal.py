@@ -99,18 +99,18 @@ def fail(error):
     return run
 
 
-def test_an_unforeseen_error_is_one_message_without_values_that_says_where_to_report(monkeypatch, tmp_path):
+def test_an_internal_error_is_one_message_without_values_that_says_where_to_report(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(verify, "run", fail(TypeError("patient ID_secret")))
     printed = call("verify", code=1)
-    assert "an error that nobody foresaw: TypeError in" in printed
+    assert "internal error (a bug in ichkit): TypeError in" in printed
     assert "Please report it" in printed
     assert "--debug" in printed
     assert "Traceback" not in printed
     assert "ID_secret" not in printed
 
 
-def test_debug_shows_the_traceback_of_an_unforeseen_error_and_of_a_foreseen_one(monkeypatch, tmp_path):
+def test_debug_shows_the_traceback_of_an_internal_error_and_of_a_user_error(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert "ArtifactError" in call("stack", "--debug", code=2)
     monkeypatch.setattr(verify, "run", fail(TypeError("what went wrong")))
@@ -128,7 +128,7 @@ def test_a_file_that_may_not_be_read_is_something_to_mend(monkeypatch, tmp_path)
 def test_quiet_leaves_warnings_and_results(prepared_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(prepared_once.root, tmp_path / "work")
-    assert call("verify", "--quiet") == "every artifact is as it was written\n"
+    assert call("verify", "--quiet") == "every artifact is unchanged since it was written\n"
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,11 @@ def test_help_and_version_are_words_too_and_say_what_the_options_say():
 def test_the_help_lists_every_command_once_with_its_whole_summary():
     listed = [name for names in main.sections.values() for name in names]
     assert sorted(listed) == sorted(main.commands)
-    text = " ".join(call("--help").split())
+    text = "".join(call("--help").split())  # lines also break at hyphens
     assert "..." not in text.partition("Options:")[2]
     for name, command in main.commands.items():
-        assert f"{name} {' '.join(command.help.splitlines()[0].split()).rstrip('.').split('. ')[0]}" in text
+        summary = command.help.splitlines()[0].rstrip(".").split(". ")[0]
+        assert "".join(f"{name} {summary}".split()) in text
 
 
 def test_scores_that_are_up_to_date_are_said_by_evaluate_alone(work_with_scores, monkeypatch):

@@ -95,7 +95,7 @@ def test_evaluate_scores_a_submission_as_scikit_learn_does(chain, phantom_root, 
 
 def test_everything_is_as_it_was_written_and_a_flipped_byte_is_found(chain, tmp_path, monkeypatch):
     root, _ = inside(chain, monkeypatch)
-    assert "every artifact is as it was written" in call("verify")
+    assert "every artifact is unchanged since it was written" in call("verify")
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
     table = copy / "work" / "runs" / "demo" / "fold0" / "test.parquet"
