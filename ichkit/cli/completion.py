@@ -31,25 +31,25 @@ def complete_training_source(_ctx: click.Context, _option: click.Parameter, type
 
 def complete_run(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Runs of `--work`, finished or not."""
-    from ichkit.stages.doctor.holdings import run_names
+    from ichkit.work.inventory import take_inventory
 
-    return _starting(run_names(_work(ctx)), typed)
+    return _starting(list(take_inventory(_work(ctx)).runs), typed)
 
 
 def complete_runs(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Runs of `--work` behind those that were typed already, separated by commas."""
-    from ichkit.stages.doctor.holdings import run_names
+    from ichkit.work.inventory import take_inventory
 
     before, comma, last = typed.rpartition(",")
-    taken = before.split(",")
-    return [f"{before}{comma}{name}" for name in _starting(run_names(_work(ctx)), last) if name not in taken]
+    names = set(take_inventory(_work(ctx)).runs) - {*before.split(",")}
+    return [f"{before}{comma}{name}" for name in _starting(sorted(names), last)]
 
 
 def complete_source(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """Whatever of `--work` can be scored and submitted: runs, and every kind of every stack."""
-    from ichkit.stages.doctor.holdings import source_names
+    from ichkit.work.inventory import take_inventory
 
-    return _starting(source_names(_work(ctx)), typed)
+    return _starting(take_inventory(_work(ctx)).source_names, typed)
 
 
 def complete_model(ctx: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:

@@ -46,7 +46,8 @@ def encode_volume(volume: np.ndarray) -> bytes:
     # Chunk by chunk, because a chunk is a slice as it lies in memory; assigning to the array would copy each first.
     for row, image in enumerate(np.ascontiguousarray(volume)):
         array.schunk.update_data(row, image, copy=False)
-    return array.to_cframe()
+    frame: bytes = array.to_cframe()
+    return frame
 
 
 def _block_rows(height: int, width: int) -> int:

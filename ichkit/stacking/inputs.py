@@ -16,6 +16,7 @@ from ichkit.stacking.rows import FACTS, PREPARED_FACTS
 from ichkit.validation.folds import check_folds, deal_patients
 from ichkit.work.artifacts import check_sizes, digest_table, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 from ichkit.work.schemas import BRAIN_SHARE, KEY, check_predictions
 
 TRAINED_BY = "ichkit train"
@@ -146,7 +147,7 @@ def read_inputs(
         ContractError: a table does not hold exactly the prepared slices, or a row's fold is not its own.
         FoldError: a patient has two folds.
     """
-    finished = work.finished_runs()
+    finished = take_inventory(work).finished_runs
     if not finished:
         choose_runs(finished, (), requested)
     prepared = Prepared.open(work.prepared, task)

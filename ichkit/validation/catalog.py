@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,9 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, nearest
 from ichkit.core.roles import OUT_OF_FOLD, STANDARD_EXTERNAL, TEST, order_external
 from ichkit.core.tasks import Task
-from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_manifest, read_table
+from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_table
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import Inventory, kinds_of, take_inventory
 from ichkit.work.schemas import KEY, check_predictions, make_predictions
 
 
@@ -82,6 +83,20 @@ class Source:
         return {name: self.digests[name] for name in names}
 
 
+class _Identity(NamedTuple):
+    """What a source is called and made from; see `Source`."""
+
+    name: str
+    kind: str
+    runs: tuple[str, ...]
+    folds: tuple[int, ...]
+    path: str
+    is_outdated: bool
+
+
+_Paths = dict[str, tuple[Path, ...]]
+
+
 def find_sources(work: WorkFolder, task: Task) -> list[Source]:
     """Every finished run, then every kind of every finished stack, each by name.
 
@@ -89,10 +104,10 @@ def find_sources(work: WorkFolder, task: Task) -> list[Source]:
         ArtifactError: a manifest is damaged, lacks a table, or was made for another task.
         ContractError: two sources would have the same name.
     """
-    sources = [_run_source(work, run, folds, task) for run, folds in work.finished_runs().items()]
-    present = {name: digest for source in sources for name, digest in source.digests.items()}
-    for stack in work.finished_stacks():
-        sources += _stack_sources(work, stack, task, present)
+    inventory = take_inventory(work)
+    sources = [_run_source(inventory, run, folds, task) for run, folds in inventory.finished_runs.items()]
+    for stack in inventory.finished_stacks:
+        sources += _stack_sources(inventory, stack, task)
     seen: dict[str, Source] = {}
     for source in sources:
         if source.name in seen:
@@ -154,33 +169,32 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
     return make_predictions(tables[0], mean, source.task, fold=-1)
 
 
-def _run_source(work: WorkFolder, run: str, folds: list[int], task: Task) -> Source:
-    manifests = {work.fold(run, k): read_manifest(work.fold(run, k)) for k in folds}
+def _run_source(inventory: Inventory, run: str, folds: list[int], task: Task) -> Source:
+    manifests = {entry.folder: entry.manifest for entry in (inventory.runs[run][k] for k in folds)}
     external = _sets_of_all(_tables_behind("", held) for held in manifests.values())
     splits = (OUT_OF_FOLD, TEST, *external)
-    paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in splits}
-    identity = {"name": run, "kind": "base", "runs": (run,), "folds": tuple(folds), "path": f"runs/{run}"}
-    identity |= {"is_outdated": False}
-    return _make_source(work, task, manifests, paths, identity)
+    paths: _Paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in splits}
+    identity = _Identity(run, "base", (run,), tuple(folds), f"runs/{run}", is_outdated=False)
+    return _make_source(inventory.work, task, manifests, paths, identity)
 
 
-def _stack_sources(work: WorkFolder, stack: str, task: Task, present: dict[str, str]) -> list[Source]:
-    """Every kind of a stack; `present` holds the digests of the runs' tables as they are now."""
-    folder = work.stack_folder(stack)
-    manifest = read_manifest(folder)
-    kinds = [name.removesuffix("_oof.parquet") for name in sorted(manifest.files) if name.endswith("_oof.parquet")]
+def _stack_sources(inventory: Inventory, stack: str, task: Task) -> list[Source]:
+    """Every kind of a stack."""
+    folder, manifest = inventory.stacks[stack].folder, inventory.stacks[stack].manifest
+    kinds = kinds_of(manifest)
     try:
-        shared = {"runs": tuple(manifest.facts["runs"]), "folds": tuple(sorted(manifest.facts["folds"]))}
+        runs, folds = tuple(manifest.facts["runs"]), tuple(sorted(manifest.facts["folds"]))
     except KeyError as error:
         raise ArtifactError(f"{folder}: its manifest lacks {error}. Remove the folder and make it again.") from error
-    used = manifest.inputs.items()
-    shared |= {"is_outdated": any(present.get(f"runs/{name}", digest) != digest for name, digest in used)}
+    is_outdated = inventory.is_outdated(stack)
     external = _sets_of_all(_tables_behind(f"{kind}_", manifest) for kind in kinds)
     sources = []
     for kind in kinds:
-        paths = {split: (folder / f"{kind}_{split}.parquet",) for split in (OUT_OF_FOLD, TEST, *external)}
-        identity = {"name": f"{stack}-{kind}", "kind": kind, "path": f"stacks/{stack}/{kind}_oof.parquet", **shared}
-        sources.append(_make_source(work, task, {folder: manifest}, paths, identity))
+        splits = (OUT_OF_FOLD, TEST, *external)
+        paths: _Paths = {split: (folder / f"{kind}_{split}.parquet",) for split in splits}
+        path = f"stacks/{stack}/{kind}_oof.parquet"
+        identity = _Identity(f"{stack}-{kind}", kind, runs, folds, path, is_outdated)
+        sources.append(_make_source(inventory.work, task, {folder: manifest}, paths, identity))
     return sources
 
 
@@ -200,15 +214,14 @@ def _make_source(
     work: WorkFolder,
     task: Task,
     manifests: dict[Path, Manifest],
-    paths: dict[str, tuple[Path, ...]],
-    identity: dict[str, Any],
+    paths: _Paths,
+    identity: _Identity,
 ) -> Source:
     """The row of one predictor, with what its manifests say about it.
 
     Args:
         manifests: by artifact folder.
         paths: by split; each lies directly in one of those folders.
-        identity: name, kind, runs, folds, path and is_outdated.
     """
     digests = {}
     for path in (path for group in paths.values() for path in group):
@@ -232,7 +245,7 @@ def _make_source(
     newest = max(manifests.values(), key=lambda manifest: manifest.created_utc)
     settings = sorted({manifest.settings_digest for manifest in manifests.values()})
     return Source(
-        **identity,
+        **identity._asdict(),
         oof_paths=paths["oof"],
         test_paths=paths["test"],
         external_paths={name: found for name, found in paths.items() if name not in (OUT_OF_FOLD, TEST)},

@@ -18,6 +18,11 @@ def note_path(submissions: Path, name: str) -> Path:
     return submissions / f"{name}.json"
 
 
+def note_names(submissions: Path) -> list[str]:
+    """Every submission with a note, by name."""
+    return sorted(path.stem for path in submissions.glob("*.json"))
+
+
 def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
     """The note of a submission; None where there is none.
 
@@ -28,7 +33,7 @@ def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         lacking = {"name", "csv", "sha256", "tables", "earlier_scores", *_SCORES} - note.keys()
     except (ValueError, AttributeError) as error:
         raise ArtifactError(f"{path}: expected the note of a submission, found no JSON object ({error}).") from error
@@ -78,8 +83,8 @@ def record_scores(submissions: Path, name: str, public: float | None, private: f
         ConfigError: no such submission, no score, or a score that is negative or not finite.
         ArtifactError: the CSV is not the one that the note describes.
     """
-    given = {"public_score": public, "private_score": private}
-    given = {key: float(score) for key, score in given.items() if score is not None}
+    both = {"public_score": public, "private_score": private}
+    given = {key: float(score) for key, score in both.items() if score is not None}
     if not given or not all(math.isfinite(score) and score >= 0 for score in given.values()):
         raise ConfigError(
             f"leaderboard --record {name}: expected --public, --private or both, each a loss of 0 or more, found "
@@ -117,8 +122,8 @@ def read_present(submissions: Path, name: str) -> dict[str, Any]:
     """
     note = read_note(submissions, name)
     if note is None:
-        names = [path.stem for path in submissions.glob("*.json")]
-        raise ConfigError(f'leaderboard: {submissions} holds no submission "{name}". {nearest(name, names)}')
+        shown = nearest(name, note_names(submissions))
+        raise ConfigError(f'leaderboard: {submissions} holds no submission "{name}". {shown}')
     if not is_csv_unchanged(submissions, note):
         raise ArtifactError(
             f"{submissions / note['csv']}: expected the CSV with SHA-256 {note['sha256'][:16]}..., it changed or is "
@@ -129,8 +134,8 @@ def read_present(submissions: Path, name: str) -> dict[str, Any]:
 
 def is_csv_unchanged(submissions: Path, note: dict[str, Any]) -> bool:
     """True where the CSV of a note is there with the digest that the note gives."""
-    path = submissions / note["csv"]
-    return path.is_file() and digest_file(path) == note["sha256"]
+    path, digest = submissions / note["csv"], str(note["sha256"])
+    return path.is_file() and digest_file(path) == digest
 
 
 def _now() -> str:

@@ -297,6 +297,8 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads(text)
         files = {name: FileDigest(**digest) for name, digest in raw.pop("files").items()}
         manifest = Manifest(files=files, **raw)
+        if not all(isinstance(part, dict) for part in (manifest.settings, manifest.inputs, manifest.facts)):
+            raise TypeError("settings, inputs or facts")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{folder / MANIFEST_NAME}: not a manifest ({error}). Run {remedy}.") from error
     if manifest.format != FORMAT:

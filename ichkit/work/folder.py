@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.core.errors import ConfigError
-from ichkit.work.artifacts import has_artifact
 
 # Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
 WEIGHTS_NAME, CARD_NAME, JOURNAL_NAME = "model.safetensors", "model.json", "steps.jsonl"
@@ -87,22 +86,3 @@ class WorkFolder:
             ConfigError: the name cannot be that of a stack.
         """
         return self.stacks / check_name(name, "stack")
-
-    def finished_folds(self, run: str) -> list[int]:
-        """Folds of a run that are whole, ascending."""
-        folds = [int(path.name[4:]) for path in _folders(self.runs / run) if re.fullmatch(r"fold\d+", path.name)]
-        return sorted(k for k in folds if has_artifact(self.fold(run, k)))
-
-    def finished_runs(self) -> dict[str, list[int]]:
-        """Name to finished folds of every run with at least one, by name."""
-        names = [folder.name for folder in _folders(self.runs) if is_name(folder.name)]
-        return {name: folds for name in names if (folds := self.finished_folds(name))}
-
-    def finished_stacks(self) -> list[str]:
-        """Names of whole stacks, by name."""
-        return [folder.name for folder in _folders(self.stacks) if is_name(folder.name) and has_artifact(folder)]
-
-
-def _folders(parent: Path) -> list[Path]:
-    """The folders in a folder, by name; none where it does not exist."""
-    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

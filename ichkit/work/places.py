@@ -13,18 +13,26 @@ from pathlib import Path
 from ichkit.core.errors import ArtifactError, DiskFullError
 
 MANIFEST_NAME = "manifest.json"
+_PARTIAL, _SET_ASIDE = ".partial", ".ichkit-old"
 MARK = ".ichkit-unfinished"
 """The file by which ichkit knows a folder as its own unfinished or set-aside work."""
 
 
 def partial_of(final: Path) -> Path:
     """Where unfinished work on a folder lives."""
-    return final.with_name(final.name + ".partial")
+    return final.with_name(final.name + _PARTIAL)
 
 
 def set_aside_of(final: Path) -> Path:
     """Where an older folder waits while its successor is put in place: it comes back if that fails."""
-    return final.with_name(f".{final.name}.ichkit-old")
+    return final.with_name(f".{final.name}{_SET_ASIDE}")
+
+
+def final_of(path: Path) -> Path:
+    """The folder that this one is, or is unfinished or set-aside work on."""
+    name = path.name
+    is_set_aside = name.startswith(".") and name.endswith(_SET_ASIDE)
+    return path.with_name(name[1:].removesuffix(_SET_ASIDE) if is_set_aside else name.removesuffix(_PARTIAL))
 
 
 def _trash_of(final: Path) -> Path:
@@ -46,7 +54,7 @@ def disk_full(path: Path, error: OSError) -> DiskFullError | OSError:
 
 def is_private(path: Path) -> bool:
     """True for a name of set-aside work or of a lock, which no user's file has."""
-    return path.name.startswith(".") and path.name.endswith((".ichkit-old", ".ichkit-trash", ".ichkit-lock"))
+    return path.name.startswith(".") and path.name.endswith((_SET_ASIDE, ".ichkit-trash", ".ichkit-lock"))
 
 
 def is_marked(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from click.shell_completion import ShellComplete
 import ichkit
 from ichkit.cli.main import main
 from ichkit.core.config import config_names, pipeline_names
+from ichkit.work.artifacts import ArtifactWriter
 
 BASH = shutil.which("bash")
 
@@ -32,12 +33,12 @@ def kinds(line):
 def write_work(root):
     """Two finished runs, one begun, a stack, and the remains of another."""
     for place in ("runs/demo/fold0", "runs/demo/fold1", "runs/deep/fold0", "stacks/deep+demo"):
-        (root / place).mkdir(parents=True)
-        (root / place / "manifest.json").write_text("{}")
+        writer = ArtifactWriter(root / place, "any")
+        for name in ("blend_oof", "lightgbm_oof", "blend_test") if "stacks" in place else ():
+            writer.write_bytes(f"{name}.parquet", b"")
+        writer.commit(settings={}, inputs={}, facts={})
     (root / "runs" / "later" / "fold2.partial").mkdir(parents=True)
     (root / "stacks" / "half.partial").mkdir()
-    for name in ("blend_oof", "lightgbm_oof", "blend_test"):
-        (root / "stacks" / "deep+demo" / f"{name}.parquet").touch()
 
 
 @pytest.fixture(autouse=True)
@@ -107,13 +108,12 @@ def test_a_model_that_is_no_source_is_left_to_the_folders_of_the_shell():
     assert kinds("ichkit predict scans --work other --model ./wo") == ["dir"]
 
 
-def test_looking_changes_nothing(work):
-    # Whole, but killed before its last rename: the next command that works on it puts it in place.
-    (work / "stacks" / "half.partial" / "manifest.json").touch()
-    (work / "stacks" / "half.partial" / "blend_oof.parquet").touch()
+def test_looking_changes_nothing_and_a_damaged_stack_is_not_offered(work):
     before = sorted(work.rglob("*"))
-    assert "half-blend" in complete("ichkit submit --work other --source ")
+    assert "deep+demo-blend" in complete("ichkit submit --work other --source ")
     assert sorted(work.rglob("*")) == before
+    (work / "stacks" / "deep+demo" / "manifest.json").write_text("{")
+    assert complete("ichkit submit --work other --source ") == ["deep", "demo"]
 
 
 @pytest.mark.skipif(BASH is None, reason="no bash")

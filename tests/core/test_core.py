@@ -27,6 +27,7 @@ from ichkit.work.artifacts import (
     read_manifest,
 )
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import hold
 from ichkit.work.places import partial_of
 from ichkit.work.schemas import check_predictions, make_predictions
@@ -225,8 +226,8 @@ def test_runs_and_stacks_are_listed_only_when_they_are_whole(tmp_path):
     ArtifactWriter(work.fold("b", 0), "fold")
     write_artifact(work.stacks / "a")
     ArtifactWriter(work.stacks / "c", "stack")
-    assert work.finished_runs() == {"a": [0, 2]}
-    assert work.finished_stacks() == ["a"]
+    assert take_inventory(work).finished_runs == {"a": [0, 2]}
+    assert take_inventory(work).finished_stacks == ["a"]
 
 
 def test_a_stop_signal_raises_a_flag_and_the_old_handler_comes_back():

@@ -22,7 +22,7 @@ from ichkit.sources.table import SOURCES
 from ichkit.stages.doctor import machine, packages
 from ichkit.stages.doctor import run as doctor
 from ichkit.stages.doctor.found_data import DataState, find_data
-from ichkit.stages.doctor.holdings import Holdings
+from ichkit.stages.doctor.found_work import WorkState
 from ichkit.stages.doctor.table import render
 from ichkit.work.folder import WorkFolder
 
@@ -126,9 +126,9 @@ def test_the_path_of_a_person_s_own_scans_is_not_told(words, is_there, monkeypat
 def test_json_says_what_the_table_says():
     write_prepared(WorkFolder(Path("work")))
     told, printed = json.loads(call("doctor", "--json")), call("doctor")
-    assert set(told) == {"machine", "data", "holdings", "warnings", "problems", "next"}
+    assert set(told) == {"machine", "data", "inventory", "warnings", "problems", "next"}
     assert f"What to do next: {told['next']['command']}\n{told['next']['reason']}\n" in printed
-    assert told["holdings"]["prepared"]["folds"] == [0, 1, 2]
+    assert told["inventory"]["prepared"]["folds"] == [0, 1, 2]
     assert f"torch {told['machine']['versions']['torch']}" in printed
     assert set(told["data"]) == set(SOURCES)
 
@@ -136,7 +136,7 @@ def test_json_says_what_the_table_says():
 def diagnose(**changes):
     """Warnings and problems of a good machine with something wrong."""
     odd = replace(GOOD, **changes)
-    return doctor.find_warnings(odd, NOWHERE, Holdings()), doctor.find_problems(odd)
+    return doctor.find_warnings(odd, NOWHERE, WorkState()), doctor.find_problems(odd)
 
 
 ODDITIES = [
@@ -171,7 +171,7 @@ def test_every_warning_and_problem_stands_in_the_row_of_its_topic():
     for changes, _, _ in ODDITIES:
         odd = replace(odd, **changes)
     lost = {name: replace(state, is_named=True) for name, state in NOWHERE.items()}
-    damaged = Holdings(damaged=("prepared",))
+    damaged = WorkState(damaged=("prepared",))
     warned, problems = doctor.find_warnings(odd, lost, damaged), doctor.find_problems(odd)
     table = render(doctor.Diagnosis(odd, lost, damaged, warned, problems, next(iter(problems.values()))))
     marked = {topic.text for mark, topic, _ in table.lines if mark.text}

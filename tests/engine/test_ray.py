@@ -17,6 +17,7 @@ from ichkit.stages.prepare import run as prepare
 from ichkit.stages.train import run as train
 from ichkit.work.artifacts import read_manifest
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed (extra ray)")
@@ -80,7 +81,7 @@ def test_folds_trained_on_a_cluster_are_those_trained_here(cluster, tmp_path):
     here, there = make_pixel_work(tmp_path / "here"), make_pixel_work(tmp_path / "there")
     do(train, training_config("train.epochs=1"), here, run_name="run")
     do(train, training_config("train.epochs=1", "train.backend=ray"), there, run_name="run")
-    assert there.finished_folds("run") == [0, 1]
+    assert take_inventory(there).finished_runs["run"] == [0, 1]
     for fold in (0, 1):
         ours, theirs = (read_files(work.fold("run", fold)) for work in (here, there))
         for name in ("model.safetensors", "oof.parquet", "test.parquet", "cq500.parquet"):

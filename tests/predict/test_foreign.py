@@ -113,8 +113,8 @@ HARMFUL = {
     "a large card": (grow(f"{FOLD}/model.json", 3 * 1024**3), "expected at most 16 MB, found more"),
 }
 FACTS = {
-    "a run that leads out": ({"runs": ["../../runs/demo"]}, "has a name that is not a folder's"),
-    "a stack that leads out": ({"stack": "/etc"}, "has a name that is not a folder's"),
+    "a run that leads out": ({"runs": ["../../runs/demo"]}, "run: expected a name of at most 200"),
+    "a stack that leads out": ({"stack": "/etc"}, "stack: expected a name of at most 200"),
     "runs that are no list": ({"runs": 5}, "found one that cannot (TypeError)"),
     "a run that is missing": ({"runs": ["other"]}, "expected the description of a network"),
     "no folds": ({"folds": []}, "at least one run and fold"),

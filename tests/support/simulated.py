@@ -17,6 +17,7 @@ from ichkit.core.seeding import make_generator
 from ichkit.core.tasks import Task, find_task
 from ichkit.work.artifacts import ArtifactWriter, digest_file, digest_table, encode_json, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 from ichkit.work.schemas import (
     FOLDS,
     KEY,
@@ -114,7 +115,7 @@ def make_stack(
     work: WorkFolder, *, runs: tuple[str, ...] = ("base",), kinds: tuple[str, ...] = ("fusion", "lightgbm", "blend")
 ) -> str:
     """Writes a finished stack of those runs and returns its name: not a trained one, its kinds smooth more and more."""
-    folds = sorted(set.intersection(*(set(work.finished_folds(run)) for run in runs)))
+    folds = sorted(set.intersection(*(set(take_inventory(work).finished_runs[run]) for run in runs)))
     name = "+".join(sorted(runs))
     manifest = read_manifest(work.fold(runs[0], folds[0]))
     writer = ArtifactWriter(work.stacks / name, "stack")
@@ -177,8 +178,8 @@ def add_external_set(work: WorkFolder, name: str) -> None:
         table = read_table(work.prepared / file)
         tables[file] = pd.concat([table, _renamed(table[table.dataset == "cq500"], name)], ignore_index=True)
     rewrite_prepared(work, tables)
-    folds = [work.fold(run, fold) for run, folds in work.finished_runs().items() for fold in folds]
-    for folder in (*folds, *(work.stacks / stack for stack in work.finished_stacks())):
+    folds = [work.fold(run, fold) for run, folds in take_inventory(work).finished_runs.items() for fold in folds]
+    for folder in (*folds, *(work.stacks / stack for stack in take_inventory(work).finished_stacks)):
         old = read_manifest(folder)
         writer = ArtifactWriter(folder, old.kind)
         for file in old.files:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ichkit.work.artifacts import ArtifactWriter
+from ichkit.validation.notes import write_note
+from ichkit.work.artifacts import ArtifactWriter, write_bytes_atomically
 
 FACTS = {"data": "phantom", "task": "hemorrhage", "num_slices": 40, "num_studies": 4, "num_rejected": 1}
 
@@ -46,6 +47,6 @@ def write_submission(work, stack, folds):
     table = "blend_test.parquet"
     tables = {f"stacks/{stack}/{table}": manifest["files"][table]["sha256"]}
     Path("submissions").mkdir(exist_ok=True)
-    Path("submissions", f"{stack}-blend.csv").write_text("ID,Label\n")
-    note = {"csv": f"{stack}-blend.csv", "folds": folds, "tables": tables}
-    Path("submissions", f"{stack}-blend.json").write_text(json.dumps(note))
+    digest = write_bytes_atomically(Path("submissions", f"{stack}-blend.csv"), b"ID,Label\n")
+    facts = {"csv": f"{stack}-blend.csv", "sha256": digest.sha256, "folds": folds, "tables": tables}
+    write_note(Path("submissions"), f"{stack}-blend", facts)

@@ -22,6 +22,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.stages.train import lanes as fold_lanes
 from ichkit.stages.train import run as train
 from ichkit.work.artifacts import find_damage, read_manifest, read_table
+from ichkit.work.inventory import take_inventory
 from ichkit.work.places import partial_of
 from ichkit.work.schemas import check_predictions
 
@@ -248,7 +249,7 @@ def test_several_folds_at_once_give_the_bytes_of_each_alone(fresh_work, work, mo
     monkeypatch.setattr(fold_lanes, "count_cores", lambda: 2)
     do(train, config(), fresh_work, run_name="run")
     ours, theirs = (read_files(place.fold("run", 0)) for place in (fresh_work, work))
-    assert fresh_work.finished_folds("run") == [0, 1]
+    assert take_inventory(fresh_work).finished_runs["run"] == [0, 1]
     for name in ("model.safetensors", *(f"{table}.parquet" for table in TABLES)):
         assert ours[name] == theirs[name], name
 

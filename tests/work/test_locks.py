@@ -14,6 +14,7 @@ import pytest
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.work.artifacts import ArtifactWriter, find_damage, has_artifact, read_bytes, read_manifest, read_whole
 from ichkit.work.folder import WorkFolder, check_name
+from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import hold, lock_path
 from ichkit.work.places import MARK, discard, partial_of, set_aside_of, settle
 
@@ -235,5 +236,5 @@ def test_names_on_disk_that_ichkit_would_not_make_are_no_runs_and_no_stacks(tmp_
     write(work.stack_folder("demo"), "a")
     for copy in (work.runs / "=demo" / "fold0", work.runs / "demo" / "fold1.old", work.stacks / "demo.old"):
         write(copy, "copy")
-    assert work.finished_runs() == {"demo": [0]}
-    assert work.finished_stacks() == ["demo"]
+    assert take_inventory(work).finished_runs == {"demo": [0]}
+    assert take_inventory(work).finished_stacks == ["demo"]

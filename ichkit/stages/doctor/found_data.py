@@ -34,6 +34,7 @@ def find_data(source: DataSource, given: Path | None = None) -> DataState:
         given: the root that the config names.
     """
     named = os.environ.get(source.variable)
+    looked_at: tuple[str, ...]
     if given is not None:
         looked_at = (f"{given} (prepare.{source.name})",)
     elif named:

@@ -12,7 +12,7 @@ from ichkit.core.config import config_names, load_config
 from ichkit.core.errors import ConfigError
 from ichkit.sources.table import SOURCES, training_sources
 from ichkit.stages.doctor.found_data import DataState
-from ichkit.stages.doctor.holdings import Holdings, PreparedState, RunState
+from ichkit.stages.doctor.found_work import PreparedState, RunState, WorkState
 from ichkit.work.artifacts import list_differences
 from ichkit.work.folder import WorkFolder
 
@@ -31,26 +31,28 @@ class Step:
 
 
 def choose_step(
-    data: Mapping[str, DataState], holdings: Holdings, work: WorkFolder, config_name: str | None = None
+    data: Mapping[str, DataState], inventory: WorkState, work: WorkFolder, config_name: str | None = None
 ) -> Step:
     """The next command: data, then `prepare`, a fold, a stack, a submission, the other folds, the report.
 
     Args:
         config_name: the config that it should name; None for the one that a run was made with.
     """
-    if holdings.prepared is None:
-        words, reason = _before_training(data, holdings, config_name)
-    elif not holdings.runs:
+    if inventory.prepared is None:
+        words, reason = _before_training(data, inventory, config_name)
+    elif not inventory.runs:
         words = ["train", "--fold", "0", *_named(config_name)]
         reason = "Everything is prepared, and one fold is enough for a first submission."
     else:
-        words, reason = _after_training(holdings, holdings.prepared, work, config_name)
+        words, reason = _after_training(inventory, inventory.prepared, work, config_name)
     # `demo` has a work folder of its own.
     is_implied = words[0] == "demo" or work.root == Path(os.environ.get(_WORK_VARIABLE) or _DEFAULT_WORK)
     return Step(shlex.join(["ichkit", *words, *([] if is_implied else ["--work", str(work.root)])]), reason)
 
 
-def _before_training(data: Mapping[str, DataState], holdings: Holdings, config_name: str | None) -> tuple[_Words, str]:
+def _before_training(
+    data: Mapping[str, DataState], inventory: WorkState, config_name: str | None
+) -> tuple[_Words, str]:
     found = next((name for name in training_sources() if data[name].is_found), None)
     if found is None:
         rsna = SOURCES["rsna"]
@@ -59,35 +61,35 @@ def _before_training(data: Mapping[str, DataState], holdings: Holdings, config_n
             f"{rsna.source}; {rsna.variable}=PATH says where you put them."
         )
     own = [] if found == training_sources()[0] else ["--source", found, "--labels", "labels.csv"]
-    state = "it was begun and goes on" if holdings.is_prepare_unfinished else "nothing is prepared"
+    state = "it was begun and goes on" if inventory.is_prepare_unfinished else "nothing is prepared"
     return ["prepare", *own, *_named(config_name)], f"Data are at {data[found].where}, and {state}."
 
 
 def _after_training(
-    holdings: Holdings, prepared: PreparedState, work: WorkFolder, config_name: str | None
+    inventory: WorkState, prepared: PreparedState, work: WorkFolder, config_name: str | None
 ) -> tuple[_Words, str]:
-    for name, run in holdings.runs.items():
+    for name, run in inventory.runs.items():
         if run.unfinished:
             k = run.unfinished[0]
             words = ["train", "--fold", str(k), *train_options(name, run, work, config_name)]
             return words, f"Fold {k} of {name} was begun: with the same settings it goes on, if it is not at work now."
-    name, run = max(holdings.runs.items(), key=lambda item: len(item[1].folds))
+    name, run = max(inventory.runs.items(), key=lambda item: len(item[1].folds))
     # The config of what follows is that of the run, where its name still says which.
     options = _named(config_name or (name if name in config_names() else None))
     count = f"{len(run.folds)} of {len(prepared.folds)} folds of {name}"
-    current = [stack for stack in holdings.stacks.values() if stack.folds == run.folds and not stack.is_outdated]
+    current = [stack for stack in inventory.stacks.values() if stack.folds == run.folds and not stack.is_outdated]
     stacked = {name for stack in current for name in stack.runs}
-    alone = [name for name, other in holdings.runs.items() if other.folds == run.folds and name not in stacked]
+    alone = [name for name, other in inventory.runs.items() if other.folds == run.folds and name not in stacked]
     if alone:
         return ["stack", *options], f"{count} are trained, and no stack holds {alone[0]} as it is now."
     if not prepared.has_sample:
-        if not holdings.has_scores:
+        if not inventory.has_scores:
             return ["evaluate", *options], "The stack is there. These data have no test split to submit, only scores."
-    elif not any(sent.folds == run.folds and not sent.is_outdated for sent in holdings.submissions.values()):
+    elif not any(sent.folds == run.folds and not sent.is_outdated for sent in inventory.submissions.values()):
         return ["submit", *options], f"The stack of {count} is there, and no submission of it."
     if len(run.folds) < len(prepared.folds):
         return ["train", *train_options(name, run, work, config_name)], f"{count} are trained: the others are left."
-    if not holdings.has_report:
+    if not inventory.has_report:
         return ["report", *options], "Every fold is trained, stacked and scored: one page shows it all."
     return ["leaderboard", *options], "Everything is made. The board says what is best; `ichkit predict` takes that."
 

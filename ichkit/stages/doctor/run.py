@@ -6,7 +6,7 @@ from pathlib import Path
 from ichkit.core.config import Config
 from ichkit.sources.table import SOURCES
 from ichkit.stages.doctor.found_data import DataState, find_data
-from ichkit.stages.doctor.holdings import Holdings, read_holdings
+from ichkit.stages.doctor.found_work import WorkState, find_work
 from ichkit.stages.doctor.machine import Machine, inspect_machine
 from ichkit.stages.doctor.next_step import Step, choose_step
 from ichkit.work.folder import WorkFolder
@@ -27,7 +27,7 @@ class Diagnosis:
 
     machine: Machine
     data: dict[str, DataState]
-    holdings: Holdings
+    inventory: WorkState
     warnings: dict[str, str]
     problems: dict[str, Step]
     next: Step
@@ -41,15 +41,15 @@ def run(config: Config, work: WorkFolder, submissions: Path, config_name: str | 
     """
     machine = inspect_machine(work.root)
     data = {name: find_data(source, getattr(config.prepare, name, None)) for name, source in SOURCES.items()}
-    holdings = read_holdings(work, submissions)
+    inventory = find_work(work, submissions)
     problems = find_problems(machine)
     return Diagnosis(
         machine=machine,
         data=data,
-        holdings=holdings,
-        warnings=find_warnings(machine, data, holdings),
+        inventory=inventory,
+        warnings=find_warnings(machine, data, inventory),
         problems=problems,
-        next=next(iter(problems.values()), None) or choose_step(data, holdings, work, config_name),
+        next=next(iter(problems.values()), None) or choose_step(data, inventory, work, config_name),
     )
 
 
@@ -65,7 +65,7 @@ def find_problems(machine: Machine) -> dict[str, Step]:
     return problems
 
 
-def find_warnings(machine: Machine, data: dict[str, DataState], holdings: Holdings) -> dict[str, str]:
+def find_warnings(machine: Machine, data: dict[str, DataState], inventory: WorkState) -> dict[str, str]:
     """What is not as it should be, and what to do about it, by topic."""
     warnings = {}
     if machine.gpu_note:
@@ -88,7 +88,7 @@ def find_warnings(machine: Machine, data: dict[str, DataState], holdings: Holdin
     for name, state in data.items():
         if state.is_named and not state.is_found:
             warnings[f"data: {name}"] = f"nothing is at {state.looked_at[0]}. Mend the path."
-    if holdings.damaged:
-        shown = ", ".join(holdings.damaged[:3]) + (", ..." if len(holdings.damaged) > 3 else "")
+    if inventory.damaged:
+        shown = ", ".join(inventory.damaged[:3]) + (", ..." if len(inventory.damaged) > 3 else "")
         warnings["damaged"] = f"{shown} cannot be read. `ichkit verify` says more."
     return warnings

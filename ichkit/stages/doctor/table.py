@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ichkit.show.table import NOTHING, Cell, Table
 from ichkit.stages.doctor.found_data import DataState
-from ichkit.stages.doctor.holdings import Holdings
+from ichkit.stages.doctor.found_work import WorkState
 from ichkit.stages.doctor.machine import Machine
 from ichkit.stages.doctor.packages import EXTRAS, NOT_INSTALLED
 from ichkit.stages.doctor.run import Diagnosis
@@ -17,7 +17,7 @@ _FIRST = (True, False, False)
 def render(diagnosis: Diagnosis) -> Table:
     """One row a topic: what was found, and below it what is wrong; `!` warns, `x` says that nothing works like this."""
     rows: list[list[Cell | str]] = []
-    for section in (_machine_rows(diagnosis.machine), _data_rows(diagnosis.data), _work_rows(diagnosis.holdings)):
+    for section in (_machine_rows(diagnosis.machine), _data_rows(diagnosis.data), _work_rows(diagnosis.inventory)):
         rows += [_BLANK] if rows else []
         for topic, found in section:
             rows += _topic_rows(topic, found, diagnosis)
@@ -61,30 +61,30 @@ def _data_rows(data: dict[str, DataState]) -> Iterator[tuple[str, str]]:
         yield f"data: {name}", f"{state.where}{kind}" if state.is_found else f"none at {' or '.join(state.looked_at)}"
 
 
-def _work_rows(holdings: Holdings) -> Iterator[tuple[str, str]]:
-    yield "prepared", _describe_prepared(holdings)
+def _work_rows(inventory: WorkState) -> Iterator[tuple[str, str]]:
+    yield "prepared", _describe_prepared(inventory)
     runs = [
         f"{name}: folds {_numbers(run.folds)}" + (f", begun {_numbers(run.unfinished)}" if run.unfinished else "")
-        for name, run in holdings.runs.items()
+        for name, run in inventory.runs.items()
     ]
     yield "runs", "; ".join(runs) or NOTHING
     stacks = [
         f"{name}: {', '.join(stack.kinds)} on folds {_numbers(stack.folds)}{_age(stack.is_outdated)}"
-        for name, stack in holdings.stacks.items()
+        for name, stack in inventory.stacks.items()
     ]
     yield "stacks", "; ".join(stacks) or NOTHING
-    yield "scores", "made" if holdings.has_scores else NOTHING
-    sent = [f"{name}{_age(note.is_outdated)}" for name, note in holdings.submissions.items()]
+    yield "scores", "made" if inventory.has_scores else NOTHING
+    sent = [f"{name}{_age(note.is_outdated)}" for name, note in inventory.submissions.items()]
     yield "submissions", ", ".join(sent) or NOTHING
-    yield "report", "made" if holdings.has_report else NOTHING
-    if holdings.damaged:
+    yield "report", "made" if inventory.has_report else NOTHING
+    if inventory.damaged:
         yield "damaged", ""
 
 
-def _describe_prepared(holdings: Holdings) -> str:
-    state = holdings.prepared
+def _describe_prepared(inventory: WorkState) -> str:
+    state = inventory.prepared
     if state is None:
-        return "begun, not finished" if holdings.is_prepare_unfinished else NOTHING
+        return "begun, not finished" if inventory.is_prepare_unfinished else NOTHING
     counts = f"{state.num_slices} slices of {state.num_studies} studies ({state.data}), {state.num_rejected} rejected"
     return f"{counts}; folds {_numbers(state.folds)}"
 

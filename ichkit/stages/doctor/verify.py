@@ -1,55 +1,37 @@
 """Checks every artifact of a work folder against the digests taken when it was written."""
 
-import json
 from pathlib import Path
 
 from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, logger
-from ichkit.work.artifacts import digest_file, find_damage, has_artifact, read_manifest
+from ichkit.validation.notes import is_csv_unchanged, note_names, read_note
+from ichkit.work.artifacts import find_damage
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 
 
 def run(work: WorkFolder, submissions: Path) -> list[str]:
-    """One line for everything that is damaged; an empty list where all is as it was written.
+    """One line for each damaged file or manifest; empty where all is as it was written.
 
     Raises:
         ArtifactError: there is no artifact to check.
     """
-    folders = find_artifacts(work)
-    if not folders:
+    entries = take_inventory(work).finished
+    if not entries:
         raise ArtifactError(f"{work.root}: expected artifacts, found none. Run `ichkit prepare` first, or name --work.")
     damage, num_files = [], 0
-    with Meter("verify", len(folders), "artifacts") as meter:
-        for folder in folders:
-            try:
-                manifest = read_manifest(folder)
-            except ArtifactError as error:
-                damage.append(str(error))
-                continue
-            damage += find_damage(folder, manifest)
-            num_files += len(manifest.files)
+    with Meter("verify", len(entries), "artifacts") as meter:
+        for entry in entries:
+            damage += [entry.damage] if entry.damage else find_damage(entry.folder, entry.manifest)
+            num_files += 0 if entry.damage else len(entry.manifest.files)
             meter.advance()
-    damage += _check_submissions(submissions)
-    logger.info("verify: %d artifacts with %d files, %d damaged", len(folders), num_files, len(damage))
-    return damage
-
-
-def find_artifacts(work: WorkFolder) -> list[Path]:
-    """Every finished artifact folder of a work folder."""
-    candidates = [work.prepared, *sorted(work.runs.glob("*/fold*")), *sorted(work.stacks.glob("*")), work.scores]
-    return [folder for folder in candidates if folder.suffix not in (".partial", ".old") and has_artifact(folder)]
-
-
-def _check_submissions(folder: Path) -> list[str]:
-    """Submissions whose digest stands in the note beside them and is another."""
-    damage = []
-    for note in sorted(folder.glob("*.json")):
-        csv = note.with_suffix(".csv")
+    for name in note_names(submissions):
         try:
-            expected = json.loads(note.read_text())["sha256"]
-        except (ValueError, KeyError, TypeError):
-            damage.append(f"{note}: not the note of a submission")
+            note = read_note(submissions, name)
+        except ArtifactError as error:
+            damage.append(str(error))
             continue
-        if not csv.is_file() or digest_file(csv) != expected:
-            damage.append(f"{csv}: missing, or changed since it was written (SHA-256 differs)")
+        if note is not None and not is_csv_unchanged(submissions, note):
+            damage.append(f"{submissions / note['csv']}: missing, or changed since it was written (SHA-256 differs)")
+    logger.info("verify: %d artifacts with %d files, %d damaged", len(entries), num_files, len(damage))
     return damage

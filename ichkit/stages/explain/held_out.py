@@ -14,6 +14,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.validation.metrics import log_losses
 from ichkit.work.artifacts import read_manifest, read_table
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 from ichkit.work.schemas import check_predictions
 
 LOSS = "loss"
@@ -153,7 +154,7 @@ def refuse_unknown_fold(work: WorkFolder, run: str, fold: int | None) -> None:
     Raises:
         ConfigError: the message lists those that are.
     """
-    runs = work.finished_runs()
+    runs = take_inventory(work).finished_runs
     if run not in runs:
         raise ConfigError(f'explain: "{run}" is no run with a finished fold in {work.runs}. {nearest(run, runs)}')
     if fold is not None and fold not in runs[run]:

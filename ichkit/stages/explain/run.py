@@ -27,6 +27,7 @@ from ichkit.stages.explain.held_out import (
 from ichkit.stages.explain.panels import draw_panel, draw_strip
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 
 DEFAULT_WORST = 10
 TABLE_NAME = "explained.csv"
@@ -165,7 +166,7 @@ def render(table: pd.DataFrame, task: Task) -> Table:
 
 def _pick_folds(work: WorkFolder, name: str | None, fold: int | None) -> tuple[str, list[int]]:
     """The run of that name, or the only one there is; and the fold asked for, or all that are finished."""
-    runs = work.finished_runs()
+    runs = take_inventory(work).finished_runs
     if not runs:
         raise ConfigError(f"explain: expected a run with a finished fold in {work.runs}. Run `ichkit train` first.")
     if name is None and len(runs) > 1:

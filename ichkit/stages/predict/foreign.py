@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +40,7 @@ def refuse_failures(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_sizes(folder: Path) -> None:
+def refuse_oversized(folder: Path) -> None:
     """Refuses a folder with files that no model has, before any of them is opened.
 
     Raises:
@@ -56,17 +56,6 @@ def check_sizes(folder: Path) -> None:
             most = _MAX_BYTES.get(path.suffix, max(_MAX_BYTES.values()))
             if path.is_file() and path.stat().st_size > most:
                 raise ArtifactError(f"{path}: expected at most {most / 1024**2:.0f} MB, found more.")
-
-
-def check_name(name: object, folder: Path) -> str:
-    """The name of a run or stack inside a model folder.
-
-    Raises:
-        ArtifactError: it is no plain name, and would lead out of the folder.
-    """
-    if not isinstance(name, str) or name in ("", ".", "..") or PurePosixPath(name).name != name or "\\" in name:
-        raise ArtifactError(f"{folder}: a run or stack in its manifest has a name that is not a folder's.")
-    return name
 
 
 def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, kind: str, task: Task) -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task
-from ichkit.stages.predict.foreign import check_name, check_sizes, refuse_failures
+from ichkit.stages.predict.foreign import refuse_failures, refuse_oversized
 from ichkit.validation.catalog import Source, find_sources, pick_source
 from ichkit.work.artifacts import Manifest, check_digests, find_damage, has_artifact, read_manifest
-from ichkit.work.folder import WorkFolder
+from ichkit.work.folder import WorkFolder, check_name
+from ichkit.work.inventory import kinds_of, take_inventory
 
 if TYPE_CHECKING:
     from ichkit.engine.inference import Predictor
@@ -70,7 +71,7 @@ def find_model(work: WorkFolder, named: str, task: Task) -> Model:
         ArtifactError, ConfigError: there is none; the message lists the choices.
     """
     if Path(named).is_dir():
-        check_sizes(Path(named))
+        refuse_oversized(Path(named))
         with refuse_failures(Path(named)):
             return _model_of_folder(Path(named), task)
     sources = find_sources(work, task)
@@ -94,11 +95,13 @@ def _model_of_folder(folder: Path, task: Task) -> Model:
     if manifest is not None and manifest.kind == "stack":
         runs_folder = folder.resolve().parents[1] / "runs"
         runs = {name: _fold_folders(runs_folder / name, manifest.facts["folds"]) for name in manifest.facts["runs"]}
-        kinds = [name.removesuffix("_oof.parquet") for name in manifest.files if name.endswith("_oof.parquet")]
-        kind = _BEST_KIND if _BEST_KIND in kinds else sorted(kinds)[0]
+        kinds = kinds_of(manifest)
+        kind = _BEST_KIND if _BEST_KIND in kinds else kinds[0]
         return Model(f"{folder.name}-{kind}", runs, folder, kind, manifest.facts["data"])
     resolved = folder.resolve()
-    folds = WorkFolder(resolved.parents[1]).finished_folds(resolved.name) if resolved.parent.name == "runs" else []
+    is_run = resolved.parent.name == "runs"
+    finished = take_inventory(WorkFolder(resolved.parents[1])).finished_runs if is_run else {}
+    folds = finished.get(resolved.name)
     if not folds:
         raise ConfigError(
             f"model: expected a run (work/runs/NAME), a stack (work/stacks/NAME) or what `ichkit export` made at "
@@ -120,9 +123,9 @@ def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:
         raise ConfigError(
             f"{folder}: expected a model for the task {task.name}, found {facts['task']}. Name its config with -c."
         )
-    names = [check_name(name, folder) for name in facts["runs"]]
+    names = [check_name(name, f"{folder}: run") for name in facts["runs"]]
     runs = {name: _fold_folders(folder / "runs" / name, facts["folds"]) for name in names}
-    stack = None if facts["stack"] is None else folder / "stacks" / check_name(facts["stack"], folder)
+    stack = None if facts["stack"] is None else folder / "stacks" / check_name(facts["stack"], f"{folder}: stack")
     if not names or not facts["folds"]:
         raise ArtifactError(f"{folder}: expected a model of at least one run and fold, found none in its manifest.")
     return Model(str(facts["name"]), runs, stack, facts["kind"], facts["data"], is_exported=True)

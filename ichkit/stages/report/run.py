@@ -33,6 +33,7 @@ from ichkit.work.artifacts import (
     write_bytes_atomically,
 )
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import holding
 
 _ROOM, _TEMPLATE = "ichkit.stages.report", "report.html.j2"
@@ -99,7 +100,7 @@ def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None)
         ArtifactError: nothing is prepared, or an artifact is damaged.
     """
     prepared = Prepared.open(work.prepared, find_task(config.task))
-    scoring = evaluate.plan_scores(config, work) if work.finished_runs() else None
+    scoring = evaluate.plan_scores(config, work) if take_inventory(work).finished_runs else None
     return ReportPlan(config, work, options or ReportOptions(), prepared, scoring)
 
 

@@ -17,6 +17,7 @@ from ichkit.stacking.inputs import ChainPlan, Inputs, plan_chains, read_inputs
 from ichkit.stacking.table import find_stacker
 from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import Look, look_at
 
 MADE_BY = "ichkit stack"
@@ -107,8 +108,9 @@ class StackPlan(Plan):
 
     @cached_property
     def _like(self) -> "_Measured | None":
-        for name in self.work.finished_stacks():
-            manifest = read_manifest(self.work.stack_folder(name))
+        inventory = take_inventory(self.work)
+        for name in inventory.finished_stacks:
+            manifest = inventory.stacks[name].manifest
             facts = manifest.facts
             if "seconds" in facts and set(self.stackers) <= set(facts["kinds"]) and facts["num_slices"]:
                 num_bytes = sum(file.num_bytes for file in manifest.files.values())

@@ -23,8 +23,9 @@ from ichkit.show.plan import NOT_KNOWN, Plan
 from ichkit.stages.train.fold import STACK_WINDOW
 from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, identify, judge
 from ichkit.validation.folds import check_folds
-from ichkit.work.artifacts import read_manifest, read_table
+from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 
 if TYPE_CHECKING:
     from ichkit.models.descriptor import DescriptorNetwork
@@ -236,10 +237,10 @@ def _seconds_by_history(
     config: Config, work: WorkFolder, prepared: Prepared, num_images: int
 ) -> tuple[float | None, str]:
     """Seconds for so many training images, by the first finished fold of the same settings."""
-    for name, folds in work.finished_runs().items():
+    inventory = take_inventory(work)
+    for name, folds in inventory.finished_runs.items():
         for fold in folds:
-            folder = work.fold(name, fold)
-            manifest = read_manifest(folder)
+            folder, manifest = inventory.runs[name][fold].folder, inventory.runs[name][fold].manifest
             if manifest.settings != identify(config, prepared, work, fold).settings:
                 continue
             history = read_table(folder / "history.csv")

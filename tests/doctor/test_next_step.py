@@ -1,4 +1,4 @@
-"""What a work folder holds, seen as the other commands see it and left as it was; and the next step from each state."""
+"""What the doctor says of a work folder, and the next step from each state."""
 
 import shlex
 from pathlib import Path
@@ -9,12 +9,10 @@ from support.workfolders import write_fold, write_prepared, write_stack, write_s
 
 from ichkit.cli.main import main
 from ichkit.core.config import load_config
-from ichkit.core.tasks import find_task
 from ichkit.sources.table import SOURCES
 from ichkit.stages.doctor.found_data import DataState
-from ichkit.stages.doctor.holdings import read_holdings, source_names
+from ichkit.stages.doctor.found_work import find_work
 from ichkit.stages.doctor.next_step import choose_step
-from ichkit.validation.catalog import find_sources
 from ichkit.work.artifacts import ArtifactWriter
 from ichkit.work.folder import WorkFolder
 
@@ -30,7 +28,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def next_command(data=NOWHERE, work="work", config_name=None):
     folder = WorkFolder(Path(work))
-    step = choose_step(data, read_holdings(folder, Path("submissions")), folder, config_name)
+    step = choose_step(data, find_work(folder, Path("submissions")), folder, config_name)
     check_parses(step.command)
     return step.command
 
@@ -71,7 +69,7 @@ def test_from_an_empty_folder_to_the_board_each_step_is_the_next():
 def test_what_was_begun_goes_on_first():
     work = WorkFolder(Path("work"))
     (work.root / "prepared.partial").mkdir(parents=True)
-    step = choose_step(found("rsna"), read_holdings(work, Path("submissions")), work)
+    step = choose_step(found("rsna"), find_work(work, Path("submissions")), work)
     assert (step.command, "it was begun and goes on" in step.reason) == ("ichkit prepare", True)
     write_prepared(work)
     write_fold(work, "demo", 0)
@@ -136,10 +134,10 @@ def test_other_tables_of_a_run_outdate_its_stack_and_another_stack_its_submissio
     write_submission(work, "default", [0])
     assert next_command() == "ichkit report"
     write_fold(work, "default", 0, content="second")
-    assert read_holdings(work, Path("submissions")).stacks["default"].is_outdated
+    assert find_work(work, Path("submissions")).stacks["default"].is_outdated
     assert next_command() == "ichkit stack"
     write_stack(work, "default", [0])
-    assert not read_holdings(work, Path("submissions")).submissions["default-blend"].is_outdated
+    assert not find_work(work, Path("submissions")).submissions["default-blend"].is_outdated
     Path("submissions/default-blend.csv").unlink()
     assert next_command() == "ichkit submit"
 
@@ -151,43 +149,16 @@ def test_a_run_that_no_stack_holds_is_stacked_with_the_others():
     write_stack(work, "a", [0])
     assert next_command() == "ichkit submit"
     write_fold(work, "b", 0)
-    step = choose_step(NOWHERE, read_holdings(work, Path("submissions")), work)
+    step = choose_step(NOWHERE, find_work(work, Path("submissions")), work)
     assert step.command == "ichkit stack"
     assert step.reason == "1 of 1 folds of a are trained, and no stack holds b as it is now."
     write_stack(work, "b", [0])
     assert next_command() == "ichkit submit"
 
 
-def test_it_sees_the_runs_stacks_and_sources_that_the_other_commands_see():
-    work = WorkFolder(Path("work"))
-    write_prepared(work)
-    for run, fold in (("b", 2), ("b", 0), ("a", 1)):
-        write_fold(work, run, fold)
-    write_stack(work, "b", [0, 2], name="b+")
-    (work.runs / "c" / "fold0.partial").mkdir(parents=True)
-    (work.stacks / "half.partial").mkdir()
-    seen, names = read_holdings(work, Path("submissions")), source_names(work)
-    assert {name: list(run.folds) for name, run in seen.runs.items() if run.folds} == work.finished_runs()
-    assert list(seen.stacks) == work.finished_stacks()
-    assert names == [source.name for source in find_sources(work, find_task("hemorrhage"))]
-    assert seen.runs["c"].unfinished == (0,)
-
-
-@pytest.mark.parametrize("suffix", [".partial", ".old"])
-def test_a_kill_between_two_renames_hides_nothing_and_looking_moves_nothing(suffix):
-    work = WorkFolder(Path("work"))
-    write_prepared(work)
-    write_fold(work, "default", 0)
-    whole = read_holdings(work, Path("submissions"))
-    work.prepared.rename(work.prepared.with_name(f"prepared{suffix}"))
-    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
-    assert read_holdings(work, Path("submissions")) == whole
-    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
-
-
 @pytest.mark.slow
 def test_the_store_of_a_real_prepare_is_read(prepared_once):
-    state = read_holdings(prepared_once, Path("submissions")).prepared
+    state = find_work(prepared_once, Path("submissions")).prepared
     slices = pd.read_parquet(prepared_once.prepared / "slices.parquet")
     assert (state.data, state.num_slices, state.num_studies) == ("phantom", len(slices), slices.study_id.nunique())
     assert state.folds == (0, 1, 2)
@@ -206,5 +177,5 @@ def test_what_is_damaged_is_named_and_the_rest_is_told(content):
     Path("submissions").mkdir()
     Path("submissions/mine.json").write_text(content)
     expected = ("prepared", "runs/default/fold1", "stacks/default", "mine.json")
-    assert read_holdings(work, Path("submissions")).damaged == expected
-    assert read_holdings(work, Path("submissions")).runs["default"].folds == (0, 1)
+    assert find_work(work, Path("submissions")).damaged == expected
+    assert find_work(work, Path("submissions")).runs["default"].folds == (0, 1)

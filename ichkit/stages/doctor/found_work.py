@@ -1,0 +1,132 @@
+"""What a work folder and its submissions hold, summed up for a reader; nothing is touched and nothing raises."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ichkit.core.errors import ArtifactError
+from ichkit.validation.notes import is_csv_unchanged, note_names, read_note
+from ichkit.work.artifacts import read_table
+from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import Entry, take_inventory
+
+
+@dataclass(frozen=True)
+class PreparedState:
+    """What `prepare` wrote: where the data are from, counts, folds, and whether there is a test split to submit."""
+
+    data: str
+    num_slices: int
+    num_studies: int
+    num_rejected: int
+    folds: tuple[int, ...]
+    has_sample: bool
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The finished folds of a run, and those with unfinished work; both ascending."""
+
+    folds: tuple[int, ...]
+    unfinished: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StackState:
+    """The runs, folds and kinds of a finished stack; outdated where its runs have other tables now."""
+
+    runs: tuple[str, ...]
+    folds: tuple[int, ...]
+    kinds: tuple[str, ...]
+    is_outdated: bool
+
+
+@dataclass(frozen=True)
+class SubmissionState:
+    """The folds behind a submission; outdated where its CSV or the tables behind it have changed."""
+
+    folds: tuple[int, ...]
+    is_outdated: bool
+
+
+@dataclass(frozen=True)
+class WorkState:
+    """What there is, by name.
+
+    Attributes:
+        prepared: None where `prepare` has not finished.
+        is_prepare_unfinished: it was begun, and is resumed by the next call.
+        damaged: what is there and cannot be read, relative to the work folder or the submissions.
+    """
+
+    prepared: PreparedState | None = None
+    is_prepare_unfinished: bool = False
+    runs: dict[str, RunState] = field(default_factory=dict)
+    stacks: dict[str, StackState] = field(default_factory=dict)
+    submissions: dict[str, SubmissionState] = field(default_factory=dict)
+    has_scores: bool = False
+    has_report: bool = False
+    damaged: tuple[str, ...] = ()
+
+
+def find_work(work: WorkFolder, submissions: Path) -> WorkState:
+    """What is there now; a damaged part is named in `damaged` and otherwise left out."""
+    inventory = take_inventory(work)
+    runs = {
+        name: RunState(
+            tuple(k for k, entry in run.items() if entry.is_finished),
+            tuple(k for k, entry in run.items() if entry.is_begun or not entry.is_finished),
+        )
+        for name, run in inventory.runs.items()
+    }
+    damaged = [inventory.path_of(entry) for entry in inventory.finished if entry.damage]
+    prepared, stacks, sent = None, {}, {}
+    if inventory.prepared.is_finished:
+        with _noting("prepared", damaged):
+            prepared = _read_prepared(inventory.prepared)
+    for name in inventory.finished_stacks:
+        with _noting(f"stacks/{name}", damaged):
+            facts = inventory.stacks[name].manifest.facts
+            folds, kinds = tuple(sorted(facts["folds"])), tuple(facts["kinds"])
+            stacks[name] = StackState(tuple(facts["runs"]), folds, kinds, inventory.is_outdated(name))
+    for name in note_names(submissions):
+        with _noting(f"{name}.json", damaged):
+            note = read_note(submissions, name) or {}
+            is_same = all(inventory.tables.get(path) == digest for path, digest in note["tables"].items())
+            is_current = is_same and is_csv_unchanged(submissions, note)
+            sent[name] = SubmissionState(tuple(sorted(note["folds"])), not is_current)
+    return WorkState(
+        prepared=prepared,
+        is_prepare_unfinished=prepared is None and inventory.prepared.is_begun,
+        runs=runs,
+        stacks=stacks,
+        submissions=sent,
+        has_scores=inventory.scores.is_finished,
+        has_report=work.report.is_file(),
+        damaged=tuple(dict.fromkeys(damaged)),
+    )
+
+
+@contextlib.contextmanager
+def _noting(place: str, damaged: list[str]) -> Iterator[None]:
+    """Notes a part that cannot be read, and goes on without it."""
+    try:
+        yield
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        damaged.append(place)
+
+
+def _read_prepared(entry: Entry) -> PreparedState:
+    manifest = entry.manifest
+    folds, sample = (
+        read_table(entry.folder / name, manifest.sha256_of(name), dtype=str) for name in ("folds.csv", "sample_ids.csv")
+    )
+    return PreparedState(
+        data=str(manifest.facts["data"]),
+        num_slices=int(manifest.facts["num_slices"]),
+        num_studies=int(manifest.facts["num_studies"]),
+        num_rejected=int(manifest.facts["num_rejected"]),
+        folds=tuple(sorted({*map(int, folds.fold)})),
+        has_sample=len(sample) > 0,
+    )
