@@ -348,7 +348,7 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
         UnreadableError: the header itself cannot be used.
     """
     modality = _text(dataset, "Modality")
-    if modality != "CT":
+    if modality.strip().upper() != "CT":
         raise UnreadableError("not CT" if modality else "no Modality")
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
@@ -513,8 +513,19 @@ def _parallelogram(orientation: list[float]) -> float:
 
 
 def _kind(dataset: _Values) -> str:
-    words = [_text(dataset, name).replace(KIND_SEPARATOR, " ").strip().lower() for name in KIND_TAGS]
+    words = [_undo_wrong_charset(_text(dataset, name)) for name in KIND_TAGS]
+    words = [word.replace(KIND_SEPARATOR, " ").strip().lower() for word in words]
     return KIND_SEPARATOR.join(words) if any(words) else ""
+
+
+def _undo_wrong_charset(text: str) -> str:
+    """UTF-8 that was read as Latin-1: many programs write it without saying so in SpecificCharacterSet."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _id(dataset: _Values, name: str) -> str:

@@ -72,6 +72,7 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     folder = index["relative"].str.replace(r"/?[^/]*$", "", regex=True)
     index = add_reason(index, (study == "") & (patient == ""), _NO_STUDY)
     study_id = study.mask((study == "") & (patient != ""), _digests(salt, "study", patient, folder))
+    study_id = _split_shared_studies(study_id, patient)
     geometry = (
         index[[*ORIENTATION, "spacing_row_mm", "spacing_col_mm", "rows", "columns"]].fillna(0).round(3).astype("str")
     )
@@ -82,6 +83,27 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     # Patients without an id are not one patient: each of their studies stands for itself.
     patient_id = _digests(salt, "patient", patient.mask(patient == "", "\x1e" + study_id))
     return index.assign(study_id=study_id, series_id=series_id, slice_id=slice_id, patient_id=patient_id)
+
+
+def _split_shared_studies(study_id: pd.Series, patient: pd.Series) -> pd.Series:
+    """The studies; those under whose UID lie several patients have a number behind it for each patient.
+
+    Copied and anonymised files share UIDs; of two heads in one study, one would disappear behind the other.
+    """
+    of_patient = pd.DataFrame({"study": study_id, "patient": patient})
+    known = of_patient[(study_id != "") & (patient != "")].drop_duplicates().sort_values(["study", "patient"])
+    shared = known[known["study"].duplicated(keep=False)]
+    if shared.empty:
+        return study_id
+    logger.warning(
+        "%d StudyInstanceUIDs stand for several PatientIDs: the files of each patient are a study of their own, with a "
+        "number behind the id; labels by study cannot name them",
+        shared["study"].nunique(),
+    )
+    number = shared.groupby("study").cumcount() + 1
+    names = shared.assign(name=shared["study"] + "#" + number.astype("str"))
+    found = of_patient.merge(names, on=["study", "patient"], how="left")["name"]
+    return study_id.mask(found.notna().to_numpy(), found.to_numpy())
 
 
 def _digests(salt: bytes, purpose: str, *texts: pd.Series) -> list[str]:

@@ -132,3 +132,15 @@ def test_a_truncated_file_keeps_what_its_header_says(tmp_path):
     with pytest.raises(UnreadableError, match="truncated") as caught:
         read_header(lambda length: data[:length], len(data))
     assert caught.value.header.position_z == 7.5
+
+
+def test_a_series_name_in_utf8_that_does_not_say_so_is_read_as_it_was_written(tmp_path):
+    path = write_slice(tmp_path / "a.dcm", SpecificCharacterSet="ISO_IR 192", SeriesDescription="Голова с контрастом")
+    path.write_bytes(path.read_bytes().replace(b"ISO_IR 192", b"ISO_IR 100"))
+    assert "голова с контрастом" in read(path)[0].kind
+    latin = write_slice(tmp_path / "b.dcm", SpecificCharacterSet="ISO_IR 100", SeriesDescription="Schädel KM")
+    assert "schädel km" in read(latin)[0].kind
+
+
+def test_modality_in_lower_case_is_ct(tmp_path):
+    assert read(write_slice(tmp_path / "a.dcm", Modality="ct"))[0].rows > 0

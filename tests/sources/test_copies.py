@@ -26,6 +26,26 @@ def test_one_id_in_two_studies_names_two_slices(tmp_path):
     assert plan.rejected.empty
 
 
+def test_one_study_uid_of_two_patients_is_two_studies_and_both_heads_are_read(tmp_path, caplog):
+    for patient in ("A", "B"):
+        write_series(tmp_path / patient, 20, patient_id=patient)
+    with caplog.at_level("WARNING", logger="ichkit"):
+        plan = plan_of(tmp_path)
+    assert plan.files["study_id"].value_counts().to_dict() == {"1.2#1": 20, "1.2#2": 20}
+    assert plan.files["patient_id"].nunique() == 2
+    assert plan.rejected.empty
+    assert "1 StudyInstanceUIDs stand for several PatientIDs" in caplog.text
+
+
+def test_files_without_a_patient_id_do_not_split_the_study_of_the_one_patient_named(tmp_path):
+    for number, path in enumerate(write_series(tmp_path, 20)):
+        if number % 3 == 0:
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = ""
+            dataset.save_as(path)
+    assert plan_of(tmp_path).files["study_id"].value_counts().to_dict() == {"1.2": 20}
+
+
 def test_copies_of_a_file_count_once_whatever_else_their_headers_say(tmp_path):
     write_series(tmp_path / "a", 20)
     write_series(tmp_path / "b", 20)
