@@ -1,6 +1,7 @@
 """Label files as people have them: any delimiter, encoding and spelling of 0 and 1; errors name rows, not cells."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
             f"{path}: expected a header with slice_id or study_id, and {', '.join(task.classes)}; found {raw.shape[1]} "
             f"columns, of those names {', '.join(known) or 'none'}. Name the columns in the first row."
         )
-    # A NIfTI volume is known by its file name without the ending; people write it with.
-    ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.nii(?:\.gz)?$", "", regex=True)
+    # A NIfTI volume is known by its file name without the ending, a DICOM file by its UID; people write both with.
+    ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.(?:nii(?:\.gz)?|dcm|dicom)$", "", regex=True)
     table = pd.DataFrame({key: ids})
     for name in task.classes:
         if name not in derived:
@@ -91,14 +92,20 @@ def _read_cells(path: Path) -> pd.DataFrame:
     """Every cell as text without the blanks around it; columns by their names in lower case."""
     try:
         data = path.read_bytes()
-        encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
-        text = data.decode(encoding)
+        text = data.decode(_find_encoding(data))
     except OSError as error:
         raise DataError(f"{path}: expected a CSV of labels, it cannot be read ({type(error).__name__}).") from error
     except UnicodeError:
         text = data.decode("latin-1")
-    header = text.lstrip().split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=header.count)
+    if not text.strip("\ufeff \t\r\n\0"):
+        raise DataError(f"{path}: expected a table of labels, found an empty file.")
+    lines = re.split(r"\r\n|\r|\n", text)
+    # Excel's line that names the delimiter, and empty lines in front, are no header; they count as rows all the same.
+    said = re.fullmatch(r"\ufeff?\"?sep=(.)\"?[ \t]*", lines[0], re.IGNORECASE)
+    first = next((number for number, line in enumerate(lines) if line.strip() and (number or not said)), 0)
+    delimiter = said[1] if said and said[1] in _DELIMITERS else max(_DELIMITERS, key=lines[first].count)
+    # Without the delimiters behind the last cell, which spreadsheets leave.
+    text = "\n".join(line.rstrip(f"{delimiter} ") for line in lines[first:])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -117,11 +124,23 @@ def _read_cells(path: Path) -> pd.DataFrame:
             "Save it as CSV again."
         ) from None
     raw = raw.fillna("")
+    raw.index += first
     raw.columns = pd.Index([str(name).strip().strip("\ufeff").lower() for name in raw.columns])
     raw = raw.loc[:, ~raw.columns.duplicated()]
     # Rows without anything in them, as spreadsheets leave them at the end.
     raw = raw[(raw != "").any(axis=1)]
     return pd.DataFrame({name: raw[name].str.strip() for name in raw})
+
+
+def _find_encoding(data: bytes) -> str:
+    """The encoding that a mark in front names; without one UTF-16 shows by the zero bytes of its ASCII letters."""
+    marked = next((name for mark, name in _BOMS if data.startswith(mark)), "")
+    if marked or len(data) < 4 or len(data) % 2:
+        return marked or "utf-8"
+    zeros = [byte == 0 for byte in data[:4]]
+    if zeros == [False, True, False, True]:
+        return "utf-16-le"
+    return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
 
 
 def _refuse(path: Path, rows: pd.Series, problem: str) -> None:

@@ -38,6 +38,11 @@ def magnetic_resonance(root):
         write_slice(root / f"{i}.dcm", slice_uid=f"1.{i}", Modality="MR")
 
 
+def packed(root):
+    for i in range(2):
+        (root / f"{i}.dcm.gz").write_bytes(b"\x1f\x8b")
+
+
 def nothing(root):
     pass
 
@@ -49,6 +54,7 @@ def nothing(root):
         (nifti, 1, "1 "),
         (picture, 1, "1 not DICOM"),
         (magnetic_resonance, 3, "3 not CT"),
+        (packed, 2, "2 gzip archive"),
         (nothing, 0, "there was no file that may be an image"),
     ],
 )

@@ -38,6 +38,16 @@ WAYS = {
     "empty rows": {"rows": [ROWS[0], ",,,,,,", *ROWS[1:], ",,,,,,", ""]},
     "quotes": {"rows": ['"' + row.replace(",", '","') + '"' for row in ROWS]},
     "a row twice": {"rows": [*ROWS, ROWS[0]]},
+    "Excel's line with the delimiter": {
+        "header": "sep=;\n" + HEADER.replace(",", ";"),
+        "rows": [row.replace(",", ";") for row in ROWS],
+    },
+    "the same, quoted, behind a mark": {"header": '"sep=,"\n' + HEADER, "encoding": "utf-8-sig"},
+    "delimiters behind the rows": {"rows": [row + ",," for row in ROWS]},
+    "empty lines in front": {"header": "\n\n" + HEADER},
+    "endings of files": {"rows": [row.replace(",", ".dcm,", 1) for row in ROWS]},
+    "UTF-16 without a mark": {"encoding": "utf-16-le"},
+    "UTF-16 of the other order": {"encoding": "utf-16-be"},
     "returns of a Mac or Windows": {"rows": [row + "\r" for row in ROWS], "header": HEADER + "\r"},
 }
 
@@ -54,6 +64,19 @@ def test_a_label_file_is_read_however_it_was_saved(tmp_path, way):
 def test_a_missing_any_is_the_maximum_of_the_classes_it_covers(tmp_path):
     path = write(tmp_path / "l.csv", HEADER.removesuffix(",any"), [row.rpartition(",")[0] for row in ROWS])
     assert read_folder_labels(path, TASK)[0]["any"].to_list() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+def test_an_empty_label_file_is_called_so(tmp_path, content):
+    (tmp_path / "l.csv").write_bytes(content)
+    with pytest.raises(DataError, match="found an empty file"):
+        read_folder_labels(tmp_path / "l.csv", TASK)
+
+
+def test_rows_are_numbered_as_a_spreadsheet_does_whatever_stands_before_the_header(tmp_path):
+    path = write(tmp_path / "l.csv", "sep=,\n\n" + HEADER, [ROWS[0], ROWS[1].replace(",0,", ",2,", 1)])
+    with pytest.raises(DataError, match="in row 5"):
+        read_folder_labels(path, TASK)
 
 
 SECRET = "NAME^PLANTED"

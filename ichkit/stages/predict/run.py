@@ -118,8 +118,9 @@ def _write_tables(
 
 def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame) -> DataError:
     path, out = plan.options.path, plan.options.out
+    num_files = len(plan.images) + len(plan.refused)
     return DataError(
-        f"predict: expected slices of a head CT at {path}, none of {len(plan.images)} files could be used: "
+        f"predict: expected slices of a head CT at {path}, none of {num_files} files could be used: "
         f"{count_reasons(rejected)}. {out / 'rejected.csv'} has every file; check the path."
     )
 
