@@ -1,12 +1,21 @@
-"""What the shell offers after a tab: names of configs, recipes, runs and sources; it only looks, and loads no torch."""
+"""Shell completion of configs, pipelines, runs, sources and settings; it only reads, and loads no torch for names."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from ichkit.work.folder import WorkFolder
 
+_NAMED_VALUES = {
+    "task": "ichkit.core.tasks:TASKS",
+    "train.backbone": "ichkit.models.descriptor:BACKBONES",
+    "train.loss": "ichkit.models.losses:LOSSES",
+    "train.centres": "ichkit.engine.sampling:CENTRES",
+}
+"""Settings whose values are the rows of a table; the table is loaded only for a value of that setting."""
 # Readers are imported inside: completion starts Python anew at every tab, and most tabs need none of them.
 
 
@@ -56,6 +65,48 @@ def complete_model(ctx: click.Context, option: click.Parameter, typed: str) -> l
     """The same names; the shell's own folders where none begins like that."""
     found = [CompletionItem(name) for name in complete_source(ctx, option, typed)]
     return found or [CompletionItem(typed, type="dir")]
+
+
+def complete_setting(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
+    """`section.key=` of every setting; behind the sign, the values of a setting that has a fixed choice of them."""
+    from ichkit.cli.settings import list_settings
+
+    key, sign, value = typed.partition("=")
+    if not sign:
+        return _starting([f"{name}=" for name in list_settings()], typed)
+    return [f"{key}={choice}" for choice in _starting(_choices(key), value)] if key in list_settings() else []
+
+
+@add_completion_class
+class _Bash(BashComplete):
+    """Joins what bash splits at "=", and offers only the part behind the sign, which is what bash replaces."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, typed = super().get_completion_args()
+        if typed == "=" and args:
+            return args[:-1], f"{args[-1]}="
+        if len(args) > 1 and args[-1] == "=":
+            return args[:-2], f"{args[-2]}={typed}"
+        return args, typed
+
+    def format_completion(self, item: CompletionItem) -> str:
+        key, sign, value = str(item.value).partition("=")
+        return f"{item.type},{value if value else key + sign}"
+
+
+def _choices(key: str) -> list[str]:
+    """Values of a setting, by its table, or by its type in the schema of the configuration."""
+    from ichkit.core.config import Config
+
+    if key in _NAMED_VALUES:
+        module, _, table = _NAMED_VALUES[key].partition(":")
+        return sorted(getattr(importlib.import_module(module), table))
+    schema = Config.model_json_schema()
+    found: dict[str, Any] = schema
+    for part in key.split("."):
+        found = found["properties"][part]
+        found = schema["$defs"][found["$ref"].rpartition("/")[2]] if "$ref" in found else found
+    return ["true", "false"] if found.get("type") == "boolean" else list(map(str, found.get("enum", ())))
 
 
 def _complete_shipped(folder: str, typed: str) -> list[CompletionItem]:

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from ichkit.cli.completion import complete_config
+from ichkit.cli.completion import complete_config, complete_setting
 from ichkit.core.config import Config, load_config
 from ichkit.core.errors import IchkitError, Stopped, nearest
 from ichkit.core.plugins import add_plugins
@@ -173,7 +173,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Name of a shipped config, or a YAML file.",
     )
     @click.option(
-        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one config value; repeatable."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        shell_complete=complete_setting,
+        help="Override one config value; repeatable.",
     )
     @click.option(
         "--work",

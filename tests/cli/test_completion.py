@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.shell_completion import ShellComplete
+from click.shell_completion import ShellComplete, get_completion_class
 
 import ichkit
 from ichkit.cli.main import main
+from ichkit.cli.settings import list_settings
 from ichkit.core.config import config_names, pipeline_names
 from ichkit.work.artifacts import ArtifactWriter
 
@@ -106,6 +107,41 @@ def test_a_source_is_a_finished_run_or_a_kind_of_a_whole_stack(command):
 
 def test_a_model_that_is_no_source_is_left_to_the_folders_of_the_shell():
     assert kinds("ichkit predict scans --work other --model ./wo") == ["dir"]
+
+
+def test_a_setting_is_completed_by_key_and_by_value():
+    assert complete("ichkit train --set train.back") == ["train.backbone=", "train.backend="]
+    assert complete("ichkit train --set train.sampling=") == ["train.sampling=blocks", "train.sampling=slices"]
+    assert complete("ichkit train --set stack.calibrate=f") == ["stack.calibrate=false"]
+    assert complete("ichkit train --set train.augment.per=s") == ["train.augment.per=slice"]
+    assert "task=hemorrhage" in complete("ichkit train --set task=")
+    assert complete("ichkit train --set train.epochs=") == complete("ichkit train --set nothing.like=") == []
+
+
+def test_every_setting_can_be_asked_for_its_values():
+    for key in list_settings():
+        assert all(value.startswith(f"{key}=") for value in complete(f"ichkit train --set {key}="))
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["train", "--set", "train.sampling", "=", "sl"], "plain,slices"),
+        (["train", "--set", "train.sampl"], "plain,train.sampling="),
+        (["config", "diff", "dem"], "plain,demo"),
+    ],
+)
+def test_bash_which_splits_words_at_the_sign_gets_what_it_replaces(words, offered, monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", " ".join(["ichkit", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    assert get_completion_class("bash")(main, {}, "ichkit", "_ICHKIT_COMPLETE").complete() == offered
+
+
+def test_bash_offers_every_value_right_after_the_sign(monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", "ichkit train --set train.sampling =")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    found = get_completion_class("bash")(main, {}, "ichkit", "_ICHKIT_COMPLETE").complete()
+    assert found.split() == ["plain,blocks", "plain,slices"]
 
 
 def test_looking_changes_nothing_and_a_damaged_stack_is_not_offered(work):

@@ -28,7 +28,7 @@ from ichkit.work.folder import WorkFolder
 
 NOWHERE = {name: DataState(False, "", tuple(map(str, row.folders)), False, False) for name, row in SOURCES.items()}
 GOOD = machine.Machine(
-    versions=dict.fromkeys(("python", "ichkit", "numpy", *packages.REQUIRED), "1.0"),
+    versions=dict.fromkeys(("python", "ichkit", "numpy", *packages.required()), "1.0"),
     extras=dict.fromkeys(packages.EXTRAS, "1.0"),
     gpus=(machine.Gpu("H100", 80 * 10**9),),
     gpu_note="",
@@ -193,14 +193,25 @@ def test_a_torch_that_cannot_be_loaded_is_exit_2(monkeypatch):
 
 
 def test_a_package_that_is_missing_is_one_message(monkeypatch):
-    monkeypatch.setattr(packages, "REQUIRED", (*packages.REQUIRED, "no-such-package-as-this"))
+    names = (*packages.required(), "no-such-package-as-this")
+    monkeypatch.setattr(packages, "required", lambda: names)
     printed = call("doctor", code=2)
     assert "expected no-such-package-as-this, not installed. Run `pip install no-such-package-as-this`" in printed
 
 
-def test_the_required_packages_are_those_of_the_metadata():
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_the_required_packages_are_those_of_the_metadata_or_of_the_checkout(monkeypatch, is_installed):
     asked = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert tuple(re.split("[>=]", requirement)[0] for requirement in asked) == packages.REQUIRED
+
+    def requires(name):
+        if not is_installed:
+            raise packages.metadata.PackageNotFoundError(name)
+        return [*asked, 'ray>=2.9; extra == "ray"']
+
+    monkeypatch.setattr(packages.metadata, "requires", requires)
+    packages.required.cache_clear()
+    assert packages.required() == tuple(re.split("[>=]", requirement)[0] for requirement in asked)
+    packages.required.cache_clear()
 
 
 def test_gpus_are_named_with_their_memory(monkeypatch):

@@ -8,8 +8,10 @@ from support.dicoms import write_series, write_slice
 from support.indexes import plan_of
 from support.workfolders import write_fold
 
-from ichkit.core.errors import DataError
+from ichkit.core.errors import ConfigError, DataError
 from ichkit.sources.series import check_override
+from ichkit.stages.predict.outcome import begin_output, finish_output, refuse_foreign_files
+from ichkit.work.artifacts import digest_file
 from ichkit.work.folder import WorkFolder
 
 
@@ -112,3 +114,29 @@ def test_predict_reads_the_override_and_refuses_one_that_does_not_fit(tmp_path, 
     check_override(None, [])
     with pytest.raises(DataError, match="e.g. x"):
         check_override(pd.DataFrame({"study_id": ["x"], "series": ["y"]}), [])
+
+
+def test_an_output_folder_is_written_again_only_where_every_file_is_as_predict_wrote_it(tmp_path):
+    out = tmp_path / "out"
+    refuse_foreign_files(out)  # a new folder
+    begin_output(out)
+    (out / "slices.csv").write_text("half")
+    refuse_foreign_files(out)  # unfinished work of a killed call
+    (out / "slices.csv").write_text("whole")
+    finish_output(out, {"files": {"slices.csv": digest_file(out / "slices.csv")}})
+    (out / "mine.txt").write_text("precious")
+    refuse_foreign_files(out)  # its own output, beside a file that it never writes
+    (out / "slices.csv").write_text("edited")
+    with pytest.raises(ConfigError, match=r"found slices\.csv\. Move them away"):
+        refuse_foreign_files(out)
+
+
+@pytest.mark.parametrize("name", ["studies.csv", "predictions.json", "predictions.html"])
+def test_predict_leaves_a_file_that_it_did_not_write(tmp_path, model, name):
+    write_series(tmp_path / "scans", 3)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("precious")
+    said = call("predict", tmp_path / "scans", "--model", model, "--out", out, code=2)
+    assert f"found {name}. Move them away, or choose another folder with --out." in " ".join(said.split())
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: "precious"}

@@ -1,37 +1,28 @@
 """Which packages are installed, told without loading any of them."""
 
+import functools
+import re
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 from ichkit.core.errors import ConfigError
 from ichkit.work.artifacts import package_versions
 
 NOT_INSTALLED = "not installed"
-REQUIRED = (
-    "torch",
-    "torchvision",
-    "timm",
-    "albumentations",
-    "pydicom",
-    "lightgbm",
-    "pandas",
-    "numba",
-    "click",
-    "lightning",
-    "pydantic",
-    "PyYAML",
-    "blosc2",
-    "pyarrow",
-    "joblib",
-    "scikit-learn",
-    "scipy",
-    "safetensors",
-    "rich",
-    "matplotlib",
-    "Jinja2",
-)
-"""Distributions that the toolkit cannot do without, as in `pyproject.toml`."""
 EXTRAS = {"ray": "prepare on several machines", "kaggle": "submissions to the site"}
 """Extras that bring one package of the same name, and what for; the decoders of `dicom` are looked at one by one."""
+
+
+@functools.cache
+def required() -> tuple[str, ...]:
+    """Distributions that the toolkit cannot do without, by its metadata, in a checkout by `pyproject.toml`."""
+    try:
+        lines = metadata.requires("ichkit") or []
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).parents[3] / "pyproject.toml"
+        lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return tuple(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line)
 
 
 def check_packages() -> None:
@@ -40,7 +31,7 @@ def check_packages() -> None:
     Raises:
         ConfigError: something is not.
     """
-    missing = [name for name in REQUIRED if _version(name) == NOT_INSTALLED]
+    missing = [name for name in required() if _version(name) == NOT_INSTALLED]
     if missing:
         raise ConfigError(
             f"packages: expected {', '.join(missing)}, not installed. Run `pip install {' '.join(missing)}`, or "
@@ -50,7 +41,7 @@ def check_packages() -> None:
 
 def required_versions() -> dict[str, str]:
     """Versions of Python, this package and every required one; "not installed" for this package in a checkout."""
-    return package_versions() | {name: _version(name) for name in REQUIRED}
+    return package_versions() | {name: _version(name) for name in required()}
 
 
 def extra_versions() -> dict[str, str]:
