@@ -1,6 +1,6 @@
-"""Intracranial hemorrhage on head CT, from Python: the commands as calls, and their tables as DataFrames.
+"""Intracranial hemorrhage detection on head CT: the commands as Python functions, their tables as DataFrames.
 
-Names are imported when they are first used, so that `import ichkit` stays light. See docs/python.md.
+Names are imported on first use to keep `import ichkit` fast. See docs/python.md.
 """
 
 import importlib
@@ -54,4 +54,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-provide_kernel_cache()  # numba decides where to cache when the first kernel is defined, which is at import
+provide_kernel_cache()  # numba chooses its cache folder when the first kernel is defined, at import

@@ -1,4 +1,4 @@
-"""The commands as calls for a notebook: each plans and runs as on the command line, and takes the same options."""
+"""The commands as Python functions with the options of the command line."""
 
 import tempfile
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from ichkit.stages.scores.submit import Submission
     from ichkit.work.artifacts import Manifest
 
-# Stages are imported inside: torch alone takes seconds, and looking at a table needs none of it.
+# Stages are imported inside functions: torch alone takes seconds, and reading a table does not need it.
 
 
 def write_phantom(out: str | Path, config: str | Config = "default", **options: Any) -> None:
-    """Writes synthetic head CT as DICOM: `out/rsna` and `out/cq500`.
+    """Writes synthetic head CT as DICOM to `out/rsna` and `out/cq500`.
 
     Args:
         options: attributes of `ichkit.phantom.writer.PhantomOptions`, such as `studies`, `size` (pixels) and `seed`.
 
     Raises:
-        DataError: `out` holds something else.
+        DataError: `out` has other content.
     """
     from ichkit.phantom import writer
 
@@ -33,7 +33,7 @@ def write_phantom(out: str | Path, config: str | Config = "default", **options: 
 
 
 def prepare(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "Manifest":
-    """Makes `work/prepared/` from DICOM, takes up new files in it, or finds nothing to do; returns its manifest.
+    """Creates `work/prepared/` from DICOM or updates it with new files; returns its manifest.
 
     Args:
         options: attributes of `ichkit.stages.prepare.run.PrepareOptions`, such as `rsna`, `cq500`, `folder`.
@@ -47,11 +47,11 @@ def prepare(work: str | Path = "work", config: str | Config = "default", **optio
 
 
 def train(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "list[Manifest]":
-    """Trains the folds that are not finished; returns the manifests of all that were asked for.
+    """Trains the unfinished folds; returns the manifests of all requested folds.
 
     Args:
-        options: attributes of `ichkit.stages.train.run.TrainOptions`, such as `folds`; `run_name` is the config's name
-            where a name or file is given, else "default".
+        options: attributes of `ichkit.stages.train.run.TrainOptions`, such as `folds`; `run_name` defaults to the name
+            of the config, or "default" for a `Config` object.
 
     Raises:
         ArtifactError, FoldError, ConfigError: see the message.
@@ -63,7 +63,7 @@ def train(work: str | Path = "work", config: str | Config = "default", **options
 
 
 def stack(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "Manifest":
-    """Makes the stack of some runs, unless it is up to date; returns its manifest.
+    """Fits the stack of some runs unless it is up to date; returns its manifest.
 
     Args:
         options: attributes of `ichkit.stages.stack.run.StackOptions`: `runs` and `name`.
@@ -77,7 +77,7 @@ def stack(work: str | Path = "work", config: str | Config = "default", **options
 
 
 def evaluate(work: str | Path = "work", config: str | Config = "default") -> "pd.DataFrame":
-    """Scores what is not scored yet; returns the table of `scores`.
+    """Scores all sources that are not up to date; returns the table of `scores`.
 
     Raises:
         ArtifactError, ContractError, FoldError: see the message.
@@ -89,7 +89,7 @@ def evaluate(work: str | Path = "work", config: str | Config = "default") -> "pd
 
 
 def submit(work: str | Path = "work", config: str | Config = "default", **options: Any) -> "Submission":
-    """Writes the submission of a source and the leaderboard; returns where they are and whose predictions they hold.
+    """Writes the submission of a source and the leaderboard; returns their paths and the source.
 
     Args:
         options: attributes of `ichkit.stages.scores.submit.SubmitOptions`: `source` and `submissions`.
@@ -104,15 +104,15 @@ def submit(work: str | Path = "work", config: str | Config = "default", **option
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A run, a stack or an export that predicts; from `load_model`."""
+    """A model for inference: a run, a stack or an export; see `load_model`."""
 
     path: Path
     config: Config
 
     def predict(self, path: str | Path, device: str = "auto") -> "pd.DataFrame":
-        """One row per slice of every head CT below a folder or zip of DICOM: slice_id, study_id, p_any, ...
+        """Predicts every head CT below a folder or zip of DICOM; one row per slice: slice_id, study_id, p_any, ...
 
-        The columns are those of `slices.csv`; rejected files are left out, and `ichkit predict` lists them.
+        The columns are those of `slices.csv`. Rejected files are omitted; `ichkit predict` lists them.
 
         Raises:
             DataError: nothing at the path, or no readable CT slice in it.
@@ -125,10 +125,10 @@ class LoadedModel:
 
 
 def load_model(path: str | Path, config: str | Config = "default") -> LoadedModel:
-    """The model in a folder: of a run (`work/runs/NAME`), of a stack (`work/stacks/NAME`), or of `ichkit export`.
+    """Loads the model in a folder: a run (`work/runs/NAME`), a stack (`work/stacks/NAME`) or an export.
 
     Args:
-        config: its task must be the model's.
+        config: a config with the task of the model.
 
     Raises:
         ConfigError, ArtifactError: there is no model in the folder, or it is damaged.
@@ -145,7 +145,7 @@ def load_model(path: str | Path, config: str | Config = "default") -> LoadedMode
 
 
 def out_of_fold(work: str | Path, source: str, config: str | Config = "default") -> "pd.DataFrame":
-    """The out-of-fold predictions of a run ("demo") or of one kind of a stack ("demo-blend"), one row per slice.
+    """Out-of-fold predictions of a run ("demo") or of one kind of a stack ("demo-blend"), one row per slice.
 
     Raises:
         ConfigError: no such source.
@@ -157,7 +157,7 @@ def out_of_fold(work: str | Path, source: str, config: str | Config = "default")
 
 
 def scores(work: str | Path = "work") -> "pd.DataFrame":
-    """The scores of every source as they were last computed: the rows of `scores.parquet` (docs/formats.md).
+    """The last computed scores of every source: the rows of `scores.parquet` (docs/formats.md).
 
     Raises:
         ArtifactError: nothing is scored yet.
@@ -179,7 +179,7 @@ def _folder(work: str | Path) -> WorkFolder:
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the texts of paths as paths; names stay texts."""
+    """Options with strings of paths converted to `Path`; names stay strings."""
     names = {"source", "backend"}
     return {
         name: Path(value) if isinstance(value, str) and name not in names else value for name, value in options.items()

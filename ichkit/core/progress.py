@@ -145,6 +145,16 @@ def stop_on_signal() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, which is plural unless the number is 1.
+
+    Example:
+        >>> format_count(1, "file"), format_count(2, "study", "studies")
+        ('1 file', '2 studies')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration as text.
 

@@ -109,7 +109,7 @@ def test_everything_is_as_it_was_written_and_a_flipped_byte_is_found(chain, tmp_
 def test_running_again_changes_nothing_and_the_board_is_rebuilt_the_same(chain, monkeypatch):
     root, _ = inside(chain, monkeypatch)
     board = (root / "submissions" / "leaderboard.csv").read_bytes()
-    assert "finished already" in call(*options("train", "--fold", "0,1"))
+    assert "fold 1: up to date" in call(*options("train", "--fold", "0,1"))
     assert "up to date" in call(*options("stack"))
     call(*options("submit"))
     assert (root / "submissions" / "leaderboard.csv").read_bytes() == board

@@ -9,10 +9,12 @@ from support.simulated import TASK
 from support.trained import make_trained_work
 
 from ichkit.cli.main import main
+from ichkit.core.tasks import Task
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
 from ichkit.stages.explain.held_out import explain_slices, read_held_out
+from ichkit.stages.explain.run import render
 from ichkit.work.artifacts import read_table
 
 
@@ -122,10 +124,10 @@ def fold_of(prepared, number):
 
 MISTAKES = [
     (lambda _: ["--slice", "ID_nowhere"], "found ID_nowhere, which is not prepared"),
-    (lambda p: ["--fold", 0, "--slice", fold_of(p, 1)["slice_id"].iloc[0]], "is of fold 1, expected one of fold 0"),
-    (lambda p: ["--slice", p.split("test")["slice_id"].iloc[0]], "is of the test split of rsna"),
+    (lambda p: ["--fold", 0, "--slice", fold_of(p, 1)["slice_id"].iloc[0]], "is in fold 1, expected one of fold 0"),
+    (lambda p: ["--slice", p.split("test")["slice_id"].iloc[0]], "is in the test split of rsna"),
     (lambda _: ["--study", "ID_none"], "found ID_none"),
-    (lambda p: ["--fold", 0, "--study", fold_of(p, 1)["study_id"].iloc[0]], "is of fold 1, expected one of fold 0"),
+    (lambda p: ["--fold", 0, "--study", fold_of(p, 1)["study_id"].iloc[0]], "is in fold 1, expected one of fold 0"),
     (lambda _: ["--fold", 7], "run demo has finished folds 0, 1; found --fold 7"),
     (lambda _: ["--run", "dmeo"], 'Did you mean "demo"?'),
     (lambda _: ["--class", "subdurall"], 'Did you mean "subdural"?'),
@@ -139,3 +141,11 @@ def test_what_cannot_be_explained_gives_one_message_and_exit_code_2(work, prepar
     assert message in " ".join(printed.split())
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_an_umbrella_class_shows_its_first_class():
+    task = Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "an example")
+    row = {"file": "slice_001.png", "slice_index": 3, "fold": 0, "loss": 0.5, "p_left": 0.25, "p_right": 0.75}
+    table = render(pd.DataFrame([{**row, "left": 0, "right": 1}, {**row, "left": 0, "right": 0}]), task)
+    assert table.columns[4] == "left"
+    assert [cells[4:] for cells in table.rows] == [["0.250", "right 0.750"], ["0.250", "none; highest: right 0.750"]]

@@ -100,7 +100,7 @@ HARMFUL = {
     "unknown augmentation": (change_card(tta="rotate"), 'tta must be "none" or "hflip"'),
     "foreign backbone": (change_card(backbone="os.system"), 'train.backbone: unknown "os.system"'),
     "large backbone": (change_card(backbone="vit_giant_patch14_224"), "tensors are missing or of another shape"),
-    "foreign task": (change_card(task="strokes"), 'unknown task "strokes"'),
+    "foreign task": (change_card(task="strokes"), 'task: unknown "strokes"'),
     "foreign field": (change_card(command="x"), "expected the description of a network"),
     "foreign channels": (change_card(channels={"kind": "none"}), "channels"),
     "weights are no weights": (write(f"{FOLD}/model.safetensors", b"x" * 100), "expected the weights"),

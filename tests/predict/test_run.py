@@ -9,8 +9,9 @@ from support.indexes import plan_of
 from support.workfolders import write_fold
 
 from ichkit.core.errors import ConfigError, DataError
+from ichkit.core.tasks import Task
 from ichkit.sources.series import check_override
-from ichkit.stages.predict.outcome import begin_output, finish_output, refuse_foreign_files
+from ichkit.stages.predict.outcome import begin_output, find_key_slices, finish_output, refuse_foreign_files
 from ichkit.work.artifacts import digest_file
 from ichkit.work.folder import WorkFolder
 
@@ -140,3 +141,10 @@ def test_predict_leaves_a_file_that_it_did_not_write(tmp_path, model, name):
     said = call("predict", tmp_path / "scans", "--model", model, "--out", out, code=2)
     assert f"found {name}. Move them away, or choose another folder with --out." in " ".join(said.split())
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: "precious"}
+
+
+def test_key_slices_of_a_task_without_an_umbrella_class_are_by_its_first_class():
+    task = Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "an example")
+    p_left = [0.1, 0.4, 0.3, 0.2]
+    slices = pd.DataFrame({"study_id": "a", "slice_index": range(4), "p_left": p_left, "p_right": 0.5})
+    assert find_key_slices(slices, task)["slice_index"].to_list() == [1, 2, 3]

@@ -83,7 +83,7 @@ def test_a_set_that_is_not_named_again_stays_until_there_is_work_and_then_is_ask
 ):
     do(prepare, tiny_config, both, phantom_options(phantom_root))
     assert open_store(both).external_sets() == ("cq500", "clinic", "site")
-    with pytest.raises(ConfigError, match=r'external set "clinic" is prepared.*--external clinic=PATH'):
+    with pytest.raises(ConfigError, match=r'external set "clinic".*--external clinic=PATH'):
         do(prepare, tiny_config, both, phantom_options(phantom_root, limit_studies=3))
     do(prepare, tiny_config, both, phantom_options(phantom_root, external=(sites[0][0],), fresh=True))
     assert open_store(both).external_sets() == ("cq500", "clinic")

@@ -212,7 +212,7 @@ def test_cores_are_at_most_what_the_container_may_use(monkeypatch):
 def test_what_is_needed_is_said_before_it_starts(phantom_root, tmp_path):
     words = ["prepare", "-c", "demo", "--rsna", phantom_root / "rsna", "--work", tmp_path, "--set", "prepare.workers=1"]
     result = CliRunner().invoke(main, list(map(str, words)))
-    first = [line for line in result.output.splitlines() if "going on without" not in line][:2]
+    first = [line for line in result.output.splitlines() if "continuing without" not in line][:2]
     assert "GB free" in first[0]
-    assert "on 1 processes" in first[0]
+    assert "on 1 process;" in first[0]
     assert "where the disk reads" in first[1]

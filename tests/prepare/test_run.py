@@ -207,7 +207,7 @@ def test_missing_data_say_where_they_were_looked_for(phantom_root, tiny_config, 
 
 
 def test_strict_stops_at_the_first_rejected_file(phantom_root, tiny_config, tmp_path):
-    with pytest.raises(DataError, match=r"cannot be taken: truncated.*\(--strict\)"):
+    with pytest.raises(DataError, match=r"cannot be used: truncated.*\(--strict\)"):
         do(prepare, tiny_config, WorkFolder(tmp_path), phantom_options(phantom_root, strict=True))
 
 

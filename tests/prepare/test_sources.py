@@ -190,9 +190,9 @@ def test_labels_that_do_not_fit_say_what_was_expected(tmp_path, tiny_config, mon
 
 
 def test_a_folder_is_no_rsna_and_unknown_sources_get_the_nearest(tmp_path, tiny_config):
-    with pytest.raises(ConfigError, match="--folder and --labels belong to --source folder"):
+    with pytest.raises(ConfigError, match="--folder and --labels need --source folder"):
         do(prepare, tiny_config, WorkFolder(tmp_path), prepare.PrepareOptions(source="rsna", folder=tmp_path))
-    with pytest.raises(ConfigError, match='"foldr" is no source of training data.*folder'):
+    with pytest.raises(ConfigError, match='"foldr" is not a source of training data.*folder'):
         do(prepare, tiny_config, WorkFolder(tmp_path), prepare.PrepareOptions(source="foldr"))
 
 

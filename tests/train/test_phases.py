@@ -81,7 +81,7 @@ def test_weights_that_may_have_seen_the_held_out_fold_are_refused(work, tmp_path
     do(train, config("train.epochs=1"), other, run_name="first", folds=[0])
     slices = read_table(other.prepared / "slices.parquet")
     rewrite_slices(other, slices.assign(fold=(slices.fold + 1) % 2))
-    with pytest.raises(ArtifactError, match=r"run:first cannot be the beginning of fold 0.*may have seen labels"):
+    with pytest.raises(ArtifactError, match=r"run:first cannot initialise fold 0.*may have seen labels"):
         train_fold(other, "tuned", "train.phases=[{weights: 'run:first', epochs: 1}]")
     with pytest.raises(ArtifactError, match="none"):
         train_fold(work, "tuned2", "train.phases=[{weights: 'run:none', epochs: 1}]")

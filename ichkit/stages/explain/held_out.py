@@ -1,4 +1,4 @@
-"""Held-out slices with the probabilities their fold's network gave them and the places it gave them for."""
+"""Held-out slices with out-of-fold probabilities and Grad-CAM heat maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ _NUM_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Explained:
-    """One slice as a network saw it that was trained without its fold.
+    """One slice with the predictions and heat maps of the network that was trained without its fold.
 
     Attributes:
         slice_id, study_id, slice_index, num_slices: as in `slices.parquet`.
-        fold: the slice's own, and that of the network.
+        fold: the fold of the slice, held out from the network.
         loss: weighted log loss of the slice, in nats.
         hounsfield: (H, W) int16 HU.
         labels: (C,) float64, 0 or 1, in the order of the task's classes.
         probabilities: (C,) float32, the row of `oof.parquet`.
-        class_indices: (K,) which classes the heat is for.
+        class_indices: (K,) the classes of the heat maps.
         heat: (K, H, W) float32 in [0, 1], see `engine.heat.heat_maps`.
     """
 
@@ -50,7 +50,7 @@ class Explained:
 
 
 def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> pd.DataFrame:
-    """What a network says of the slices of its fold, and what they are.
+    """The out-of-fold predictions of a fold with labels and losses.
 
     Args:
         run, fold: a finished fold.
@@ -60,7 +60,7 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
         (float64), and loss: the weighted log loss of the row in nats.
 
     Raises:
-        ConfigError: no such run or fold; the message lists those that are finished.
+        ConfigError: no such run or fold; the message lists the finished ones.
         ArtifactError: the fold is damaged.
         ContractError: the fold's slices are no longer those of the store.
     """
@@ -97,15 +97,15 @@ def explain_slices(
     class_names: Sequence[str] | None = None,
     device: str = "auto",
 ) -> list[Explained]:
-    """Some slices of a fold, each with what the network says that never saw it, in the order asked for.
+    """Computes heat maps of held-out slices of a fold, in the order of `slice_ids`.
 
     Args:
-        slice_ids: of the fold; a network explains no slice that it was trained on.
-        class_names: which heat to compute [default: that of every class].
-        device: where the network computes.
+        slice_ids: slices of the fold.
+        class_names: the classes of the heat maps [default: every class].
+        device: the device of the network.
 
     Raises:
-        DataError: a slice is not of this fold; the message says where it is instead.
+        DataError: a slice is not in this fold; the message says where it is.
         ConfigError: an unknown run, fold or class.
         ArtifactError, ContractError: see `read_held_out`.
     """
@@ -117,9 +117,9 @@ def explain_slices(
     rows = held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(slice_ids))]
     found: dict[str, Explained] = {}
     for relative, of_study in rows.groupby("volume", sort=False):
-        volume = prepared.read_volume(relative)
+        volume = prepared.read_volume(str(relative))
         heat = heat_maps(predictor, volume, of_study["slice_index"].to_numpy(), indices)
-        for place, (_, row) in enumerate(of_study.iterrows()):
+        for position, (_, row) in enumerate(of_study.iterrows()):
             found[row["slice_id"]] = Explained(
                 slice_id=row["slice_id"],
                 study_id=row["study_id"],
@@ -131,13 +131,13 @@ def explain_slices(
                 labels=row[list(task.classes)].to_numpy(np.float64),
                 probabilities=row[task.probability_columns].to_numpy(np.float32),
                 class_indices=indices,
-                heat=heat[place],
+                heat=heat[position],
             )
     return [found[slice_id] for slice_id in slice_ids]
 
 
 def find_class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ...]:
-    """Where the classes of these names stand among those of the task; without names all of them.
+    """The indices of named classes in the task; all without names.
 
     Raises:
         ConfigError: no such class; the message lists the choices.
@@ -149,27 +149,27 @@ def find_class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ..
 
 
 def refuse_unknown_fold(work: WorkFolder, run: str, fold: int | None) -> None:
-    """Refuses a run without a finished fold, and a fold that is not among its finished ones.
+    """Checks that a run has finished folds, and the fold is one of them.
 
     Raises:
-        ConfigError: the message lists those that are.
+        ConfigError: the message lists the finished ones.
     """
     runs = take_inventory(work).finished_runs
     if run not in runs:
-        raise ConfigError(f'explain: "{run}" is no run with a finished fold in {work.runs}. {nearest(run, runs)}')
+        raise ConfigError(f'explain: "{run}" is not a run with a finished fold in {work.runs}. {nearest(run, runs)}')
     if fold is not None and fold not in runs[run]:
         finished = ", ".join(map(str, runs[run]))
         raise ConfigError(f"explain: run {run} has finished folds {finished}; found --fold {fold}.")
 
 
 def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], slice_ids: Sequence[str]) -> None:
-    """Refuses slices that are not of these folds.
+    """Checks that all slices are held out in these folds.
 
     Args:
         held_out: the slices of the folds.
 
     Raises:
-        DataError: names the first such slice, and where it is instead.
+        DataError: names the first other slice, and where it is.
     """
     foreign = [name for name in slice_ids if name not in set(held_out["slice_id"])]
     if not foreign:
@@ -187,6 +187,6 @@ def refuse_foreign(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[i
     where = f"fold {row['fold']}" if is_labelled else f"the {row['split']} split of {row['dataset']}"
     remedy = f"Use --fold {row['fold']}, once it is trained" if is_labelled else "Choose a labelled slice"
     raise DataError(
-        f"explain: slice {foreign[0]} is of {where}, expected one of {wanted}: a network explains only what was "
-        f"held out from it. {remedy}."
+        f"explain: slice {foreign[0]} is in {where}, expected one of {wanted}: only held-out slices are "
+        f"explained. {remedy}."
     )

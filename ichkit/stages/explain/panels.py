@@ -1,4 +1,4 @@
-"""Explained slices as pictures: one slice with the heat of several classes, or a study as a strip."""
+"""Draws heat maps: one slice with several classes, or all slices of a study as a strip."""
 
 from collections.abc import Sequence
 
@@ -13,23 +13,23 @@ _STRIP_SIDE, _STRIP_COLUMNS = 160, 10
 
 
 def draw_panel(one: Explained, task: Task) -> np.ndarray:
-    """A slice in the brain window, and beside it the heat of each class with its probability and label.
+    """A slice in the brain window, and its heat map of each class with probability and label.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    place = f"slice {one.slice_index} of {one.num_slices}, fold {one.fold}, loss {one.loss:.3f}"
-    tiles = [_tile(brain_picture(one.hounsfield), _PANEL_SIDE, place)]
+    caption = f"slice {one.slice_index} of {one.num_slices}, fold {one.fold}, loss {one.loss:.3f}"
+    tiles = [_tile(brain_picture(one.hounsfield), _PANEL_SIDE, caption)]
     for index, heat in zip(one.class_indices, one.heat, strict=True):
-        tiles.append(_tile(paint_heat(one.hounsfield, heat), _PANEL_SIDE, _say_class(one, index, task)))
+        tiles.append(_tile(paint_heat(one.hounsfield, heat), _PANEL_SIDE, _class_caption(one, index, task)))
     return tile_pictures(tiles, _PANEL_COLUMNS)
 
 
 def draw_strip(explained: Sequence[Explained], task: Task) -> np.ndarray:
-    """The slices of a study from feet to head, wrapped into bands: in each the brain window, then the heat per class.
+    """The slices of a study from feet to head in bands: each has the brain window, then the heat map of each class.
 
     Args:
-        explained: at least one, all with heat of the same classes.
+        explained: at least one; all with heat maps of the same classes.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -42,7 +42,7 @@ def draw_strip(explained: Sequence[Explained], task: Task) -> np.ndarray:
         for place, index in enumerate(explained[0].class_indices):
             rows.append(
                 [
-                    _tile(paint_heat(one.hounsfield, one.heat[place]), _STRIP_SIDE, _say_class(one, index, task))
+                    _tile(paint_heat(one.hounsfield, one.heat[place]), _STRIP_SIDE, _class_caption(one, index, task))
                     for one in band
                 ]
             )
@@ -54,5 +54,5 @@ def _tile(picture: np.ndarray, side: int, text: str) -> np.ndarray:
     return caption_picture(fit_picture(picture, side), [text])
 
 
-def _say_class(one: Explained, index: int, task: Task) -> str:
+def _class_caption(one: Explained, index: int, task: Task) -> str:
     return f"{task.classes[index]} {one.probabilities[index]:.3f} (label {one.labels[index]:.0f})"

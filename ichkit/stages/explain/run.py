@@ -1,4 +1,4 @@
-"""`ichkit explain`: pictures of held-out slices, and of the places for which a network gave its probabilities."""
+"""`ichkit explain`: Grad-CAM heat maps of held-out slices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError, DataError
-from ichkit.core.progress import logger
+from ichkit.core.progress import format_count, logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.pictures import encode_png
 from ichkit.imaging.store import Prepared
@@ -36,18 +36,18 @@ _NUM_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """What one call of `explain` may ask for; of slices, study and worst at most one.
+    """Options of `explain`; at most one of slices, study and worst.
 
     Attributes:
-        run_name: a run with finished folds; None where there is only one.
+        run_name: a run with finished folds; None if there is only one.
         fold: only slices of this fold; None for all finished folds of the run.
-        slices: by slice_id.
-        study: a study_id; all its slices, as one strip.
-        worst: so many slices of the greatest loss; None for 10 where neither slices nor a study are named.
-        class_names: whose heat is drawn; none for every class or, for a study, the class that stands for any and the
-            most probable of the others.
-        out: the folder the pictures go to; those of an earlier call are overwritten.
-        device: where the networks compute.
+        slices: slice_ids.
+        study: a study_id; all its slices are drawn as one strip.
+        worst: the number of slices with the highest loss; None for 10 if neither slices nor a study are given.
+        class_names: the classes of the heat maps; none for every class or, for a study, the headline class and the
+            most probable subtype.
+        out: the output folder; pictures of an earlier call are overwritten.
+        device: the device of the networks.
 
     Raises:
         ConfigError: more than one of slices, study and worst.
@@ -69,11 +69,11 @@ class ExplainOptions:
 
 @dataclass(frozen=True)
 class ExplainPlan(Plan):
-    """What one call of `explain` starts from.
+    """What `explain` found.
 
     Attributes:
-        run_name: the run whose networks explain.
-        chosen: the held-out rows that were asked for, in the order of their pictures.
+        run_name: the run of the networks.
+        chosen: the requested held-out rows, in the order of their pictures.
     """
 
     work: WorkFolder
@@ -95,11 +95,11 @@ class ExplainPlan(Plan):
 
 
 def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None) -> ExplainPlan:
-    """The run and its held-out slices that are asked for; writes nothing.
+    """Finds the run and its requested held-out slices; writes nothing.
 
     Raises:
         ConfigError: an unknown run, fold or class.
-        DataError: an unknown slice or study, or one that the fold does not hold out.
+        DataError: an unknown slice or study, or one outside the held-out fold.
         ArtifactError, ContractError: nothing is prepared or trained, or it is damaged.
     """
     options = options or ExplainOptions()
@@ -112,9 +112,9 @@ def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None
 
 
 def run(plan: ExplainPlan) -> pd.DataFrame:
-    """Writes a PNG for every slice, or a strip for a study, and `explained.csv`, which says what each shows.
+    """Writes a PNG for every slice, or a strip for a study, and `explained.csv`, which lists them.
 
-    Every slice is explained by the network of its own fold, which never saw it. File names are numbers, no ids.
+    The heat maps of a slice come from the network of its fold, which was trained without it. File names have no ids.
 
     Returns:
         The rows of `explained.csv`: file, slice_id, study_id, slice_index, fold, loss, the labels, the probabilities.
@@ -125,10 +125,10 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
     options, task, out = plan.options, plan.prepared.task, plan.options.out
     class_names = list(options.class_names) or None
     if class_names is None and options.study is not None:
-        class_names = _telling_classes(plan.chosen, task)
+        class_names = _main_classes(plan.chosen, task)
     explained: dict[str, Explained] = {}
-    for k, of_fold in plan.chosen.groupby("fold"):
-        ids = of_fold["slice_id"].to_list()
+    for k in sorted(plan.chosen["fold"].unique()):
+        ids = plan.chosen["slice_id"][plan.chosen["fold"] == k].to_list()
         found = explain_slices(
             plan.prepared, plan.work, plan.run_name, int(k), ids, class_names=class_names, device=options.device
         )
@@ -144,28 +144,30 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
         rows += [_row(file, one, task) for one in shown]
     table = pd.DataFrame(rows)
     write_bytes_atomically(out / TABLE_NAME, encode_table(table, ".csv"))
-    logger.info("explain: %d slices in %d pictures, listed in %s", len(table), len(pictures), out / TABLE_NAME)
+    counts = f"{format_count(len(table), 'slice')} in {format_count(len(pictures), 'picture')}"
+    logger.info("explain: %s, listed in %s", counts, out / TABLE_NAME)
     return table
 
 
 def render(table: pd.DataFrame, task: Task) -> Table:
-    """What was explained, without ids: loss, truth, and what the network said of it."""
+    """The explained slices without ids: loss, labels and probabilities."""
     rows = []
     for row in table.to_dict("records"):
-        said = {name: row[f"p_{name}"] for name in task.subtypes}
-        highest = max(said, key=said.__getitem__)
-        truth = ", ".join(f"{name} {said[name]:.3f}" for name in task.subtypes if row[name])
+        predicted = {name: row[f"p_{name}"] for name in task.subtypes}
+        highest = max(predicted, key=predicted.__getitem__)
+        truth = ", ".join(f"{name} {predicted[name]:.3f}" for name in task.subtypes if row[name])
         if not truth:
-            truth = f"{task.any_class if row[task.any_class] else 'none'}; highest: {highest} {said[highest]:.3f}"
-        place = (row["file"], str(row["slice_index"]), str(row["fold"]))
-        rows.append([*place, f"{row['loss']:.3f}", f"{row[f'p_{task.any_class}']:.3f}", truth])
-    columns = ("picture", "slice", "fold", "loss", task.any_class, "truth, and its probability")
-    note = f"Probabilities out of fold; ids and every class are in {TABLE_NAME}."
-    return Table("What was explained", columns, rows, note=note)
+            label = task.headline_class if row[task.headline_class] else "none"
+            truth = f"{label}; highest: {highest} {predicted[highest]:.3f}"
+        picture = (row["file"], str(row["slice_index"]), str(row["fold"]))
+        rows.append([*picture, f"{row['loss']:.3f}", f"{row[f'p_{task.headline_class}']:.3f}", truth])
+    columns = ("picture", "slice", "fold", "loss", task.headline_class, "label, and its probability")
+    note = f"Out-of-fold probabilities; ids and all classes are in {TABLE_NAME}."
+    return Table("Explained slices", columns, rows, note=note)
 
 
 def _pick_folds(work: WorkFolder, name: str | None, fold: int | None) -> tuple[str, list[int]]:
-    """The run of that name, or the only one there is; and the fold asked for, or all that are finished."""
+    """The named run or the only one; the requested fold or all finished ones."""
     runs = take_inventory(work).finished_runs
     if not runs:
         raise ConfigError(f"explain: expected a run with a finished fold in {work.runs}. Run `ichkit train` first.")
@@ -177,7 +179,7 @@ def _pick_folds(work: WorkFolder, name: str | None, fold: int | None) -> tuple[s
 
 
 def _choose(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], options: ExplainOptions) -> pd.DataFrame:
-    """The rows of `held_out` that are asked for, in the order of their pictures."""
+    """The requested rows of `held_out`, in the order of their pictures."""
     if options.slices:
         refuse_foreign(prepared, held_out, folds, options.slices)
         return held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(options.slices))]
@@ -195,10 +197,10 @@ def _choose(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], op
     return of_study.sort_values("slice_index")
 
 
-def _telling_classes(rows: pd.DataFrame, task: Task) -> list[str]:
-    """The class that stands for any, and the one of the others with the highest probability in these rows."""
-    highest = rows[[f"p_{name}" for name in task.subtypes]].max()
-    return [task.any_class, highest.idxmax().removeprefix("p_")]
+def _main_classes(rows: pd.DataFrame, task: Task) -> list[str]:
+    """The headline class and the subtype with the highest probability in these rows."""
+    highest = rows[[f"p_{name}" for name in task.subtypes]].to_numpy().max(axis=0)
+    return list(dict.fromkeys((task.headline_class, task.subtypes[int(highest.argmax())])))
 
 
 def _row(file: str, one: Explained, task: Task) -> dict[str, Any]:

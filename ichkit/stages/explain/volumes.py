@@ -1,4 +1,4 @@
-"""The studies below a path as volumes, read one after the other; the first ones are kept for a second look."""
+"""Decodes the studies of a source one after another and caches the first ones for their pictures."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import numpy as np
 from ichkit.sources.collect import PlannedSource
 from ichkit.sources.study import StudyRecord, decode_study
 
-# Fifteen studies of 32 slices of 512 x 512: nothing that a machine with a network in memory lacks.
+# 15 studies of 32 slices of 512 x 512.
 _KEPT_BYTES = 256 << 20
 
 
@@ -27,7 +27,7 @@ class Volumes:
         return len(self._tasks)
 
     def __iter__(self) -> Iterator[tuple[StudyRecord, np.ndarray]]:
-        """For every study by study_id what came of it, and its (S, H, W) int16 HU, row i being slice_index i."""
+        """Yields the record of each study, by study_id, and its (S, H, W) int16 HU; row i is slice_index i."""
         for position, study_id in enumerate(self._tasks.study_ids):
             task = self._tasks[position]
             study = decode_study(task)
@@ -38,7 +38,7 @@ class Volumes:
             yield StudyRecord(task.key, "memory" if study.kept else "", "", 0, *facts), study.volume
 
     def of_study(self, study_id: str) -> np.ndarray:
-        """(S, H, W) int16 HU of one study; decoded again where it was not kept."""
+        """(S, H, W) int16 HU of one study; decoded again if it is not in the cache."""
         if study_id in self._kept:
             return self._kept[study_id]
         return decode_study(self._tasks[self._tasks.study_ids.index(study_id)]).volume

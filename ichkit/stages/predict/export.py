@@ -1,4 +1,4 @@
-"""`ichkit export`: a model with everything it needs to predict on another machine, and nothing of any patient."""
+"""`ichkit export`: copies a model with all files needed for inference elsewhere, without any patient data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +10,26 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.progress import logger
 from ichkit.core.tasks import Task, find_task
-from ichkit.engine.inference import CARD_NAME, WEIGHTS_NAME
 from ichkit.show.plan import Plan
 from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest
-from ichkit.work.folder import WorkFolder
+from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME, WorkFolder
 
 DEFAULT_FOLDER = Path("export")
-# Predictions and importances stay behind: rows of the former are slices of patients, and predicting needs neither.
+# Predictions (rows of patients) and importances are not needed for inference and not exported.
 _TABLES = (".parquet", ".csv")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of which some files are exported.
+    """A folder with files to export.
 
     Attributes:
-        source: where it is.
-        manifest: its own.
-        names: the files, relative to it.
-        below: where they go in the export.
-        run: name of the run it is a fold of; None for the stack.
+        source: the folder.
+        manifest: its manifest.
+        names: the files to export, relative to it.
+        below: their folder in the export.
+        run: the run it is a fold of; None for the stack.
     """
 
     source: Path
@@ -42,11 +41,11 @@ class Part:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What one call of `export` may ask for.
+    """Options of `export`.
 
     Attributes:
         model: as for `predict --model`.
-        out: where it goes [default: export/NAME]; an earlier export there is replaced.
+        out: output folder [default: export/NAME]; an earlier export there is replaced.
     """
 
     model: str
@@ -55,10 +54,10 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportPlan(Plan):
-    """What one call of `export` starts from.
+    """What `export` found.
 
     Attributes:
-        folder: where the model goes.
+        folder: the output folder.
         parts: the folds of its runs, and its stack without the tables of predictions.
     """
 
@@ -99,10 +98,10 @@ class ExportPlan(Plan):
 
 
 def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan:
-    """The model of that name and the folder it would go to; writes nothing.
+    """Finds the model and checks the output folder; writes nothing.
 
     Raises:
-        ConfigError: no such model, it is an export already, or there is something else at `out`.
+        ConfigError: no such model, it is an export already, or `out` has other content.
         ArtifactError: a part of the model is unfinished.
     """
     task = find_task(config.task)
@@ -115,12 +114,12 @@ def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan
 
 
 def run(plan: ExportPlan) -> Manifest:
-    """Writes a folder that `predict --model` reads without a work folder, and returns its manifest.
+    """Writes a folder that `predict --model` can use without a work folder, and returns its manifest.
 
     ::
 
-        OUT/manifest.json                      what the model is, and the digests of the files below
-            config.yaml                        settings of every run, and of the stack
+        OUT/manifest.json                      description of the model, digests of the files below
+            config.yaml                        settings of every run and of the stack
             runs/RUN/foldK/                    model.safetensors, model.json
             stacks/NAME/                       blend.json, the second-stage models, projections of embeddings
 
@@ -174,15 +173,15 @@ def _list_parts(model: Model) -> tuple[Part, ...]:
 
 
 def _copy_files(writer: ArtifactWriter, part: Part) -> None:
-    """Copies files of an artifact, each compared with its digest on the way."""
+    """Copies files of an artifact and compares each with its digest."""
     for name in part.names:
         try:
             data = (part.source / name).read_bytes()
         except OSError as error:
             raise ArtifactError(f"{part.source / name}: missing. `ichkit verify` lists what is damaged.") from error
-        place = f"{part.below}/{name}"
-        writer.write_bytes(place, data)
-        if writer.files[place] != part.manifest.files.get(name):
+        target = f"{part.below}/{name}"
+        writer.write_bytes(target, data)
+        if writer.files[target] != part.manifest.files.get(name):
             raise ArtifactError(
                 f"{part.source / name}: changed since it was written (SHA-256 differs). "
                 "`ichkit verify` lists what is damaged."
@@ -190,7 +189,7 @@ def _copy_files(writer: ArtifactWriter, part: Part) -> None:
 
 
 def _refuse_other_content(folder: Path) -> None:
-    """Refuses a place where something stands that an export would remove."""
+    """Raises if the output folder has content that is not an earlier export."""
     if has_artifact(folder) and read_manifest(folder).kind == EXPORT:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

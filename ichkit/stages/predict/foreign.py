@@ -1,4 +1,4 @@
-"""A model folder from elsewhere is hostile until tried: its sizes, its shapes, whether it gives finite numbers."""
+"""Checks of untrusted model folders: file sizes, names, array shapes, finite predictions."""
 
 import contextlib
 import os
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 _MAX_FILES = 10_000
 _MAX_BYTES = {".json": 16 * 1024**2, ".txt": 256 * 1024**2, ".npy": 1024**3, ".safetensors": 8 * 1024**3}
-"""Several times what the largest networks and stacks take."""
+"""Several times the size of the largest networks and stacks."""
 _NUM_SLICES = 3
 
 
 @contextlib.contextmanager
 def refuse_failures(folder: Path) -> Iterator[None]:
-    """Turns whatever reading a foreign folder raises into one message; errors that have one already keep it.
+    """Turns any exception while an untrusted folder is read into an error with one message.
 
     Raises:
-        ArtifactError: anything else was raised, running out of memory and nesting without end included.
+        IchkitError: as raised inside.
+        ArtifactError: any other exception, including MemoryError and RecursionError.
     """
     try:
         yield
@@ -41,10 +42,10 @@ def refuse_failures(folder: Path) -> Iterator[None]:
 
 
 def refuse_oversized(folder: Path) -> None:
-    """Refuses a folder with files that no model has, before any of them is opened.
+    """Checks number and sizes of the files in a model folder before any is opened.
 
     Raises:
-        ArtifactError: too many files, or one that is too large for its kind.
+        ArtifactError: too many files, or a file is too large for its type.
     """
     num_files = 0
     for place, _, names in os.walk(folder):
@@ -59,14 +60,14 @@ def refuse_oversized(folder: Path) -> None:
 
 
 def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, kind: str, task: Task) -> None:
-    """Predicts a study of three slices of air with every part of a model, before any scan is predicted.
+    """Tries every part of a model on a study of three slices of air, before any scan is predicted.
 
     Args:
-        networks: of every run and fold.
+        networks: by run, then fold.
         stack, kind: see `model.Model`.
 
     Raises:
-        ArtifactError: shapes do not fit each other, or a probability is not finite.
+        ArtifactError: shapes do not match, or a probability is not finite.
     """
     from ichkit.stacking.chain import predict_chains, read_chains
 
@@ -91,7 +92,7 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
 
 
 def _slices() -> pd.DataFrame:
-    """What `predict_chains` wants to know of the slices of one study."""
+    """The columns of slices that `predict_chains` reads, for one study."""
     index = np.arange(_NUM_SLICES)
     return pd.DataFrame(
         {

@@ -1,5 +1,6 @@
-"""What can predict: a run, a stack, or an exported folder, by name or by path."""
+"""Models for inference: a run, a stack or an exported folder, by name or path."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,15 +23,15 @@ _BEST_KIND = "blend"
 
 @dataclass(frozen=True)
 class Model:
-    """The networks, and what comes after them.
+    """The networks of a model and its second stage.
 
     Attributes:
-        name: of the source, as on the board.
+        name: name of the source, as on the leaderboard.
         runs: fold folders of each run.
-        stack: the stack's folder, or None where the run's mean is the answer.
-        kind: which of the stack's predictions are taken; "base" without a stack.
-        data: what it learnt from: "rsna", "phantom" or "folder".
-        is_exported: it lies in an exported folder, whose files were compared with their digests.
+        stack: the folder of the stack; None if the mean over the folds of a run predicts.
+        kind: which predictions of the stack are used; "base" without a stack.
+        data: its training data: "rsna", "phantom" or "folder".
+        is_exported: it is an exported folder whose digests were checked.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Model:
         return tuple(next(iter(self.runs.values())))
 
     def load_networks(self, device: str = "auto") -> "dict[str, dict[int, Predictor]]":
-        """The network of every run and fold.
+        """Loads the network of every run and fold.
 
         Raises:
             ArtifactError: weights are missing or damaged.
@@ -62,13 +63,13 @@ class Model:
 
 
 def find_model(work: WorkFolder, named: str, task: Task) -> Model:
-    """The networks and the second stage behind a name or a folder.
+    """Finds a model by name or folder.
 
     Args:
-        named: a source as on the board, a stack's own name, or the folder of a run, of a stack, or of `ichkit export`.
+        named: a source as on the leaderboard, the name of a stack, or a folder of a run, a stack or `ichkit export`.
 
     Raises:
-        ArtifactError, ConfigError: there is none; the message lists the choices.
+        ArtifactError, ConfigError: there is no such model; the message lists the choices.
     """
     if Path(named).is_dir():
         refuse_oversized(Path(named))
@@ -81,14 +82,14 @@ def find_model(work: WorkFolder, named: str, task: Task) -> Model:
 
 
 def model_of(work: WorkFolder, source: Source) -> Model:
-    """The networks and the second stage behind a source of the work folder."""
+    """The model of a source of the work folder."""
     runs = {name: _fold_folders(work.runs / name, source.folds) for name in source.runs}
     stack = None if source.kind == "base" else (work.root / source.path).parent
     return Model(source.name, runs, stack, source.kind, source.data)
 
 
 def _model_of_folder(folder: Path, task: Task) -> Model:
-    """A run's folder (with fold0, ...), a stack's (its runs stand where its work folder has them), or an export."""
+    """The model in a folder of a run (with fold0, ...), of a stack (in its work folder) or of an export."""
     manifest = read_manifest(folder) if has_artifact(folder) else None
     if manifest is not None and manifest.kind == EXPORT:
         return _model_of_export(folder, manifest, task)
@@ -104,8 +105,8 @@ def _model_of_folder(folder: Path, task: Task) -> Model:
     folds = finished.get(resolved.name)
     if not folds:
         raise ConfigError(
-            f"model: expected a run (work/runs/NAME), a stack (work/stacks/NAME) or what `ichkit export` made at "
-            f"{folder}, found none of them. Leave --model out to take the best source of --work."
+            f"model: expected a run (work/runs/NAME), a stack (work/stacks/NAME) or an export of `ichkit export` at "
+            f"{folder}, found none of them. Omit --model to use the best source of --work."
         )
     data = read_manifest(resolved / f"fold{folds[0]}").facts["data"]
     return Model(folder.name, {folder.name: _fold_folders(resolved, folds)}, None, "base", data)
@@ -116,12 +117,12 @@ def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         raise ArtifactError(
-            f"{damage[0]}{more}. The folder is not what `ichkit export` wrote; copy it again, or export it anew."
+            f"{damage[0]}{more}. The folder is not what `ichkit export` wrote; copy it again, or export it again."
         )
     facts = manifest.facts
     if facts["task"] != task.name:
         raise ConfigError(
-            f"{folder}: expected a model for the task {task.name}, found {facts['task']}. Name its config with -c."
+            f"{folder}: expected a model for the task {task.name}, found {facts['task']}. Choose its config with -c."
         )
     names = [check_name(name, f"{folder}: run") for name in facts["runs"]]
     runs = {name: _fold_folders(folder / "runs" / name, facts["folds"]) for name in names}
@@ -131,6 +132,6 @@ def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:
     return Model(str(facts["name"]), runs, stack, facts["kind"], facts["data"], is_exported=True)
 
 
-def _fold_folders(run: Path, folds: "tuple[int, ...] | list[int]") -> dict[int, Path]:
+def _fold_folders(run: Path, folds: Sequence[int]) -> dict[int, Path]:
     work = WorkFolder(run.parents[1])
     return {int(k): work.fold(run.name, int(k)) for k in folds}

@@ -1,6 +1,7 @@
-"""What `predict` made: its tables, the same as JSON, and what of it is shown in the terminal."""
+"""The results of `predict`: tables, predictions.json, and the terminal summary."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,18 @@ JSON_NAME, PAGE_NAME = "predictions.json", "predictions.html"
 TABLES = ("slices", "studies", "rejected", "series_choice")
 _OUTPUTS = (*(f"{name}.csv" for name in TABLES), JSON_NAME, PAGE_NAME)
 _UNFINISHED = ".ichkit-unfinished-predictions"
-"""In an output folder while its files are written."""
+"""A file that marks an output folder while its files are written."""
 NUM_KEY_SLICES = 3
-_PLACE = ("slice_id", "slice_index", "position_mm")
+_POSITION_COLUMNS = ("slice_id", "slice_index", "position_mm")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` made: the tables of its output folder, and what they came from.
+    """The results of `predict`.
 
     Attributes:
-        slices, studies, rejected, series_choice: the CSV files.
-        model: what predicted.
+        slices, studies, rejected, series_choice: the tables of the CSV files.
+        model: the model.
     """
 
     slices: pd.DataFrame
@@ -39,7 +40,7 @@ class Prediction:
 
 
 def refuse_foreign_files(out: Path) -> None:
-    """Refuses a folder where a file would be replaced that is not as an earlier `predict` wrote it.
+    """Refuses to replace files that an earlier `predict` did not write or that changed since.
 
     Raises:
         ConfigError: names the files.
@@ -61,31 +62,31 @@ def refuse_foreign_files(out: Path) -> None:
 
 
 def begin_output(out: Path) -> None:
-    """Marks an output folder as being written, and removes what an earlier call wrote last."""
+    """Marks an output folder as unfinished, and removes the JSON file and the page of an earlier call."""
     write_bytes_atomically(out / _UNFINISHED, b"")
     for name in (JSON_NAME, PAGE_NAME):
         (out / name).unlink(missing_ok=True)
 
 
 def finish_output(out: Path, described: dict[str, Any]) -> None:
-    """Writes predictions.json, which makes the output whole."""
+    """Writes predictions.json and removes the mark of unfinished output."""
     write_bytes_atomically(out / JSON_NAME, encode_json(described))
     (out / _UNFINISHED).unlink()
 
 
 def find_key_slices(slices: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The rows of the most probable slices of every study, at most `NUM_KEY_SLICES`, by study_id, most probable first.
+    """The `NUM_KEY_SLICES` most probable slices of every study, by study_id, most probable first.
 
     Args:
-        slices: from `Prediction`.
+        slices: see `Prediction`.
     """
-    column = f"p_{task.any_class}"
+    column = f"p_{task.headline_class}"
     ordered = slices.sort_values(["study_id", column, "slice_index"], ascending=[True, False, True])
     return ordered.groupby("study_id", sort=False).head(NUM_KEY_SLICES)
 
 
 def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
-    """The content of predictions.json: what predicted, and for every study its classes, its series and key slices."""
+    """The content of predictions.json: the model; probabilities, series and key slices of every study."""
     slices = dict(list(find_key_slices(prediction.slices, task).groupby("study_id")))
     choice = dict(list(prediction.series_choice.groupby("study_id")))
     studies = []
@@ -99,7 +100,7 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
                 "probabilities": _by_class(row, task),
                 "series": _plain(choice[row["study_id"]].drop(columns="study_id")),
                 "key_slices": [
-                    {**{name: one[name] for name in _PLACE}, "probabilities": _by_class(one, task)}
+                    {**{name: one[name] for name in _POSITION_COLUMNS}, "probabilities": _by_class(one, task)}
                     for one in _plain(key_slices)
                 ],
             }
@@ -114,7 +115,7 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
 
 
 def render(prediction: Prediction, task: Task) -> Table:
-    """One row per study in the order of studies.csv; studies are told apart by number."""
+    """One row per study in the order of studies.csv, by number without ids."""
     title = "Probability of each class, maximum over the slices"
     rows = []
     for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
@@ -124,9 +125,10 @@ def render(prediction: Prediction, task: Task) -> Table:
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON values; what is missing becomes null."""
-    return json.loads(frame.to_json(orient="records", double_precision=6))
+    """Rows as JSON values; missing values become null."""
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=6))
+    return rows
 
 
-def _by_class(row: dict[str, Any], task: Task) -> dict[str, float]:
+def _by_class(row: Mapping[Any, Any], task: Task) -> dict[str, float]:
     return {name: round(float(row[f"p_{name}"]), 6) for name in task.classes}

@@ -1,4 +1,4 @@
-"""`predictions.html`, one self-contained page: of every study its classes, its series and its most probable slices."""
+"""`predictions.html`, a self-contained page: probabilities, series and most probable slices of every study."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_key_slices
 from ichkit.work.artifacts import FileDigest, write_bytes_atomically
 
 _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
-# A page of more pictures is slow to open; the tables have every study.
+# More pictures make the page slow to open; the tables list every study.
 _MAX_DRAWN_STUDIES = 50
 _SIDE, _JPEG_QUALITY = 256, 88
 
@@ -32,23 +32,23 @@ def write_page(
 ) -> FileDigest:
     """Writes the page and returns its digest.
 
-    Heat is the mean over all networks of the first stage, for the most probable class of the slice beside the one that
-    stands for any, times its probability; the second stage sees no pixels and so has none.
+    Heat maps are the mean over all first-stage networks for the most probable subtype of the slice, times its
+    probability. The second stage sees no pixels and has no heat maps.
 
     Args:
         out: the folder of the tables.
         networks: by run, then fold.
-        volumes: of the studies in `prediction`.
+        volumes: the volumes of the studies in `prediction`.
     """
     studies = prediction.studies.assign(number=np.arange(1, len(prediction.studies) + 1))
-    studies = studies.sort_values([f"p_{task.any_class}", "number"], ascending=[False, True])
+    studies = studies.sort_values([f"p_{task.headline_class}", "number"], ascending=[False, True])
     drawn = studies["study_id"].head(_MAX_DRAWN_STUDIES)
     key_slices = find_key_slices(prediction.slices[prediction.slices["study_id"].isin(drawn)], task)
     predictors = [predictor for of_run in networks.values() for predictor in of_run.values()]
     pictures = {}
     with Meter("pictures", len(drawn), "studies") as meter:
         for study_id, rows in key_slices.groupby("study_id", sort=False):
-            pictures[study_id] = _draw_slices(predictors, volumes.of_study(study_id), rows, task)
+            pictures[study_id] = _draw_slices(predictors, volumes.of_study(str(study_id)), rows, task)
             meter.advance()
     choice = dict(list(prediction.series_choice.groupby("study_id")))
     blocks = [
@@ -66,25 +66,26 @@ def write_page(
         max_drawn=_MAX_DRAWN_STUDIES,
         rejected=prediction.rejected["reason"].value_counts().to_dict(),
     )
-    logger.info("predict: look at %s", out / PAGE_NAME)
+    logger.info("predict: the page is %s", out / PAGE_NAME)
     return write_bytes_atomically(out / PAGE_NAME, page.encode())
 
 
 def _draw_slices(
     predictors: list[Predictor], volume: np.ndarray, rows: pd.DataFrame, task: Task
 ) -> list[dict[str, Any]]:
-    """For each key slice of a study its place, its probabilities, and two pictures as data URLs."""
+    """Position, probabilities and two pictures (data URLs) of each key slice of a study."""
     positions = rows["slice_index"].to_numpy()
-    names = [column.removeprefix("p_") for column in rows[[f"p_{name}" for name in task.subtypes]].idxmax(axis=1)]
+    best = rows[[f"p_{name}" for name in task.subtypes]].to_numpy().argmax(axis=1)
+    names = [task.subtypes[index] for index in best]
     wanted = sorted({task.classes.index(name) for name in names})
     heat = np.mean([heat_maps(predictor, volume, positions, wanted) for predictor in predictors], axis=0)
     drawn = []
     for place, (row, name) in enumerate(zip(rows.to_dict("records"), names, strict=True)):
         slice_hu, of_class = volume[row["slice_index"]], heat[place, wanted.index(task.classes.index(name))]
-        # The mean of maps that agree nowhere is low everywhere, so the scale starts anew; times the probability,
-        # because every map has a hottest place, also that of a class nobody believes in.
+        # Rescaled, because the mean of maps that disagree is low everywhere; times the probability, because every map
+        # has a maximum, even that of an improbable class.
         shown = of_class / max(float(of_class.max()), 1e-6) * row[f"p_{name}"]
         pictures = {"brain": brain_picture(slice_hu), "heat": paint_heat(slice_hu, shown)}
         encoded = {key: encode_jpeg(fit_picture(image, _SIDE), _JPEG_QUALITY) for key, image in pictures.items()}
-        drawn.append({**row, "shown_class": name, **encoded})
+        drawn.append({**{str(key): value for key, value in row.items()}, "shown_class": name, **encoded})
     return drawn

@@ -1,4 +1,4 @@
-"""The plan of `predict`: the files that may be images, and what predicts."""
+"""The plan of `predict`: the files that may be images, and the model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +21,22 @@ from ichkit.work.folder import WorkFolder
 if TYPE_CHECKING:
     from ichkit.stages.scores.evaluate import EvaluatePlan
 
-# Scores are imported inside: they and their intervals bring much that a named model does without.
+# The scores are imported inside functions: they load much that a named model does not need.
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What one call of `predict` may ask for.
+    """Options of `predict`.
 
     Attributes:
         path: a folder or a zip of DICOM, any number of studies and series.
-        model: a run, a stack or an export, by name or folder; None takes the source that `submit` would take.
-        out: where everything goes.
-        series_override: CSV of series chosen by hand (study_id, series).
-        has_page: whether the page with its pictures and heat maps is made.
-        device: where the networks compute.
-        accept_raw: take slices although their values may not be Hounsfield units.
-        skip_undecodable: leave out images whose decoder is not installed, instead of stopping before the work.
+        model: a run, a stack or an export, by name or folder; None for the source that `submit` would choose.
+        out: the output folder.
+        series_override: CSV of manually chosen series (study_id, series).
+        has_page: write the page with pictures and heat maps.
+        device: the device for inference.
+        accept_raw: accept slices whose values may not be Hounsfield units.
+        skip_undecodable: reject images whose decoder is not installed, instead of stopping.
     """
 
     path: Path
@@ -51,14 +51,14 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class PredictPlan(Plan):
-    """What one call of `predict` starts from; files are listed and none is read.
+    """What `predict` found; files are listed but not read.
 
     Attributes:
         images: files that may be images.
-        refused: files that are not even opened, with the reason.
-        override: series chosen by hand, or None.
-        scoring: what there is to score; None where a model is named.
-        model: what predicts; None where scores that are missing will tell.
+        refused: files rejected unread, with the reason.
+        override: manually chosen series, or None.
+        scoring: the plan of the scores; None if a model is named.
+        model: the model; None if missing scores decide it.
     """
 
     config: Config
@@ -71,7 +71,7 @@ class PredictPlan(Plan):
     model: Model | None
 
     def find_model(self) -> Model:
-        """What predicts; computes missing scores where they decide it."""
+        """The model; computes missing scores if they decide it."""
         if self.model is not None:
             return self.model
         from ichkit.stages.scores.evaluate import make_current
@@ -84,7 +84,7 @@ class PredictPlan(Plan):
     @property
     def steps(self) -> tuple[str, ...]:
         """The files, then the model."""
-        chosen = "the best complete source, which the scores will tell"
+        chosen = "the best complete source, once it is scored"
         if self.model is not None:
             chosen = f"{self.model.name}: {sum(len(folds) for folds in self.model.runs.values())} networks"
         size = format_bytes(self.images["num_bytes"].sum())
@@ -103,8 +103,8 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
     """Lists the files and finds the model; writes nothing.
 
     Raises:
-        DataError: nothing at the path, or an override that is none.
-        ArtifactError, ConfigError: no such model, or none at all; files at `out` that an earlier call did not write.
+        DataError: nothing at the path, or an invalid override.
+        ArtifactError, ConfigError: no such model, or none at all; `out` has files that `predict` did not write.
     """
     task = find_task(config.task)
     refuse_foreign_files(options.out)

@@ -1,4 +1,4 @@
-"""Any folder or zip of DICOM to probabilities per slice and per study."""
+"""`ichkit predict`: probabilities per slice and per study for a folder or zip of DICOM."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ArtifactError, DataError
-from ichkit.core.progress import Meter, logger
+from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.tasks import Task
 from ichkit.engine.inference import Predictor
 from ichkit.engine.parallel import run_tasks
@@ -44,7 +44,7 @@ __all__ = ["PredictOptions", "PredictPlan", "plan", "run"]
 
 @holding(lambda given: given["plan"].options.out)
 def run(plan: PredictPlan) -> Prediction:
-    """Predicts every study below a path: tables as CSV, the same as predictions.json, and predictions.html to look at.
+    """Predicts every study below a path; writes CSV tables, predictions.json and predictions.html.
 
     Raises:
         DataError: no readable CT slice at the path.
@@ -60,8 +60,10 @@ def run(plan: PredictPlan) -> Prediction:
     refused = plan.refused.rename(columns={"relative": "file"}).assign(dataset=found.dataset).reindex(columns=REJECTED)
     refused = _join([found.rejected, hide_files(refused, salt)])
     if found.files.empty:
-        # Before the model is loaded: a wrong folder is the commonest mistake.
-        _write_tables(out, _no_slices(task), refused, found.series_choice, task)
+        # Before the model is loaded: a wrong folder is the most common mistake.
+        _write_tables(
+            out, pd.DataFrame(columns=[*predictions_columns(task), "position_mm"]), refused, found.series_choice, task
+        )
         raise _nothing_usable(plan, refused)
     chosen = plan.find_model()
     networks = chosen.load_networks(options.device)
@@ -71,8 +73,8 @@ def run(plan: PredictPlan) -> Prediction:
     pixels = _pixel_settings(networks, chosen, judges_hu=not options.accept_raw)
     planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
     volumes = Volumes(planned)
-    studies = "1 study" if len(volumes) == 1 else f"{len(volumes)} studies"
-    logger.info("predict: %d files, %s, with %s", len(plan.images), studies, chosen.name)
+    files, studies = format_count(len(plan.images), "file"), format_count(len(volumes), "study", "studies")
+    logger.info("predict: %s, %s, with %s", files, studies, chosen.name)
     table, records = _predict_slices(chosen, networks, planned, volumes, task)
     rejected = _join([refused, hide_files(collect_failures(planned, records), salt)])
     written = _write_tables(out, table, rejected, found.series_choice, task)
@@ -85,7 +87,7 @@ def run(plan: PredictPlan) -> Prediction:
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
     )
-    _say_what_came(prediction, out)
+    _log_results(prediction, out)
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
@@ -100,14 +102,10 @@ def _join(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return rejected.sort_values("file", ignore_index=True)
 
 
-def _no_slices(task: Task) -> pd.DataFrame:
-    return pd.DataFrame(columns=[*predictions_columns(task), "position_mm"])
-
-
 def _write_tables(
     out: Path, slices: pd.DataFrame, rejected: pd.DataFrame, series_choice: pd.DataFrame, task: Task
 ) -> dict[str, FileDigest]:
-    """Digests by file name; tables without rows are written too: none of an earlier call may stay behind."""
+    """Writes all tables, also empty ones to replace those of an earlier call; returns digests by file name."""
     tables = (slices, _study_table(slices, task), rejected, series_choice[SERIES_CHOICE])
     begin_output(out)
     return {
@@ -132,7 +130,7 @@ def _predict_slices(
     volumes: Volumes,
     task: Task,
 ) -> tuple[pd.DataFrame, dict[str, StudyRecord]]:
-    """`slices.csv`, and a record of every study by key."""
+    """The rows of `slices.csv`, and a record of every study by key."""
     embeds = model.stack is not None and read_chains(model.stack).has_embeddings
     descriptors, embeddings, slices, records = _describe(networks, planned, volumes, task, embeds=embeds)
     table = (
@@ -145,13 +143,13 @@ def _predict_slices(
 
 
 def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, judges_hu: bool) -> PixelSettings:
-    """How the stores were made that the networks learnt from; they must agree."""
+    """The pixel settings of the stores the networks were trained on, which must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
     ways = {(card.hull_hu, card.prepare_size) for card in cards}
     if len(ways) != 1:
         raise ArtifactError(
-            f"{model.name}: its networks learnt from stores of different size or HU range ({sorted(map(str, ways))}); "
-            "train them on one prepared folder."
+            f"{model.name}: its networks were trained on stores of different size or HU range "
+            f"({sorted(map(str, ways))}). Train them on one prepared folder."
         )
     hull_hu, size = ways.pop()
     return PixelSettings(repair=False, hull_hu=hull_hu, size=size, judges_hu=judges_hu)
@@ -160,11 +158,8 @@ def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, 
 def _describe(
     networks: dict[str, dict[int, Predictor]], planned: PlannedSource, volumes: Volumes, task: Task, *, embeds: bool
 ) -> tuple[dict[str, dict[int, pd.DataFrame]], dict[str, dict[int, np.ndarray]], pd.DataFrame, dict[str, StudyRecord]]:
-    """Descriptors of every study by every network and, with `embeds`, its features with rows as in those tables; the
-    slices they stand for; what could not be read.
-    """
-    values = {name: {k: [] for k in of_run} for name, of_run in networks.items()}
-    features = {name: {k: [] for k in of_run} for name, of_run in networks.items()} if embeds else {}
+    """Predictions of every network, with `embeds` its embeddings in the same row order, the slices, and the records."""
+    values, features = _empty_lists(networks), _empty_lists(networks if embeds else {})
     records = {}
     with Meter("predict", len(volumes), "studies") as meter:
         for record, volume in volumes:
@@ -179,7 +174,7 @@ def _describe(
                     values[name][k].append(described)
             meter.advance()
     slices = collect_slices(planned, records, task)
-    order = slices.reset_index(drop=True).sort_values(KEY).index  # the tables are sorted by it
+    order = slices.reset_index(drop=True).sort_values(KEY).index  # as in the tables
     tables = {
         name: {
             k: make_predictions(slices, np.concatenate([_none(task), *parts]), task, fold=k)
@@ -194,8 +189,12 @@ def _describe(
     return tables, embeddings, slices, records
 
 
+def _empty_lists(networks: dict[str, dict[int, Predictor]]) -> dict[str, dict[int, list[np.ndarray]]]:
+    return {name: {k: [] for k in of_run} for name, of_run in networks.items()}
+
+
 def _none(task: Task) -> np.ndarray:
-    """(0, C) probabilities."""
+    """No rows: (0, C) probabilities."""
     return np.empty((0, task.num_classes), np.float32)
 
 
@@ -214,7 +213,7 @@ def _second_stage(
 
 
 def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """study_id, num_slices and the maximum of each class over the slices of each study."""
+    """The rows of `studies.csv`: study_id, num_slices and the maximum of each class over its slices."""
     if table.empty:
         return pd.DataFrame(columns=["study_id", "num_slices", *task.probability_columns])
     counts = table.groupby("study_id", sort=True).size().to_numpy()
@@ -223,10 +222,10 @@ def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     return studies
 
 
-def _say_what_came(prediction: Prediction, out: Path) -> None:
+def _log_results(prediction: Prediction, out: Path) -> None:
     for reason, count in prediction.rejected["reason"].value_counts().items():
         logger.info("predict: %d rejected: %s", count, reason)
     chosen = prediction.series_choice[prediction.series_choice["chosen"]]
-    for number, row in enumerate(chosen.itertuples(), 1):
-        logger.info("predict: study %d: %d slices, %s", number, row.num_slices, row.reason)
+    for number, row in enumerate(chosen.to_dict("records"), 1):
+        logger.info("predict: study %d: %s, %s", number, format_count(row["num_slices"], "slice"), row["reason"])
     logger.info("predict: tables are in %s. %s", out, RESEARCH_NOTE)

@@ -1,4 +1,4 @@
-"""What a person should know of the data before training on them: counts, oddities and pictures of `work/prepared/`."""
+"""The data audit of `work/prepared/`, to read before training: counts, anomalies and pictures."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ichkit.work.schemas import BRAIN_SHARE, TILT
 
 AUDIT_JSON, AUDIT_PAGE = "audit.json", "audit.html"
 BLANK_SHARE = 0.01
-"""Below it a slice shows next to nothing in the brain window; 1.2 % of RSNA 2019's do."""
+"""A slice with a smaller share of pixels in the brain window is near-blank; 1.2 % of the slices of RSNA 2019 are."""
 GAP_EDGES_MM = (0.0, 2.0, 3.5, 4.5, 5.5)
 _TILT_EDGES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 _LENGTH_EDGES = (1, 2, 10, 20, 25, 30, 35, 40, 50, 60)
@@ -28,7 +28,7 @@ EXPECTED_OF_RSNA_2019: dict[str, int] = {
     "merged duplicate label rows": 24,
     "training slices at a repeated position": 6_232,
 }
-"""Of the stage-2 data; one training file, ID_6431af929, cannot be read."""
+"""Of the stage-2 data; one training file, ID_6431af929, is unreadable."""
 
 
 def write_audit(
@@ -39,11 +39,11 @@ def write_audit(
     facts: dict[str, Any],
     config: Config,
 ) -> None:
-    """Writes audit.json and audit.html; the same data give the same bytes.
+    """Writes audit.json and audit.html, deterministically.
 
     Args:
         slices: `slices.parquet`, with brain_share and tilt_degrees.
-        facts: of the manifest to be.
+        facts: the facts of the manifest.
     """
     task = find_task(config.task)
     audit = make_audit(slices, studies, rejected, facts, task)
@@ -55,7 +55,7 @@ def write_audit(
 def make_audit(
     slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any], task: Task
 ) -> dict[str, Any]:
-    """Everything the page shows, as JSON values; shares are of 1, `None` where nothing is known."""
+    """The content of audit.json: JSON values, shares in [0, 1], `None` for unknown values."""
     train = slices[slices["split"] == "train"]
     return {
         "data": facts["data"],
@@ -75,7 +75,7 @@ def make_audit(
 
 
 def _counts(slices: pd.DataFrame, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Quantities and, where the data are the competition's, what they should be."""
+    """Counts and, for RSNA 2019, their expected values."""
     train, test = (slices[slices["split"] == split] for split in ("train", "test"))
     found = {
         "training slices": len(train),
@@ -111,14 +111,14 @@ def _splits(slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> list[dic
 
 
 def _table_of(slices: pd.DataFrame, column: str) -> list[dict[str, Any]]:
-    """How often each value of a column occurs in each split, most frequent first."""
+    """Frequency of each value of a column by split, most frequent first."""
     counts = pd.crosstab(slices[column], slices["split"])
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     return [{"value": str(value), **{str(k): int(v) for k, v in row.items()}} for value, row in counts.iterrows()]
 
 
 def _padding(train: pd.DataFrame, task: Task) -> dict[str, Any]:
-    """The scanner group that pads outside the scan circle, and how its positive rate differs."""
+    """Share of slices padded outside the scan circle (a group of scanners), and the positive rates with and without."""
     rates = train.groupby("padded")[task.headline_class].mean()
     return {
         "share": float(train["padded"].mean()),
@@ -170,7 +170,8 @@ def _labels(train: pd.DataFrame, facts: dict[str, Any], task: Task) -> dict[str,
 
 def _folds(train: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
     rows = []
-    for fold, part in train.groupby("fold", sort=True):
+    for fold in sorted(train["fold"].unique()):
+        part = train[train["fold"] == fold]
         prevalence = {name: float(part[name].mean()) for name in task.classes}
         sizes = {"slices": len(part), "studies": part["study_id"].nunique(), "patients": part["patient_id"].nunique()}
         rows.append({"fold": int(fold), **{name: int(size) for name, size in sizes.items()}, "prevalence": prevalence})
@@ -178,9 +179,9 @@ def _folds(train: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
 
 
 def _positives_by_position(train: pd.DataFrame, task: Task) -> dict[str, Any]:
-    """Prevalence of each class in equal parts of the way from the first slice of a study to its last."""
-    place = train["slice_index"] / (train["num_slices"] - 1).clip(lower=1)
-    part = np.minimum((place * _NUM_PLACES).astype(int), _NUM_PLACES - 1)
+    """Prevalence of each class by relative slice position, in 20 bins from the first slice of a study to the last."""
+    position = train["slice_index"] / (train["num_slices"] - 1).clip(lower=1)
+    part = np.minimum((position * _NUM_PLACES).astype(int), _NUM_PLACES - 1)
     means = train.groupby(part)[list(task.classes)].mean().reindex(range(_NUM_PLACES))
     ends = train[(train["slice_index"] == 0) | (train["slice_index"] == train["num_slices"] - 1)]
     return {
@@ -204,7 +205,7 @@ def _cq500(slices: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _histogram(values: np.ndarray, edges: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Counts between edges, the last one open; e.g. {"from": 2.0, "to": 3.5, "count": 7}."""
+    """Counts by bin, the last one open-ended; e.g. {"from": 2.0, "to": 3.5, "count": 7}."""
     counts = np.histogram(values, [*edges, np.inf])[0] if len(values) else np.zeros(len(edges), int)
     ends = [*edges[1:], None]
     return [{"from": a, "to": b, "count": int(n)} for a, b, n in zip(edges, ends, counts, strict=True)]

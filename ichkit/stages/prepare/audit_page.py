@@ -1,4 +1,4 @@
-"""The audit as one self-contained page: charts in SVG, and a contact sheet of a few studies in the three windows."""
+"""The data audit as a self-contained HTML page: SVG charts and a contact sheet of a few studies in three windows."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ _WIDTH, _HEIGHT, _LEFT, _BELOW = 640, 220, 44, 34
 
 
 def render_page(audit: dict[str, Any], sheet: str, task: Task) -> str:
-    """The HTML of an audit.
+    """Renders the audit page as HTML.
 
     Args:
         audit: from `make_audit`.
@@ -40,10 +40,10 @@ def render_page(audit: dict[str, Any], sheet: str, task: Task) -> str:
 
 
 def draw_contact_sheet(folder: Path, slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> str:
-    """A JPEG, as a data URL: for a few studies, slices from feet to head in the three windows, one row a window.
+    """A JPEG data URL: slices of a few studies from feet to head, one row per window.
 
     Args:
-        folder: where the volumes are.
+        folder: the folder of the volumes.
     """
     tables = [window_table(level, width) for level, width in ChannelsConfig().windows]
     rows = []
@@ -60,17 +60,17 @@ def draw_contact_sheet(folder: Path, slices: pd.DataFrame, studies: pd.DataFrame
 
 
 def _pick_volumes(slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> list[str]:
-    """Volumes of a few studies by id: two positive and one negative one of the training split, one external one."""
-    volume = slices.drop_duplicates(["dataset", "study_id"]).set_index(["dataset", "study_id"])["volume"]
+    """Volume paths of the first two positive, one negative and one external study by id."""
     train = studies[studies["split"] == "train"]
     positive = train[train[task.headline_class] == 1]
     negative, external = train[train[task.headline_class] == 0], studies[studies["split"] == "external"]
     picked = pd.concat([positive.head(2), negative.head(1), external.head(1)]).head(_NUM_STUDIES)
-    return [volume[row.dataset, row.study_id] for row in picked.itertuples()]
+    volumes = slices.drop_duplicates(["dataset", "study_id"])[["dataset", "study_id", "volume"]]
+    return picked.merge(volumes, on=["dataset", "study_id"], how="left")["volume"].to_list()
 
 
 def _bars(histogram: list[dict[str, Any]], unit: str = "") -> dict[str, Any]:
-    """Rectangles of a bar chart, in the pixels of its view box."""
+    """Rectangles of a bar chart, in view box pixels."""
     most = max((item["count"] for item in histogram), default=0) or 1
     step = (_WIDTH - _LEFT) / max(len(histogram), 1)
     bars = []
@@ -92,7 +92,7 @@ def _bars(histogram: list[dict[str, Any]], unit: str = "") -> dict[str, Any]:
 
 
 def _lines(series: dict[str, list[float | None]]) -> dict[str, Any]:
-    """Polylines of a line chart over equal steps, in the pixels of its view box, and where its scale stands."""
+    """Polylines and axis ticks of a line chart with equal x steps, in view box pixels."""
     values = [value for line in series.values() for value in line if value is not None]
     most = max(values, default=0.0) or 1.0
     bottom = _HEIGHT - _BELOW

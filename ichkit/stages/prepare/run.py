@@ -1,4 +1,4 @@
-"""DICOM to the Hounsfield store: `work/prepared/`."""
+"""`ichkit prepare`: converts DICOM to the Hounsfield store `work/prepared/`."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings
 from ichkit.sources.table import is_phantom
-from ichkit.stages.prepare.request import SETTINGS_FILE, ListedSource, PrepareOptions, PreparePlan, plan
+from ichkit.stages.prepare.plan import SETTINGS_FILE, ListedSource, PrepareOptions, PreparePlan, plan
 from ichkit.stages.prepare.tables import Stamp, refuse_nothing, write_tables
 from ichkit.work.artifacts import (
     ArtifactWriter,
@@ -36,33 +36,33 @@ __all__ = ["PrepareOptions", "PreparePlan", "plan", "run"]
 
 _BASE_BYTES = 300 * 1024**2
 _COPIES_OF_A_VOLUME = 2.5
-"""A worker holds the volume, its compressed frame, and what the codec needs on the way."""
+"""A worker holds the volume, its compressed frame and the buffers of the codec."""
 
 
 @alone(lambda plan: plan.work.prepared, lambda old: plan(old.config, old.work, old.options))
 def run(plan: PreparePlan) -> Manifest:
-    """Makes `work/prepared/`, or takes up new files in it, or finds nothing to do.
+    """Creates `work/prepared/`, or updates it if input files have changed.
 
     Raises:
-        DataError: data that contradict themselves.
-        FoldError: folds that do not fit.
-        Stopped: a stop signal; the next call goes on.
+        DataError: inconsistent data.
+        FoldError: folds that do not fit the patients.
+        Stopped: a stop signal arrived; the next call continues.
     """
     config, work, options = plan.config, plan.work, plan.options
-    if plan.standing is not None:
-        logger.info("prepare: up to date (%d slices)", plan.standing.facts["num_slices"])
+    if plan.current is not None:
+        logger.info("prepare: up to date (%d slices)", plan.current.facts["num_slices"])
         if not (partial_of(work.prepared) / RECORDS_FOLDER).exists():
-            discard(partial_of(work.prepared))  # of a call that was stopped before its first study
-        return plan.standing
+            discard(partial_of(work.prepared))  # of a call that stopped before its first study
+        return plan.current
     if plan.is_update:
-        logger.info("prepare: the files have changed; taking them up")
-    plan.needs.say(work)
+        logger.info("prepare: the input files have changed; updating the store")
+    plan.needs.log(work)
     writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh, keeps=("folds.csv",))
     write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(plan.settings))
     if plan.folds is not None:
         write_bytes_atomically(writer.folder / "folds.csv", encode_table(plan.folds, ".csv"))
     if options.fresh:
-        # Only now: the data were found and the folds are kept, so that a wrong path or a kill here loses nothing.
+        # Only after the data were found and the folds saved: a wrong path or a kill loses nothing.
         discard(work.prepared)
     runner = partial(run_tasks, backend=options.backend or config.prepare.backend)
     with stop_on_signal() as stop:
@@ -89,7 +89,7 @@ def run(plan: PreparePlan) -> Manifest:
 def _plan_source(
     plan: PreparePlan, listing: ListedSource, writer: ArtifactWriter, read: RunTasks, stop: StopFlag
 ) -> PlannedSource:
-    """Headers of one source, then which file is which slice of which study."""
+    """Reads the headers of one source and maps its files to slices of studies."""
     source, task = listing.source, find_task(plan.config.task)
     name = f"index_{source.name}.parquet"
     known = next((path for path in (writer.folder / name, plan.work.prepared / name) if path.exists()), None)
@@ -97,7 +97,7 @@ def _plan_source(
     index = read_index(files, None if known is None else read_table(known), run=read, stop=stop)
     if source.keeps_index:
         writer.write_table(name, index[KEPT_COLUMNS])
-    # RSNA's own rule mends its headers; everywhere else values must be HU, or be insisted on.
+    # RSNA's headers are repaired by a rule of its own; other values must be HU unless --accept-raw is given.
     judges_hu = not source.repair and not plan.options.accept_raw
     index = check_decoders(refuse_raw(index) if judges_hu else index, skip=plan.options.skip_undecodable)
     salt = b"" if source.keeps_index else _read_salt(plan.work)
@@ -106,14 +106,14 @@ def _plan_source(
     found = _limit(found, plan.options.limit_studies)
     if plan.options.strict and len(found.rejected):
         first = found.rejected.iloc[0]
-        raise DataError(f"{source.name}: {first.file} cannot be taken: {first.reason} (--strict).")
+        raise DataError(f"{source.name}: {first.file} cannot be used: {first.reason} (--strict).")
     pixels = PixelSettings(source.repair, plan.config.channels.hull_hu(), plan.config.prepare.size, judges_hu)
     ordered, slices = order_slices(found.files)
     return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair)
 
 
 def _read_salt(work: WorkFolder) -> bytes:
-    """The secret of this work folder: the same patient must have the same digest in every call, or folds would move."""
+    """The salt of this work folder: a patient must have the same digest in every call, or folds would change."""
     named = os.environ.get("ICHKIT_SALT")
     if named:
         return named.encode()[:64]
@@ -125,7 +125,7 @@ def _read_salt(work: WorkFolder) -> bytes:
 
 
 def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:
-    """The first `limit` studies of each split by id, and the sample ids of the test slices that are left."""
+    """The first `limit` studies of each split by id, and the sample ids of the remaining test slices."""
     if limit is None:
         return plan
     studies = plan.files[["split", "study_id"]].drop_duplicates().sort_values(["split", "study_id"])

@@ -1,4 +1,4 @@
-"""The tables of `work/prepared/`, once every volume is written."""
+"""The tables of `work/prepared/`, written after all volumes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import DataError
-from ichkit.core.progress import logger
+from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import order_external, title_of
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import FACTS_NAME
@@ -26,7 +26,7 @@ _FACT_COLUMNS = ["slice_id", "dataset", BRAIN_SHARE, TILT]
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the manifest will say of where the artifact came from.
+    """Provenance for the manifest.
 
     Attributes:
         settings, inputs: as in the manifest.
@@ -47,16 +47,16 @@ def write_tables(
     stamp: Stamp,
     config: Config,
 ) -> Manifest:
-    """Writes every table, deals the folds, draws the audit page, and puts the artifact in place.
+    """Assigns the folds, writes all tables and the audit page, and commits the artifact.
 
     Args:
         records: of every study, by key.
-        refused: zip members that were not even looked at, by dataset (relative, reason).
-        folds: patients that have a fold already, who keep it.
+        refused: zip members rejected unread, by dataset (relative, reason).
+        folds: existing folds by patient, which are kept.
 
     Raises:
-        DataError: there is no training slice.
-        FoldError: folds that contradict themselves.
+        DataError: no training slice is left.
+        FoldError: inconsistent folds.
     """
     task = find_task(config.task)
     slices = pd.concat([collect_slices(item, records, task) for item in planned], ignore_index=True)
@@ -65,7 +65,8 @@ def write_tables(
     rejected = _collect_rejected(planned, records, refused)
     if not train.any():
         raise _nothing_usable(writer, rejected)
-    folds = _deal(slices[train], folds, config, task)
+    tally = tally_studies(slices[train], task.classes)
+    folds = assign_folds(tally, config.prepare.num_folds, task.classes, config.seed, folds)
     fold_of = folds.set_index("patient_id")["fold"]
     slices.loc[train, "fold"] = slices["patient_id"][train].map(fold_of).astype("Int16")
     check_folds(slices)
@@ -96,41 +97,35 @@ def write_tables(
     for item in planned:
         inputs |= item.plan.inputs
     manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
-    _say_result(slices, studies, rejected, facts, task)
+    _log_result(slices, studies, rejected, facts, task)
     return manifest
 
 
 def refuse_nothing(writer: ArtifactWriter, training: PlannedSource, refused: dict[str, pd.DataFrame]) -> None:
-    """Stops before any pixel is read where no header of the training data is good.
+    """Stops before any pixel is read if all training files were rejected by their headers.
 
     Raises:
-        DataError: there is none; how many files were refused for which reason.
+        DataError: all were rejected; lists the number of files by reason.
     """
     if training.plan.files.empty:
         raise _nothing_usable(writer, _collect_rejected([training], {}, refused))
 
 
 def _nothing_usable(writer: ArtifactWriter, rejected: pd.DataFrame) -> DataError:
-    """The error, once the reasons lie beside the folder that is not made: it has no store without slices."""
+    """Writes rejected.csv next to the store, which is not created, and returns the error."""
     path = writer.final.parent / "rejected.csv"
     write_bytes_atomically(path, encode_table(rejected, ".csv"))
     return DataError(
-        f"prepare: expected slices of head CT to learn from, no training slice could be used: "
+        f"prepare: expected slices of head CT to train on, no training slice could be used: "
         f"{count_reasons(rejected)}. "
         f"{path} has every file; check the path."
     )
 
 
-def _deal(train: pd.DataFrame, existing: pd.DataFrame | None, config: Config, task: Task) -> pd.DataFrame:
-    """Folds of every patient, known ones where they were; patients of `existing` that are not here keep their row."""
-    tally = tally_studies(train, task.classes)
-    return assign_folds(tally, config.prepare.num_folds, task.classes, config.seed, existing)
-
-
 def _collect_rejected(
     planned: list[PlannedSource], records: dict[str, StudyRecord], refused: dict[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """Every file that was not taken: by its header, by its pixels, or as a member of a zip."""
+    """Every rejected file: by its header, by its pixels, or as a zip member."""
     parts = []
     for item in planned:
         members = refused[item.plan.dataset].rename(columns={"relative": "file"}).assign(dataset=item.plan.dataset)
@@ -143,30 +138,31 @@ def _collect_rejected(
 
 
 def _check_external(slices: pd.DataFrame) -> None:
-    """Refuses an external set that holds training studies.
+    """Refuses external sets that share studies with the training data.
 
     Raises:
-        DataError: names the set and one of the studies.
+        DataError: names the set and one shared study.
     """
-    learnt = set(slices["study_id"][slices["split"] == "train"])
+    train_ids = set(slices["study_id"][slices["split"] == "train"])
     external = slices[slices["split"] == "external"]
     for name, studies in external.groupby("dataset")["study_id"].unique().items():
-        shared = sorted(learnt.intersection(studies))
+        shared = sorted(train_ids.intersection(studies))
         if shared:
             raise DataError(
-                f"{name}: {len(shared)} of its {len(studies)} studies are training studies too, e.g. {shared[0]}. An "
-                "external set has none of them; take them out of one of the two."
+                f"{name}: {len(shared)} of its {len(studies)} studies are training studies too, e.g. {shared[0]}. "
+                "An external set must not contain training studies; remove them from one of the two."
             )
 
 
-def _say_result(
+def _log_result(
     slices: pd.DataFrame, studies: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any], task: Task
 ) -> None:
     for (dataset, split), rows in slices.groupby(["dataset", "split"]):
         of_split = studies[(studies["dataset"] == dataset) & (studies["split"] == split)]
         positive = of_split[task.headline_class].sum()
-        seen = "" if split == "test" else f", {positive} of them positive"
-        logger.info("prepare: %s %s: %d slices of %d studies%s", dataset, split, len(rows), len(of_split), seen)
+        known = "" if split == "test" else f", {positive} of them positive"
+        counts = f"{format_count(len(rows), 'slice')} of {format_count(len(of_split), 'study', 'studies')}"
+        logger.info("prepare: %s %s: %s%s", dataset, split, counts, known)
     for reason, count in rejected["reason"].value_counts().items():
         logger.info("prepare: %d rejected: %s", count, reason)
     for name in order_external(studies["dataset"][studies["split"] == "external"]):

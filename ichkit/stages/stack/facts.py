@@ -1,4 +1,4 @@
-"""What a stack says of itself: how much better it would look in sample, its calibration, what its trees look at."""
+"""Diagnostics of a stack: optimism of in-sample scores, calibration, gain by embeddings, feature importance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ _NUM_BINS = 15
 
 @dataclass(frozen=True)
 class ChainLogits:
-    """What one chain says, all (rows, C) float64 logits.
+    """The predictions of one fold model ("chain"), all (rows, C) float64 logits.
 
     Attributes:
-        held: row numbers that it never saw.
-        members: of the held rows, by the calibrated base and each stacker before its calibration.
-        kinds: of the held rows, by each stacker and the blend, as the tables hold them.
-        references: of the held rows, by stackers that were not shown the embeddings.
+        held: numbers of the held-out rows.
+        members: held-out rows, by the calibrated base and each uncalibrated stacker.
+        kinds: held-out rows, by each calibrated stacker and the blend, as in the tables.
+        references: held-out rows, by stackers fitted without embeddings.
         seen: row numbers of the inner patients of its training part.
-        seen_members, seen_kinds: of those rows, by the same models, which learnt from them.
+        seen_members, seen_kinds: in-sample predictions of those rows by the same models.
     """
 
     held: np.ndarray
@@ -45,27 +45,26 @@ class ChainLogits:
 
 
 def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.ndarray) -> dict[str, Any]:
-    """The facts of a stack that its tables do not show.
+    """The diagnostics of a stack for its manifest.
 
     Args:
-        results: one per chain.
+        results: one per fold model.
         labels: (N, C) of 0 and 1, of all rows.
 
     Returns:
-        `optimism`: by kind, the weighted log loss of the rows that chains learnt from: `in_sample`, by the chains
-        that learnt from them, and `out_of_fold`, of the same rows, each counted as often, by the chain that did not.
-        A careless second stage would have shown the first. `calibration`: by stacker, the out-of-fold loss, and by
-        class the expected calibration error, before and after. `embeddings`: by stacker that looks at them, the
-        out-of-fold loss with and without.
+        `optimism`: by kind, the weighted log loss of training rows: `in_sample`, by the fold models that were fitted
+        on them, and `out_of_fold`, of the same rows with the same multiplicity, by the fold model that was not.
+        `calibration`: by stacker, the out-of-fold loss, and by class the expected calibration error, before and
+        after. `embeddings`: by stacker that uses them, the out-of-fold loss with and without.
     """
     weights = stack.task.weight_array()
     seen = np.concatenate([result.seen for result in results])
 
     def loss(logits: np.ndarray, truth: np.ndarray) -> float:
-        # Of coherent logits always, so that base and stackers, before and after calibration, compare like with like.
+        # Always of coherent logits, so that base and stackers, before and after calibration, are comparable.
         return float(log_losses_of_logits(make_logits_coherent(logits, stack.task), truth).mean(axis=0) @ weights)
 
-    # One pooled array at a time: at the competition's size each is 36 MB.
+    # One pooled array at a time: at the size of RSNA 2019 each is 36 MB.
     optimism: dict[str, dict[str, float]] = {}
     calibration: dict[str, dict[str, Any]] = {}
     embeddings: dict[str, dict[str, float]] = {}
@@ -90,10 +89,10 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
 
 
 def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
-    """Writes `importance.csv` beside the boosters, where there are any, and shows the features that gain most.
+    """Writes `importance.csv` for each boosted stacker and logs the most important features.
 
-    Columns: feature, then one per class and `mean`: the share of the gain in training loss that splits on the feature
-    brought, averaged over the chains that have trees for the class.
+    Columns: feature, then one per class and `mean`: the share of the gain in training loss due to splits on the
+    feature, averaged over the fold models that have trees for the class.
     """
     for name in stack.chains[0].calibrations:
         models = [find_stacker(name).load(writer.folder / name / chain.name) for chain in stack.chains]
@@ -114,7 +113,7 @@ def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
 
 
 def render(manifest: Manifest) -> list[Table]:
-    """What a person should know of a stack: in-sample scores beside the honest ones, calibration, embeddings."""
+    """The diagnostics as tables: optimism of in-sample scores, calibration, embeddings."""
     facts = manifest.facts
     made = [_optimism_table(facts)] if facts.get("optimism") else []
     made += [_calibration_table(facts)] if facts.get("calibration") else []
@@ -127,7 +126,7 @@ def _optimism_table(facts: Mapping[str, Any]) -> Table:
         better = 1 - losses["in_sample"] / losses["out_of_fold"]
         rows.append([kind, f"{losses['out_of_fold']:.5f}", f"{losses['in_sample']:.5f}", f"{100 * better:.1f} %"])
     title = f"{facts['name']}: weighted log loss out of fold and in sample"
-    note = "In sample: the same rows by the models that were fitted on them. No other score is made that way."
+    note = "In sample: the same rows, by the models that were fitted on them. All other scores are out of fold."
     return Table(title, ("kind", "out of fold", "in sample", "optimism"), rows, note=note)
 
 
@@ -144,8 +143,8 @@ def _calibration_table(facts: Mapping[str, Any]) -> Table:
     for label, name in errors.items():
         pairs = [(one["error_before"][name], one["error_after"][name]) for one in found.values()]
         rows.append([label, *(cell(before, after, 4) for before, after in pairs)])
-    title = f"{facts['name']}: out of fold after calibration, and before it"
-    note = "Fitted on inner patients of the training part. Where it would not have helped them, it changes nothing."
+    title = f"{facts['name']}: out of fold, after and before calibration"
+    note = "Fitted on inner patients of the training part. Where it does not help them, it is the identity."
     return Table(title, ("score", *found), rows, note=note)
 
 
@@ -159,13 +158,13 @@ def _embeddings_table(facts: Mapping[str, Any]) -> Table:
 
 
 def _pool(results: Sequence[ChainLogits], parts: Sequence[np.ndarray]) -> np.ndarray:
-    """(N, C) float64: what every chain says of the rows it never saw, put together."""
+    """(N, C) float64: the held-out predictions of all fold models in row order."""
     order = np.argsort(np.concatenate([result.held for result in results]))
     return np.concatenate(parts)[order]
 
 
 def _calibration_errors(logits: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Per class, how far probabilities and shares of positives lie apart, averaged over the rows of 15 bins."""
+    """The expected calibration error of each class, with 15 bins."""
     errors = []
     for column in range(labels.shape[1]):
         p = to_probabilities(logits[:, column])

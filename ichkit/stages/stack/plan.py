@@ -1,4 +1,4 @@
-"""The plan of `stack`: which runs, whether their stack stands already, and what making it takes."""
+"""The plan of `stack`: the runs, whether their stack is up to date, and the disk and time needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ MADE_BY = "ichkit stack"
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What one call of `stack` may ask for.
+    """Options of `stack`.
 
     Attributes:
-        runs: names of runs; None takes all complete ones (see `choose_runs`).
-        name: of the stack; None joins the runs by `+`.
+        runs: names of runs; None for all complete ones (see `choose_runs`).
+        name: name of the stack; None joins the names of the runs by `+`.
     """
 
     runs: Sequence[str] | None = None
@@ -38,14 +38,14 @@ class StackOptions:
 
 @dataclass(frozen=True)
 class StackPlan(Plan):
-    """What one call of `stack` starts from.
+    """What `stack` found.
 
     Attributes:
         stackers: the configured ones, each once.
         inputs: the tables of the runs.
-        final: where the stack stands.
-        settings: what decides it besides its inputs.
-        standing: its manifest where it is up to date; None where there is work.
+        final: the folder of the stack.
+        settings: the settings that determine it, besides its inputs.
+        current: its manifest if it is up to date, else None.
     """
 
     config: Config
@@ -56,87 +56,75 @@ class StackPlan(Plan):
     inputs: Inputs
     final: Path
     settings: dict[str, Any]
-    standing: Manifest | None
+    current: Manifest | None
     seen: Look
 
     @cached_property
     def chains(self) -> Sequence[ChainPlan]:
-        """Which chain predicts which rows."""
+        """The rows that each fold model predicts."""
         return plan_chains(self.inputs, self.task, self.config.stack.num_parts, self.config.seed)
 
     @property
     def steps(self) -> tuple[str, ...]:
         """The runs with their rows, then the fits."""
-        if self.standing is not None:
+        if self.current is not None:
             return (f"stack {self.final.name}: up to date, nothing to do",)
-        inputs = self.inputs
+        inputs, num_fits = self.inputs, len(self.chains) * len(self.stackers)
         outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
         return (
             f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
             f"{len(inputs.test)} test, {outside}",
-            f"{', '.join(self.stackers)} and their blend: {self._num_fits} fits in {len(self.chains)} chains",
+            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.chains)} fold models",
         )
 
     @property
     def writes(self) -> tuple[Path, ...]:
         """The folder of the stack."""
-        return () if self.standing is not None else (self.final,)
+        return () if self.current is not None else (self.final,)
 
     @property
     def num_bytes(self) -> float | None:
-        """By the first stack of the same stackers, rows for rows."""
-        return None if self._like is None else self._like.num_bytes * len(self.inputs.train) / self._like.num_rows
+        """Estimated from the first stack of the same stackers, by number of rows."""
+        if self._like is None:
+            return None
+        num_bytes = sum(file.num_bytes for file in self._like.files.values())
+        num_rows: int = self._like.facts["num_slices"]
+        return num_bytes * len(self.inputs.train) / num_rows
 
     @property
     def seconds(self) -> float | None:
-        """By the same stack, rows for rows and fits for fits."""
-        like = self._like
-        if like is None:
+        """Estimated from the same stack, by number of rows and fold models."""
+        if self._like is None:
             return None
-        return like.seconds * len(self.inputs.train) / like.num_rows * self._num_fits / like.num_fits
+        facts = self._like.facts
+        seconds: float = facts["seconds"] / facts["num_slices"] / len(facts["chains"])
+        return seconds * len(self.inputs.train) * len(self.chains)
 
     @property
     def basis(self) -> str:
-        """That stack, if there is one."""
+        """The stack that was measured."""
         if self._like is None:
-            return "not known: no stack of these stackers stands here to go by"
-        return f"as {self._like.name} took"
-
-    @property
-    def _num_fits(self) -> int:
-        return len(self.chains) * len(self.stackers)
+            return "unknown: there is no stack of these stackers to compare with"
+        return f"measured on {self._like.facts['name']}"
 
     @cached_property
-    def _like(self) -> "_Measured | None":
+    def _like(self) -> Manifest | None:
         inventory = take_inventory(self.work)
         for name in inventory.finished_stacks:
             manifest = inventory.stacks[name].manifest
             facts = manifest.facts
             if "seconds" in facts and set(self.stackers) <= set(facts["kinds"]) and facts["num_slices"]:
-                num_bytes = sum(file.num_bytes for file in manifest.files.values())
-                num_fits = len(facts["chains"]) * len(self.stackers)
-                return _Measured(name, facts["num_slices"], num_fits, num_bytes, facts["seconds"])
+                return manifest
         return None
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A stack that stands, as a measure for another."""
-
-    name: str
-    num_rows: int
-    num_fits: int
-    num_bytes: int
-    seconds: float
-
-
 def plan(config: Config, work: WorkFolder, options: StackOptions | None = None) -> StackPlan:
-    """Reads the tables of the runs and says whether their stack is up to date; writes nothing.
+    """Reads the tables of the runs and checks whether their stack is up to date; writes nothing.
 
     Raises:
         ArtifactError: nothing was trained, or a run, fold or table is missing or damaged.
         ContractError: a table breaks the out-of-fold contract.
-        ConfigError: an unknown stacker, a name that cannot name a folder, or embeddings that no stacker looks at.
+        ConfigError: an unknown stacker, an invalid name, or embeddings that no stacker uses.
     """
     options, task = options or StackOptions(), find_task(config.task)
     stackers = _choose_stackers(config.stack)
@@ -144,27 +132,27 @@ def plan(config: Config, work: WorkFolder, options: StackOptions | None = None) 
     final = work.stack_folder(options.name or "+".join(inputs.runs))
     settings = {"task": task.name, "seed": config.seed, "runs": list(inputs.runs), "stack": config.stack.settings()}
     seen = look_at(final)
-    standing = _find_standing(final, settings, inputs)
-    return StackPlan(config, work, options, task, stackers, inputs, final, settings, standing, seen)
+    current = _find_current(final, settings, inputs)
+    return StackPlan(config, work, options, task, stackers, inputs, final, settings, current, seen)
 
 
 def _choose_stackers(config: StackConfig) -> tuple[str, ...]:
     """The configured stackers, each once.
 
     Raises:
-        ConfigError: one does not exist, or embeddings are asked for and none of them looks at any.
+        ConfigError: one does not exist, or embeddings are enabled and no stacker uses them.
     """
     stackers = tuple(find_stacker(stacker).name for stacker in dict.fromkeys(config.stackers))
     if config.embeddings.enabled and not any(find_stacker(stacker).takes_embeddings for stacker in stackers):
         raise ConfigError(
-            f"config: stack.embeddings.enabled, but none of stack.stackers ({', '.join(stackers)}) looks at "
+            f"config: stack.embeddings.enabled, but none of stack.stackers ({', '.join(stackers)}) uses "
             'embeddings. Add "sequence".'
         )
     return stackers
 
 
-def _find_standing(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
-    """The manifest of the stack that stands there, if it was made from the same settings and inputs; says which not."""
+def _find_current(final: Path, settings: dict[str, Any], inputs: Inputs) -> Manifest | None:
+    """The manifest of the stack if it is up to date; otherwise logs which settings and inputs changed."""
     if not has_artifact(final):
         return None
     manifest = read_manifest(final)

@@ -1,7 +1,7 @@
-"""Stage 2: descriptors of one or more runs to final probabilities, every model fitted without the fold it predicts.
+"""`ichkit stack`: cross-fitted stacking of the out-of-fold predictions (descriptors) of one or more runs.
 
-What ordinary stacking keeps: the model for fold k learns from descriptors of the other folds, and the networks behind
-those saw fold k. Its own labels never enter: flipping them all leaves its predictions as they are, byte for byte.
+The model for fold k is fitted on the other folds only, so flipping all labels of fold k leaves its predictions
+byte-identical. As in all stacking, the networks that made the descriptors of the other folds were trained on fold k.
 """
 
 import shutil
@@ -42,15 +42,15 @@ __all__ = ["StackOptions", "StackPlan", "plan", "run"]
 KIND = "stack"
 _PLAN_FILE = "plan.json"
 _INNER_FILE, _IN_SAMPLE_FILE = "inner.npy", "in_sample.npy"
-# From here on what boosters leave behind in a worker is worth a new one.
+# With more rows, the memory that boosters leave allocated in a worker is worth a new process.
 _MANY_ROWS = 100_000
-# The same stacker without embeddings: fitted to show what they gain, then thrown away.
+# The same stacker without embeddings, fitted for comparison and then discarded.
 _REFERENCE = "without_embeddings"
 
 
 @dataclass(frozen=True)
 class FitTask:
-    """One stacker of one chain, as it travels to a worker: its training part and nothing of the rows it predicts."""
+    """One stacker of one fold model, as sent to a worker: with its training part, without the rows it predicts."""
 
     stacker: str
     chain: str
@@ -62,28 +62,28 @@ class FitTask:
 
     @property
     def folder(self) -> str:
-        """Where the model's files go, relative to the artifact."""
+        """The folder of the model, relative to the artifact."""
         return f"{_REFERENCE}/{self.stacker}/{self.chain}" if self.is_reference else f"{self.stacker}/{self.chain}"
 
 
 @alone(lambda plan: plan.final, lambda old: plan(old.config, old.work, old.options))
 def run(plan: StackPlan) -> Manifest:
-    """Makes the stack, unless it is there already, and returns its manifest.
+    """Fits the stack unless it is up to date, and returns its manifest.
 
     Raises:
         ArtifactError: a table is damaged, or a worker died.
         ContractError: a table breaks the out-of-fold contract.
-        ConfigError: an unknown strength or group of features.
-        Stopped: a stop was asked for; finished fits are kept.
+        ConfigError: an unknown preset or feature group.
+        Stopped: a stop was requested; finished fits are kept.
     """
-    if plan.standing is not None:
-        return plan.standing
+    if plan.current is not None:
+        return plan.current
     began = time.monotonic()
     config, inputs, task, stackers, chain_plans = plan.config, plan.inputs, plan.task, plan.stackers, plan.chains
     tables = [inputs.out_of_fold(run) for run in inputs.runs]
     rows = make_rows(tables, inputs.train, task, inputs.out_of_fold_embeddings())
     trainings = {chain.name: _make_training(chain, rows, inputs.train, task, config) for chain in chain_plans}
-    _say_support(trainings, task)
+    _log_support(trainings, task)
     fits = _list_fits(stackers, trainings, task, config)
     writer = _open_writer(plan.final, {"settings": plan.settings, "inputs": dict(inputs.digests)})
     with stop_on_signal() as flag:
@@ -97,9 +97,9 @@ def run(plan: StackPlan) -> Manifest:
         for chain_plan, chain in zip(chain_plans, chains, strict=True)
     ]
     _write_stack(writer, stack, results, inputs)
-    _discard_notes(writer, fits)
+    _discard_intermediates(writer, fits)
     name = plan.final.name
-    logger.info("stack %s: %d chains of %s on %d slices", name, len(chains), ", ".join(stackers), len(rows))
+    logger.info("stack %s: %d fold models of %s on %d slices", name, len(chains), ", ".join(stackers), len(rows))
     facts = {
         "name": name,
         "runs": list(inputs.runs),
@@ -118,11 +118,11 @@ def run(plan: StackPlan) -> Manifest:
 
 
 def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
-    """Fits one stacker of one chain; runs in a worker.
+    """Fits one stacker of one fold model; runs in a worker.
 
     Returns:
-        The model's files; the (rows of inner parts, C) float64 logits of its inner models; and those that the model
-        itself gives the same rows, which it learnt from.
+        The files of the model; the cross-fitted (inner rows, C) float64 logits; and the in-sample logits of the model
+        for the same rows.
     """
     training = fit.training
     model, inner = find_stacker(fit.stacker).fit(training, fit.task, fit.config, fit.seed)
@@ -132,7 +132,7 @@ def fit_member(fit: FitTask) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
 
 
 def _list_fits(stackers: Sequence[str], trainings: Mapping[str, Training], task: Task, config: Config) -> list[FitTask]:
-    """Every stacker of every chain and, for those that look at embeddings, the same without."""
+    """Every stacker of every fold model and, for those that use embeddings, the same without."""
     fits = []
     for stacker in stackers:
         for chain, training in trainings.items():
@@ -147,7 +147,7 @@ def _list_fits(stackers: Sequence[str], trainings: Mapping[str, Training], task:
 
 
 def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task, config: Config) -> Training:
-    """The training part of a chain: every row but those it predicts."""
+    """The training part of a fold model: all rows except those it predicts."""
     others = ~plan.held
     seed = derive_seed(config.seed, "stack inner", plan.name)
     settings = config.stack
@@ -156,21 +156,22 @@ def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task,
     )
 
 
-def _say_support(trainings: Mapping[str, Training], task: Task) -> None:
-    """Says which classes keep their base, because too few patients speak for them."""
+def _log_support(trainings: Mapping[str, Training], task: Task) -> None:
+    """Warns about classes with too few patients, whose base predictions are returned."""
     fewest = np.min([training.support for training in trainings.values()], axis=0)
     few = [f"{name} ({count})" for name, count in zip(task.classes, fewest, strict=True) if count < MIN_PATIENTS]
     if few:
         logger.warning(
-            "stack: a class is corrected, calibrated and blended where at least %d patients have it, and as many lack "
-            "it, in the training part; elsewhere the base is returned. Too few: %s",
+            "stack: stackers, calibration and blend are fitted for classes with at least %d positive and %d negative "
+            "patients in the training part; for others the base is returned. Too few: %s",
+            MIN_PATIENTS,
             MIN_PATIENTS,
             ", ".join(few),
         )
 
 
 def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
-    """A writer that keeps the finished fits of an interrupted run of the same plan, and starts empty otherwise."""
+    """A writer that keeps the finished fits of an interrupted call of the same plan, and otherwise starts empty."""
     note = {"digest": digest_of(plan)}
     plan_path = partial_of(final) / _PLAN_FILE
     goes_on = plan_path.is_file() and plan_path.read_bytes() == encode_json(note)
@@ -178,7 +179,7 @@ def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
     for path in sorted(path for path in writer.folder.rglob("*") if path.is_file()):
         if path.name == MARK:
             continue
-        if path.name.startswith("."):  # half a file, of a process that was killed while it wrote
+        if path.name.startswith("."):  # partial file of a killed process
             path.unlink()
             continue
         writer.record(path.relative_to(writer.folder).as_posix(), FileDigest(digest_file(path), path.stat().st_size))
@@ -187,7 +188,7 @@ def _open_writer(final: Path, plan: dict[str, Any]) -> ArtifactWriter:
 
 
 def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -> None:
-    """Fits what is not fitted yet, stackers that shun torch first, in workers that have not loaded it."""
+    """Fits all unfinished tasks; stackers that must not share a process with torch come first."""
     pending = [fit for fit in tasks if not (writer.folder / fit.folder / _INNER_FILE).is_file()]
     with Meter("stack", len(tasks), "fits") as meter:
         meter.skip(len(tasks) - len(pending))
@@ -199,8 +200,8 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
                 fit = group[position]
                 if isinstance(result, WorkerDied):
                     raise ArtifactError(
-                        f"stack: the fit of {fit.folder} did not end: {result.reason}. Memory is the usual reason: "
-                        f"free some and run `{MADE_BY}` again; finished fits are kept."
+                        f"stack: the worker that fitted {fit.folder} died: {result.reason}. Memory is the usual "
+                        f"reason: free some and run `{MADE_BY}` again; finished fits are kept."
                     )
                 files, inner, in_sample = result
                 for file_name, data in files.items():
@@ -214,7 +215,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
 def _make_chain(
     folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], task: Task, config: StackConfig
 ) -> Chain:
-    """The calibrations of a chain and its blend, fitted on the inner patients of its training part."""
+    """The calibrations and the blend of a fold model, fitted on the inner patients of its training part."""
     rows = training.chosen_rows()
     members, calibrations = [training.inner_base_logits()[rows]], {}
     for stacker in stackers:
@@ -230,7 +231,7 @@ def _make_chain(
 def _predict_held(
     folder: Path, plan: ChainPlan, chain: Chain, training: Training, rows: Rows, stackers: Sequence[str]
 ) -> ChainLogits:
-    """What a chain says of the rows it never saw and, for comparison, of those it learnt from."""
+    """The held-out predictions of a fold model and, for comparison, its in-sample predictions."""
     held, chosen = rows.take(plan.held), training.chosen_rows()
     seen = {BASE: training.base_logits()[chosen]}
     references = {}
@@ -253,7 +254,7 @@ def _predict_held(
 
 
 def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainLogits], inputs: Inputs) -> None:
-    """What predicts beside the models; through those files the tables of every kind: out-of-fold, test, external."""
+    """Writes blend and projections, then the tables of every kind: out of fold, test and external sets."""
     writer.write_bytes(BLEND_FILE, stack.encode())
     for run, anchored in inputs.embeddings.items():
         for fold, projection in anchored.projections.items():
@@ -271,8 +272,8 @@ def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainL
             writer.write_table(f"{kind}_{split}.parquet", table)
 
 
-def _discard_notes(writer: ArtifactWriter, fits: Sequence[FitTask]) -> None:
-    """Removes what was only needed on the way: the plan, the logits of fits, and models that were only compared to."""
+def _discard_intermediates(writer: ArtifactWriter, fits: Sequence[FitTask]) -> None:
+    """Removes intermediate files: the plan, the logits of fits, and the models without embeddings."""
     names = [_PLAN_FILE, *(f"{fit.folder}/{name}" for fit in fits for name in (_INNER_FILE, _IN_SAMPLE_FILE))]
     names += [name for name in writer.files if name.startswith(f"{_REFERENCE}/")]
     for name in dict.fromkeys(names):

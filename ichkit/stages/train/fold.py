@@ -1,4 +1,4 @@
-"""One fold of a run: its training and its tables."""
+"""Trains one fold of a run and writes its predictions."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from ichkit.stages.train.fold_inputs import (
     FoldState,
     FoldTask,
     Parts,
+    find_state,
     has_embeddings,
     identify,
-    judge,
 )
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.work.artifacts import (
@@ -45,35 +45,34 @@ STACK_WINDOW = 7
 
 @holding(lambda given: given["task"].folder if Ranks.of_environment().leads else None)
 def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
-    """Trains a fold, or goes on with it, and writes its tables; or makes the tables again from finished weights.
+    """Trains or resumes a fold and writes its tables; a fold with finished weights only predicts again.
 
-    Of several processes that train together the first one writes; the others return None when training is over.
+    If several processes train together, the main process writes; the others return None.
 
     Raises:
-        Stopped: a stop was asked for; the next call goes on from there.
+        Stopped: a stop was requested; the next call resumes.
         ConfigError, ArtifactError, FoldError, DiskFullError: see the message.
     """
-    from ichkit.engine.devices import memory_advice, torch_threads
-    from ichkit.engine.inference import read_predictor
+    from ichkit.engine.devices import torch_threads
     from ichkit.stages.train.network import train_network
 
     ranks = Ranks.of_environment()
     began = time.monotonic()
     prepared = task.open_prepared()
     identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold)
-    if not ranks.leads:
-        with torch_threads(task.config.train.threads):
-            train_network(task, prepared, identity, parts, ranks, stop)
-        return None
-    state = judge(task.config, prepared, task.work, task.run, task.fold)
-    trains = state is FoldState.TRAIN
-    if ranks.world > 1 and trains != task.trains:
-        raise ArtifactError(f"{task.folder}: another process has written there meanwhile. Run the command again.")
-    if state is FoldState.DONE:
-        return read_manifest(task.folder)
-    writer = ArtifactWriter(task.folder, "fold", resume=trains)
-    embeds = task.config.train.embeddings or (not trains and has_embeddings(task.folder))
+    if ranks.leads:
+        state = find_state(task.config, prepared, task.work, task.run, task.fold)
+        trains = state is FoldState.TRAIN
+        if ranks.world > 1 and trains != task.trains:
+            raise ArtifactError(f"{task.folder}: another process changed it meanwhile. Run the command again.")
+        if state is FoldState.DONE:
+            return read_manifest(task.folder)
     with torch_threads(task.config.train.threads) as threads:
+        if not ranks.leads:
+            train_network(task, prepared, identity, parts, ranks, stop)
+            return None
+        writer = ArtifactWriter(task.folder, "fold", resume=trains)
+        embeds = task.config.train.embeddings or (not trains and has_embeddings(task.folder))
         if trains:
             write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
             trained = train_network(task, prepared, identity, parts, ranks, stop)
@@ -81,38 +80,46 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
             facts = trained.facts
         else:
             facts = _keep_weights(task, writer)
-        predictor = read_predictor(writer.folder, task.device_name)
-        num_studies = sum(slices.volume.nunique() for slices in parts.predicted.values())
-        advice = f"Fewer images at once: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
-        with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
-            for name, slices in parts.predicted.items():
-                probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
-                if embeds:
-                    writer.write_array(embeddings_name(name), embeddings)
-                table = make_predictions(slices, probabilities, prepared.task, None if name == "oof" else task.fold)
-                writer.write_table(f"{name}.parquet", table)
-                if name == "oof":
-                    _write_stacks(writer, table, prepared)
-                    _say_score(task, table, slices, prepared)
-    return writer.commit(
-        settings=identity.settings,
-        inputs=identity.inputs,
-        facts={
-            **facts,
-            "run": task.run,
-            "fold": task.fold,
-            "data": prepared.manifest.facts["data"],
-            "task": task.config.task,
-            "num_slices": len(parts.heldout),
-            "device": str(predictor.device),
-            "threads": threads,
-            "seconds": round(time.monotonic() - began, 1),
-        },
-    )
+        device = _predict_parts(writer, task, prepared, parts, stop, embeds=embeds)
+    facts = {
+        **facts,
+        "run": task.run,
+        "fold": task.fold,
+        "data": prepared.manifest.facts["data"],
+        "task": task.config.task,
+        "num_slices": len(parts.heldout),
+        "device": device,
+        "threads": threads,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return writer.commit(settings=identity.settings, inputs=identity.inputs, facts=facts)
+
+
+def _predict_parts(
+    writer: ArtifactWriter, task: FoldTask, prepared: Prepared, parts: Parts, stop: StopFlag, *, embeds: bool
+) -> str:
+    """Writes the predictions of every part by the weights in the writer's folder; returns the device used."""
+    from ichkit.engine.devices import memory_advice
+    from ichkit.engine.inference import read_predictor
+
+    predictor = read_predictor(writer.folder, task.device_name)
+    num_studies = sum(slices.volume.nunique() for slices in parts.predicted.values())
+    advice = f"Use smaller batches: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
+    with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
+        for name, slices in parts.predicted.items():
+            probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
+            if embeds:
+                writer.write_array(embeddings_name(name), embeddings)
+            table = make_predictions(slices, probabilities, prepared.task, None if name == "oof" else task.fold)
+            writer.write_table(f"{name}.parquet", table)
+            if name == "oof":
+                _write_stacks(writer, table, prepared)
+                _log_score(task, table, slices, prepared)
+    return str(predictor.device)
 
 
 def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepare_size: int | None) -> None:
-    """Weights, card, config, history and journal into the unfinished folder."""
+    """Writes weights, model card, config, history and step log into the unfinished folder."""
     from ichkit.engine.inference import encode_card, encode_weights
 
     config = task.config
@@ -127,7 +134,7 @@ def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", 
 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
-    """Copies what training made into the new folder; returns the facts that stay."""
+    """Copies the results of training into the new folder; returns the facts that stay."""
     manifest = read_manifest(task.folder)
     for name in manifest.files:
         if not name.endswith((".parquet", ".npy")):
@@ -139,14 +146,14 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
 def _predict_slices(
     predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag, *, embeds: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) float32 probabilities and (N, F) float16 features of the rows, sorted by study_id and slice_index.
+    """(N, C) float32 probabilities and (N, F) float16 embeddings of the rows, which are sorted as in a store.
 
-    Without `embeds` there are no features, F = 0.
+    Without `embeds`, F = 0.
     """
     probabilities = [np.empty((0, prepared.task.num_classes), np.float32)]
     features = [np.empty((0, predictor.num_features if embeds else 0), np.float16)]
     for relative, rows in slices.groupby("volume", sort=False):
-        volume, own = prepared.read_volume(relative), rows.slice_index.to_numpy()
+        volume, own = prepared.read_volume(str(relative)), rows.slice_index.to_numpy()
         if embeds:
             described, seen = predictor.describe_volume(volume)
             features.append(seen[own])
@@ -154,19 +161,19 @@ def _predict_slices(
             described = predictor.predict_volume(volume)
         probabilities.append(described[own])
         meter.advance()
-        stop.check("training is saved, and the tables are made anew")
+        stop.check("the trained weights are saved")
     return np.concatenate(probabilities), np.concatenate(features)
 
 
 def _write_stacks(writer: ArtifactWriter, table: pd.DataFrame, prepared: Prepared) -> None:
-    """`stacks_oof.npy`: row i holds the descriptors around row i of the table."""
+    """Writes `stacks_oof.npy`: row i holds the descriptors of the slices around row i of the table."""
     codes = pd.factorize(table.study_id)[0]
     descriptors = table[prepared.task.probability_columns].to_numpy(np.float32)
     writer.write_array("stacks_oof.npy", neighbour_stacks(descriptors, codes, STACK_WINDOW))
 
 
-def _say_score(task: FoldTask, table: pd.DataFrame, slices: pd.DataFrame, prepared: Prepared) -> None:
-    """Shows the held-out loss; nothing is chosen by it."""
+def _log_score(task: FoldTask, table: pd.DataFrame, slices: pd.DataFrame, prepared: Prepared) -> None:
+    """Logs the held-out loss, which no choice depends on."""
     if table.empty:
         return
     labels = slices[list(prepared.task.classes)].to_numpy(np.float64)

@@ -1,4 +1,4 @@
-"""One fold of a run: where it is, what it is made from, and whether that is still so."""
+"""One fold of a run: its paths, its inputs, and whether it is up to date with them."""
 
 import json
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from ichkit.work.places import partial_of
 
 STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
 RUN_PREFIX = "run:"
-# What a network sees of a slice without its label; the volume's name is a digest of its content.
+# The inputs of a network without labels; the volume's name is a digest of its content.
 _SEEN = ["slice_id", "study_id", "slice_index", "volume"]
 
 
 class FoldState(Enum):
-    """What a fold needs."""
+    """What is left to do for a fold."""
 
     DONE = "done"
     PREDICT = "predict"
@@ -34,16 +34,16 @@ class FoldState(Enum):
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One fold to work on, small enough to travel to a worker.
+    """One fold to train or predict; small enough to send to a worker.
 
     Attributes:
         config: the whole configuration.
         work: the work folder.
         run: name of the run.
         fold: the fold held out.
-        trains: False where the weights are there and only tables have to be made again.
-        shows_meter: a progress bar; else one line per epoch.
-        gpu: number of the GPU it has to itself; None where there is one or none.
+        trains: False if the weights are finished and only predictions are made again.
+        shows_meter: show a progress bar instead of one line per epoch.
+        gpu: index of the GPU reserved for this fold; None with at most one GPU.
     """
 
     config: Config
@@ -56,17 +56,17 @@ class FoldTask:
 
     @property
     def folder(self) -> Path:
-        """Where the finished fold will stand."""
+        """The folder of the finished fold."""
         return self.work.fold(self.run, self.fold)
 
     @property
     def checkpoint(self) -> Path:
-        """Where the state of unfinished training is kept."""
+        """The checkpoint of unfinished training."""
         return partial_of(self.folder) / CHECKPOINT_NAME
 
     @property
     def device_name(self) -> str:
-        """The device that predicts."""
+        """The device for inference."""
         return self.config.train.accelerator if self.gpu is None else f"cuda:{self.gpu}"
 
     def open_prepared(self) -> Prepared:
@@ -80,7 +80,7 @@ class FoldTask:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a fold is made from: other settings or other training slices make another fold."""
+    """Settings and input digests that identify a fold."""
 
     settings: dict[str, Any]
     inputs: dict[str, str]
@@ -88,7 +88,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Parts:
-    """The slices of every part of one fold, sorted by study_id and slice_index; those of external sets by name."""
+    """The slices of one fold by part, each sorted by study_id and slice_index; external sets by name."""
 
     train: pd.DataFrame
     heldout: pd.DataFrame
@@ -97,7 +97,7 @@ class Parts:
 
     @classmethod
     def of(cls, prepared: Prepared, fold: int) -> "Parts":
-        """The parts of a fold."""
+        """Splits the slices of a store for one fold."""
         labelled = prepared.split("train")
         is_held_out = labelled.fold.to_numpy(np.int64) == fold
         return cls(
@@ -109,14 +109,14 @@ class Parts:
 
     @property
     def predicted(self) -> dict[str, pd.DataFrame]:
-        """Every part that the network predicts, by the name of its table."""
+        """The parts to predict, by the name of their table."""
         return {"oof": self.heldout, "test": self.test, **self.external}
 
 
 def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) -> Identity:
     """Settings and input digests of a fold.
 
-    The labels of the held-out fold are no part of it: nothing that is made here may depend on them.
+    Labels of the held-out fold are not included: no result of training may depend on them.
     """
     parts, classes = Parts.of(prepared, fold), list(prepared.task.classes)
     train = config.train.settings()
@@ -142,7 +142,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
 
 
 def name_weights(weights: str, work: WorkFolder, fold: int) -> str:
-    """Initial weights by what is in them: the same words with other weights behind them are other settings."""
+    """Names initial weights by content, so that a changed weight file counts as changed settings."""
     if weights.startswith(RUN_PREFIX):
         path = work.fold(weights.removeprefix(RUN_PREFIX), fold) / WEIGHTS_NAME
         return f"{weights} {digest_file(path)[:16]}" if path.is_file() else weights
@@ -150,7 +150,7 @@ def name_weights(weights: str, work: WorkFolder, fold: int) -> str:
 
 
 def read_started(folder: Path) -> Identity | None:
-    """The identity of an unfinished fold; None where there is none that could go on."""
+    """The identity of an unfinished fold; None if there is none to resume."""
     path = partial_of(folder) / STARTED_NAME
     if not path.is_file():
         return None
@@ -161,12 +161,12 @@ def read_started(folder: Path) -> Identity | None:
 
 
 def has_embeddings(folder: Path) -> bool:
-    """True where a finished fold holds what its network sees before its last layer."""
+    """Whether a finished fold has penultimate-layer embeddings."""
     return embeddings_name("oof") in read_manifest(folder).files
 
 
-def judge(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> FoldState:
-    """What a fold needs.
+def find_state(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> FoldState:
+    """What is left to do for a fold.
 
     Raises:
         ArtifactError: it was made from other settings or other training slices.

@@ -1,4 +1,4 @@
-"""Folds beside each other: a lane for each GPU, for each share of the cores, or wherever a cluster has room."""
+"""Trains folds in parallel: one lane per GPU, per share of the CPU cores, or per slot of a Ray cluster."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from ichkit.stages.train.fold_inputs import FoldTask
 
 @dataclass(frozen=True)
 class _WorkerJob:
-    """Folds for a worker, with what the worker needs to be heard and to be stopped."""
+    """The folds of one worker, its log level, and the file that tells it to stop."""
 
     tasks: list[FoldTask]
     stop_path: Path
@@ -24,10 +24,10 @@ class _WorkerJob:
 
 
 def assign_lanes(tasks: list[FoldTask], settings: TrainConfig) -> list[list[FoldTask]]:
-    """The folds as lanes that work beside each other, each lane on its folds in turn.
+    """Distributes folds to lanes that run in parallel; each lane works through its folds in order.
 
-    On a machine with several GPUs there is a lane for each; on a CPU as many as its cores hold with `train.threads`
-    each; on a Ray cluster every fold is a lane of its own, and the cluster says where.
+    With several GPUs there is one lane per GPU; on a CPU one per `train.threads` cores; on a Ray cluster one per fold,
+    scheduled by Ray.
     """
     num_gpus = 0
     if settings.backend == "ray":
@@ -46,12 +46,12 @@ def assign_lanes(tasks: list[FoldTask], settings: TrainConfig) -> list[list[Fold
 
 
 def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:
-    """Works on the folds one after another here, or in lanes beside each other in workers.
+    """Processes the folds one after another in this process, or in parallel in workers.
 
     Raises:
-        Stopped: a stop was asked for, and every fold at work is saved.
-        ArtifactError: a worker died, twice.
-        ConfigError: Ray is asked for and not installed.
+        Stopped: a stop was requested; every running fold is saved.
+        ArtifactError: a worker died twice.
+        ConfigError: Ray is not installed.
     """
     lanes = assign_lanes(tasks, settings)
     with stop_on_signal() as stop:
@@ -65,8 +65,8 @@ def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:
             workers = len(lanes)
         elif settings.backend == "processes":
             workers = max(1, min(len(lanes), count_cores() // (settings.threads or 1)))
-        logger.info("training %d folds, %s at once", len(tasks), workers or "as many as the cluster has room for")
-        # Beside the runs, where workers on other machines see it too.
+        logger.info("training %d folds, %s in parallel", len(tasks), workers or "as many as the cluster allows")
+        # In the folder of the run, where workers on other machines see it too.
         with relay_stop(stop, tasks[0].folder.parent) as path:
             level = logger.getEffectiveLevel()
             jobs = [_WorkerJob([replace(task, shows_meter=False) for task in lane], path, level) for lane in lanes]
@@ -75,16 +75,16 @@ def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:
                 if isinstance(outcome, WorkerDied):
                     folds = ", ".join(str(task.fold) for task in jobs[position].tasks)
                     raise ArtifactError(
-                        f"fold {folds}: expected it to finish, {outcome.reason}; memory may be short. Run the same "
-                        "command again to go on, with a larger train.threads to do fewer folds at once."
+                        f"fold {folds}: its worker died: {outcome.reason}. Memory may be short. Run the same "
+                        "command again to resume, with a larger train.threads to train fewer folds at once."
                     )
                 if outcome is not None:
                     stop.set()
-        stop.check("every fold at work is saved")
+        stop.check("every running fold is saved")
 
 
 def _do_in_worker(job: _WorkerJob) -> str | None:
-    """Works on folds in turn; None when they are finished, else what is saved: raised, `Stopped` would kill others."""
+    """Processes folds in order; returns the message of `Stopped`, which would stop other workers if it were raised."""
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,4 +1,4 @@
-"""The network of one fold: its phases, the weights each begins with, and what is refused as a leak."""
+"""Trains the network of one fold: phases, initial weights, and checks against leakage through them."""
 
 import hashlib
 import shutil
@@ -34,17 +34,17 @@ from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
 KEEP = "keep"
-_BATCHES_AHEAD = 2  # of each worker, torch's default
+_BATCHES_AHEAD = 2  # prefetched by each worker, the default of torch
 _SHOWN_IDS = 5
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training made.
+    """A trained network.
 
     Attributes:
-        network: that predicts.
-        card: what rebuilds it.
+        network: for inference.
+        card: the settings to rebuild it.
         history: one row per epoch.
         facts: about the network, for the manifest.
     """
@@ -58,16 +58,18 @@ class Trained:
 def train_network(
     task: FoldTask, prepared: Prepared, identity: Identity, parts: Parts, ranks: Ranks, stop: StopFlag
 ) -> Trained:
-    """Trains the network of a fold through all its phases, from the phase and step where its checkpoint stands.
+    """Trains the network of a fold through all phases, resuming at the phase and step of its checkpoint.
 
     Raises:
-        Stopped: a stop was asked for; the checkpoint holds the step reached.
-        ConfigError: the loss is no longer a number, memory ran out, or a part of the config cannot be used.
-        ArtifactError: initial weights of another run that is not finished, or has seen the fold that is held out.
-        FoldError: nothing to train on.
+        Stopped: a stop was requested; the checkpoint holds the step reached.
+        ConfigError: the loss is not finite, memory ran out, or a part of the config cannot be used.
+        ArtifactError: the run of the initial weights is unfinished or has seen the held-out fold.
+        FoldError: there are no slices to train on.
     """
     if parts.train.empty:
-        raise FoldError(f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or other folds.")
+        raise FoldError(
+            f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or re-create the folds."
+        )
     config, settings, stored = task.config, task.config.train, prepared.manifest.settings
     card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]))
     fabric = make_fabric(settings, ranks, task.gpu)
@@ -75,13 +77,15 @@ def train_network(
     reader = VolumeReader(prepared.folder, num_sharing=max(num_workers, 1))
     rendering = make_rendering(config.channels)
     first = load_checkpoint(task.checkpoint)["progress"]["phase"] if task.checkpoint.exists() else 0
-    network, history, initial = None, [], ""
+    network: nn.Module | None = None  # as the last phase left it
+    history: list[dict[str, float]] = []
+    initial = ""
     for phase in list_phases(settings, prepared.task.classes):
         classes = phase.config.classes
         if 0 < phase.number < first:
             continue
-        network = _begin_network(task, identity, card, phase, len(classes), network)
-        initial = initial or hashlib.sha256(encode_weights(network)).hexdigest()[:16]
+        started = _begin_network(task, identity, card, phase, len(classes), network)
+        network, initial = started, initial or hashlib.sha256(encode_weights(started)).hexdigest()[:16]
         if phase.number < first:
             continue
         index = SliceIndex.of(parts.train, classes)
@@ -90,14 +94,14 @@ def train_network(
         weights = prepared.task.weight_array()[chosen]
         dataset = BlockDataset(index, reader, rendering, settings, config.seed, task.fold)
         if settings.label_prior_bias and phase.number == 0:
-            set_prior_bias(network, prevalence)
+            set_prior_bias(started, prevalence)
         loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
         with memory_advice(_save_memory(settings)):
             loop = TrainingLoop(
-                fabric, network, dataset, loss, phase, task.checkpoint, history=history, shows_meter=task.shows_meter
+                fabric, started, dataset, loss, phase, task.checkpoint, history=history, shows_meter=task.shows_meter
             )
             if phase.number == first:
-                _announce(task, parts, network, phase.config.weights)
+                _announce(task, parts, started, phase.config.weights)
                 _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
             logger.info("fold %d: %s%s", task.fold, _name_phase(phase, prepared.task.classes), loop.describe())
             try:
@@ -105,6 +109,7 @@ def train_network(
             except NonFiniteLossError as error:
                 raise _explain(error, task, parts) from error
         history = loop.progress.history
+    assert network is not None  # there is at least one phase
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = {
         "backbone": settings.backbone,
@@ -121,27 +126,27 @@ def _begin_network(
     card: ModelCard,
     phase: Phase,
     num_classes: int,
-    before: DescriptorNetwork | None,
+    before: nn.Module | None,
 ) -> DescriptorNetwork:
-    """The network as a phase begins with it; a head for other classes than before starts from random weights."""
+    """The network at the start of a phase; a head for other classes than before starts from random weights."""
     drop_rate, weights = task.config.train.drop_rate, phase.config.weights
-    # The same for every fold: only then can what the networks see be brought into one space.
+    # The same for every fold, so that embeddings of different folds can be projected into one space.
     torch.manual_seed(derive_seed(task.config.seed, "network", *([phase.number] if phase.number else [])))
     if weights != KEEP and not weights.startswith(RUN_PREFIX):
         return card.build(drop_rate=drop_rate, pretrained=weights, num_classes=num_classes)
     network = card.build(drop_rate=drop_rate, num_classes=num_classes)
     if weights.startswith(RUN_PREFIX):
-        _carry(_read_run(task, identity, weights.removeprefix(RUN_PREFIX)), network, weights)
+        _copy_weights(_read_run(task, identity, weights.removeprefix(RUN_PREFIX)), network, weights)
     elif before is not None:
-        _carry(before.state_dict(), network, "the phase before")
+        _copy_weights(before.state_dict(), network, "the previous phase")
     return network
 
 
-def _carry(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source: str) -> None:
-    """Copies tensors into a network, all but those of a head for other classes.
+def _copy_weights(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source: str) -> None:
+    """Copies weights into a network, except those of a head for other classes.
 
     Raises:
-        ConfigError: they are another network's.
+        ConfigError: the weights belong to another architecture.
     """
     own, head = network.state_dict(), {id(p) for p in network.backbone.get_classifier().parameters()}
     in_head = {name for name, parameter in network.named_parameters() if id(parameter) in head}
@@ -152,7 +157,7 @@ def _carry(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source:
             f"train.phases: the weights of {source} are another network's ({example} differs). "
             "Use the backbone and the image size they were trained with."
         )
-    if differing:  # a head is carried as a whole or not at all
+    if differing:  # a head is copied as a whole or not at all
         tensors = {name: tensor for name, tensor in tensors.items() if name not in in_head}
     network.load_state_dict(tensors, strict=False)
 
@@ -161,17 +166,17 @@ def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.T
     """The weights of the same fold of an earlier run.
 
     Raises:
-        ArtifactError: it is not finished, or it may have learnt from what is held out here.
+        ArtifactError: it is unfinished, or may have been trained on slices that are held out here.
     """
     folder = task.work.fold(run, task.fold)
     manifest = read_manifest(folder)
     check_digests(folder, manifest, [WEIGHTS_NAME])
-    for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "learnt from other slices")):
+    for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "was trained on other slices")):
         if manifest.inputs.get(name) != identity.inputs[name]:
             raise ArtifactError(
-                f"train.phases: run:{run} cannot be the beginning of fold {task.fold}: its fold {task.fold} {what}, so "
+                f"train.phases: run:{run} cannot initialise fold {task.fold}: its fold {task.fold} {what}, so "
                 "it may have seen labels that are held out here. Expected an earlier run on the same folds.csv; train "
-                f"`ichkit train --run {run}` again on these folds, or begin with weights from other data."
+                f"`ichkit train --run {run}` again on these folds, or start from weights of other data."
             )
     return load_file(folder / WEIGHTS_NAME)
 
@@ -191,7 +196,7 @@ def _announce(task: FoldTask, parts: Parts, network: DescriptorNetwork, initial:
 
 
 def _name_phase(phase: Phase, known: tuple[str, ...]) -> str:
-    """Which phase it is and what it learns; empty for the only one."""
+    """Number and classes of a phase; empty if there is only one."""
     if phase.num_phases == 1:
         return ""
     learns = "every class" if phase.config.classes == known else ", ".join(phase.config.classes)
@@ -199,15 +204,15 @@ def _name_phase(phase: Phase, known: tuple[str, ...]) -> str:
 
 
 def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels: int) -> None:
-    """Says so where the batches that workers make ahead may not fit into shared memory, before one is killed."""
+    """Warns if the batches that workers prefetch may not fit into shared memory, which would kill a worker."""
     if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return
     batch = settings.batch_blocks * settings.block_size * settings.image_size**2 * num_channels
     needed, free = num_workers * _BATCHES_AHEAD * batch, shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         logger.warning(
-            "%s has %.1f GB free, and %d workers may hold %.1f GB of batches there. Use fewer "
-            "(--set train.workers=%d), or give it more room (docker: --shm-size).",
+            "%s has %.1f GB free, but %d workers may hold %.1f GB of batches there. Use fewer "
+            "(--set train.workers=%d), or make it larger (docker: --shm-size).",
             SHARED_MEMORY,
             free / 1e9,
             num_workers,
@@ -217,11 +222,11 @@ def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels
 
 
 def _save_memory(settings: TrainConfig) -> str:
-    """What to do where a step does not fit, the cheapest first."""
+    """Advice for CUDA out of memory, cheapest remedy first."""
     recompute = "" if settings.grad_checkpointing else ", or --set train.grad_checkpointing=true"
     return (
-        f"The same batch in smaller parts: --set train.accumulate={2 * settings.accumulate}{recompute}. "
-        f"Else smaller batches (train.batch_blocks, now {settings.batch_blocks}) or images (train.image_size, now "
+        f"Use gradient accumulation: --set train.accumulate={2 * settings.accumulate}{recompute}. "
+        f"Or use smaller batches (train.batch_blocks, now {settings.batch_blocks}) or images (train.image_size, now "
         f"{settings.image_size})."
     )
 

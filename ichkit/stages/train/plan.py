@@ -1,4 +1,4 @@
-"""The plan of `train`: which folds have to be trained or predicted again, and what that takes."""
+"""The plan of `train`: which folds to train or to predict again, and the disk and time needed."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.show.plan import NOT_KNOWN, Plan
 from ichkit.stages.train.fold import STACK_WINDOW
-from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, identify, judge
+from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, find_state, identify
 from ichkit.validation.folds import check_folds
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
@@ -35,13 +35,13 @@ _BYTES_PER_NUMBER = 4
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What one call of `train` may ask for.
+    """Options of `train`.
 
     Attributes:
         run_name: folder below `work/runs`.
         folds: None for every fold of `folds.csv`.
-        fresh: start the folds over, whatever was there.
-        embeddings: save penultimate-layer embeddings too, as `train.embeddings` does.
+        fresh: discard the folds and train them again.
+        embeddings: save penultimate-layer embeddings, like `train.embeddings`.
     """
 
     run_name: str
@@ -52,13 +52,13 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainPlan(Plan):
-    """What one call of `train` starts from.
+    """What `train` found.
 
     Attributes:
-        config: with what the options ask for.
-        folds: all that were asked for, ascending.
-        tasks: those of them with something to do.
-        ranks: the place of this process among those that `torchrun` started.
+        config: the configuration with the options applied.
+        folds: the requested folds, ascending.
+        tasks: those with something to do.
+        ranks: the rank of this process under `torchrun`.
     """
 
     config: Config
@@ -70,11 +70,6 @@ class TrainPlan(Plan):
     ranks: Ranks
 
     @property
-    def run_name(self) -> str:
-        """The run that the folds belong to."""
-        return self.options.run_name
-
-    @property
     def steps(self) -> tuple[str, ...]:
         """The network, then what is done for each fold.
 
@@ -82,7 +77,7 @@ class TrainPlan(Plan):
             ConfigError: no such backbone.
         """
         if not self.tasks:
-            return (f"{self.run_name}, folds {', '.join(map(str, self.folds))}: up to date, nothing to do",)
+            return (f"{self.options.run_name}, folds {', '.join(map(str, self.folds))}: up to date, nothing to do",)
         settings = self.config.train
         network = f"{settings.backbone}, {self._num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"
         is_removed = self.options.fresh
@@ -136,21 +131,21 @@ class TrainPlan(Plan):
         seconds, basis = _seconds_by_history(self.config, self.work, self.prepared, sum(trained))
         if seconds is None and trained:
             seconds = _seconds_by_rehearsal(self.config, self.prepared, self._network, trained)
-            basis = "one fold after another, as a step took that was tried; reading and predicting come on top"
+            basis = "one fold after another, measured on a trial step; reading and prediction are extra"
         return seconds, basis
 
 
 def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
-    """Which of the folds are finished and which are not; says the former, and writes nothing.
+    """Decides for each fold whether to train it, to predict again or to skip it; writes nothing.
 
     Raises:
-        ArtifactError: nothing prepared, or a fold was made from other settings or other training slices.
-        FoldError: a fold that does not exist, or folds that split a patient.
-        ConfigError: more than one fold for the processes of `torchrun`.
+        ArtifactError: nothing is prepared, or a fold was made from other settings or other training slices.
+        FoldError: a fold does not exist, or a patient is in several folds.
+        ConfigError: several folds under `torchrun`.
     """
     ranks = Ranks.of_environment()
     if not ranks.leads:
-        logger.setLevel(logging.WARNING)  # one of them says what all do
+        logger.setLevel(logging.WARNING)  # only the main process logs
     if options.embeddings:
         config = config.model_copy(update={"train": config.train.model_copy(update={"embeddings": True})})
     prepared = Prepared.open(work.prepared, find_task(config.task))
@@ -159,7 +154,7 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
     if ranks.world > 1 and len(folds) > 1:
         raise ConfigError(
             f"train: torchrun joins {ranks.world} processes on one fold, found folds {', '.join(map(str, folds))}. "
-            "Name one: torchrun --nproc-per-node 2 -m ichkit train --fold 0. Without torchrun, folds go one to a GPU."
+            "Name one: torchrun --nproc-per-node 2 -m ichkit train --fold 0. Without torchrun, each GPU trains a fold."
         )
     if options.fresh:
         tasks = [FoldTask(config, work, options.run_name, fold, trains=True) for fold in folds]
@@ -171,30 +166,28 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
 def _list_tasks(
     config: Config, work: WorkFolder, prepared: Prepared, run_name: str, asked: list[int]
 ) -> list[FoldTask]:
-    """What is left to do for these folds, ascending; says what is not.
+    """The unfinished ones of these folds, ascending; logs the others.
 
     Raises:
         ArtifactError: a fold was made from other settings or other training slices.
     """
-    states = {fold: judge(config, prepared, work, run_name, fold) for fold in asked}
+    states = {fold: find_state(config, prepared, work, run_name, fold) for fold in asked}
     tasks = []
     for fold, state in states.items():
         if state is FoldState.DONE:
-            logger.info("fold %d: finished already", fold)
+            logger.info("fold %d: up to date", fold)
             continue
         if state is FoldState.PREDICT:
-            logger.info(
-                "fold %d: slices to predict have changed, or embeddings are new; its weights predict anew", fold
-            )
+            logger.info("fold %d: slices have changed or embeddings are missing; predicting again", fold)
         tasks.append(FoldTask(config, work, run_name, fold, trains=state is FoldState.TRAIN))
     return tasks
 
 
 def _choose_folds(folds: Sequence[int] | None, prepared: Prepared) -> list[int]:
-    """The folds that were asked for, ascending; None asks for all of `folds.csv`.
+    """The requested folds, ascending; None for all of `folds.csv`.
 
     Raises:
-        FoldError: one that does not exist.
+        FoldError: a fold does not exist.
     """
     known = prepared.fold_numbers
     if folds is None:
@@ -202,8 +195,8 @@ def _choose_folds(folds: Sequence[int] | None, prepared: Prepared) -> list[int]:
     unknown = sorted(set(folds) - set(known))
     if unknown:
         raise FoldError(
-            f"train: expected folds of {prepared.folder / 'folds.csv'}, which are {', '.join(map(str, known))}; "
-            f"found {', '.join(map(str, unknown))}. Choose with `--fold`, or make other folds with "
+            f"train: expected folds of {prepared.folder / 'folds.csv'} ({', '.join(map(str, known))}), "
+            f"found {', '.join(map(str, unknown))}. Choose with `--fold`, or re-create the folds with "
             "`ichkit prepare --new-folds`."
         )
     return sorted(set(folds))
@@ -214,13 +207,13 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in parts.external.items())
     others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {outside} slices"
     if not task.trains:
-        return f"fold {task.fold}: its weights predict anew: {others}"
-    from ichkit.engine.sampling import count_blocks  # with torch, which a plan of finished folds does without
+        return f"fold {task.fold}: predicts again with its weights: {others}"
+    from ichkit.engine.sampling import count_blocks  # imports torch, which the plan of finished folds does not need
 
     blocks = count_blocks(settings, len(parts.train), parts.train.study_id.nunique())
     epochs = settings.total_epochs
     steps = epochs * math.ceil(blocks / settings.batch_blocks)
-    begun = "begins again (--fresh): " if is_removed and task.folder.exists() else ""
+    begun = "starts over (--fresh): " if is_removed and task.folder.exists() else ""
     return (
         f"fold {task.fold}: {begun}{epochs} epochs of {len(parts.train)} slices of "
         f"{parts.train.patient_id.nunique()} patients, about {steps} steps; then predicts {others}"
@@ -228,7 +221,7 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
 
 
 def _count_full_steps(settings: TrainConfig, num_images: int) -> int:
-    """Steps whose blocks hold no padding, which take as long as all steps together."""
+    """The number of steps if no block had padding: padding costs no time."""
     blocks = math.ceil(num_images / settings.block_size)
     return settings.total_epochs * math.ceil(blocks / settings.batch_blocks)
 
@@ -236,7 +229,7 @@ def _count_full_steps(settings: TrainConfig, num_images: int) -> int:
 def _seconds_by_history(
     config: Config, work: WorkFolder, prepared: Prepared, num_images: int
 ) -> tuple[float | None, str]:
-    """Seconds for so many training images, by the first finished fold of the same settings."""
+    """Training time of a number of images, scaled from the first finished fold of the same settings."""
     inventory = take_inventory(work)
     for name, folds in inventory.finished_runs.items():
         for fold in folds:
@@ -244,17 +237,17 @@ def _seconds_by_history(
             if manifest.settings != identify(config, prepared, work, fold).settings:
                 continue
             history = read_table(folder / "history.csv")
-            # Its tables may have been made again since, which took less than training did.
+            # If its tables were written again later, that took less time than training.
             seconds = max(manifest.facts["seconds"], history["seconds"].sum())
             share = config.train.total_epochs * num_images / history["num_images"].sum()
-            return seconds * share, f"one fold after another, as fold {fold} of {name} took"
+            return seconds * share, f"one fold after another, measured on fold {fold} of {name}"
     return None, NOT_KNOWN
 
 
 def _seconds_by_rehearsal(
     config: Config, prepared: Prepared, network: "DescriptorNetwork", trained: list[int]
 ) -> float:
-    """Seconds for folds with so many training images each, by a step that is tried.
+    """Training time of folds with these numbers of images, measured on a trial step.
 
     Raises:
         ConfigError: the accelerator, the loss or the network cannot be used as configured.
@@ -265,7 +258,7 @@ def _seconds_by_rehearsal(
 
     settings, task = config.train, prepared.task
     weights = task.weight_array()
-    # Some prevalence: what the loss is worth does not change how long it takes.
+    # An arbitrary prevalence: the value of the loss does not change the time.
     loss = make_loss(settings.loss, weights / weights.sum(), np.full(task.num_classes, 0.1))
     with torch_threads(settings.threads):
         fabric = make_fabric(settings)

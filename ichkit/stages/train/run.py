@@ -1,4 +1,4 @@
-"""`ichkit train`: stage 1 for each fold, every fold skipped, resumed, refused or trained on its own merits."""
+"""`ichkit train`: trains stage 1 fold by fold; finished folds are skipped, interrupted ones resumed."""
 
 from ichkit.core.progress import stop_on_signal
 from ichkit.stages.train.fold import do_fold
@@ -12,22 +12,22 @@ __all__ = ["TrainOptions", "TrainPlan", "plan", "run"]
 
 
 def run(plan: TrainPlan) -> list[Manifest]:
-    """Trains the folds that are not finished yet and writes their descriptors; returns the manifests of all asked for.
+    """Trains the unfinished folds and writes their predictions; returns the manifests of all requested folds.
 
-    Of several processes that `torchrun` started, only the first one returns any.
+    With `torchrun`, only the main process returns manifests.
 
     Raises:
-        ArtifactError: what is prepared is damaged, or a worker died twice.
-        ConfigError: a loss, optimizer or device that cannot be used here.
-        Stopped: a stop signal; the next call goes on from the same step.
+        ArtifactError: the store is damaged, or a worker died twice.
+        ConfigError: a loss, optimizer or device cannot be used.
+        Stopped: a stop signal arrived; the next call resumes at the same step.
     """
-    final = [plan.work.fold(plan.run_name, fold) for fold in plan.folds]
+    final = [plan.work.fold(plan.options.run_name, fold) for fold in plan.folds]
     leads = plan.ranks.leads
     if leads:
         begun = {task.folder for task in plan.tasks}
         for folder in final:
             if plan.options.fresh or folder not in begun:
-                with hold(folder):  # which also settles what a killed process left beside a finished fold
+                with hold(folder):  # also cleans up after a killed process
                     if plan.options.fresh:
                         discard(folder)
                         discard(partial_of(folder))

@@ -1,4 +1,4 @@
-"""The plan of `prepare`: sources, settings and folds that were found, and what the work will take."""
+"""The plan of `prepare`: the sources, settings and folds found, and the disk and time needed."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
-from ichkit.core.progress import format_seconds, logger
+from ichkit.core.progress import format_count, format_seconds, logger
 from ichkit.core.roles import Role
-from ichkit.engine.parallel import count_cores
+from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.show.plan import Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
@@ -29,28 +29,28 @@ from ichkit.work.schemas import FOLDS
 SETTINGS_FILE = "settings.json"
 _FILES = "_files"
 _BYTES_PER_PIXEL = 0.51
-"""Of a compressed volume: 132 kB for a slice of 512 x 512, the noisiest of four real sets."""
+"""Size of a compressed volume: 132 kB per slice of 512 x 512, the noisiest of four real data sets."""
 _SECONDS_PER_PIXEL = 1.0e-8
-"""Of one core, header included: 2.6 ms for a slice of 512 x 512 (`benchmarks/results/prepare.json`)."""
+"""Time of one core, header included: 2.6 ms per slice of 512 x 512 (`benchmarks/results/prepare.json`)."""
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What one call of `prepare` may ask for.
+    """Options of `prepare`.
 
     Attributes:
-        source: where training data come from, one of `training_sources`; None for rsna, or folder where one is named.
-        rsna, cq500, folder: roots; None looks where `sources.table.locate` says.
+        source: training data, one of `training_sources`; None for "folder" if `folder` is given, else "rsna".
+        rsna, cq500, folder: roots; None for the default folders of `sources.table.locate`.
         labels: the label file of the folder.
-        external: external sets beside those of `SOURCES`.
-        series_override: CSV of series chosen by hand (study_id, series).
-        limit_studies: the first so many studies of each split, by id.
-        fresh: forget what was prepared, except `folds.csv`.
-        new_folds: deal the folds anew.
+        external: external sets in addition to those of `SOURCES`.
+        series_override: CSV of manually chosen series (study_id, series).
+        limit_studies: only this many studies of each split, first by id.
+        fresh: discard what was prepared, except `folds.csv`.
+        new_folds: re-create the folds; existing runs become invalid.
         folds_file: import folds from this CSV (patient_id, fold).
-        strict: stop at the first file that cannot be read.
-        accept_raw: take slices although their values may not be Hounsfield units.
-        skip_undecodable: leave out images whose decoder is not installed, instead of stopping before the work.
+        strict: stop at the first unreadable file.
+        accept_raw: accept slices whose values may not be Hounsfield units.
+        skip_undecodable: reject images whose decoder is not installed, instead of stopping.
         backend: "processes" or "ray"; None takes the config's.
     """
 
@@ -68,12 +68,12 @@ class PrepareOptions:
     strict: bool = False
     accept_raw: bool = False
     skip_undecodable: bool = False
-    backend: str | None = None
+    backend: Backend | None = None
 
 
 @dataclass(frozen=True)
 class ListedSource:
-    """A source found on this machine: its files, the images among them, and the label file named for it."""
+    """A source found on this machine: all its files, its image files, rejected zip members, and its label file."""
 
     source: DataSource
     labels: Path | None
@@ -85,13 +85,13 @@ class ListedSource:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the work will take, from the files alone: no header was read.
+    """Disk and time that `prepare` needs, estimated from file sizes alone.
 
     Attributes:
         num_files, num_bytes: of the images.
-        disk_bytes: the most that the store takes.
-        workers: processes.
-        seconds: of all of them, where the disk is fast enough.
+        disk_bytes: upper bound of the store's size.
+        workers: number of processes.
+        seconds: wall time, if the disk is fast enough.
     """
 
     num_files: int
@@ -102,49 +102,49 @@ class Needs:
 
     @classmethod
     def of(cls, listings: list[ListedSource], config: Config) -> "Needs":
-        """The needs of these sources."""
+        """The needs of some sources."""
         num_files = sum(len(item.images) for item in listings)
         num_bytes = sum(int(item.images["num_bytes"].sum()) for item in listings)
-        # Two bytes a stored pixel; headers are short.
+        # Two bytes per stored pixel; headers are short.
         read_pixels = num_bytes / 2
         written_pixels = num_files * config.prepare.size**2 if config.prepare.size else read_pixels
         workers = config.prepare.workers or count_cores()
         seconds = read_pixels * _SECONDS_PER_PIXEL / workers
         return cls(num_files, num_bytes, written_pixels * _BYTES_PER_PIXEL, workers, seconds)
 
-    def say(self, work: WorkFolder) -> None:
-        """Files, the disk they will take at most beside what is free, and about how long it will take."""
+    def log(self, work: WorkFolder) -> None:
+        """Logs the files, the disk needed at most and free, and the time."""
         free = shutil.disk_usage(nearest_folder(work.root)).free
         logger.info(
-            "prepare: %d files, %.2f GB, on %d processes; at most %.2f GB of disk, %.2f GB free",
-            self.num_files,
+            "prepare: %s, %.2f GB, on %s; at most %.2f GB of disk, %.2f GB free",
+            format_count(self.num_files, "file"),
             self.num_bytes / 1e9,
-            self.workers,
+            format_count(self.workers, "process", "processes"),
             self.disk_bytes / 1e9,
             free / 1e9,
         )
         logger.info(
-            "prepare: about %s where the disk reads %.0f MB/s",
+            "prepare: about %s if the disk reads %.0f MB/s",
             format_seconds(self.seconds),
             self.num_bytes / 1e6 / max(self.seconds, 1e-9),
         )
         if self.disk_bytes > free:
-            logger.warning("prepare: the disk may be too small; what is finished stays valid if it fills up")
+            logger.warning("prepare: the disk may be too small; if it fills up, finished studies are kept")
 
 
 @dataclass(frozen=True)
 class PreparePlan(Plan):
-    """What a call of `prepare` starts from; no header was read.
+    """What `prepare` found; no DICOM header is read yet.
 
     Attributes:
-        source: where training data come from.
-        settings: what decides the bytes of the store.
-        folds: imported or kept; None where they are to be dealt.
-        override: series chosen by hand.
-        listings: the sources that are there.
-        inputs: digests that tell whether there is anything to do.
-        standing: the manifest of a store that is up to date; None where there is work.
-        is_update: a store stands, and the files are others now.
+        source: the training data.
+        settings: the settings that determine the bytes of the store.
+        folds: imported or existing folds; None to create them.
+        override: manually chosen series.
+        listings: the sources found.
+        inputs: digests of the input files.
+        current: the manifest of a store that is up to date, else None.
+        is_update: a finished store of other input files exists.
     """
 
     config: Config
@@ -156,19 +156,19 @@ class PreparePlan(Plan):
     override: pd.DataFrame | None
     listings: list[ListedSource]
     inputs: dict[str, str]
-    standing: Manifest | None
+    current: Manifest | None
     is_update: bool
     seen: Look
 
     @property
     def needs(self) -> Needs:
-        """What the work will take."""
+        """Disk and time needed."""
         return Needs.of(self.listings, self.config)
 
     @property
     def steps(self) -> tuple[str, ...]:
         """The sources, the folds, and what becomes of the store that is there."""
-        if self.standing is not None:
+        if self.current is not None:
             return ("prepare: up to date, nothing to do",)
         steps = [
             f"{item.source.name}: {len(item.images)} files of {item.root}, "
@@ -177,13 +177,13 @@ class PreparePlan(Plan):
         ]
         if self.options.limit_studies is not None:
             limit = self.options.limit_studies
-            steps.append(f"only {limit} studies of each split: less disk and time than is said here")
+            steps.append(f"only {limit} studies of each split: less disk and time than estimated here")
         if self.folds is None:
-            steps.append(f"deals the patients into {self.config.prepare.num_folds} folds")
+            steps.append(f"assigns the patients to {self.config.prepare.num_folds} folds")
         else:
-            steps.append(f"keeps the folds of {len(self.folds)} patients; new ones are dealt beside them")
+            steps.append(f"keeps the folds of {len(self.folds)} patients and assigns new patients to them")
         if self.is_update:
-            steps.append("the files have changed: what is prepared already is taken over")
+            steps.append("the input files have changed: studies that are prepared already are reused")
         elif self.options.fresh and self.work.prepared.exists():
             steps.append(f"removes {self.work.prepared} first (--fresh)")
         return tuple(steps)
@@ -191,7 +191,7 @@ class PreparePlan(Plan):
     @property
     def writes(self) -> tuple[Path, ...]:
         """The store."""
-        return () if self.standing is not None else (self.work.prepared,)
+        return () if self.current is not None else (self.work.prepared,)
 
     @property
     def num_bytes(self) -> float:
@@ -206,17 +206,17 @@ class PreparePlan(Plan):
     @property
     def basis(self) -> str:
         """How many processes."""
-        return f"on {self.needs.workers} processes, where the disk keeps up"
+        return f"on {format_count(self.needs.workers, 'process', 'processes')}, if the disk is fast enough"
 
 
 def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None) -> PreparePlan:
-    """Lists the files, refuses what does not fit, and says whether there is anything to do; writes nothing.
+    """Lists the files, checks the options, and decides whether there is anything to do; writes nothing.
 
     Raises:
-        DataError: no data at a place that was named, or none at all.
-        ConfigError: options that exclude each other.
-        ArtifactError: what is there was made from other settings.
-        FoldError: a file of folds that is none.
+        DataError: no data in a folder that was named, or none at all.
+        ConfigError: options exclude each other.
+        ArtifactError: the existing store was made from other settings.
+        FoldError: an invalid file of folds.
     """
     options, seen = options or PrepareOptions(), look_at(work.prepared)
     source = _training_source(options)
@@ -235,12 +235,12 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     inputs = _digest_inputs(listings, options, override)
     asks_folds = options.new_folds or options.folds_file is not None
     is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
-    standing = read_manifest(work.prepared) if is_update else None
-    if standing is not None and any(standing.inputs.get(name) != digest for name, digest in inputs.items()):
-        _refuse_to_drop(standing, listings)
-        standing = None
+    current = read_manifest(work.prepared) if is_update else None
+    if current is not None and any(current.inputs.get(name) != digest for name, digest in inputs.items()):
+        _refuse_to_drop(current, listings)
+        current = None
     return PreparePlan(
-        config, work, options, source, settings, folds, override, listings, inputs, standing, is_update, seen
+        config, work, options, source, settings, folds, override, listings, inputs, current, is_update, seen
     )
 
 
@@ -248,14 +248,14 @@ def _training_source(options: PrepareOptions) -> str:
     name = options.source or ("rsna" if options.folder is None else "folder")
     names = training_sources()
     if name not in names:
-        raise ConfigError(f'--source: "{name}" is no source of training data. {nearest(name, names)}')
+        raise ConfigError(f'--source: "{name}" is not a source of training data. {nearest(name, names)}')
     if name != "folder" and (options.folder or options.labels):
-        raise ConfigError("--folder and --labels belong to --source folder; RSNA brings its own labels.")
+        raise ConfigError("--folder and --labels need --source folder; RSNA has its own labels.")
     return name
 
 
 def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
-    """Refuses to go on with work made from other settings."""
+    """Raises if a finished or unfinished store was made from other settings."""
     unfinished = partial_of(work.prepared) / SETTINGS_FILE
     if has_artifact(work.prepared):
         found = read_manifest(work.prepared).settings
@@ -270,22 +270,22 @@ def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
         )
 
 
-def _refuse_to_drop(standing: Manifest, listings: list[ListedSource]) -> None:
-    """Refuses to make a store again without an external set that was named for it.
+def _refuse_to_drop(before: Manifest, listings: list[ListedSource]) -> None:
+    """Refuses to update a store without an external set that it contains.
 
     Raises:
         ConfigError: one is not named now.
     """
-    named = {name.removesuffix(_FILES) for name in standing.inputs if name.endswith(_FILES)} - SOURCES.keys()
+    named = {name.removesuffix(_FILES) for name in before.inputs if name.endswith(_FILES)} - SOURCES.keys()
     for name in sorted(named - {item.source.name for item in listings}):
         raise ConfigError(
-            f'prepare: the external set "{name}" is prepared, and other files have changed. Name it again, so that it '
-            f"stays (--external {name}=PATH --labels {name}=CSV), or start over without it (--fresh)."
+            f'prepare: the store contains the external set "{name}", and input files have changed. Name it again to '
+            f"keep it (--external {name}=PATH --labels {name}=CSV), or start over without it (--fresh)."
         )
 
 
 def _kept_folds(work: WorkFolder, options: PrepareOptions) -> pd.DataFrame | None:
-    """Folds imported, or those of an earlier call; None where they are to be dealt anew."""
+    """Imported folds or those of an earlier call; None to create new ones."""
     if options.folds_file is not None:
         return _read_folds(options.folds_file)
     if options.new_folds:
@@ -299,7 +299,7 @@ def _read_folds(path: Path) -> pd.DataFrame:
     try:
         return read_csv(path, dtype={"patient_id": "str", "fold": "int64"})[FOLDS]
     except (OSError, ValueError, KeyError) as error:
-        raise FoldError(f"{path}: expected a CSV with columns patient_id, fold (a whole number): {error}") from error
+        raise FoldError(f"{path}: expected a CSV with the columns patient_id, fold (an integer): {error}") from error
 
 
 def _list_sources(config: Config, options: PrepareOptions, training: str) -> list[ListedSource]:
@@ -323,7 +323,7 @@ def _list_sources(config: Config, options: PrepareOptions, training: str) -> lis
         root = locate(source, given.get(source.name))
         if root is None:
             places = " or ".join(map(str, source.folders))
-            logger.info("prepare: no %s at %s; going on without it", source.name, places)
+            logger.info("prepare: no %s at %s; continuing without it", source.name, places)
             continue
         files, refused = scan_files(root)
         listings.append(ListedSource(source, labels.get(source.name), root, files, source.find_images(files), refused))
@@ -333,7 +333,7 @@ def _list_sources(config: Config, options: PrepareOptions, training: str) -> lis
 def _digest_inputs(
     listings: list[ListedSource], options: PrepareOptions, override: pd.DataFrame | None
 ) -> dict[str, str]:
-    """What tells whether there is anything to do: names and sizes of all files, and the content of their tables."""
+    """Digests of the inputs: names and sizes of all files, and the content of their tables."""
     inputs = {"limit_studies": str(options.limit_studies or "all")}
     inputs |= {"accept_raw": str(options.accept_raw), "skip_undecodable": str(options.skip_undecodable)}
     for item in listings:
@@ -347,10 +347,10 @@ def _digest_inputs(
 
 
 def _digest_labels(path: Path) -> str:
-    """What tells whether a label file has changed.
+    """The digest of a label file.
 
     Raises:
-        DataError: too large to be one.
+        DataError: the file is too large.
     """
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
