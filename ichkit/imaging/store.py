@@ -72,7 +72,7 @@ def write_volume(folder: Path, key: str, volume: np.ndarray) -> tuple[str, FileD
 
 
 def volume_path(key: str) -> str:
-    """Where the volume of that key lies, relative to the store."""
+    """Path of the volume of that key, relative to the store."""
     return f"volumes/{key[:2]}/{key}.b2nd"
 
 
@@ -161,7 +161,7 @@ class Prepared:
         return self.read_table("sample_ids.csv", dtype={"ID": str})
 
     def rejected(self) -> pd.DataFrame:
-        """Files that were not taken, with the reason."""
+        """Rejected files, with the reason."""
         text = ["dataset", "split", "slice_id", "study_id", "series_id", "file", "reason"]
         return self.read_table("rejected.csv", dtype=dict.fromkeys(text, str), keep_default_na=True)
 
@@ -174,7 +174,7 @@ class Prepared:
         return np.asarray(open_volume(self.folder / relative)[first:last])
 
     def slice_facts(self) -> pd.DataFrame:
-        """What pixels and orientation say of each slice, rows as in `slices`: slice_id, dataset, and two facts.
+        """Facts from pixels and orientation of each slice, rows as in `slices`: slice_id, dataset, and two facts.
 
         brain_share is the share of pixels from 0 to 80 HU, tilt_degrees the angle of the slice to the axial plane.
         """

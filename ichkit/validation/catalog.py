@@ -56,12 +56,12 @@ class Source:
 
     @property
     def folds_label(self) -> str:
-        """The folds as the board writes them, e.g. "0+1+2"."""
+        """The folds as the leaderboard writes them, e.g. "0+1+2"."""
         return "+".join(map(str, self.folds))
 
     @property
     def remedy(self) -> str:
-        """The command that makes its tables anew."""
+        """The command that rewrites its tables."""
         return "ichkit train" if self.kind == "base" else "ichkit stack"
 
     def paths(self, split: str) -> tuple[Path, ...]:
@@ -185,7 +185,9 @@ def _stack_sources(inventory: Inventory, stack: str, task: Task) -> list[Source]
     try:
         runs, folds = tuple(manifest.facts["runs"]), tuple(sorted(manifest.facts["folds"]))
     except KeyError as error:
-        raise ArtifactError(f"{folder}: its manifest lacks {error}. Remove the folder and make it again.") from error
+        raise ArtifactError(
+            f"{folder}: its manifest lacks {error}. Remove the folder and run its command again."
+        ) from error
     is_outdated = inventory.is_outdated(stack)
     external = _sets_of_all(_tables_behind(f"{kind}_", manifest) for kind in kinds)
     sources = []
@@ -236,7 +238,9 @@ def _make_source(
         check_sizes(folder, manifest)
         lacking = {"data", "task"} - manifest.facts.keys()
         if lacking:
-            raise ArtifactError(f"{folder}: its manifest lacks {sorted(lacking)}. Remove the folder and make it again.")
+            raise ArtifactError(
+                f"{folder}: its manifest lacks {sorted(lacking)}. Remove the folder and run its command again."
+            )
         if manifest.facts["task"] != task.name:
             raise ArtifactError(
                 f'{folder}: expected the task "{task.name}", found "{manifest.facts["task"]}". Use the config it was '

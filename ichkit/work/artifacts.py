@@ -1,4 +1,4 @@
-"""Artifact folders: written beside their final place, manifest last, then renamed; no manifest, no trust."""
+"""Artifact folders: written beside their final place, manifest last, then renamed; a folder without one is not read."""
 
 import contextlib
 import functools
@@ -49,7 +49,7 @@ _REPORTED_PACKAGES = (
     "blosc2",
 )
 _SECONDS_TO_LOOK_AGAIN = 1.0
-"""For which a reader waits between two renames of a writer; one that was killed there leaves it waiting in vain."""
+"""How long a reader waits for a writer that is between two renames; a killed writer never finishes them."""
 _MIN_LOOKS = 3
 _LISTS_DAMAGE = "`ichkit verify` lists what is damaged."
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What one file of an artifact must be: its SHA-256 and its size."""
+    """Expected SHA-256 and size of one file of an artifact."""
 
     sha256: str
     num_bytes: int
@@ -65,13 +65,13 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact folder is made of and from.
+    """The settings, inputs and files of an artifact folder.
 
     Attributes:
         kind: "prepared", "fold", "stack", "scores", "export", "phantom".
         settings: what was configured; other settings make another artifact.
         inputs: name to digest of everything read.
-        facts: whatever a later stage or a person wants to know without opening the files.
+        facts: results that later stages and readers need without opening the files.
         files: path relative to the folder to its digest.
     """
 
@@ -227,7 +227,7 @@ class ArtifactWriter:
         self.files[name] = digest
 
     def discard(self, name: str) -> None:
-        """Removes a file that was only needed on the way."""
+        """Removes a temporary file."""
         (self.folder / name).unlink(missing_ok=True)
         self.files.pop(name, None)
 

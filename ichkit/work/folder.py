@@ -1,4 +1,4 @@
-"""Where everything lies inside a work folder."""
+"""Paths inside a work folder, and the names that runs and stacks may have."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The columns of every table, and the checks that stand at the door of a stage."""
+"""The columns of every table, and the checks of the inputs of a stage."""
 
 from collections.abc import Sequence
 

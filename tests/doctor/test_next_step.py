@@ -70,7 +70,7 @@ def test_what_was_begun_goes_on_first():
     work = WorkFolder(Path("work"))
     (work.root / "prepared.partial").mkdir(parents=True)
     step = choose_step(found("rsna"), find_work(work, Path("submissions")), work)
-    assert (step.command, "it was begun and goes on" in step.reason) == ("ichkit prepare", True)
+    assert (step.command, "`prepare` was interrupted and will resume" in step.reason) == ("ichkit prepare", True)
     write_prepared(work)
     write_fold(work, "demo", 0)
     (work.runs / "demo" / "fold2.partial").mkdir()
@@ -151,7 +151,7 @@ def test_a_run_that_no_stack_holds_is_stacked_with_the_others():
     write_fold(work, "b", 0)
     step = choose_step(NOWHERE, find_work(work, Path("submissions")), work)
     assert step.command == "ichkit stack"
-    assert step.reason == "1 of 1 folds of a are trained, and no stack holds b as it is now."
+    assert step.reason == "1 of 1 folds of a are trained, and no stack uses the current predictions of b."
     write_stack(work, "b", [0])
     assert next_command() == "ichkit submit"
 

@@ -89,7 +89,9 @@ def test_the_work_folder_is_told_and_what_is_damaged_is_named():
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
     for folder in (work.prepared, work.stacks / "default", work.fold("default", 0)):
         (folder / "manifest.json").write_text("")
-    assert "prepared, runs/default/fold0, stacks/default cannot be read. `ichkit verify` says more." in call("doctor")
+    assert "prepared, runs/default/fold0, stacks/default cannot be read. `ichkit verify` lists the reasons." in call(
+        "doctor"
+    )
 
 
 def test_data_are_found_where_prepare_finds_them(monkeypatch, tmp_path):
@@ -101,7 +103,7 @@ def test_data_are_found_where_prepare_finds_them(monkeypatch, tmp_path):
     assert find_data(source).is_phantom
     monkeypatch.setenv("ICHKIT_RSNA", "nowhere")
     assert not find_data(source).is_found
-    assert "nothing is at nowhere (ICHKIT_RSNA). Mend the path." in call("doctor")
+    assert "nothing is at nowhere (ICHKIT_RSNA). Correct the path." in call("doctor")
     assert find_data(source, tmp_path).where == f"{tmp_path} (prepare.rsna)"
 
 
@@ -181,7 +183,7 @@ def test_every_warning_and_problem_stands_in_the_row_of_its_topic():
 def test_a_work_folder_that_cannot_be_made_is_exit_2(tmp_path):
     (tmp_path / "file").touch()
     printed = call("doctor", "--work", "file/work", code=2)
-    assert "The work folder can be neither made nor written to. Run `ichkit doctor --work DIR`." in printed
+    assert "The work folder can be neither created nor written to. Run `ichkit doctor --work DIR`." in printed
     assert "What to do next: ichkit doctor --work DIR" in printed
 
 

@@ -13,7 +13,7 @@ class DataState:
     """Where the data of a source are.
 
     Attributes:
-        is_found: something is there; whether it is what it should be, `prepare` finds out.
+        is_found: a file or folder exists there; its content is checked by `prepare`.
         where: the path, or the variable alone where a path may name people; empty where nothing was found.
         looked_at: every place that was looked at.
         is_named: a variable or the config names a place, which then is the only one that counts.
@@ -28,7 +28,7 @@ class DataState:
 
 
 def find_data(source: DataSource, given: Path | None = None) -> DataState:
-    """Where the data of a source are; unlike `locate`, nothing there is an answer too.
+    """Where the data of a source are; unlike `locate`, missing data raise nothing.
 
     Args:
         given: the root that the config names.

@@ -1,4 +1,4 @@
-"""The one command that goes on from what is there."""
+"""The next command to run, chosen from the data and the work folder."""
 
 import os
 import shlex
@@ -57,11 +57,11 @@ def _before_training(
     if found is None:
         rsna = SOURCES["rsna"]
         return ["demo"], (
-            "No data yet: the demo shows the whole chain on synthetic scans. The real ones are at "
-            f"{rsna.source}; {rsna.variable}=PATH says where you put them."
+            "No data found: the demo runs the whole pipeline on synthetic scans. The competition data are at "
+            f"{rsna.source}; set {rsna.variable}=PATH to where they are."
         )
     own = [] if found == training_sources()[0] else ["--source", found, "--labels", "labels.csv"]
-    state = "it was begun and goes on" if inventory.is_prepare_unfinished else "nothing is prepared"
+    state = "`prepare` was interrupted and will resume" if inventory.is_prepare_unfinished else "nothing is prepared"
     return ["prepare", *own, *_named(config_name)], f"Data are at {data[found].where}, and {state}."
 
 
@@ -72,7 +72,7 @@ def _after_training(
         if run.unfinished:
             k = run.unfinished[0]
             words = ["train", "--fold", str(k), *train_options(name, run, work, config_name)]
-            return words, f"Fold {k} of {name} was begun: with the same settings it goes on, if it is not at work now."
+            return words, f"Fold {k} of {name} is unfinished: the same settings resume it, unless it is running now."
     name, run = max(inventory.runs.items(), key=lambda item: len(item[1].folds))
     # The config of what follows is that of the run, where its name still says which.
     options = _named(config_name or (name if name in config_names() else None))
@@ -81,17 +81,23 @@ def _after_training(
     stacked = {name for stack in current for name in stack.runs}
     alone = [name for name, other in inventory.runs.items() if other.folds == run.folds and name not in stacked]
     if alone:
-        return ["stack", *options], f"{count} are trained, and no stack holds {alone[0]} as it is now."
+        return ["stack", *options], f"{count} are trained, and no stack uses the current predictions of {alone[0]}."
     if not prepared.has_sample:
         if not inventory.has_scores:
-            return ["evaluate", *options], "The stack is there. These data have no test split to submit, only scores."
+            return [
+                "evaluate",
+                *options,
+            ], "The stack is finished. These data have no test split to submit; they can be scored."
     elif not any(sent.folds == run.folds and not sent.is_outdated for sent in inventory.submissions.values()):
-        return ["submit", *options], f"The stack of {count} is there, and no submission of it."
+        return ["submit", *options], f"The stack of {count} is finished and not yet submitted."
     if len(run.folds) < len(prepared.folds):
-        return ["train", *train_options(name, run, work, config_name)], f"{count} are trained: the others are left."
+        return ["train", *train_options(name, run, work, config_name)], f"{count} are trained; the others remain."
     if not inventory.has_report:
-        return ["report", *options], "Every fold is trained, stacked and scored: one page shows it all."
-    return ["leaderboard", *options], "Everything is made. The board says what is best; `ichkit predict` takes that."
+        return ["report", *options], "Every fold is trained, stacked and scored; the report shows the results."
+    return [
+        "leaderboard",
+        *options,
+    ], "Everything is finished. The leaderboard shows the best model, which `ichkit predict` uses."
 
 
 def train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:

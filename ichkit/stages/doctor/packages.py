@@ -1,4 +1,4 @@
-"""Which packages are installed, told without loading any of them."""
+"""Which packages are installed, without loading any of them."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ EXTRAS = {"ray": "prepare on several machines", "kaggle": "submissions to the si
 
 @functools.cache
 def required() -> tuple[str, ...]:
-    """Distributions that the toolkit cannot do without, by its metadata, in a checkout by `pyproject.toml`."""
+    """Distributions that the toolkit requires, by its metadata, in a checkout by `pyproject.toml`."""
     try:
         lines = metadata.requires("ichkit") or []
     except metadata.PackageNotFoundError:
@@ -26,7 +26,7 @@ def required() -> tuple[str, ...]:
 
 
 def check_packages() -> None:
-    """Makes sure that everything required is installed, before a missing module ends an import.
+    """Checks that every required package is installed, before an import fails.
 
     Raises:
         ConfigError: something is not.
@@ -35,7 +35,7 @@ def check_packages() -> None:
     if missing:
         raise ConfigError(
             f"packages: expected {', '.join(missing)}, not installed. Run `pip install {' '.join(missing)}`, or "
-            "install ichkit again, which brings them."
+            "install ichkit again, which installs them."
         )
 
 

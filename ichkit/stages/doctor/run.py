@@ -1,4 +1,4 @@
-"""`ichkit doctor`: this machine, the data and the work folder at a glance, and what to do next."""
+"""`ichkit doctor`: this machine, the data and the work folder and the next command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class Diagnosis:
 
     Attributes:
         warnings: topic to what is not as it should be, and what to do about it.
-        problems: topic to what makes the toolkit unusable here, and the command that mends it.
+        problems: topic to what makes the toolkit unusable here, and the command that fixes it.
     """
 
     machine: Machine
@@ -54,14 +54,14 @@ def run(config: Config, work: WorkFolder, submissions: Path, config_name: str | 
 
 
 def find_problems(machine: Machine) -> dict[str, Step]:
-    """What makes the toolkit unusable here, by topic, and what mends it."""
+    """What makes the toolkit unusable here, by topic, and the command that fixes it."""
     problems = {}
     if machine.torch_error:
         problems["packages"] = Step(
             "pip install --force-reinstall torch torchvision", f"torch cannot be loaded ({machine.torch_error})."
         )
     if not machine.is_work_writable:
-        problems["disk"] = Step("ichkit doctor --work DIR", "The work folder can be neither made nor written to.")
+        problems["disk"] = Step("ichkit doctor --work DIR", "The work folder can be neither created nor written to.")
     return problems
 
 
@@ -82,13 +82,13 @@ def find_warnings(machine: Machine, data: dict[str, DataState], inventory: WorkS
             "train.workers=0."
         )
     if machine.disk_free_bytes < MIN_DISK_BYTES:
-        warnings["disk"] = "next to nothing is free where the work folder is. Name another disk with --work DIR."
+        warnings["disk"] = "almost no space is free on the disk of the work folder. Name another disk with --work DIR."
     if not all(machine.decoders.values()):
         warnings["DICOM"] = "files of a family that is missing would be rejected: `pip install 'ichkit[dicom]'`."
     for name, state in data.items():
         if state.is_named and not state.is_found:
-            warnings[f"data: {name}"] = f"nothing is at {state.looked_at[0]}. Mend the path."
+            warnings[f"data: {name}"] = f"nothing is at {state.looked_at[0]}. Correct the path."
     if inventory.damaged:
         shown = ", ".join(inventory.damaged[:3]) + (", ..." if len(inventory.damaged) > 3 else "")
-        warnings["damaged"] = f"{shown} cannot be read. `ichkit verify` says more."
+        warnings["damaged"] = f"{shown} cannot be read. `ichkit verify` lists the reasons."
     return warnings

@@ -15,7 +15,7 @@ _FIRST = (True, False, False)
 
 
 def render(diagnosis: Diagnosis) -> Table:
-    """One row a topic: what was found, and below it what is wrong; `!` warns, `x` says that nothing works like this."""
+    """One row a topic: what was found, and below it what is wrong; `!` marks a warning, `x` marks an error."""
     rows: list[list[Cell | str]] = []
     for section in (_machine_rows(diagnosis.machine), _data_rows(diagnosis.data), _work_rows(diagnosis.inventory)):
         rows += [_BLANK] if rows else []
@@ -39,12 +39,12 @@ def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
     yield "ichkit", "not installed, run from a checkout" if own == NOT_INSTALLED else own
     yield "packages", ", ".join(versions)
     gpus = [one.name + ("" if one.memory_bytes is None else f", {_size(one.memory_bytes)}") for one in machine.gpus]
-    yield "GPU", "; ".join(gpus) or "none: training is on the CPU"
+    yield "GPU", "; ".join(gpus) or "none: training runs on the CPU"
     yield "cores", str(machine.cores)
     limit = "" if machine.memory_limit_bytes is None else f", the cgroup's limit is {_size(machine.memory_limit_bytes)}"
     yield "memory", f"{_size(machine.memory_free_bytes)} free of {_size(machine.memory_bytes)}{limit}"
     yield "/dev/shm", _size(machine.shared_memory_bytes)
-    yield "disk", f"{_size(machine.disk_free_bytes)} free where the work folder is"
+    yield "disk", f"{_size(machine.disk_free_bytes)} free on the disk of the work folder"
     missing = [family for family, is_there in machine.decoders.items() if not is_there]
     known = ", ".join(family for family, is_there in machine.decoders.items() if is_there)
     yield "DICOM", known + (f"; missing: {', '.join(missing)}" if missing else "")
@@ -64,7 +64,7 @@ def _data_rows(data: dict[str, DataState]) -> Iterator[tuple[str, str]]:
 def _work_rows(inventory: WorkState) -> Iterator[tuple[str, str]]:
     yield "prepared", _describe_prepared(inventory)
     runs = [
-        f"{name}: folds {_numbers(run.folds)}" + (f", begun {_numbers(run.unfinished)}" if run.unfinished else "")
+        f"{name}: folds {_numbers(run.folds)}" + (f"; unfinished {_numbers(run.unfinished)}" if run.unfinished else "")
         for name, run in inventory.runs.items()
     ]
     yield "runs", "; ".join(runs) or NOTHING
@@ -73,10 +73,10 @@ def _work_rows(inventory: WorkState) -> Iterator[tuple[str, str]]:
         for name, stack in inventory.stacks.items()
     ]
     yield "stacks", "; ".join(stacks) or NOTHING
-    yield "scores", "made" if inventory.has_scores else NOTHING
+    yield "scores", "finished" if inventory.has_scores else NOTHING
     sent = [f"{name}{_age(note.is_outdated)}" for name, note in inventory.submissions.items()]
     yield "submissions", ", ".join(sent) or NOTHING
-    yield "report", "made" if inventory.has_report else NOTHING
+    yield "report", "finished" if inventory.has_report else NOTHING
     if inventory.damaged:
         yield "damaged", ""
 
@@ -84,7 +84,7 @@ def _work_rows(inventory: WorkState) -> Iterator[tuple[str, str]]:
 def _describe_prepared(inventory: WorkState) -> str:
     state = inventory.prepared
     if state is None:
-        return "begun, not finished" if inventory.is_prepare_unfinished else NOTHING
+        return "unfinished" if inventory.is_prepare_unfinished else NOTHING
     counts = f"{state.num_slices} slices of {state.num_studies} studies ({state.data}), {state.num_rejected} rejected"
     return f"{counts}; folds {_numbers(state.folds)}"
 
