@@ -83,7 +83,7 @@ CASES = {
     ),
     "train": (["train", "--fold", "0", "--work", "real", *SMALL], "fold 0: 1 epochs of"),
     "train of a run": (["train", "--run", "mine", "--work", "real", *SMALL], "real/runs/mine/fold2"),
-    "stack": (["stack", "--name", "other", "--work", "made"], "lightgbm and their blend: 6 fits in 3 chains"),
+    "stack": (["stack", "--name", "other", "--work", "made"], "lightgbm and their blend: 6 fits of 3 fold models"),
     "evaluate": (["evaluate", *SCORED], "scores 3 of 3 sources"),
     "submit": (["submit", *SCORED], "the best complete source, which the scores will tell"),
     "submit --source": (["submit", "--source", "base", *SCORED], "submissions/base.csv"),
@@ -164,7 +164,7 @@ def test_time_goes_by_what_was_made_before(here):
         (["leaderboard", "--record", "base", "--public", "0.7", *SCORED], 'holds no submission "base"'),
         (["prepare", "--rsna", "nowhere"], "nothing is there"),
         (["phantom", "real"], "expected a new or empty folder"),
-        (["run", "demo", "--set", "train.epoch=1"], 'Did you mean "epochs"'),
+        (["run", "demo", "--set", "train.epoch=1"], 'did you mean train.epochs'),
         (["predict", "nowhere", "--work", "made", "--model", "base"], "nowhere"),
     ],
 )

@@ -324,7 +324,7 @@ def test_the_task_of_the_page_reads_labels_of_its_own_classes(bench):
 
 def test_a_module_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("ICHKIT_PLUGINS", "no_such_rows")
-    assert "where Python looks (PYTHONPATH), found no_such_rows. Check the name" in call("config", "show", code=2)
+    assert "on PYTHONPATH, found no_such_rows. Check the name" in call("config", "show", code=2)
 
 
 # what people cite and install
