@@ -164,7 +164,7 @@ def test_time_goes_by_what_was_made_before(here):
         (["leaderboard", "--record", "base", "--public", "0.7", *SCORED], 'holds no submission "base"'),
         (["prepare", "--rsna", "nowhere"], "nothing is there"),
         (["phantom", "real"], "expected a new or empty folder"),
-        (["run", "demo", "--set", "train.epoch=1"], 'did you mean train.epochs'),
+        (["run", "demo", "--set", "train.epoch=1"], "did you mean train.epochs"),
         (["predict", "nowhere", "--work", "made", "--model", "base"], "nowhere"),
     ],
 )
