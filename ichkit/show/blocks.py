@@ -1,4 +1,4 @@
-"""What a section of the report is made of; the template knows one way to show each."""
+"""Building blocks of a report section; `report.html.j2` renders each kind."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,11 +10,11 @@ from ichkit.show.table import Table
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing, with what it shows in words.
+    """A figure with its caption.
 
     Attributes:
         svg: from `drawing.to_svg`.
-        caption: stands below; plain text.
+        caption: plain text below the figure.
     """
 
     svg: Markup
@@ -23,10 +23,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Drawings side by side where there is room.
+    """Figures side by side if the page is wide enough.
 
     Attributes:
-        size: "thirds" for three in a row, "small" for two on a phone; else two in a row, a single one wider.
+        size: "thirds" for three in a row, "small" for two on a phone; by default two in a row, a single one wider.
     """
 
     kind: ClassVar[str] = "charts"
@@ -36,7 +36,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph; `code` stands between backticks."""
+    """A paragraph; text between backticks is code."""
 
     kind: ClassVar[str] = "prose"
     text: str
@@ -44,7 +44,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that is not there, and the command that makes it (empty where none does)."""
+    """A missing part, and the command that creates it (may be empty)."""
 
     kind: ClassVar[str] = "missing"
     what: str
@@ -53,7 +53,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Listing:
-    """Text as it stands in a file."""
+    """Preformatted text, e.g. the content of a file."""
 
     kind: ClassVar[str] = "listing"
     title: str
@@ -62,12 +62,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Strip:
-    """Slices of one study from the feet to the head, and below them a drawing over the same places.
+    """Slices of one study from the feet to the head, above a chart with the same horizontal axis.
 
     Attributes:
         picture: data URI of the slices side by side.
         size: width and height of the picture in pixels.
-        alt: what the picture shows, in words.
+        alt: alternative text of the picture.
     """
 
     kind: ClassVar[str] = "strip"
@@ -79,15 +79,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class Card:
-    """One slice in its windows.
+    """One slice in several windows.
 
     Attributes:
         picture: data URI of square tiles.
         size: width and height of the picture in pixels.
-        alt: what it shows, in words.
-        name: the slice, shortened.
+        alt: alternative text of the picture.
+        name: shortened slice_id.
         figure: the probability, as text.
-        facts: lines below.
+        facts: further lines.
     """
 
     picture: str
@@ -100,7 +100,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Slices that were judged alike."""
+    """Cards of one class and verdict, with a title."""
 
     kind: ClassVar[str] = "gallery"
     title: str
@@ -109,7 +109,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One number in large type: what it is, the number, and what it rests on."""
+    """One number in large type: its label, its value, and small text below, e.g. its interval."""
 
     label: str
     value: str
@@ -118,7 +118,7 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """The numbers that a reader looks for first."""
+    """The most important numbers, in a row."""
 
     kind: ClassVar[str] = "figures"
     figures: list[KeyFigure]
@@ -129,10 +129,10 @@ Block = Table | Charts | Prose | Missing | Listing | Strip | Gallery | KeyFigure
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the table of contents with its blocks.
+    """A section of the page, listed in its table of contents.
 
     Attributes:
-        anchor: the id of its heading, unique in the page.
+        anchor: id of its heading, unique in the page.
     """
 
     anchor: str

@@ -1,4 +1,4 @@
-"""Figures as SVG inside the page: its colours in light and dark, its fonts, and no name that occurs twice."""
+"""Figures as inline SVG: colours of the page in light and dark mode, its fonts, unique ids."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colours that occur nowhere else stand for those of the style sheet, which differ in light and dark.
+# Placeholders that `to_svg` replaces by the colours of the style sheet, which differ in light and dark mode.
 INK, MUTED, GRID, PAGE = "#010203", "#020304", "#030405", "#040506"
 COLOURS = tuple(f"#0a0b{number:02x}" for number in range(6))
 MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -24,7 +24,7 @@ _VARIABLES = {
     **{colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)},
 }
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "svg.fonttype": "none",  # keep text as text: small, searchable, in the font of the page
     "svg.hashsalt": "ichkit",
     "font.size": 9,
     "axes.edgecolor": MUTED,
@@ -37,26 +37,26 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # a name may contain a dollar sign
     "xtick.color": MUTED,
     "ytick.color": MUTED,
 }
-# Decorates whatever draws: a figure takes its style from where its parts are made.
+# Decorator of every function that draws: matplotlib applies the style when the parts of a figure are created.
 in_style = matplotlib.rc_context(_STYLE)
-# What a legend below a figure has room for, and what a mark and the gap behind a name take of it.
+# Width of a legend below a figure, and of a marker with the gap after its label.
 _LEGEND_CHARACTERS, _MARK_CHARACTERS = 58, 6
 _FONTS = "system-ui, sans-serif"
-# What matplotlib writes about itself; without it the same figure gives the same bytes.
+# Without this metadata the same figure gives the same bytes.
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @dataclass(frozen=True)
 class Series:
-    """One value per row, with its interval where there is one.
+    """One value per row, optionally with intervals.
 
     Attributes:
-        values: (R,), NaN where there is none.
-        lows, highs: (R,) ends of the intervals; None for values without.
+        values: (R,), NaN if missing.
+        lows, highs: (R,) ends of the intervals; None draws no intervals.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Series:
 
 
 def make_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches, and its axes."""
+    """A figure of this size in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -76,14 +76,14 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an SVG element for the page.
 
     Args:
-        name: unique in the page; ids inside the drawing begin with it.
-        alt: what the drawing shows, in words.
+        name: unique in the page; prefix of the ids in the figure.
+        alt: alternative text of the figure.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
-    # Its style sheet would hold for the whole page.
+    # Its style sheet would apply to the whole page.
     body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)[\")]", body))
     body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
@@ -100,11 +100,11 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
 
 @in_style
 def draw_intervals(rows: Sequence[str], series: Sequence[Series], label: str, *, is_log: bool = False) -> Figure:
-    """Values with their intervals, a line for each row and a mark for each series.
+    """Values with their intervals, one line for each row and one marker for each series.
 
     Args:
         rows: names, from the top.
-        series: as many as there are colours, or fewer.
+        series: at most as many as `COLOURS`.
         label: of the horizontal axis, with its unit.
     """
     labels = [_clip(one.name, _LEGEND_CHARACTERS - _MARK_CHARACTERS) for one in series]

@@ -1,4 +1,4 @@
-"""Tables and short texts in a page; whatever comes from outside is escaped."""
+"""Tables and short texts as HTML; all text is escaped."""
 
 import importlib.resources
 import re
@@ -12,7 +12,7 @@ TABLE_TEMPLATE = "table.html.j2"
 
 
 def to_html(table: Table) -> Markup:
-    """The table as HTML, in the classes of `page.html.j2`."""
+    """The table as HTML with the style classes of `page.html.j2`."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["inline"] = inline
     template = (importlib.resources.files("ichkit.show") / TABLE_TEMPLATE).read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ def to_html(table: Table) -> Markup:
 
 
 def inline(text: str) -> Markup:
-    """Escaped text in which what stands between backticks is code.
+    """Escaped text; text between backticks becomes `<code>`.
 
     Example:
         >>> str(inline("run `ichkit train` & wait"))

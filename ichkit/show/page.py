@@ -1,4 +1,4 @@
-"""What every page shares: one frame, one style sheet, pictures inside, no script and no network."""
+"""Rendering of HTML pages with one style sheet, embedded images, no script and no network access."""
 
 import base64
 import functools
@@ -15,7 +15,7 @@ _FRAME = "ichkit.show"
 
 
 def render(room: str, template: str, **values: Any) -> str:
-    """A page of the package `room`; whatever is not marked as safe is escaped, and an unknown name is an error."""
+    """Renders a template of the package `room`; values are escaped, an undefined name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(functools.partial(read_template, room)),
         autoescape=True,
@@ -26,13 +26,13 @@ def render(room: str, template: str, **values: Any) -> str:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> str:
-    """A (H, W) or (H, W, 3) uint8 picture, RGB where it has colours, as the data URI of a JPEG."""
+    """A grey (H, W) or RGB (H, W, 3) uint8 image as the data URI of a JPEG."""
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
 
 
 def read_template(room: str, name: str) -> str:
-    """The source of a template of the package `room`, else of the frame that all pages share."""
+    """The source of a template of the package `room`, or of a template shared by all pages."""
     own = importlib.resources.files(room) / name
     return (own if own.is_file() else importlib.resources.files(_FRAME) / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a command would do, for `--dry-run`: steps, places, disk and time, found out without writing a byte."""
+"""The plan of a command, for `--dry-run`: steps, outputs, disk space and time; nothing is written."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -7,14 +7,14 @@ from pathlib import Path
 from ichkit.core.progress import format_seconds
 from ichkit.show.table import Table
 
-NOT_KNOWN = "not known before it has begun"
+NOT_KNOWN = "unknown before it starts"
 
 
 class Plan(ABC):
-    """The first half of a command: what was found, and what would be done with it; `run` is the second half.
+    """The first half of a command, which checks its inputs; `run` is the second half.
 
-    Each command has a subclass, a frozen dataclass of what was found. The answers below are worked out when they are
-    asked for: a run needs none of them.
+    Each command has a subclass, a frozen dataclass of its checked inputs. The properties are computed on access,
+    because `run` needs none of them.
     """
 
     @property
@@ -25,26 +25,26 @@ class Plan(ABC):
     @property
     @abstractmethod
     def writes(self) -> tuple[Path, ...]:
-        """Files and folders that would be made or replaced; none where everything is up to date."""
+        """Files and folders that would be created or replaced; empty if everything is up to date."""
 
     @property
     def num_bytes(self) -> float | None:
-        """Of disk they take, at most or about; None where it cannot be known."""
+        """Disk space of the outputs, an estimate or upper bound; None if unknown."""
         return None
 
     @property
     def seconds(self) -> float | None:
-        """About how long it takes; None where there is no measurement to go by."""
+        """Estimated time; None without a measurement."""
         return None
 
     @property
     def basis(self) -> str:
-        """What the time goes by, or why there is none."""
+        """The basis of the estimated time, or why there is none."""
         return NOT_KNOWN
 
     @property
     def is_idle(self) -> bool:
-        """True where there is nothing to do."""
+        """True if there is nothing to do."""
         return not self.writes
 
 
@@ -65,12 +65,12 @@ def render(plan: Plan, command: str) -> Table:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there: the one whose disk will be written to."""
+    """The folder or its nearest existing parent, which is on the disk that will be written to."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def format_bytes(num_bytes: float) -> str:
-    """A size for people.
+    """A size in GB, MB or kB.
 
     Example:
         >>> format_bytes(2_340_000)
@@ -85,7 +85,7 @@ def format_bytes(num_bytes: float) -> str:
 def _describe_disk(plan: Plan) -> str:
     free = shutil.disk_usage(nearest_folder(plan.writes[0])).free
     needed = NOT_KNOWN if plan.num_bytes is None else f"about {format_bytes(plan.num_bytes)}"
-    short = "; THE DISK IS TOO SMALL" if plan.num_bytes is not None and plan.num_bytes > free else ""
+    short = "; NOT ENOUGH DISK SPACE" if plan.num_bytes is not None and plan.num_bytes > free else ""
     return f"{needed}; {format_bytes(free)} free{short}"
 
 

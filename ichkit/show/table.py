@@ -1,4 +1,4 @@
-"""Tables as plain data, and how numbers look in them; `show.terminal` and `show.html` print the same tables."""
+"""Tables as plain data, printed by `show.terminal` and `show.html`, and number formats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +11,11 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: text, something smaller below it (an interval, a count), and a tone.
+    """One cell of a table.
 
     Attributes:
-        tone: "good", "bad", "warn" or nothing.
+        small: small text below, e.g. an interval or a count.
+        tone: "good", "bad", "warn" or empty.
     """
 
     text: str
@@ -27,13 +28,13 @@ class Table:
     """A table with its title.
 
     Attributes:
-        title: stands above.
-        columns: headings, one per cell of a row; no heading is shown where all are empty.
-        rows: cells, or plain text for those that are nothing else.
-        note: what must be known to read it; stands below.
-        best: the numbers of the rows that stand out.
-        num_text: how many columns, from the left, hold words; numbers are never broken over lines.
-        optional: columns that a narrow terminal leaves out, the last of them first.
+        title: shown above.
+        columns: headings, one per cell of a row; if all are empty, no header is shown.
+        rows: cells, or plain text.
+        note: explanation, shown below.
+        best: numbers of the highlighted rows.
+        num_text: number of text columns, from the left; other columns are never wrapped.
+        optional: columns that a narrow terminal drops, the last one first.
     """
 
     kind: ClassVar[str] = "table"
@@ -47,11 +48,11 @@ class Table:
 
     @property
     def lines(self) -> list[list[Cell]]:
-        """The rows, plain text as cells too."""
+        """The rows, with plain text converted to cells."""
         return [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
 
     def without(self, column: str) -> "Table":
-        """The same table without a column of numbers."""
+        """The table without one column, which must not be a text column."""
         at = self.columns.index(column)
         assert at >= self.num_text
         rows = [[*row[:at], *row[at + 1 :]] for row in self.rows]
@@ -59,10 +60,10 @@ class Table:
 
 
 def format_number(value: float | None, digits: int) -> str:
-    """A number of so many digits, or a dash for none."""
+    """A number with this many decimals, or a dash if missing."""
     return NOTHING if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
 def format_interval(low: float, high: float, digits: int) -> str:
-    """Both ends of an interval, or nothing where it is undefined."""
+    """Both ends of an interval, or empty if undefined."""
     return "" if pd.isna(low) else f"{low:.{digits}f}-{high:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Tables in a terminal, the same for every command."""
+"""Printing of tables in a terminal."""
 
 from rich.box import SIMPLE
 from rich.cells import cell_len
@@ -12,7 +12,7 @@ _COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
 
 
 class Printable:
-    """A table as `rich` prints it: `Console().print(Printable(table))`; columns that do not fit may be left out."""
+    """A table for rich (`Console().print(Printable(table))`); drops optional columns that do not fit."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -27,7 +27,7 @@ class Printable:
 
 
 def _needed_width(table: Table) -> int:
-    """Columns of a terminal without which a number, or a word of the text, would be broken over lines."""
+    """Smallest terminal width at which no number and no word is broken over lines."""
     width = len(table.columns) + 1
     for number, name in enumerate(table.columns):
         cells = [row[number] for row in table.lines]

@@ -186,4 +186,4 @@ def test_a_disk_that_is_too_small_is_said(tmp_path):
         steps, writes, num_bytes = ("one",), (tmp_path,), 1e18
 
     table = render(Huge(), "ichkit train")
-    assert "THE DISK IS TOO SMALL" in " ".join(text.text for _, text in table.lines)
+    assert "NOT ENOUGH DISK SPACE" in " ".join(text.text for _, text in table.lines)

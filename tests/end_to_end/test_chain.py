@@ -193,7 +193,7 @@ MISTAKES = [
     (["stack"], "expected at least one finished fold of a run in runs/, found none. Run `ichkit train` first."),
     (["train", "--set", "train.epoch=3"], "--set train.epoch: unknown key, did you mean train.epochs?"),
     (["train", "-c", "dmeo"], 'Did you mean "demo"?'),
-    (["evaluate", "--submission", "a.csv"], "--submission and --truth go together"),
+    (["evaluate", "--submission", "a.csv"], "expected --submission and --truth together"),
     (["leaderboard", "--public", "0.05"], "name it with --record NAME"),
     (["run", "midl202"], 'Did you mean "midl2020"?'),
     (["trian"], 'Did you mean "train"?'),

@@ -18,7 +18,7 @@ from ichkit.show.drawing import Series, draw_intervals
 from ichkit.stages.report import gallery
 from ichkit.stages.report import run as report
 from ichkit.stages.report.curves import roc_points
-from ichkit.stages.report.gallery import ALARM, HIT, MISS, pick_judged
+from ichkit.stages.report.gallery import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, pick_judged
 from ichkit.stages.report.overview import find_missing
 from ichkit.stages.report.strips import pick_changes
 from ichkit.validation.published import PUBLISHED
@@ -110,7 +110,7 @@ def test_every_metric_of_the_best_source_is_that_of_the_scores(page, scores):
     best = best_of(scores)
     metrics = ["roc_auc", "average_precision", "f1_at_best", "sensitivity_at_youden", "specificity_at_youden"]
     slices = by_name(page.tables[f"{best}, out of fold, by slice"])
-    studies = by_name(page.tables[f"{best}, out of fold, highest slice of a study"])
+    studies = by_name(page.tables[f"{best}, out of fold, by study"])
     for label in TASK.classes:
         found = [cell(out_of_fold(scores, best, metric, label), 3) for metric in metrics]
         assert slices[label][0] == cell(out_of_fold(scores, best, "log_loss", label), 4)
@@ -123,7 +123,7 @@ def test_every_metric_of_the_best_source_is_that_of_the_scores(page, scores):
 
 def test_cq500_stands_beside_the_published_numbers(page, scores):
     best = best_of(scores)
-    rows = by_name(page.tables[f"{best} on CQ500, highest slice of a study"])
+    rows = by_name(page.tables[f"{best} on CQ500, by study"])
     for label, (auc, delong, *published, counts) in rows.items():
         score = cq500(scores, best, "roc_auc", label)
         assert auc == cell(score, 3)
@@ -133,7 +133,7 @@ def test_cq500_stands_beside_the_published_numbers(page, scores):
             own = cq500(scores, best, "roc_auc_delong", label)
             assert delong == ("-" if np.isnan(own.low) else f"{own.low:.3f}-{own.high:.3f}")
     assert "20 studies, 2 missing" in page.text
-    assert "the published numbers stand here for the form alone" in page.text
+    assert "they are not comparable" in page.text
     others = by_name(page.tables[f"{best} on CQ500: AUC by slice-to-study aggregation"])
     for label, cells in others.items():
         assert cells[:-1] == [
@@ -273,7 +273,7 @@ def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
 def test_without_training_the_page_shows_the_data_and_says_what_comes_next(tmp_path):
     work = make_work(tmp_path / "work", num_patients=6, folds=())
     page = Page(do(report, CONFIG, work, submissions=tmp_path / "submissions").read_text())
-    assert page.headings == ["At a glance", "Data", "How to repeat it"]
+    assert page.headings == ["Summary", "Data", "How to reproduce"]
     assert "Run ichkit train --fold 0" in page.text
     rows = by_name(page.tables["Prepared (data: phantom)"])
     assert rows["rsna train"][0] == f"{(read_table(work.prepared / 'slices.parquet').split == 'train').sum():,}"
@@ -291,13 +291,13 @@ def test_roc_points_are_those_of_scikit_learn_ties_included():
     assert np.trapezoid(hits, alarms) == pytest.approx(roc_auc_score(y, p))
 
 
-def test_a_gallery_holds_the_surest_slices_in_order_and_one_of_each_study():
+def test_a_gallery_holds_the_most_confident_slices_in_order_and_one_of_each_study():
     p = np.array([0.9, 0.95, 0.7, 0.6, 0.8, 0.1, 0.2, 0.3])
     y = np.array([1, 1, 1, 0, 0, 1, 1, np.nan])
     studies = np.array([0, 0, 1, 2, 3, 4, 4, 5])
     picked = pick_judged(p, y, np.full(8, 0.5), studies, 2)
-    assert picked == {HIT: [1, 2], ALARM: [4, 3], MISS: [5]}
-    assert pick_judged(p, y, np.full(8, 0.99), studies, 9)[HIT] == []
+    assert picked == {TRUE_POSITIVE: [1, 2], FALSE_POSITIVE: [4, 3], FALSE_NEGATIVE: [5]}
+    assert pick_judged(p, y, np.full(8, 0.99), studies, 9)[TRUE_POSITIVE] == []
 
 
 def test_the_studies_that_changed_most_come_first_and_the_spoilt_one_last():
@@ -312,5 +312,5 @@ def test_the_studies_that_changed_most_come_first_and_the_spoilt_one_last():
 def test_pictures_follow_the_windows_and_the_heat(page):
     frame = pd.DataFrame(page.pictures)
     cards = frame[frame.alt.str.startswith("Slice")]
-    assert (cards.alt.str.endswith("in 4 pictures")).all()
+    assert (cards.alt.str.endswith("in 4 images")).all()
     assert set(zip(cards.width, cards.height, strict=True)) == {("336", "336")}

@@ -173,9 +173,7 @@ def test_a_stack_older_than_the_descriptors_of_its_runs_is_named(work, tmp_path,
         shutil.copytree(other.fold("b", 1), work.fold("b", 1))
         with pytest.raises(ContractError, match=r"runs/b \(oof\)"):
             do(evaluate, CONFIG, work)
-    assert caplog.messages == [
-        "evaluate: a+b-fusion was made from other descriptors than its runs have now; run `ichkit stack`"
-    ]
+    assert caplog.messages == ["evaluate: a+b-fusion is outdated: its runs have changed since; run `ichkit stack`"]
 
 
 def test_a_row_with_a_fold_that_is_not_its_own_is_refused(work):

@@ -118,7 +118,7 @@ def test_without_a_complete_source_the_best_there_is_is_taken_and_said_plainly(w
     with caplog.at_level(logging.WARNING, logger="ichkit"):
         chosen = choose_source(work)
     assert chosen.name == "a"  # two folds; "part" has one and a lower loss
-    assert "no source has all 3 folds; taking the best there is: a, folds 0+1" in caplog.text
+    assert "no source has all 3 folds; taking the best incomplete one: a, folds 0+1" in caplog.text
 
 
 def test_missing_scores_are_computed(work, tmp_path):

@@ -77,7 +77,7 @@ def test_cq500_stands_beside_the_published_numbers_with_its_studies_and_the_miss
     flat = " ".join(text.split())
     assert "20 studies, 3 missing" in flat
     assert "Made from phantoms" in flat
-    assert "Ours are phantoms, theirs patients" in flat
+    assert "These scores are of phantoms, the published ones of patients" in flat
     assert "not a medical device" in flat
 
 

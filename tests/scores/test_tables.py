@@ -80,11 +80,11 @@ def test_the_page_and_the_terminal_call_the_baselines_own_column_the_same(book):
     row |= dict.fromkeys(["value", "difference", "low", "high"], 0.1) | {"n": 19, "n_positive": 7, "num_left_out": 0}
     known = changed(book, comparisons=make_comparisons([row]))
     table = tables.external(known, source_of(known, "a"), "cq500")
-    at = table.columns.index("baseline\nhere")
+    at = table.columns.index("baseline\nsame studies")
     said = {row[0]: row[at] for row in table.rows}
     assert (said["any"].text, said["any"].small) == ("0.876", "p 0.034")
     assert said["epidural"] == "-"
-    assert "baseline\nhere" not in tables.external(book, source_of(book, "a"), "cq500").columns
+    assert "baseline\nsame studies" not in tables.external(book, source_of(book, "a"), "cq500").columns
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_classes_without_both_labels_are_named_beside_the_headline(book):
     is_subdural = of_slices & (scores["class"] == "subdural")
     scores.loc[is_subdural, "n_positive"] = scores.loc[is_subdural, "n"]
     lacking = changed(book, scores=scores)
-    said = "4 of 6 classes scored: epidural, subdural without both labels"
+    said = "4 of 6 classes scored: epidural, subdural without both positives and negatives"
     assert tables.scored_classes_note(lacking, lacking.sources[0]) == said
     assert said in tables.board(lacking).note
     assert tables.scored_classes_note(book, book.sources[0]) == ""

@@ -123,11 +123,17 @@ def test_another_file_of_that_name_is_sent_and_the_old_answer_goes(site, out):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ("403 - You cannot submit until you accept the competition rules", "the rules of the competition are not"),
-        ("403 - Forbidden - Permission 'competitions.participate' was denied", "the rules of the competition are not"),
+        (
+            "403 - You cannot submit until you accept the competition rules",
+            "has not accepted the rules of the competition",
+        ),
+        (
+            "403 - Forbidden - Permission 'competitions.participate' was denied",
+            "has not accepted the rules of the competition",
+        ),
         ("403 - Forbidden", "this account may not submit"),
-        ("400 - Bad Request", "does not take the file, or this account has not joined"),
-        ("400 Client Error: Bad Request: The competition's deadline has passed", "takes no late submission"),
+        ("400 - Bad Request", "rejected the file, or this account has not joined"),
+        ("400 Client Error: Bad Request: The competition's deadline has passed", "accepts no late submission"),
         ("Could not find competition - is still accepting submissions.\n  Error: 404 Not Found", "no late submission"),
         ("400 Client Error: Submission limit reached", "no submission left for now"),
         ("429 Client Error: Too Many Requests", "no submission left for now"),
@@ -156,7 +162,7 @@ def test_what_was_lost_before_a_submission_was_made_is_tried_again_without_askin
 
 def test_a_site_that_is_never_reached_ends_in_one_message_after_three_tries(site, out):
     site.answers("submit", *[(1, "", NO_ROUTE)] * 3)
-    with pytest.raises(UploadError, match=r"could not be reached in 3 tries: .*Nothing has arrived"):
+    with pytest.raises(UploadError, match=r"could not be reached in 3 attempts: .*Nothing was submitted"):
         stage.upload(out, "a-blend")
     assert len(site.calls("submit")) == 3
 
@@ -188,7 +194,7 @@ def test_a_connection_that_failed_after_another_broke_is_an_unknown_end(site, ou
 def test_where_the_site_cannot_be_asked_nothing_is_sent_and_the_next_call_asks_first(site, out):
     site.answers("submit", (1, "", RESET))
     site.answers("submissions", (1, "", NO_ROUTE))
-    with pytest.raises(UploadError, match=r"it is not known whether the file arrived"):
+    with pytest.raises(UploadError, match=r"it is unknown whether Kaggle received the file"):
         stage.upload(out, "a-blend")
     site.answers("submissions", listed(out))
     assert "arrived on 2026-11-21" in stage.upload(out, "a-blend")
@@ -222,7 +228,7 @@ def test_no_token_cookie_or_signed_address_is_shown_or_kept(site, out, monkeypat
 
 def test_predictions_of_phantoms_are_not_sent(site, tmp_path):
     out = write_submission(tmp_path / "submissions", "one", data="phantom")
-    with pytest.raises(DataError, match=r"found data=phantom. The site knows no slice"):
+    with pytest.raises(DataError, match=r"found data=phantom. Kaggle does not know the slices"):
         stage.upload(out, "a-blend")
     assert site.calls("submit") == []
 

@@ -1,4 +1,4 @@
-"""Class by class: the losses of every stage, ROC curves, and whether probabilities are what they say."""
+"""Report sections by class: losses of every stage, ROC curves, calibration."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ _METRICS = {
 
 
 def make_losses(report: ReportData) -> Section:
-    """The loss of each class by every stage of the best source, and all metrics of that one."""
+    """The log loss of each class at every stage of the best source, and all metrics of that source."""
     task, stages = report.task, report.stages
     series = []
     for source in stages[: len(COLOURS)]:
@@ -42,8 +42,8 @@ def make_losses(report: ReportData) -> Section:
         series.append(make_series(source.name, scores))
     figure = draw_intervals(task.classes, series, "log loss (nats), lower is better")
     alt = f"Log loss of {len(task.classes)} classes for {', '.join(one.name for one in series)}; numbers in the table."
-    first = f" The best {len(series)} of {len(stages)}." if len(series) < len(stages) else ""
-    text = f"Log loss per class and stage, out of fold, with intervals.{first}"
+    first = f" Shown: the best {len(series)} of {len(stages)} stages." if len(series) < len(stages) else ""
+    text = f"Out-of-fold log loss per class and stage, with confidence intervals.{first}"
     chart = Chart(to_svg(figure, "class-loss", alt), text)
     rows: list[list[Cell | str]] = []
     for name in task.classes:
@@ -55,13 +55,13 @@ def make_losses(report: ReportData) -> Section:
 
 
 def make_roc(report: ReportData) -> Section:
-    """ROC curves of the best source: slices and studies out of fold, and the external studies."""
+    """ROC curves of the best source: out-of-fold slices and studies, and the studies of each external set."""
     best, p = report.best, report.probabilities(report.best)
     first = np.flatnonzero(report.rows.study_id.ne(report.rows.study_id.shift()))
     groups = {
         SLICES: ("slices, out of fold", report.labels, p),
         STUDIES: (
-            "studies, out of fold, by their highest slice",
+            "studies, out of fold, maximum over the slices",
             np.maximum.reduceat(report.labels, first),
             np.maximum.reduceat(p, first),
         ),
@@ -70,14 +70,14 @@ def make_roc(report: ReportData) -> Section:
     for name in report.scores.external_sets:
         table = load_external(best, report.prepared, name, settings)
         studies = study_scores(table, report.prepared, name, MAXIMUM, settings.num_top)
-        title = f"{title_of(name)} studies, by their highest slice"
+        title = f"{title_of(name)} studies, maximum over the slices"
         groups[external_studies(name)] = (title, studies.labels.to_numpy(), studies.probabilities.to_numpy())
     charts = [_draw_roc(report, group, *what) for group, what in groups.items()]
     return Section("roc", "ROC curves", [Charts([chart for chart in charts if chart is not None], "thirds")])
 
 
 def make_reliability(report: ReportData) -> Section:
-    """A reliability curve for each class of the best source, the first stage behind it."""
+    """A reliability curve of the best source for each class, with that of the first stage for comparison."""
     curves = report.scores.tables.reliability
     curves = curves[(curves.level == SLICES.level) & (curves.split == SLICES.split)]
     best, first = report.best, report.first
@@ -89,11 +89,14 @@ def make_reliability(report: ReportData) -> Section:
         error = report.scores.find(best, CALIBRATION_ERROR, name)
         found = f"{format_number(error.value, 4)} ({format_interval(error.low, error.high, 4) or 'no interval'})"
         figure = draw_reliability(own, before)
-        alt = f"Reliability curve of {name}: {len(own)} bins that hold a slice; calibration error {found}."
+        alt = f"Reliability curve of {name}: {len(own)} non-empty bins; expected calibration error {found}."
         charts.append(Chart(to_svg(figure, f"reliability-{name}", alt), f"{name}: ECE {found}"))
-    behind = "" if first in (None, best) else f"; hollow marks: {first.name}, before the second stage"
-    after = f"{best.name}, out of fold, in {report.config.evaluate.num_bins} bins, with intervals{behind}. On the "
-    text = Prose(after + "dotted line, of the slices that got 0.3, 3 in 10 are positive.")
+    hollow = "" if first in (None, best) else f" Hollow marks: {first.name}, before the second stage."
+    num_bins = report.config.evaluate.num_bins
+    text = Prose(
+        f"{best.name}, out-of-fold slices in {num_bins} bins, observed frequencies with confidence intervals. Dotted "
+        f"line: perfect calibration.{hollow} ECE: expected calibration error."
+    )
     return Section("reliability", "Calibration", [text, Charts(charts, "small")])
 
 

@@ -1,4 +1,4 @@
-"""Where the best source does better and worse, and which differences between sources are real."""
+"""Report sections: performance by subgroup, and paired comparisons of sources."""
 
 from ichkit.show.blocks import Chart, Charts, Missing, Section
 from ichkit.show.drawing import draw_intervals, to_svg
@@ -10,21 +10,24 @@ from ichkit.validation.scores import ALL_CLASSES, WEIGHTED_LOG_LOSS
 
 
 def make_subgroups(report: ReportData) -> Section:
-    """The loss and AUC of the best source in every subgroup, out of fold and on the external sets."""
+    """The loss and AUC of the best source in every subgroup of the out-of-fold slices and the external sets."""
     book, best = report.scores, report.best
     own = book.subgroups(best, SLICES)
     losses = [book.find(best, WEIGHTED_LOG_LOSS, ALL_CLASSES, SLICES, name) for name in own]
     series = make_series(best.name, losses)
     alt = f"Weighted log loss of {best.name} in {len(own)} subgroups with intervals; numbers in the table."
     figure = draw_intervals([subgroup_name(name) for name in own], [series], "weighted log loss (nats)")
-    chart = Chart(to_svg(figure, "subgroup-loss", alt), "Loss by subgroup, out of fold. Rates of bleeds differ too.")
-    return Section("subgroups", "Subgroups", [Charts([chart]), tables.subgroups(book, best)])
+    chart = Chart(
+        to_svg(figure, "subgroup-loss", alt),
+        "Out-of-fold weighted log loss by subgroup; prevalence differs too, which alone changes the loss.",
+    )
+    return Section("subgroups", "Performance by subgroup", [Charts([chart]), tables.subgroups(book, best)])
 
 
 def make_pairs(report: ReportData) -> Section:
-    """Every pair of the sources that were scored on the same folds."""
+    """The paired difference of every two sources that were scored on the same folds."""
     title = "Paired comparisons"
     if len(report.peers) < 2:
-        missing = Missing("A single source: there is nothing to compare it with.", "ichkit stack")
+        missing = Missing("There is only one source on these folds, so there is no comparison.", "ichkit stack")
         return Section("pairs", title, [missing])
     return Section("pairs", title, [tables.pairs(report.scores, report.peers)])

@@ -1,4 +1,4 @@
-"""Curves: sensitivity against false alarms, probability against frequency, loss against epochs."""
+"""Figures: ROC and reliability curves, training loss by epoch, probabilities along a study."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,25 +27,25 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarra
     """
     order = np.argsort(-probabilities, kind="stable")
     is_last = np.append(np.diff(probabilities[order]) != 0, True)
-    hits, alarms = np.cumsum(labels[order])[is_last], np.cumsum(1 - labels[order])[is_last]
-    return np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1])
+    true_positives, false_positives = np.cumsum(labels[order])[is_last], np.cumsum(1 - labels[order])[is_last]
+    return np.append(0.0, false_positives / false_positives[-1]), np.append(0.0, true_positives / true_positives[-1])
 
 
 @in_style
 def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Curves by what the legend calls them; each from `roc_points`."""
+    """ROC curves by name in the legend; each from `roc_points`."""
     figure, axes = make_figure(3.8, 3.7)
     axes.plot([0, 1], [0, 1], color=GRID, lw=1.2)
-    for number, (name, (alarms, hits)) in enumerate(curves.items()):
+    for number, (name, (false_positive_rate, sensitivity)) in enumerate(curves.items()):
         # Evenly spaced along the curve, so that its steep part keeps its shape.
-        length = np.cumsum(np.append(0, np.diff(alarms) + np.diff(hits)))
+        length = np.cumsum(np.append(0, np.diff(false_positive_rate) + np.diff(sensitivity)))
         keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _NUM_POINTS)).clip(max=len(length) - 1))
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "ls": _DASHES[number % len(_DASHES)],
             "lw": 1.6,
         }
-        axes.plot(alarms[keep], hits[keep], label=name, **style)
+        axes.plot(false_positive_rate[keep], sensitivity[keep], label=name, **style)
     axes.set(xlabel="false positive rate", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
     axes.legend(loc="lower right", fontsize=7.5, handlelength=2.2, borderaxespad=0.2, labelspacing=0.3)
@@ -54,11 +54,11 @@ def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 @in_style
 def draw_reliability(curve: pd.DataFrame, before: pd.DataFrame | None) -> Figure:
-    """The share of positives against the mean probability of each bin, with intervals, for one class.
+    """The observed frequency against the mean predicted probability of each bin of one class, with intervals.
 
     Args:
         curve: rows of `reliability.parquet`.
-        before: those of the first stage, drawn small behind; None where there is nothing to compare.
+        before: those of the first stage, drawn as hollow marks; None draws none.
     """
     figure, axes = make_figure(2.6, 2.5)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=":")
@@ -66,7 +66,7 @@ def draw_reliability(curve: pd.DataFrame, before: pd.DataFrame | None) -> Figure
         axes.plot(before.mean_probability, before.positive_share, "o", ms=3, mfc="none", mec=MUTED, alpha=0.8)
     axes.vlines(curve.mean_probability, curve.low, curve.high, color=COLOURS[0], lw=1.6, alpha=0.5)
     axes.plot(curve.mean_probability, curve.positive_share, "-o", ms=3.6, lw=1.2, color=COLOURS[0])
-    axes.set(xlabel="probability", ylabel="share of positives", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.set_xticks([0, 0.5, 1])
     axes.set_yticks([0, 0.5, 1])
     axes.set_aspect("equal")
@@ -91,13 +91,13 @@ def draw_training(histories: Mapping[int, pd.DataFrame]) -> Figure:
 def draw_along(
     places: np.ndarray, truth: np.ndarray, lines: Mapping[str, np.ndarray], ticks: Mapping[float, str]
 ) -> Figure:
-    """Probabilities of one class along a study, over the whole width, with the truth as a bar below.
+    """Probabilities of one class along a study, over the whole width; positive slices are shaded.
 
     Args:
-        places: (S,) where each slice lies, 0 to 1.
+        places: (S,) position of each slice on the horizontal axis, 0 to 1.
         truth: (S,) bool.
         lines: name to (S,) probabilities: before, then after.
-        ticks: places to what stands below them.
+        ticks: position to tick label.
     """
     figure, axes = make_figure(9.2, 1.75)
     figure.set_layout_engine("none")

@@ -1,4 +1,4 @@
-"""The external sets, each beside what others published on it."""
+"""Report section: the external test sets, each beside published results on it."""
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from ichkit.validation.scores import MEAN_CLASS, ROC_AUC
 
 
 def make_external(report: ReportData) -> Section:
-    """The AUC of every class by study, ours and the published ones, and by each way to score a study."""
+    """The study-level AUC of every class, beside published values, and by each slice-to-study aggregation."""
     book, best = report.scores, report.best
     sets = book.external_sets
     if not sets:
-        missing = Missing("No external set is prepared, so there is no external test.", "ichkit prepare --cq500 PATH")
+        missing = Missing("No external set is prepared.", "ichkit prepare --cq500 PATH")
         return Section("external", "External test", [missing])
     title = "External test: " + ", ".join(map(title_of, sets))
     section = Section("external", title)
@@ -36,6 +36,6 @@ def _draw(report: ReportData, dataset: str) -> Chart:
         series.append(Series(key, np.array([row.roc_auc.get(name, np.nan) for name in names])))
     figure = draw_intervals(names, series, "AUC per study, higher is better")
     others, beside = (" and the published values", ", beside the published values") if published else ("", "")
-    alt = f"AUC on {title_of(dataset)} by class, ours with intervals{others}; numbers in the table."
-    caption = f"{best.name} on {title_of(dataset)}, with intervals by resampling studies{beside}."
+    alt = f"AUC of {best.name} on {title_of(dataset)} by class with intervals{others}; numbers in the table."
+    caption = f"{best.name} on {title_of(dataset)}, with bootstrap intervals over studies{beside}."
     return Chart(to_svg(figure, f"{dataset}-auc", alt), caption)

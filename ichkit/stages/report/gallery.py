@@ -1,4 +1,4 @@
-"""The surest hits, false alarms and misses: each slice in three windows, and where the network found it."""
+"""Report section: the most confident true positives, false positives and false negatives, with heat maps."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.validation.scores import POOLED, THRESHOLD_OF
 from ichkit.validation.thresholds import F1_AIM
 
-HIT, ALARM, MISS = "true positive", "false positive", "miss"
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive", "false negative"
+_VERDICTS = (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE)
 _NUM_OF_MAIN, _NUM_OF_OTHER = 4, 2
 _TILE, _QUALITY = 168, 80
 _WINDOW_NAMES = ("brain", "subdural", "bone")
@@ -30,7 +31,7 @@ class Judged:
     Attributes:
         row: its row in the out-of-fold table.
         class_index: the class it was judged for.
-        verdict: HIT, ALARM or MISS.
+        verdict: TRUE_POSITIVE, FALSE_POSITIVE or FALSE_NEGATIVE.
     """
 
     row: int
@@ -41,38 +42,41 @@ class Judged:
 def pick_judged(
     p: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, studies: np.ndarray, count: int
 ) -> dict[str, list[int]]:
-    """Rows of the surest hits and false alarms (highest first) and misses (lowest first), one for each study.
+    """Rows of the most confident true and false positives and false negatives, one for each study.
 
     Args:
-        p, labels, thresholds, studies: (N,) each; without a label or a threshold a slice is neither right nor wrong.
-        count: at most so many of each.
+        p, labels, thresholds, studies: (N,) each; a slice whose label or threshold is NaN is in no group.
+        count: at most this many of each.
 
     Example:
         >>> pick_judged(np.array([0.9, 0.8, 0.1]), np.array([1, 0, 1]), np.full(3, 0.5), np.arange(3), 1)
-        {'true positive': [0], 'false positive': [1], 'miss': [2]}
+        {'true positive': [0], 'false positive': [1], 'false negative': [2]}
     """
-    is_called, is_left = p >= thresholds, p < thresholds
-    groups = {HIT: (labels == 1) & is_called, ALARM: (labels == 0) & is_called, MISS: (labels == 1) & is_left}
+    groups = {
+        TRUE_POSITIVE: (labels == 1) & (p >= thresholds),
+        FALSE_POSITIVE: (labels == 0) & (p >= thresholds),
+        FALSE_NEGATIVE: (labels == 1) & (p < thresholds),
+    }
     picked = {}
     for verdict, is_inside in groups.items():
         rows = np.flatnonzero(is_inside)
-        rows = rows[np.argsort(p[rows] if verdict == MISS else -p[rows], kind="stable")]
+        rows = rows[np.argsort(p[rows] if verdict == FALSE_NEGATIVE else -p[rows], kind="stable")]
         _, first = np.unique(studies[rows], return_index=True)
         picked[verdict] = rows[np.sort(first)][:count].tolist()
     return picked
 
 
 def make_galleries(report: ReportData) -> Section:
-    """Galleries of every class, the headline class first, with the heat of the network of the slice's own fold."""
-    anchor, title = "galleries", "Hits, false alarms, misses"
+    """Galleries of every class, the headline class first, with heat maps of the network of each slice's own fold."""
+    anchor, title = "galleries", "True positives, false positives, false negatives"
     judged = _judge(report)
     if not judged:
-        return Section(anchor, title, [Missing("No slice is called positive, and none is missed.")])
+        return Section(anchor, title, [Missing("No slice is positive or predicted positive.")])
     if not all((report.prepared.folder / report.rows.volume[one.row]).is_file() for one in judged):
-        return Section(anchor, title, [Missing("The pixels are not in this work folder.", "ichkit prepare --fresh")])
+        return Section(anchor, title, [Missing("The images are not in this work folder.", "ichkit prepare --fresh")])
     try:
         explained = _explain(report, judged)
-    except ConfigError as error:  # a backbone whose maps cannot be found: the slices are worth showing without
+    except ConfigError as error:  # a backbone without known feature maps: the slices are shown without heat maps
         logger.warning("report: %s", error)
         explained = {}
     probabilities = report.probabilities(report.best)
@@ -81,21 +85,17 @@ def make_galleries(report: ReportData) -> Section:
     order = [main, *(c for c in range(report.task.num_classes) if c != main)]
     for c in order:
         own = [one for one in judged if one.class_index == c]
-        verdicts = (HIT, ALARM, MISS) if c == main else (None,)
+        verdicts = _VERDICTS if c == main else (None,)
         for verdict in verdicts:
             shown = [one for one in own if verdict in (None, one.verdict)]
             cards = [_card(report, one, probabilities[one.row], explained, verdict is None) for one in shown]
             name = report.task.classes[c]
-            blocks += _gallery(name if verdict is None else f"{name}: surest {_plural(verdict)}", cards)
+            blocks += _gallery(name if verdict is None else f"{name}: most confident {verdict}s", cards)
     return Section(anchor, title, blocks)
 
 
 def _gallery(title: str, cards: list[Card]) -> list[Block]:
     return [Gallery(title, cards)] if cards else [Prose(f"{title}: none.")]
-
-
-def _plural(verdict: str) -> str:
-    return {HIT: "true positives", ALARM: "false positives", MISS: "misses"}[verdict]
 
 
 def _judge(report: ReportData) -> list[Judged]:
@@ -110,7 +110,7 @@ def _judge(report: ReportData) -> list[Judged]:
 
 
 def _thresholds(report: ReportData, c: int) -> np.ndarray:
-    """(N,) the threshold each row was scored at: of its fold, or where there is a single fold the pooled one."""
+    """(N,) the threshold each row was scored at: of its fold, or for a single fold the pooled one."""
     name, metric = report.task.classes[c], THRESHOLD_OF[F1_AIM]
     fold = report.rows.fold.to_numpy(np.int64)
     numbers = report.best.folds if len(report.best.folds) > 1 else (POOLED,)
@@ -119,7 +119,7 @@ def _thresholds(report: ReportData, c: int) -> np.ndarray:
 
 
 def _explain(report: ReportData, judged: list[Judged]) -> dict[str, Explained]:
-    """What the first-stage network of each slice's own fold makes of it, by slice_id; one pass per fold."""
+    """Heat maps by the first-stage network of each slice's own fold, by slice_id; one pass per fold."""
     if report.first is None:
         return {}
     rows = report.rows.iloc[sorted({one.row for one in judged})]
@@ -134,15 +134,16 @@ def _explain(report: ReportData, judged: list[Judged]) -> dict[str, Explained]:
 def _text(report: ReportData, has_heat: bool) -> str:
     windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in _windows())
     text = (
-        f"By {report.best.name}, out of fold, sorted by confidence, at most one slice of a study. Positive means at "
-        "or above the threshold that was best for F1 on the other folds. Windows (level/width in HU), by rows: "
+        f"Out-of-fold predictions of {report.best.name}, most confident first, at most one slice per study. A slice "
+        "is predicted positive at or above the threshold with the best F1 on the other folds. Windows, row by row "
+        "(level/width in HU): "
     )
     if not has_heat or report.first is None:
         return f"{text}{windows}."
     heat = (
-        f"; last, over the brain window, where {report.first.name} found what speaks for the class (Grad-CAM): the "
-        "network of the slice's own fold, which never saw it. The map is scaled to its own maximum, so it says where, "
-        "not how sure."
+        f"; last, the Grad-CAM heat map of {report.first.name} over the brain window, by the network of the slice's "
+        "own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, not the "
+        "confidence."
     )
     return text + windows + heat
 
@@ -167,7 +168,7 @@ def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, E
         before = format_number(float(found.probabilities[one.class_index]), 3)
         facts.append(f"{report.first.name} alone: {before}")
     place = f"slice {row.slice_index + 1} of {row.num_slices}"
-    alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} pictures"
+    alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} images"
     figure = format_number(float(p[one.class_index]), 3)
     verdict = f"{one.verdict}, " if with_verdict else ""
     facts.insert(0, f"{verdict}{place}")

@@ -1,4 +1,4 @@
-"""The top of the page: key figures, what is missing, and the board."""
+"""The top of the page: key figures, missing parts, leaderboard."""
 
 import shlex
 
@@ -15,27 +15,27 @@ from ichkit.validation.scores import ROC_AUC
 
 
 def make_overview(report: ReportData) -> Section:
-    """Key figures of the best source, and everything that is missing with the command that makes it."""
+    """Key figures of the best source, and every missing part with the command that creates it."""
     blocks: list[Block] = [] if report.book is None else [KeyFigures(_key_figures(report))]
-    return Section("overview", "At a glance", [*blocks, *find_missing(report)])
+    return Section("overview", "Summary", [*blocks, *find_missing(report)])
 
 
 def find_missing(report: ReportData) -> list[Missing]:
-    """What the page could show and has nothing of."""
+    """Parts of the page that cannot be shown yet."""
     missing = []
     if report.book is None:
-        missing.append(Missing("Nothing is trained yet: no scores, no curves, no pictures.", "ichkit train --fold 0"))
+        missing.append(Missing("Nothing is trained yet.", "ichkit train --fold 0"))
     else:
         missing += _missing_of_training(report)
     if report.book is not None and not report.book.external_sets:
-        missing.append(Missing("No external test: CQ500 is not prepared.", "ichkit prepare --cq500 PATH"))
+        missing.append(Missing("No external test: no external set is prepared.", "ichkit prepare --cq500 PATH"))
     if AUDIT_JSON not in report.prepared.manifest.files:
-        missing.append(Missing("The store was prepared without an audit of the data.", "ichkit prepare --fresh"))
+        missing.append(Missing("The prepared data have no audit.", "ichkit prepare --fresh"))
     return missing
 
 
 def make_board(report: ReportData) -> Section:
-    """Every source, best first, and their losses as a picture."""
+    """Every source, best first, and a figure of their losses."""
     table = tables.board(report.scores, report.sites)
     return Section("board", "Leaderboard", [Charts([_draw_board(report)]), table])
 
@@ -48,17 +48,16 @@ def _missing_of_training(report: ReportData) -> list[Missing]:
             config = report.work.fold(source.name, source.folds[0]) / "config.yaml"
             words = ["ichkit", "train", "--fold", ",".join(map(str, left))]
             words += ["--run", source.name, "--config", str(config)]
-            what = (
-                f"Run {source.name} has {len(source.folds)} of {len(everything)} folds; its numbers are of these alone."
-            )
+            what = f"Run {source.name} has {len(source.folds)} of {len(everything)} folds; its scores cover only these."
             missing.append(Missing(what, shlex.join(words)))
     if report.second is None:
         missing.append(Missing("No second stage on these folds.", "ichkit stack"))
     for name in sorted({source.path.split("/")[1] for source in report.sources if source.is_outdated}):
-        missing.append(Missing(f"Stack {name} was made from other descriptors than its runs have now.", "ichkit stack"))
+        missing.append(Missing(f"Stack {name} is outdated: its runs have changed since.", "ichkit stack"))
     for dataset, without in report.scores.tables.missing.items():
         if without:
-            what = f"{len(without)} {title_of(dataset)} studies have labels and no slices"
+            have = "study has" if len(without) == 1 else "studies have"
+            what = f"{len(without)} {title_of(dataset)} {have} labels but no images"
             missing.append(Missing(f"{what}: {', '.join(without)}."))
     return missing
 
@@ -91,4 +90,6 @@ def _draw_board(report: ReportData) -> Chart:
         f"{name} {format_number(loss.value, 4)}" for name, loss in zip(names, losses, strict=True)
     )
     figure = draw_intervals(names, [series], "weighted log loss (nats), lower is better")
-    return Chart(to_svg(figure, "board-loss", alt), "Weighted log loss of each source with its interval.")
+    return Chart(
+        to_svg(figure, "board-loss", alt), "Out-of-fold weighted log loss of each source with its confidence interval."
+    )

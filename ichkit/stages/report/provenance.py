@@ -1,4 +1,4 @@
-"""Provenance: the data, the training, and what is needed to make them again."""
+"""Report sections: training, data, and how to reproduce the results."""
 
 import json
 from typing import Any
@@ -28,13 +28,13 @@ def make_training(report: ReportData) -> Section:
         charts.append(Chart(to_svg(draw_training(histories), f"training-{number}", alt), f"{run.name}, loss by epoch."))
         rows += [_training_row(report, run.name, k, history) for k, history in histories.items()]
     columns = ("run and fold", "network", "epochs", "images per epoch", "last training loss", "minutes", "device")
-    note = "The training loss is of augmented images and says nothing of unseen ones. No score chose an epoch."
+    note = "Training loss is measured on augmented training images. No epoch was selected by a score."
     table = Table("Training, fold by fold", columns, rows, note=note, num_text=2)
     return Section("training", "Training curves", [Charts(charts), table])
 
 
 def make_data(report: ReportData) -> Section:
-    """What was prepared: counts, folds, rejected files, and the oddities that the audit found."""
+    """The prepared data: counts, folds, rejected files and findings of the audit."""
     prepared, task = report.prepared, report.task
     rows = []
     for (dataset, split), slices in prepared.slices.groupby(["dataset", "split"]):
@@ -43,11 +43,11 @@ def make_data(report: ReportData) -> Section:
         counts = [f"{number:,}" for number in (len(slices), len(studies), slices.patient_id.nunique())]
         rows.append([f"{dataset} {split}", *counts, *positive])
     columns = ("part", "slices", "studies", "patients", *task.classes)
-    note = "Class columns count positive studies; a dash where no label is known."
+    note = "Class columns: number of positive studies, or a dash if the labels are unknown."
     blocks: list[Block] = [Table(f"Prepared (data: {report.data})", columns, rows, note=note)]
     if AUDIT_JSON in prepared.manifest.files:
         blocks += _audit_tables(json.loads((prepared.folder / AUDIT_JSON).read_text(encoding="utf-8")))
-        blocks.append(Prose(f"The whole audit, with pictures: `prepared/{AUDIT_PAGE}` in the work folder."))
+        blocks.append(Prose(f"Complete audit with images: `prepared/{AUDIT_PAGE}` in the work folder."))
     rejected = prepared.rejected().reason.value_counts()
     if len(rejected):
         lines = [[str(reason), f"{count:,}"] for reason, count in rejected.items()]
@@ -58,7 +58,7 @@ def make_data(report: ReportData) -> Section:
 
 
 def make_repeat(report: ReportData) -> Section:
-    """The commands, the configuration, what each artifact was made with, and the versions."""
+    """Commands, configuration, provenance of every artifact, and package versions."""
     runs = [source for source in report.sources if source.kind == "base"]
     stack = report.second
     lines = [
@@ -71,17 +71,21 @@ def make_repeat(report: ReportData) -> Section:
     commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
     config = report.config.settings()
     text = (
-        f"Save the configuration below as `{_CONFIG_FILE}`; then, on the same data, with the same versions and as many "
-        "threads, these commands make the same numbers on a CPU, and nearly the same on a GPU."
+        f"Save the configuration below as `{_CONFIG_FILE}`. With the same data, package versions and number of "
+        "threads, these commands reproduce the results: exactly on a CPU, nearly on a GPU."
     )
     differences = [line for run in runs for line in _differences(report, run.name, run.folds[0], config)]
     blocks: list[Block] = [Prose(text), Listing("Commands", commands)]
     if differences:
-        blocks.append(Prose("Made with other settings than those below (there, now here): " + "; ".join(differences)))
-    blocks.append(Listing("Configuration: all that decides a number", yaml.safe_dump(config, sort_keys=False)))
+        blocks.append(
+            Prose("Settings of a run that differ from those below (run, now here): " + "; ".join(differences))
+        )
+    blocks.append(
+        Listing("Configuration: every setting that affects a result", yaml.safe_dump(config, sort_keys=False))
+    )
     blocks.append(_artifacts_table(report))
     versions = "\n".join(f"{name} {version}" for name, version in package_versions().items())
-    return Section("repeat", "How to repeat it", [*blocks, Listing("Versions now", versions)])
+    return Section("repeat", "How to reproduce", [*blocks, Listing("Installed package versions", versions)])
 
 
 def _training_row(report: ReportData, run: str, fold: int, history: pd.DataFrame) -> list[Cell | str]:
@@ -94,7 +98,7 @@ def _training_row(report: ReportData, run: str, fold: int, history: pd.DataFrame
 
 
 def _audit_tables(audit: dict[str, Any]) -> list[Table]:
-    """Key figures of the audit, and the folds with the share of positive slices."""
+    """Key figures of the audit, and the share of positive slices in each fold."""
     is_real = audit["data"] == "rsna"
     rows: list[list[Cell | str]] = []
     for row in audit["counts"]:
@@ -104,11 +108,11 @@ def _audit_tables(audit: dict[str, Any]) -> list[Table]:
     geometry, padding = audit["geometry"], audit["padding"]
     facts = {
         "slices with padding outside the scan circle, training": _share(padding["share"]),
-        "positive slices with that padding": _share(padding["positive_rate_with"]),
-        "positive slices without": _share(padding["positive_rate_without"]),
-        "studies of uneven gaps": f"{geometry['studies_of_uneven_gaps']:,}",
-        "largest gap": NOTHING if geometry["largest_gap_mm"] is None else f"{geometry['largest_gap_mm']:.1f} mm",
-        "slices that are not square, or whose pixels are not": f"{geometry['not_square']:,}",
+        "positive among slices with padding": _share(padding["positive_rate_with"]),
+        "positive among slices without padding": _share(padding["positive_rate_without"]),
+        "studies with uneven slice gaps": f"{geometry['studies_of_uneven_gaps']:,}",
+        "largest slice gap": NOTHING if geometry["largest_gap_mm"] is None else f"{geometry['largest_gap_mm']:.1f} mm",
+        "slices with a non-square matrix or non-square pixels": f"{geometry['not_square']:,}",
     }
     rows += [[what, value, *([NOTHING] if is_real else [])] for what, value in facts.items()]
     columns = ("quantity", "here", *(("RSNA 2019, stage 2",) if is_real else ()))
@@ -121,7 +125,7 @@ def _audit_tables(audit: dict[str, Any]) -> list[Table]:
     of_folds = ("fold", "slices", "studies", "patients", *names)
     return [
         Table("Key figures of the audit", columns, rows),
-        Table("Folds, by patient, and the share of positive slices", of_folds, folds),
+        Table("Patient-wise folds and share of positive slices", of_folds, folds),
     ]
 
 
@@ -130,7 +134,7 @@ def _share(value: float | None) -> str:
 
 
 def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]) -> list[str]:
-    """Settings that a run was trained with and that this report's configuration has otherwise."""
+    """Settings of a run that differ from the configuration of this report."""
     used = yaml.safe_load((report.work.fold(run, fold) / "config.yaml").read_text(encoding="utf-8"))
     shared = {name: used[name] for name in ("task", "seed", "channels", "train") if name in used}
     now = {name: _same_keys(shared[name], config[name]) for name in shared}
@@ -138,14 +142,14 @@ def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]
 
 
 def _same_keys(old: Any, new: Any) -> Any:
-    """The part of a tree of settings that another one has too: what only decides speed is written nowhere."""
+    """`new` without the keys that `old` lacks."""
     if isinstance(old, dict) and isinstance(new, dict):
         return {key: _same_keys(value, new.get(key)) for key, value in old.items()}
     return new
 
 
 def _artifacts_table(report: ReportData) -> Table:
-    """When, from which commit and with which settings each artifact was made."""
+    """Creation time, settings digest, commit and versions of each artifact."""
     work, rows = report.work, []
     folders = {"prepared": work.prepared}
     for source in report.sources:
@@ -160,5 +164,5 @@ def _artifacts_table(report: ReportData) -> Table:
         packages = [f"{key} {manifest.versions[key]}" for key in ("python", "torch") if key in manifest.versions]
         commit = manifest.git_commit[:10] or NOTHING
         rows.append([name, manifest.created_utc, manifest.settings_digest, commit, ", ".join(packages)])
-    columns = ("artifact", "made", "digest of settings", "commit", "with")
-    return Table("What each artifact was made with", columns, rows, num_text=5)
+    columns = ("artifact", "created (UTC)", "settings digest", "commit", "versions")
+    return Table("Provenance of each artifact", columns, rows, num_text=5)

@@ -1,4 +1,4 @@
-"""What a report is made from: the store, every source, best first, and the book of their scores."""
+"""The input of a report: the prepared data, every source, best first, and their scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ _SHOWN_CHARACTERS = 6
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that is known when the page is written.
+    """Everything that the sections of the page are built from.
 
     Attributes:
-        data: where the scans came from: "rsna", "phantom", "folder".
-        book: every score; None where nothing is trained.
+        data: origin of the scans: "rsna", "phantom", "folder".
+        book: every score; None if nothing is trained.
         sites: source to the public and private score of the competition site.
     """
 
@@ -43,31 +43,28 @@ class ReportData:
 
     @property
     def scores(self) -> ScoreBook:
-        """The book of scores; only to be asked for where something is trained."""
+        """Every score; must not be called if nothing is trained."""
         assert self.book is not None
         return self.book
 
     @property
     def sources(self) -> list[Source]:
-        """Every source, best first; none where nothing is trained."""
+        """Every source, best first; empty if nothing is trained."""
         return [] if self.book is None else self.book.sources
 
     @property
     def best(self) -> Source:
-        """What stands first on the board; only to be asked for where there are sources."""
+        """The first source of the leaderboard; must not be called if nothing is trained."""
         return self.sources[0]
 
     @cached_property
     def peers(self) -> list[Source]:
-        """The sources of the same folds as the best one, best first: only they can be compared."""
+        """The sources with the same folds as the best one, best first: only these are comparable."""
         return [source for source in self.sources if source.folds == self.best.folds]
 
     @cached_property
     def stages(self) -> list[Source]:
-        """The best source with all that it was made from and beside: the kinds of its stack, and its runs, best first.
-
-        The peers where it is a run itself.
-        """
+        """The sources of the best stack and its runs, best first; all peers if the best source is a run."""
         if self.best.kind == "base":
             return self.peers
         stack = PurePosixPath(self.best.path).parent
@@ -79,27 +76,27 @@ class ReportData:
 
     @cached_property
     def second(self) -> Source | None:
-        """The best second stage among the peers; None where nothing is stacked."""
+        """The best second stage among the peers; None if nothing is stacked."""
         return next((source for source in self.peers if source.kind != "base"), None)
 
     @cached_property
     def first(self) -> Source | None:
-        """The best run behind the second stage, or the best run where there is none; its networks are explained.
+        """The best run of the second stage, or without one the best run; heat maps are drawn from its networks.
 
-        None where a stack has outlived its runs, or some of their folds.
+        None if the runs of the stack, or some of their folds, no longer exist.
         """
         runs = self.second.runs if self.second is not None else self.best.runs
         return next((source for source in self.peers if source.kind == "base" and source.name in runs), None)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """The slices of `slices.parquet` that the peers were scored on, in the order of their tables."""
+        """The rows of `slices.parquet` that the peers were scored on, in the order of their tables."""
         train = self.prepared.split("train")
         return train[train.fold.isin(self.best.folds)].reset_index(drop=True)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N, C) float64 of 0 and 1, NaN where unknown, of `rows`."""
+        """(N, C) float64 labels of `rows`: 0, 1, or NaN if unknown."""
         return self.rows[list(self.task.classes)].to_numpy(np.float64, na_value=np.nan)
 
     def probabilities(self, source: Source) -> np.ndarray:
@@ -108,13 +105,13 @@ class ReportData:
 
 
 def make_series(name: str, scores: Sequence[Score]) -> Series:
-    """Scores with their intervals, to be drawn."""
+    """Scores with their intervals, as a series to draw."""
     ends = [[getattr(score, end) for score in scores] for end in ("value", "low", "high")]
     return Series(name, *(np.array(values, np.float64) for values in ends))
 
 
 def shorten(name: str) -> str:
-    """The end of an id: enough to find its row again, too little to be an id.
+    """The last characters of an ID: enough to find its row, too few to identify it.
 
     Example:
         >>> shorten("ID_89d2a1959")

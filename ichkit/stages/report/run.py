@@ -1,4 +1,4 @@
-"""`ichkit report`: one self-contained HTML page about a work folder: no network, no script, every picture inside."""
+"""`ichkit report`: one self-contained HTML page about a work folder: no network, no script, images embedded."""
 
 import re
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import holding
 
 _ROOM, _TEMPLATE = "ichkit.stages.report", "report.html.j2"
-# In the order of the page; these need something that is scored.
+# In the order of the page; these need scores.
 _SCORED = (
     make_board,
     make_losses,
@@ -55,17 +55,17 @@ _SCORED = (
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What one call of `report` may ask for: the folder of the submissions it tells of."""
+    """Options of `report`: the folder of the submissions whose Kaggle scores are shown."""
 
     submissions: Path = Path("submissions")
 
 
 @dataclass(frozen=True)
 class ReportPlan(Plan):
-    """What one call of `report` starts from.
+    """What `report` found before it writes.
 
     Attributes:
-        scoring: what there is to score; None where nothing is trained yet.
+        scoring: the plan of the missing scores; None if nothing is trained yet.
     """
 
     config: Config
@@ -76,25 +76,26 @@ class ReportPlan(Plan):
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The scoring that is left to do, then the page."""
+        """The missing scores, then the page."""
         scoring = self.scoring
         before = () if scoring is None or scoring.is_current else scoring.steps
-        return (*before, f"one page about {0 if scoring is None else len(scoring.sources)} sources")
+        num_sources = 0 if scoring is None else len(scoring.sources)
+        return (*before, f"one page about {evaluate.count_sources(num_sources)}")
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The scores, where they are made again, and the page."""
+        """The scores, if they are out of date, and the page."""
         return (*(() if self.scoring is None else self.scoring.writes), self.work.report)
 
     @property
     def num_bytes(self) -> float | None:
-        """Of the page that is there, if there is one and nothing is left to score."""
+        """The size of the existing page, if there is one and the scores are up to date."""
         is_scored = self.scoring is None or self.scoring.is_current
         return self.work.report.stat().st_size if is_scored and self.work.report.is_file() else None
 
 
 def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None) -> ReportPlan:
-    """What there is to score and to show; writes nothing.
+    """The plan of a report; writes nothing.
 
     Raises:
         ArtifactError: nothing is prepared, or an artifact is damaged.
@@ -106,9 +107,9 @@ def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None)
 
 @holding(lambda given: given["plan"].work.report)
 def run(plan: ReportPlan) -> Path:
-    """Writes `work/report.html` and returns its path; missing scores are computed, and what is not there is named.
+    """Writes `work/report.html` and returns its path; missing scores are computed, missing parts are named in the page.
 
-    A page made from the same inputs, settings and versions is left as it is.
+    A page made from the same inputs, settings and versions is kept.
 
     Raises:
         ArtifactError: an artifact is damaged.
@@ -119,7 +120,7 @@ def run(plan: ReportPlan) -> Path:
         logger.info("report: %s is up to date", work.report)
         return work.report
     if work.report.exists():
-        logger.info("report: inputs changed, the page is made anew")
+        logger.info("report: the inputs changed; writing the page again")
     text = render(report, inputs)
     write_bytes_atomically(work.report, text.encode())
     logger.info("report: %s, %.1f MB", work.report, len(text) / 1e6)
@@ -127,7 +128,7 @@ def run(plan: ReportPlan) -> Path:
 
 
 def collect(plan: ReportPlan) -> ReportData:
-    """Everything the page is made from, sources best first; missing scores are computed.
+    """The input of the page, sources best first; missing scores are computed.
 
     Raises:
         ArtifactError: an artifact is damaged.
@@ -146,11 +147,11 @@ def render(report: ReportData, inputs: str = "") -> str:
     """The page as HTML.
 
     Args:
-        inputs: digest of what it is made from, kept in its head.
+        inputs: digest of the inputs, stored in the head of the page.
     """
     made = "Nothing is trained yet."
     if report.sources:
-        made = f"Newest source made {max(source.created_utc for source in report.sources)}."
+        made = f"Newest source created {max(source.created_utc for source in report.sources)}."
     notice = data_note(report.data)
     return page.render(
         _ROOM, _TEMPLATE, sections=_make_sections(report), data=report.data, notice=notice, made=made, inputs=inputs
@@ -163,10 +164,9 @@ def _make_sections(report: ReportData) -> list[Section]:
 
 
 def _digest(report: ReportData) -> str:
-    """First 16 hex digits over everything that decides what the page says."""
-    work, kinds = report.work, report.sources
-    manifests = [read_manifest(work.prepared)]
-    for source in kinds:
+    """First 16 hex digits of the SHA-256 of everything that the page depends on."""
+    manifests = [read_manifest(report.work.prepared)]
+    for source in report.sources:
         folders = {path.parent for path in source.oof_paths}
         manifests += [read_manifest(folder) for folder in sorted(folders)]
     read = [
@@ -174,12 +174,12 @@ def _digest(report: ReportData) -> str:
     ]
     made = [manifest.created_utc for manifest in manifests]
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
-    looks = [page.read_template(_ROOM, name) for name in ("page.html.j2", TABLE_TEMPLATE, _TEMPLATE)]
-    return digest_of([read, made, sites, looks, package_versions(), git_commit(), report.config.settings()])
+    templates = [page.read_template(_ROOM, name) for name in ("page.html.j2", TABLE_TEMPLATE, _TEMPLATE)]
+    return digest_of([read, made, sites, templates, package_versions(), git_commit(), report.config.settings()])
 
 
 def _inputs_of(path: Path) -> str | None:
-    """The digest in the head of the page that is there; None where there is none."""
+    """The digest in the head of the existing page; None if there is no page."""
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""What a stack says of itself: how much better it looks in sample, its calibration, what its trees look at."""
+"""Report section: optimism of the in-sample score, calibration and feature importance of the second stage."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ _NUM_FEATURES = 12
 
 
 def make_second_stage(report: ReportData) -> Section:
-    """Facts of the stack that holds the best second stage."""
-    anchor, title = "second-stage", "Inside the second stage"
+    """Diagnostics of the stack that holds the best second stage."""
+    anchor, title = "second-stage", "Second stage in detail"
     if report.second is None:
-        return Section(anchor, title, [Missing("Nothing is stacked on these folds.", "ichkit stack")])
+        return Section(anchor, title, [Missing("No second stage on these folds.", "ichkit stack")])
     folder = report.work.root / report.second.path
     manifest = read_manifest(folder.parent)
     blocks: list[Block] = []
@@ -28,7 +28,7 @@ def make_second_stage(report: ReportData) -> Section:
     blocks += render(manifest)
     blocks += [_importance_table(folder.parent / name, name) for name in _importance_files(manifest)]
     if not blocks:
-        blocks.append(Missing(f"Stack {folder.parent.name} was made without facts about itself.", "ichkit stack"))
+        blocks.append(Missing(f"Stack {folder.parent.name} has no recorded diagnostics.", "ichkit stack"))
     return Section(anchor, title, blocks)
 
 
@@ -57,5 +57,5 @@ def _importance_table(path: Path, name: str) -> Table:
     for row in table.to_dict("records"):
         shares = [f"{100 * row[column]:.1f} %" for column in ("mean", *classes)]
         rows.append([str(row["feature"]).replace("_", " "), *shares])
-    caption = f"{name.split('/')[0]}: the {len(rows)} features that gain most, as a share of the gain in training loss"
+    caption = f"{name.split('/')[0]}: the {len(rows)} most important features, by share of the total gain"
     return Table(caption, ("feature", "mean", *classes), rows)

@@ -1,4 +1,4 @@
-"""What the second stage changed: a few studies from the feet to the head, with probabilities before and after."""
+"""Report section: the studies that the second stage changed most, with probabilities before and after."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,16 @@ from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.validation.catalog import Source
 from ichkit.validation.metrics import log_losses
 
-_NUM_MENDED, _NUM_SPOILT = 3, 1
+_NUM_IMPROVED, _NUM_WORSENED = 3, 1
 _MOST_SLICES, _TILE, _QUALITY = 14, 88, 80
 
 
 @dataclass(frozen=True)
 class Change:
-    """One study that the second stage changed.
+    """A study that the second stage changed.
 
     Attributes:
-        rows: its rows in the out-of-fold table, first and last + 1.
+        rows: half-open range of its rows in the out-of-fold table.
         class_index: the class whose loss changed most.
         before, after: mean log loss of that class over the study, in nats.
     """
@@ -36,26 +36,27 @@ class Change:
 
 
 def make_strips(report: ReportData) -> Section:
-    """The studies that gained most by the second stage, and the one that lost most."""
-    anchor, title = "changed", "What stacking changed"
+    """The studies whose loss the second stage reduced most, and the one whose loss it increased most."""
+    anchor, title = "changed", "Effect of the second stage"
     if report.second is None:
-        return Section(anchor, title, [Missing("Nothing is stacked on these folds.", "ichkit stack")])
+        return Section(anchor, title, [Missing("No second stage on these folds.", "ichkit stack")])
     first, second = report.first, report.second
     if first is None:
-        return Section(
-            anchor, title, [Missing("The run behind the second stage is not here any more.", "ichkit train")]
-        )
+        return Section(anchor, title, [Missing("The run of the second stage no longer exists.", "ichkit train")])
     p = {one.name: report.probabilities(one) for one in (first, second)}
     losses = {name: log_losses(values, report.labels) for name, values in p.items()}
     starts = np.flatnonzero(report.rows.study_id.ne(report.rows.study_id.shift()))
-    changes = pick_changes(losses[first.name], losses[second.name], starts, _NUM_MENDED, _NUM_SPOILT)
+    changes = pick_changes(losses[first.name], losses[second.name], starts, _NUM_IMPROVED, _NUM_WORSENED)
     changes = [change for change in changes if _volume_of(report, change).is_file()]
     if not changes:
-        return Section(anchor, title, [Missing("No study changed whose pixels are in this work folder.")])
+        return Section(
+            anchor, title, [Missing("The second stage changed no study whose images are in this work folder.")]
+        )
     text = (
-        f"From the feet (left) to the head, out of fold. Dashed: {first.name}, which sees one slice at a time. Solid: "
-        f"{second.name}, which sees the neighbours too. Shaded: slices that are positive. The studies that gained "
-        "most, then the one that lost most; they are extremes, the table of losses says what happens on the whole."
+        f"Out-of-fold probabilities from the feet (left) to the head. Dashed: {first.name}, which sees one slice at a "
+        f"time. Solid: {second.name}, which also uses the neighbouring slices. Shaded: positive slices. First the "
+        "studies whose loss fell most, then the one whose loss rose most. These are extremes: "
+        "for the overall effect see the table of losses."
     )
     blocks: list[Block] = [Prose(text)]
     blocks += [_draw(report, number, change, p, first, second) for number, change in enumerate(changes)]
@@ -63,9 +64,9 @@ def make_strips(report: ReportData) -> Section:
 
 
 def pick_changes(
-    before: np.ndarray, after: np.ndarray, starts: np.ndarray, num_mended: int, num_spoilt: int
+    before: np.ndarray, after: np.ndarray, starts: np.ndarray, num_improved: int, num_worsened: int
 ) -> list[Change]:
-    """The studies whose loss fell most, most first, then those where it rose most; each in the class that moved most.
+    """The studies whose loss fell most, then those whose loss rose most; each in the class that changed most.
 
     Args:
         before, after: (N, C) log losses of the slices, study by study.
@@ -76,8 +77,8 @@ def pick_changes(
     gain = means[0] - means[1]  # (studies, C)
     order = np.argsort(-gain.max(1), kind="stable")
     worst = np.argsort(gain.min(1), kind="stable")
-    picked = [(study, int(gain[study].argmax())) for study in order[:num_mended] if gain[study].max() > 0]
-    picked += [(study, int(gain[study].argmin())) for study in worst[:num_spoilt] if gain[study].min() < 0]
+    picked = [(study, int(gain[study].argmax())) for study in order[:num_improved] if gain[study].max() > 0]
+    picked += [(study, int(gain[study].argmin())) for study in worst[:num_worsened] if gain[study].min() < 0]
     return [
         Change((int(starts[i]), int(starts[i] + sizes[i])), c, float(means[0][i, c]), float(means[1][i, c]))
         for i, c in picked
@@ -104,7 +105,7 @@ def _draw(
     ticks = {float(places[i]): str(study.slice_index.iloc[i]) for i in chosen}
     figure = draw_along(places, truth, lines, ticks)
     alt = (
-        f"Probability of {label} along study {name}, before and after the second stage; {truth.sum()} positive slices."
+        f"Probability of {label} along study {name}, before and after the second stage; positive slices: {truth.sum()}."
     )
     losses = f"{format_number(change.before, 3)} before, {format_number(change.after, 3)} after"
     caption = f"Study {name}, {label}: mean log loss {losses}; {truth.sum()} of {len(study)} slices positive."

@@ -1,4 +1,4 @@
-"""The scores of a work folder, looked up in one place: every table of a terminal and of the report asks here."""
+"""Look-up of the scores of a work folder, for the tables of the terminal and of the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ _TRAIN, _EXTERNAL = "train", "external"
 
 @dataclass(frozen=True)
 class Group:
-    """Which rows a score is of.
+    """The rows that a score is computed on.
 
     Attributes:
-        split: "train", whose rows are scored out of fold, or "external".
+        split: "train", scored out of fold, or "external".
         level: "slice" or "study".
-        aggregation: how the slices of a study make its score; "none" for slices.
-        dataset: of an external set; empty out of fold, where all training sets are pooled.
+        aggregation: slice-to-study aggregation; "none" for slices.
+        dataset: name of the external set; empty out of fold, because all training sets are pooled.
     """
 
     split: str
@@ -47,7 +47,7 @@ def external_studies(dataset: str, aggregation: str = MAXIMUM) -> Group:
 
 @dataclass(frozen=True)
 class Score:
-    """One row of `scores.parquet`; NaN and 0 where it was not taken."""
+    """One row of `scores.parquet`; NaN and 0 if it was not computed."""
 
     value: float = np.nan
     low: float = np.nan
@@ -73,7 +73,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """The score of one source minus that of another, on the same draws of patients or by DeLong's paired test."""
+    """The score of one source minus that of another, by paired bootstrap over patients or by DeLong's paired test."""
 
     value: float = np.nan
     low: float = np.nan
@@ -82,7 +82,7 @@ class Difference:
     is_lower_better: bool = False
 
     def cell(self, digits: int, small_digits: int | None = None) -> Cell:
-        """The difference above its interval; starred, and good or bad, where the interval excludes 0."""
+        """The difference above its interval; with a star and a good or bad tone if the interval excludes 0."""
         if pd.isna(self.value):
             return Cell(NOTHING)
         small = small_digits or digits
@@ -98,45 +98,45 @@ class ScoreBook:
     """Every score and every comparison of the sources of a work folder.
 
     Attributes:
-        sources: best first: most slices, then by folds, then by loss, then by name.
-        tables: what the scores are read from.
+        sources: sorted by number of slices (descending), folds, loss, name.
+        tables: the tables that the scores are read from.
         external_sets: names of the external sets that were scored.
 
     Args:
         tables: from `evaluate.read_tables`.
-        sources: those that the tables are about, at least one.
+        sources: the scored sources, at least one.
     """
 
     def __init__(self, tables: ScoreTables, sources: Sequence[Source]) -> None:
         self.tables = tables
         scores = tables.scores
         dataset = scores.dataset.where(scores.split == _EXTERNAL, "")
-        places = zip(scores.split, scores.level, scores.aggregation, dataset, strict=True)
-        keys = zip(scores.source, places, scores.subgroup, scores.fold, scores.metric, scores["class"], strict=True)
+        groups = zip(scores.split, scores.level, scores.aggregation, dataset, strict=True)
+        keys = zip(scores.source, groups, scores.subgroup, scores.fold, scores.metric, scores["class"], strict=True)
         rows = scores[["value", "low", "high", "n", "n_positive"]].itertuples(index=False, name=None)
         self._scores = {
-            (source, Group(*place), *rest): Score(*row) for (source, place, *rest), row in zip(keys, rows, strict=True)
+            (source, Group(*group), *rest): Score(*row) for (source, group, *rest), row in zip(keys, rows, strict=True)
         }
         self.external_sets = tuple(dict.fromkeys(dataset[dataset != ""]))
         self.sources = sorted(sources, key=self._rank)
 
     @property
     def task(self) -> Task:
-        """What is predicted."""
+        """The task that all sources predict."""
         return self.sources[0].task
 
     @property
     def data(self) -> str:
-        """Where the scans of the sources came from, e.g. "phantom"."""
+        """Origin of the scans of the sources, e.g. "phantom"."""
         return "+".join(sorted({source.data for source in self.sources}))
 
     def find(
         self, source: Source, metric: str, name: str, group: Group = SLICES, subgroup: str = ALL, fold: int = POOLED
     ) -> Score:
-        """One score; an empty one where it was not taken.
+        """One score; an empty one if it was not computed.
 
         Args:
-            name: the class, or what `validation.scores` calls all classes and their mean.
+            name: the class, or the name in `validation.scores` of all classes or of their mean.
         """
         return self._scores.get((source.name, group, subgroup, fold, metric, name), Score())
 
@@ -150,7 +150,7 @@ class ScoreBook:
         return list(dict.fromkeys(own))
 
     def aggregations(self, source: Source, dataset: str) -> list[str]:
-        """The ways in which the studies of an external set were scored, the maximum first."""
+        """The slice-to-study aggregations of an external set, the maximum first."""
         groups = (key[1] for key in self._scores if key[0] == source.name and key[1].dataset == dataset)
         return list(dict.fromkeys(group.aggregation for group in groups))
 
@@ -160,15 +160,15 @@ class ScoreBook:
         return self.find(source, metric, name, group).value, of_folds
 
     def unscored_classes(self, source: Source) -> list[str]:
-        """The classes of which the out-of-fold rows do not hold both positives and negatives."""
+        """The classes without both positives and negatives among the out-of-fold rows."""
         return [name for name in self.task.classes if not self.find(source, LOG_LOSS, name).has_both]
 
     def best_of_folds(self, source: Source) -> Source:
-        """The best of the sources that were scored on the same folds, the only ones it can be compared with."""
+        """The best source that was scored on the same folds; only such sources are comparable."""
         return next(other for other in self.sources if other.folds == source.folds)
 
     def difference(self, source: Source, other: Source, metric: str, name: str, group: Group = SLICES) -> Difference:
-        """The score of `source` minus that of `other`; an empty one where they were not compared."""
+        """The score of `source` minus that of `other`; an empty one if they were not compared."""
         pairs = self.tables.comparisons
         asked = (pairs.source == source.name) & (pairs.other == other.name) & _is_in(pairs, group)
         method = DELONG if group.split == _EXTERNAL else BOOTSTRAP
@@ -183,7 +183,7 @@ class ScoreBook:
         """The AUCs of the published baseline's own probabilities of an external set, and their paired tests, by class.
 
         Returns:
-            Columns of `comparisons.parquet`, indexed by class; no row where the set came without such probabilities.
+            Columns of `comparisons.parquet`, indexed by class; no row if the set has no such probabilities.
         """
         pairs = self.tables.comparisons
         is_asked = (pairs.source == source.name) & (pairs.other == BASELINE) & (pairs.dataset == dataset)
@@ -195,16 +195,16 @@ class ScoreBook:
 
 
 def open_book(work: WorkFolder, task: Task) -> ScoreBook:
-    """The scores of every source that is there now.
+    """The scores of every source that exists now.
 
     Raises:
-        ArtifactError: there are no scores, or they were made from other tables or labels.
+        ArtifactError: there are no scores, or they are of other tables or labels.
     """
     sources = find_sources(work, task)
     return ScoreBook(read_tables(work, sources), sources)
 
 
 def _is_in(table: pd.DataFrame, group: Group) -> pd.Series:
-    """Which rows of `comparisons.parquet` are of that group."""
+    """Mask of the rows of `comparisons.parquet` in that group."""
     is_in = (table.split == group.split) & (table.level == group.level) & (table.aggregation == group.aggregation)
     return is_in & (table.dataset == group.dataset) if group.dataset else is_in

@@ -1,4 +1,4 @@
-"""`ichkit evaluate`: every run and stack scored, each score with its counts and its interval."""
+"""`ichkit evaluate`: scores every run and stack, with counts and confidence intervals."""
 
 import time
 from abc import abstractmethod
@@ -41,23 +41,23 @@ SCORES_NAME = "scores.parquet"
 RELIABILITY_NAME = "reliability.parquet"
 DRAWS_NAME = "draws.parquet"
 COMPARISONS_NAME = "comparisons.parquet"
-_BASELINE_SUFFIX = "_baseline.csv"  # of published probabilities that an external set came with
-# File to the part of `SourceScores` it holds of every source.
+_BASELINE_SUFFIX = "_baseline.csv"  # of the published probabilities of an external set
+# File to the field of `SourceScores` it stores for every source.
 _TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
-# What scores are made from besides a source's own tables, where it is there.
+# Inputs of the scores besides the tables of a source.
 _PREPARED_FILES = ("slices.parquet", "studies.parquet")
 _MISSING = "_missing"
 
 
 @dataclass(frozen=True)
 class ScoreTables:
-    """What `work/scores` holds.
+    """The tables in `work/scores`.
 
     Attributes:
         scores: columns of `validation.scores.SCORE_DTYPES`.
         reliability: columns of `validation.scores.CURVE_DTYPES`.
         comparisons: columns of `validation.comparisons.COMPARISON_DTYPES`.
-        missing: external set to its studies that have labels and no slices.
+        missing: external set to its studies with labels but no slices.
     """
 
     scores: pd.DataFrame
@@ -68,12 +68,12 @@ class ScoreTables:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What one call of `evaluate` may ask for.
+    """Options of `evaluate`.
 
     Attributes:
-        source: the run or stack to show in full; None for the best, less of it.
+        source: the run or stack to show with all tables; None shows a summary of the best one.
         is_whole: show every row of `scores.parquet`.
-        submission, truth: score this file (ID,Label) against these labels instead, and write nothing.
+        submission, truth: score this file (ID,Label) against these labels instead; nothing is written.
 
     Raises:
         ConfigError: a submission without its labels, or labels without a submission.
@@ -87,7 +87,7 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if (self.submission is None) != (self.truth is None):
             raise ConfigError(
-                "evaluate: --submission and --truth go together: the file to score, and the labels to score it with."
+                "evaluate: expected --submission and --truth together, the file to score and its labels; found one."
             )
 
 
@@ -101,7 +101,7 @@ class FilePlan(Plan):
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What is compared."""
+        """The comparison of the two files."""
         return (f"scores {self.submission} against {self.truth}; prints a table and writes no file",)
 
     @property
@@ -112,13 +112,13 @@ class FilePlan(Plan):
 
 @dataclass(frozen=True)
 class EvaluatePlan(Plan):
-    """What a call of `evaluate` starts from, and every command that needs scores.
+    """The plan of `evaluate`, and of every command that needs scores.
 
     Attributes:
-        prepared: the store.
-        sources: everything that can be scored.
-        settings, inputs: what the scores depend on.
-        old: the manifest of the scores that are there; None without any.
+        prepared: the prepared data.
+        sources: every run and stack that can be scored.
+        settings, inputs: everything the scores depend on.
+        old: the manifest of the existing scores; None if there are none.
     """
 
     config: Config
@@ -133,24 +133,24 @@ class EvaluatePlan(Plan):
 
     @property
     def is_current(self) -> bool:
-        """True where the scores that are there are those of now."""
+        """True if the existing scores are up to date."""
         return self.old is not None and self.old.settings == self.settings and self.old.inputs == self.inputs
 
     @property
     def stale(self) -> list[Source]:
-        """The sources that have to be scored, those that were never scored included."""
+        """The sources without up-to-date scores."""
         old, settings = self.old, self.settings
         return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, old, settings)]
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Which sources are scored."""
+        """The sources to score."""
         if self.is_current:
-            return (f"the scores of {len(self.sources)} sources: up to date, nothing to do",)
+            return (f"scores of {count_sources(len(self.sources))}: up to date, nothing to do",)
         names = ", ".join(source.name for source in self.stale)
         return (
-            f"scores {len(self.stale)} of {len(self.sources)} sources ({names})",
-            f"{self.config.evaluate.num_draws} draws of patients for each interval",
+            f"scores {len(self.stale)} of {count_sources(len(self.sources))} ({names})",
+            f"{self.config.evaluate.num_draws} bootstrap samples of patients for each interval",
         )
 
     @property
@@ -160,7 +160,7 @@ class EvaluatePlan(Plan):
 
     @property
     def num_bytes(self) -> float | None:
-        """By the scores that are there, source for source."""
+        """Extrapolated from the existing scores; None without any."""
         if self.old is None:
             return None
         return (
@@ -169,66 +169,66 @@ class EvaluatePlan(Plan):
 
     @property
     def seconds(self) -> float | None:
-        """By the sources that were scored before."""
+        """Extrapolated from the sources scored before; None without any."""
         each = None if self.old is None else self.old.facts.get("seconds_per_source")
         return None if each is None else each * len(self.stale)
 
     @property
     def basis(self) -> str:
-        """Those sources, if there are any."""
-        return "not known: nothing was scored here to go by" if self.seconds is None else "as the sources before took"
+        """What the time is extrapolated from."""
+        return "unknown: no source has been scored yet" if self.seconds is None else "by the time of earlier sources"
 
 
 @dataclass(frozen=True)
 class ScoredPlan(Plan):
-    """The plan of a command that scores what is not scored yet, and then writes files of its own."""
+    """The plan of a command that computes missing scores and then writes its own files."""
 
     scoring: EvaluatePlan
 
     @property
     @abstractmethod
     def own_steps(self) -> tuple[str, ...]:
-        """What it does once everything is scored."""
+        """Its own steps, after scoring."""
 
     @property
     @abstractmethod
     def own_writes(self) -> tuple[Path, ...]:
-        """The files of its own."""
+        """Its own files."""
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The scoring that is left to do, then its own steps."""
+        """The missing scores, then its own steps."""
         return (*(() if self.scoring.is_current else self.scoring.steps), *self.own_steps)
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The scores, where they are made again, and its own files."""
+        """The scores, if they are out of date, and its own files."""
         return (*self.scoring.writes, *self.own_writes)
 
     @property
     def seconds(self) -> float | None:
-        """Of the scoring alone; writing is not timed."""
+        """Time of the scoring only; writing is not timed."""
         return None if self.scoring.is_current else self.scoring.seconds
 
     @property
     def basis(self) -> str:
         """As for the scoring."""
-        return "not known; everything is scored" if self.scoring.is_current else self.scoring.basis
+        return "unknown; everything is scored" if self.scoring.is_current else self.scoring.basis
 
 
 def plan(config: Config, work: WorkFolder, options: EvaluateOptions | None = None) -> EvaluatePlan | FilePlan:
-    """What there is to score, or the plan of scoring the submission file that is named; raises as `plan_scores`."""
+    """The plan of scoring all sources, or the given submission file; raises as `plan_scores`."""
     if options is not None and options.submission is not None and options.truth is not None:
         return FilePlan(options.submission, options.truth, find_task(config.task))
     return plan_scores(config, work, options)
 
 
 def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | None = None) -> EvaluatePlan:
-    """What there is to score, and what of it is scored already; writes nothing.
+    """Every source, and which of them have up-to-date scores; writes nothing.
 
     Raises:
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
-        FoldError: a patient has more than one fold, or none.
+        FoldError: a patient has no fold, or more than one.
     """
     seen = look_at(work.scores)
     prepared = Prepared.open(work.prepared, find_task(config.task))
@@ -237,7 +237,7 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
     if not sources:
         raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
     for name in sorted({source.name for source in sources if source.is_outdated}):
-        logger.warning("evaluate: %s was made from other descriptors than its runs have now; run `ichkit stack`", name)
+        logger.warning("evaluate: %s is outdated: its runs have changed since; run `ichkit stack`", name)
     measured: dict[str, Mapping[str, object]] = {
         "metrics": METRICS,
         "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS,
@@ -252,17 +252,17 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
 
 @alone(lambda plan: plan.work.scores, lambda old: plan_scores(old.config, old.work, old.options))
 def run(plan: EvaluatePlan) -> Manifest:
-    """The manifest of `work/scores/`; only sources whose tables or labels changed are scored again.
+    """Writes `work/scores/` and returns its manifest; only sources whose inputs changed are scored again.
 
     Raises:
         ArtifactError: a table is damaged.
-        ContractError: a source's table does not hold exactly the slices it should.
+        ContractError: the table of a source does not contain exactly the expected slices.
     """
     began = time.monotonic()
     config, work, prepared, sources, old = plan.config, plan.work, plan.prepared, plan.sources, plan.old
     if plan.is_current:
         assert old is not None
-        logger.info("evaluate: the scores of %d sources are up to date", len(sources))
+        logger.info("evaluate: the scores of %s are up to date", count_sources(len(sources)))
         return old
     kept = _still_valid(work, sources, prepared.manifest, old, plan.settings)
     missing = {name: _missing_studies(prepared, name) for name in prepared.external_sets()}
@@ -272,7 +272,7 @@ def run(plan: EvaluatePlan) -> Manifest:
         for source in sources:
             if source.name not in kept:
                 kept[source.name] = score_source(source, prepared, config)
-                _say(kept[source.name].scores)
+                _log_loss_of(kept[source.name].scores)
                 meter.advance(note=source.name)
     writer = ArtifactWriter(work.scores, "scores")
     for name, part in _TABLES.items():
@@ -289,24 +289,29 @@ def run(plan: EvaluatePlan) -> Manifest:
     return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
 
 
+def count_sources(number: int) -> str:
+    """E.g. "1 source", "3 sources"."""
+    return f"{number} {'source' if number == 1 else 'sources'}"
+
+
 def make_current(plan: EvaluatePlan) -> None:
-    """Scores what is not scored yet; without a word where there is nothing to do. Raises as `run`."""
+    """Computes missing scores; logs nothing if there are none. Raises as `run`."""
     if not plan.is_current:
         run(plan)
 
 
 def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
-    """Everything that was scored, after making sure that it belongs to these sources as they are now.
+    """The existing scores, after checking that they are of the current tables of these sources.
 
     Raises:
-        ArtifactError: there are no scores, or they were made from other tables or labels.
+        ArtifactError: there are no scores, or they are of other tables or labels.
     """
     manifest = read_manifest(work.scores)
     prepared = read_manifest(work.prepared)
     if manifest.inputs != _inputs_of(sources, prepared):
         raise ArtifactError(
-            f"{work.scores}: expected the scores of the {len(sources)} sources that are there now, found those of "
-            f"{len(manifest.facts['sources'])} made from other tables. Run `{MADE_BY}`."
+            f"{work.scores}: expected the scores of the current tables of {count_sources(len(sources))}, found scores "
+            f"of {count_sources(len(manifest.facts['sources']))} with other tables. Run `{MADE_BY}`."
         )
     names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
     scores, reliability, comparisons = (read_table(work.scores / name, manifest.sha256_of(name)) for name in names)
@@ -324,8 +329,8 @@ def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
 
     Raises:
         DataError: a file is missing or not CSV.
-        ContractError: a file contradicts itself, has gaps or values that are no probabilities, or the two hold
-            different slices.
+        ContractError: a file has contradictory rows, gaps or values outside 0 to 1, or the two files have different
+            slices.
     """
     labels = read_truth(truth, task)
     predicted = read_submission(submission, task)
@@ -349,7 +354,7 @@ def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
 
 
 def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
-    """Everything the scores of these sources depend on."""
+    """SHA-256 of every file that the scores of these sources depend on."""
     suffixes = (FACTS_SUFFIX, _BASELINE_SUFFIX)
     present = [name for name in prepared.files if name in _PREPARED_FILES or name.endswith(suffixes)]
     read = {f"prepared/{name}": prepared.files[name].sha256 for name in present}
@@ -359,7 +364,7 @@ def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
 def _still_valid(
     work: WorkFolder, sources: list[Source], prepared: Manifest, old: Manifest | None, settings: dict[str, Any]
 ) -> dict[str, SourceScores]:
-    """What was scored, by name, of sources whose tables, labels and settings are those of then."""
+    """The existing scores, by source, of sources whose tables, labels and settings have not changed."""
     if old is None or old.settings != settings:
         return {}
     tables = {part: read_table(work.scores / name, old.sha256_of(name)) for name, part in _TABLES.items()}
@@ -372,7 +377,7 @@ def _still_valid(
 
 
 def _is_scored(source: Source, prepared: Manifest, old: Manifest | None, settings: dict[str, Any]) -> bool:
-    """True where the old scores hold this source as it is now."""
+    """True if the old scores are of the current tables of this source."""
     if old is None or old.settings != settings:
         return False
     prefixes = ("prepared/", f"{source.name}:")
@@ -383,9 +388,9 @@ def _is_scored(source: Source, prepared: Manifest, old: Manifest | None, setting
 def _compare(
     sources: list[Source], scored: dict[str, SourceScores], prepared: Prepared, config: Config
 ) -> pd.DataFrame:
-    """Every pair of sources of the same folds, and each source with probabilities that an external set came with.
+    """Every pair of sources of the same folds, and each source with the published baseline of an external set.
 
-    Made anew whenever a source changed, from the draws of all: a comparison never outlives one of its two.
+    All are recomputed if one source changed, so that no comparison is of outdated scores.
     """
     task, settings = prepared.task, config.evaluate
     sets = scored_external_sets(prepared)
@@ -411,10 +416,10 @@ def _compare(
 
 
 def _read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
-    """The published baseline's own probabilities of the studies of an external set; None where it brought none.
+    """The published baseline's probabilities of the studies of an external set; None if it has none.
 
     Raises:
-        ContractError: a column is missing, or a study stands twice.
+        ContractError: a column is missing, or a study has two rows.
     """
     file = f"{dataset}{_BASELINE_SUFFIX}"
     if file not in prepared.manifest.files:
@@ -433,22 +438,22 @@ def _read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
 
 def _announce(num_to_score: int, num_sources: int, is_remade: bool, missing: Mapping[str, list[str]]) -> None:
     why = ": inputs changed" if is_remade else ""
-    logger.info("evaluate: scoring %d of %d sources%s", num_to_score, num_sources, why)
+    logger.info("evaluate: scoring %d of %s%s", num_to_score, count_sources(num_sources), why)
     for name, studies in missing.items():
         if studies:
-            told = "evaluate: %s studies without slices, not scored: %d (the manifest names them)"
-            logger.info(told, title_of(name), len(studies))
+            message = "evaluate: %s studies without slices, not scored: %d (listed in the manifest)"
+            logger.info(message, title_of(name), len(studies))
 
 
 def _missing_studies(prepared: Prepared, dataset: str) -> list[str]:
-    """The studies of an external set that have labels and no slices, by name."""
+    """The sorted study_ids of an external set with labels but no slices."""
     is_own = (prepared.studies.dataset == dataset) & (prepared.studies.split == Role.EXTERNAL)
     without_series = prepared.manifest.facts.get(dataset, {}).get("missing_studies", [])
     return sorted({*prepared.studies.study_id[is_own], *without_series} - set(prepared.split(dataset).study_id))
 
 
-def _say(scores: pd.DataFrame) -> None:
-    """One line with the pooled loss of a source, and how many classes it says something of."""
+def _log_loss_of(scores: pd.DataFrame) -> None:
+    """Logs the pooled loss of a source, and how many classes it covers if not all."""
     pooled = scores[(scores.fold == POOLED) & (scores.subgroup == ALL) & (scores.split == "train")]
     row = pooled[pooled.metric == WEIGHTED_LOG_LOSS].iloc[0]
     of_classes = pooled[pooled.metric == LOG_LOSS]

@@ -1,4 +1,4 @@
-"""`ichkit leaderboard`: every source and its scores in one table, rebuilt from the artifacts each time."""
+"""`ichkit leaderboard`: every source with its scores in one table, rebuilt from the artifacts by each call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ BOARD_NAME = "leaderboard.csv"
 
 @dataclass(frozen=True)
 class LeaderboardOptions:
-    """What one call of `leaderboard` may ask for.
+    """Options of `leaderboard`.
 
     Attributes:
-        record: a submission whose scores came back from the site; None records nothing.
+        record: the submission whose Kaggle scores are recorded; None records nothing.
         public_score, private_score: those scores.
-        submissions: the folder of the board.
+        submissions: the folder of leaderboard.csv.
 
     Raises:
-        ConfigError: scores without the submission they belong to.
+        ConfigError: scores without a submission.
     """
 
     record: str | None = None
@@ -44,29 +44,29 @@ class LeaderboardOptions:
 
     def __post_init__(self) -> None:
         if self.record is None and (self.public_score is not None or self.private_score is not None):
-            raise ConfigError("leaderboard: --public and --private belong to a submission: name it with --record NAME.")
+            raise ConfigError("leaderboard: --public and --private need a submission: name it with --record NAME.")
 
 
 @dataclass(frozen=True)
 class LeaderboardPlan(evaluate.ScoredPlan):
-    """What one call of `leaderboard` starts from."""
+    """The plan of `leaderboard`."""
 
     options: LeaderboardOptions
 
     @property
     def own_steps(self) -> tuple[str, ...]:
-        """The board."""
-        return ("rebuilds the board from the artifacts",)
+        """The leaderboard."""
+        return ("rebuilds the leaderboard from the artifacts",)
 
     @property
     def own_writes(self) -> tuple[Path, ...]:
-        """The note of the submission whose scores are recorded, and the board."""
+        """The note of the submission whose scores are recorded, and leaderboard.csv."""
         folder, record = self.options.submissions, self.options.record
         return (*(() if record is None else (note_path(folder, record),)), folder / BOARD_NAME)
 
 
 def plan(config: Config, work: WorkFolder, options: LeaderboardOptions | None = None) -> LeaderboardPlan:
-    """What there is to score before the board can be built; writes nothing.
+    """The plan of the leaderboard, with the missing scores; writes nothing.
 
     Raises:
         ConfigError: no such submission.
@@ -80,11 +80,11 @@ def plan(config: Config, work: WorkFolder, options: LeaderboardOptions | None = 
 
 @holding(lambda given: given["plan"].options.submissions)
 def run(plan: LeaderboardPlan) -> pd.DataFrame:
-    """The board, rewritten to `leaderboard.csv`, after noting what the site said about a submission.
+    """Records the given Kaggle scores, writes `leaderboard.csv` and returns the leaderboard.
 
     Raises:
         ConfigError: no score is given for the submission.
-        ArtifactError: the CSV is not the one that `<name>.json` describes, or an artifact is damaged.
+        ArtifactError: the CSV is not the one described by `<name>.json`, or an artifact is damaged.
     """
     options, scoring = plan.options, plan.scoring
     if options.record is not None:
@@ -96,7 +96,7 @@ def run(plan: LeaderboardPlan) -> pd.DataFrame:
 
 
 def build(work: WorkFolder, submissions: Path, task: Task) -> pd.DataFrame:
-    """One row per source, columns of `board_columns`: groups of equal folds, most rows first, each by rank.
+    """One row per source, columns of `board_columns`, sorted by folds (most slices first), then by rank.
 
     Raises:
         ArtifactError: the scores are missing or older than a source, or a note is damaged.
@@ -111,7 +111,7 @@ def build(work: WorkFolder, submissions: Path, task: Task) -> pd.DataFrame:
 
 @holding(lambda given: given["submissions"])
 def write(board: pd.DataFrame, submissions: Path) -> Path:
-    """Writes `leaderboard.csv`, whole or not at all; the same board gives the same bytes."""
+    """Writes `leaderboard.csv` atomically; the same table gives the same bytes."""
     path = submissions / BOARD_NAME
     write_bytes_atomically(path, encode_table(board, path.suffix))
     return path
@@ -121,7 +121,7 @@ def board_columns(task: Task, further_sets: Sequence[str] = ()) -> list[str]:
     """The columns of `leaderboard.csv`, in order.
 
     Args:
-        further_sets: external sets besides the standard one, whose columns are always there; theirs come last.
+        further_sets: external sets besides the standard one, whose columns always exist; theirs come last.
     """
     main = task.headline_class
     others = [name for name in task.classes if name != main]
@@ -143,10 +143,9 @@ def board_columns(task: Task, further_sets: Sequence[str] = ()) -> list[str]:
 
 
 def render(work: WorkFolder, board: pd.DataFrame, task: Task) -> Table:
-    """The board for a terminal.
+    """The leaderboard as a table for the terminal.
 
     Args:
-        work: where its scores and comparisons are.
         board: from `build`.
     """
     book = open_book(work, task)
@@ -154,15 +153,15 @@ def render(work: WorkFolder, board: pd.DataFrame, task: Task) -> Table:
 
 
 def read_sites(board: pd.DataFrame) -> dict[str, tuple[float | None, float | None]]:
-    """Source to the public and the private score of the competition site, NaN or None where none was recorded."""
+    """Source to its public and private Kaggle score, NaN or None if none was recorded."""
     return dict(zip(board.name, zip(board.public_score, board.private_score, strict=True), strict=True))
 
 
 def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: Path) -> dict[str, object]:
-    """One source's row; its rank comes later."""
+    """The row of one source, without its rank."""
     task, main = source.task, source.task.headline_class
     note = read_note(submissions, source.name)
-    # A score belongs to a CSV; once the source's tables are others, the CSV is no longer its own.
+    # A Kaggle score belongs to a CSV file; if the source changed since, the file is no longer its submission.
     is_present = (
         note is not None and note["tables"] == source.digests_of(work, "test") and is_csv_unchanged(submissions, note)
     )

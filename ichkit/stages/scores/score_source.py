@@ -1,4 +1,4 @@
-"""Every score of one source: out of fold by slice and by study, per fold and subgroup, and the external studies."""
+"""All scores of one source: out-of-fold slices and studies, folds, subgroups, and studies of the external sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,11 +40,11 @@ from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
 from ichkit.work.schemas import check_predictions
 
-FACTS_SUFFIX = "_facts.csv"  # of what a source knows of the studies of an external set, behind its name
+FACTS_SUFFIX = "_facts.csv"  # after the name of an external set: facts about its studies
 _LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
 _RANKS = (ROC_AUC, AVERAGE_PRECISION)
 _DECISIONS = (F1_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
-# The loss of a study's maximum is left out: it is the loss of nothing that anybody submits.
+# No loss by study: study maxima are not submitted anywhere.
 _BY_STUDY = (*_RANKS, *_DECISIONS, CALIBRATION_ERROR)
 _COMPARED = (*_LOSSES, ROC_AUC)
 
@@ -59,7 +59,7 @@ class SourceScores:
 
 
 class _Collector:
-    """Scores group after group of one source and keeps what comes out."""
+    """Scores the groups of rows of one source one by one and collects the results."""
 
     def __init__(self, source: Source, config: Config) -> None:
         self._source, self._config = source, config
@@ -68,7 +68,7 @@ class _Collector:
         self._draws: list[dict[str, Any]] = []
 
     def add(self, rows: ScoredRows, metrics: tuple[str, ...], *, is_compared: bool = False) -> None:
-        """Scores a group; where it `is_compared`, its draws are kept for the pairs."""
+        """Scores a group; if it `is_compared`, its bootstrap draws are kept for the paired comparisons."""
         settings = self._config.evaluate
         scored = score_rows(
             rows,
@@ -77,7 +77,7 @@ class _Collector:
             num_draws=settings.num_draws,
             level=settings.level,
             num_bins=settings.num_bins,
-            # The source's name stays out, so that two sources are compared on the same draws.
+            # Without the name of the source, so that two sources are compared on the same draws.
             seed=derive_seed(self._config.seed, "evaluate", rows.place["dataset"], rows.place["fold"]),
         )
         self._scores += scored.rows
@@ -87,12 +87,12 @@ class _Collector:
             self._draws += [{**row, "draws": draws} for row, draws in both if row["metric"] in _COMPARED]
 
     def add_thresholds(self, place: dict[str, Any], thresholds: np.ndarray, labels: np.ndarray) -> None:
-        """Keeps (C,) thresholds with the counts of the (N, C) labels they were chosen on."""
+        """Adds (C,) thresholds with the counts of the (N, C) labels they were chosen on."""
         counts = zip(thresholds, (~np.isnan(labels)).sum(0), (labels == 1).sum(0), strict=True)
         self._add_plain(place, [(value, np.nan, np.nan, n, n_positive) for value, n, n_positive in counts])
 
     def add_delong(self, rows: ScoredRows) -> None:
-        """Keeps the AUC of each class with DeLong's interval; for rows that are independent."""
+        """Adds the AUC of each class with DeLong's interval; the rows must be independent."""
         scores = []
         for p, y in zip(rows.probabilities.T, rows.labels.T, strict=True):
             known = ~np.isnan(y)
@@ -101,13 +101,13 @@ class _Collector:
         self._add_plain(rows.place | {"metric": DELONG_AUC}, scores)
 
     def _add_plain(self, place: dict[str, Any], scores: Sequence[tuple[float, ...]]) -> None:
-        """Keeps scores made without draws: value, low, high, n and n_positive of each class."""
+        """Adds scores without bootstrap draws: value, low, high, n and n_positive of each class."""
         names = ("value", "low", "high", "n", "n_positive")
         for label, numbers in zip(self._source.task.classes, scores, strict=True):
             self._scores.append({**place, "class": label, **dict(zip(names, numbers, strict=True)), "num_left_out": 0})
 
     def finish(self) -> SourceScores:
-        """Everything kept, as tables with their dtypes."""
+        """The collected results as tables with their dtypes."""
         draws = self._make_table(self._draws, DRAWS_DTYPES)
         draws["draws"] = pd.Series([row["draws"] for row in self._draws], dtype=object)
         scores, curves = self._make_table(self._scores, SCORE_DTYPES), self._make_table(self._curves, CURVE_DTYPES)
@@ -119,11 +119,11 @@ class _Collector:
 
 
 def score_source(source: Source, prepared: Prepared, config: Config) -> SourceScores:
-    """Every score of one source, with intervals, reliability curves and the draws that pairs are compared on.
+    """Every score of one source, with intervals, reliability curves and the draws for paired comparisons.
 
     Raises:
         ArtifactError: a table cannot be read.
-        ContractError: a table does not hold exactly the slices it should, each with its own fold.
+        ContractError: a table does not contain exactly the expected slices, each with its own fold.
     """
     collector = _Collector(source, config)
     elsewhere = _score_out_of_fold(collector, source, prepared, config)
@@ -134,7 +134,7 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
 
 
 def scored_external_sets(prepared: Prepared) -> list[str]:
-    """The external sets that have slices to score."""
+    """The external sets that have slices."""
     return [name for name in prepared.external_sets() if len(prepared.split(name))]
 
 
@@ -142,13 +142,13 @@ def load_external(source: Source, prepared: Prepared, dataset: str, settings: Ev
     """The predictions of a source for the slices of an external set.
 
     Raises:
-        ContractError: other slices than the prepared ones, or no table of that set.
+        ContractError: the slices differ from the prepared ones, or there is no table of that set.
     """
     slices = prepared.split(dataset)
     if dataset not in source.external_paths:
         raise ContractError(
             f"{source.path} ({dataset}): expected a table of the {len(slices)} prepared slices, found none. The set "
-            f"was prepared after it: run `{source.remedy}`."
+            f"was prepared later: run `{source.remedy}`."
         )
     table = load_split(source, dataset)
     _check_slices(table, slices, source, dataset)
@@ -160,7 +160,7 @@ def study_scores(table: pd.DataFrame, prepared: Prepared, dataset: str, aggregat
 
     Args:
         aggregation: a key of `AGGREGATIONS`.
-        num_top: slices that count, where it asks for a number.
+        num_top: number of slices of an aggregation over the top slices.
     """
     task = prepared.task
     scores = AGGREGATIONS[aggregation].score(table, task, num_top).set_index("study_id")
@@ -172,7 +172,7 @@ def study_scores(table: pd.DataFrame, prepared: Prepared, dataset: str, aggregat
 
 
 def _as_scored(table: pd.DataFrame, source: Source, settings: EvaluateConfig) -> pd.DataFrame:
-    """A source's table as its scores are made from it: a run's as it stands, unless `coherent_base` is set."""
+    """The table that is scored: made coherent if `coherent_base` is set, else unchanged."""
     return make_table_coherent(table, source.task) if settings.coherent_base else table
 
 
@@ -217,7 +217,7 @@ def _score_out_of_fold(
 
 
 def _parts_of(source: Source, train: pd.DataFrame, config: Config) -> np.ndarray:
-    """(N,) parts, each of which gets thresholds chosen on the others: the folds, or parts of the only one."""
+    """(N,) parts, each with thresholds chosen on the others: the folds, or parts of a single fold."""
     num_parts = min(config.evaluate.num_parts, train.patient_id.nunique())
     if len(source.folds) > 1 or num_parts < 2:
         return train.fold.to_numpy(np.int64)
@@ -235,7 +235,7 @@ def _score_with_thresholds(
     for aim in THRESHOLD_OF:
         decisions[aim] = decide(rows.probabilities, {number: chosen[number][aim] for number in parts}, part)
     collector.add(rows.with_decisions(decisions), metrics, is_compared=True)
-    # Parts of a single fold have no number of their own in the table.
+    # Parts of a single fold are not in the table.
     for number in [*(source.folds if len(source.folds) > 1 else ()), POOLED]:
         labels = rows.labels[part != number]
         for aim, name in THRESHOLD_OF.items():
@@ -271,7 +271,7 @@ def _score_external(
 
 
 def _study_facts(study_ids: pd.Index, prepared: Prepared, dataset: str) -> pd.DataFrame:
-    """The batch and gap_mm (the median of its slices) of each study, by study_id; missing where not known."""
+    """The batch and gap_mm (median over its slices) of each study, by study_id; missing if unknown."""
     gap_mm = prepared.split(dataset).groupby("study_id").gap_mm.median().reindex(study_ids)
     batch = pd.Series(pd.NA, index=study_ids, dtype="str")
     name = f"{dataset}{FACTS_SUFFIX}"
@@ -282,7 +282,7 @@ def _study_facts(study_ids: pd.Index, prepared: Prepared, dataset: str) -> pd.Da
 
 
 def _check_slices(table: pd.DataFrame, slices: pd.DataFrame, source: Source, split: str) -> None:
-    """Refuses a table that does not hold exactly these slices in this order."""
+    """Raises ContractError unless the table has exactly these slices in this order."""
     if table.slice_id.equals(slices.slice_id):
         return
     num_differ = len(set(table.slice_id) ^ set(slices.slice_id))

@@ -1,4 +1,4 @@
-"""`ichkit submit`: a source's test predictions as the file the competition site takes, and a note of what it is."""
+"""`ichkit submit`: writes the test predictions of a source as a Kaggle submission, with a note of its provenance."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import holding
 
 _LABEL_BYTES = 25
-"""Of a comma, the longest shortest text of a float64 (-2.2250738585072014e-308) and the end of the line."""
+"""Upper bound: comma, longest shortest text of a float64 (-2.2250738585072014e-308), end of line."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What `submit` wrote, whose predictions they are, and the slices that were filled in."""
+    """The files that `submit` wrote, their source, and the imputed slices."""
 
     csv_path: Path
     note_path: Path
@@ -37,12 +37,12 @@ class Submission:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """What one call of `submit` may ask for.
+    """Options of `submit`.
 
     Attributes:
-        source: the run or stack to submit; None takes what `choose_source` takes.
-        uploads: send it to the site as well.
-        submissions: the folder it goes to.
+        source: the run or stack to submit; None takes the best complete one (`choose_source`).
+        uploads: also upload it to Kaggle.
+        submissions: the output folder.
     """
 
     source: str | None = None
@@ -52,11 +52,11 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class SubmitPlan(evaluate.ScoredPlan):
-    """What one call of `submit` starts from.
+    """The plan of `submit`.
 
     Attributes:
         sample: column ID, in the order of the file.
-        source: whose predictions; None where scores that are missing will tell.
+        source: of the predictions; None if missing scores decide it.
     """
 
     options: SubmitOptions
@@ -65,21 +65,21 @@ class SubmitPlan(evaluate.ScoredPlan):
 
     @property
     def own_steps(self) -> tuple[str, ...]:
-        """The rows, and the upload that was asked for."""
-        name = "the best complete source, which the scores will tell" if self.source is None else self.source.name
-        sends = (f"sends the file to {SITE}, unless it is there already",) if self.options.uploads else ()
+        """The rows to write, and the upload."""
+        name = "the best complete source, once all are scored" if self.source is None else self.source.name
+        sends = (f"uploads the file to {SITE}, unless it was uploaded before",) if self.options.uploads else ()
         return (f"{len(self.sample)} rows of {name}", *sends)
 
     @property
     def own_writes(self) -> tuple[Path, ...]:
-        """The file, its note, and the leaderboard."""
+        """The CSV, its note, and the leaderboard."""
         folder = self.options.submissions
         name = "NAME" if self.source is None else self.source.name
         return (folder / f"{name}.csv", note_path(folder, name), folder / leaderboard.BOARD_NAME)
 
     @property
     def num_bytes(self) -> float | None:
-        """The ids and the longest text of a float64 behind each, beside the scores that are made again."""
+        """Upper bound of the CSV, plus the scores if they are out of date."""
         if self.scoring.num_bytes is None and not self.scoring.is_current:
             return None
         own = int(self.sample["ID"].str.len().sum()) + len(self.sample) * _LABEL_BYTES
@@ -87,11 +87,11 @@ class SubmitPlan(evaluate.ScoredPlan):
 
 
 def plan(config: Config, work: WorkFolder, options: SubmitOptions | None = None) -> SubmitPlan:
-    """What there is to score and to submit; writes nothing.
+    """The plan of a submission, with the missing scores; writes nothing.
 
     Raises:
         DataError: the prepared data have no test split.
-        ConfigError: no such source, or an upload is asked for and there is no command to do it with.
+        ConfigError: no such source, or an upload without the command `kaggle`.
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
     """
     options = options or SubmitOptions()
@@ -105,7 +105,7 @@ def plan(config: Config, work: WorkFolder, options: SubmitOptions | None = None)
 
 @holding(lambda given: given["plan"].options.submissions)
 def run(plan: SubmitPlan) -> Submission:
-    """Writes `<name>.csv`, `<name>.json` and `leaderboard.csv`; the same inputs change no byte.
+    """Writes `<name>.csv`, `<name>.json` and `leaderboard.csv`; the same inputs give the same bytes.
 
     Raises:
         ContractError: a slice of the sample has no prediction although its file was not rejected.
@@ -134,33 +134,31 @@ def run(plan: SubmitPlan) -> Submission:
     write_note(submissions, chosen.name, facts)
     logger.info("submit: %s, %d rows, folds %s, data=%s", csv_path, len(table), chosen.folds_label, chosen.data)
     if imputed:
-        logger.warning("submit: slices without a readable file, filled in: %d (named in the .json)", len(imputed))
+        logger.warning(
+            "submit: imputed slices without a readable file, filled in: %d (listed in the .json)", len(imputed)
+        )
     leaderboard.write(leaderboard.build(work, submissions, task), submissions)
     return Submission(csv_path, note_path(submissions, chosen.name), chosen, tuple(imputed))
 
 
 def _read_sample(prepared: Prepared) -> pd.DataFrame:
-    """The ids of the sample submission.
-
-    Raises:
-        DataError: there are none.
-    """
+    """The IDs of the sample submission; raises DataError if there are none."""
     sample = prepared.sample_ids()
     if not len(sample):
         raise DataError(
             f"{prepared.folder}: expected the ids of a sample submission, found none: these data have no test split. "
-            "`ichkit evaluate` and `ichkit predict` work without; to submit, prepare a folder that has one."
+            "`ichkit evaluate` and `ichkit predict` do not need one; to submit, prepare data with a test split."
         )
     return sample
 
 
 def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> Source:
-    """The source of that name, else the best complete one, else the best of those with the most slices.
+    """The source of that name; without a name the best complete one, else the best of those with the most slices.
 
-    Complete is a source with every fold of `folds.csv`; best is the lowest cross-validated weighted log loss.
+    A source is complete with every fold of `folds.csv`; the best has the lowest out-of-fold weighted log loss.
 
     Args:
-        scoring: what can be scored; without a name, scored.
+        scoring: the sources; without a name their scores must be up to date.
 
     Raises:
         ConfigError: no such source.
@@ -175,7 +173,7 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
     best = min(candidates, key=lambda source: (book.loss(source).value, source.name))
     if not complete:
         logger.warning(
-            "no source has all %d folds; taking the best there is: %s, folds %s",
+            "no source has all %d folds; taking the best incomplete one: %s, folds %s",
             prepared.num_folds,
             best.name,
             best.folds_label,
@@ -186,7 +184,7 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
 def _known_slices(prepared: Prepared, source: Source) -> KnownSlices:
     train, rejected = prepared.split("train"), prepared.rejected()
     return KnownSlices(
-        # A stack's tables are coherent already; those of a run are what its networks said.
+        # The tables of a stack are coherent already, those of a run are not.
         predictions=make_table_coherent(load_split(source, "test"), prepared.task),
         slices=prepared.split("test"),
         rejected=rejected[rejected.split == "test"],

@@ -1,4 +1,4 @@
-"""What `ichkit evaluate` shows: the board and the best source by class, one source in full, every row, a submission."""
+"""The tables that `ichkit evaluate` prints: leaderboard, one source in full, every row, a submission."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ichkit.work.folder import WorkFolder
 
 
 def render(work: WorkFolder, task: Task, name: str | None = None, *, is_whole: bool = False) -> Sequence[Table]:
-    """What `ichkit evaluate` shows: all sources and the best by class; one source in full; or every row.
+    """The tables that `ichkit evaluate` prints: leaderboard and best source; one source in full; or every row.
 
     Args:
         name: the source to show in full.
@@ -25,7 +25,7 @@ def render(work: WorkFolder, task: Task, name: str | None = None, *, is_whole: b
 
     Raises:
         ConfigError: no such source.
-        ArtifactError: there are no scores of the sources that are there now.
+        ArtifactError: there are no scores, or they are not of the current sources.
     """
     book = open_book(work, task)
     source = book.sources[0] if name is None else pick_source(book.sources, name)
@@ -38,10 +38,10 @@ def render(work: WorkFolder, task: Task, name: str | None = None, *, is_whole: b
 
 
 def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) -> list[Table]:
-    """One source by class: its slices, its studies, and the external sets beside published numbers.
+    """One source by class: slices, studies, and the external sets beside published AUCs.
 
     Args:
-        is_whole: also its subgroups, the other ways to score a study, and its thresholds.
+        is_whole: also decisions, subgroups, slice-to-study aggregations and thresholds.
     """
     made = [tables.by_class(book, source, SLICES, BY_SLICE), tables.by_class(book, source, STUDIES, BY_STUDY)]
     made += [tables.external(book, source, dataset) for dataset in book.external_sets]
@@ -54,7 +54,7 @@ def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) ->
 
 
 def render_rows(scores: pd.DataFrame) -> Table:
-    """Every row of `scores.parquet`, as it stands there."""
+    """Every row of `scores.parquet`."""
     place = ("source", "dataset", "level", "aggregation", "subgroup", "fold", "metric", "class")
     rows = []
     for row in scores.to_dict("records"):
@@ -66,7 +66,7 @@ def render_rows(scores: pd.DataFrame) -> Table:
 
 
 def render_submission(scores: pd.DataFrame) -> Table:
-    """The scores of one file against another, to the last digit that means anything: another program may be compared.
+    """The scores of a submission file with 12 decimals, so that they can be compared with another program.
 
     Args:
         scores: from `evaluate.score_submission`.
@@ -79,5 +79,5 @@ def render_submission(scores: pd.DataFrame) -> Table:
 
 
 def with_data_note(table: Table, data: str) -> Table:
-    """The table with what must stand below numbers made from these data."""
+    """The table with the note on its data added."""
     return replace(table, note=f"{table.note} {tables.data_note(data)}")

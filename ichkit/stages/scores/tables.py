@@ -1,4 +1,4 @@
-"""The tables of scores, each once, as data; a terminal and the report print those they select."""
+"""The tables of scores as data; the terminal and the report each print a selection."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -33,21 +33,24 @@ from ichkit.validation.studies import MAXIMUM
 from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 
 NOT_A_DEVICE = "Research use only, not a medical device."
-_PHANTOMS = "Made from phantoms: the numbers show that the pipeline works, not how well it would do on patients."
-_FORM_ALONE = "Ours are phantoms, theirs patients: the published numbers stand here for the form alone."
+_PHANTOMS = "Made from phantoms: the scores show that the pipeline works, not how it performs on patients."
+_NOT_COMPARABLE = "These scores are of phantoms, the published ones of patients: they are not comparable."
 _BOARD = (
-    "Out-of-fold weighted log loss with its interval by resampling patients; as in ordinary stacking, a second stage "
-    "learns from descriptors of networks that saw the fold it is scored on, though it never sees that fold's labels. "
-    "To the best: the paired difference to the best of the same folds, on the same draws of patients; * where the "
-    "interval excludes 0, not corrected for several comparisons. The loss of the best of many sources is a little "
-    "optimistic, because it was chosen by that loss."
+    "Out-of-fold weighted log loss with bootstrap intervals over patients. As in ordinary stacking, the second stage "
+    "is trained on predictions of networks that were trained with the fold it is scored on, but never on that fold's "
+    "labels. Difference to the best: paired, to the best source on the same folds, on the same bootstrap samples; * "
+    "if the interval excludes 0, not corrected for multiple comparisons. The loss of the best of many sources is "
+    "slightly optimistic, because it was chosen by that loss."
 )
-_CHOSEN = "F1, sensitivity and specificity at thresholds that were best on the other folds, for F1 and for Youden's J."
-_RAISED = "ECE, the expected calibration error: chance alone raises it; its interval allows for that."
+_CHOSEN = (
+    "F1 at the best F1 threshold of the other folds; sensitivity and specificity at their best Youden's J threshold."
+)
+_RAISED = "ECE: expected calibration error; chance alone increases it, and its interval corrects for that."
 _MARKS_SOURCE = (
-    "LightGBM's position features (padding, number of slices, gap, share of brain) tell data sources apart, and it "
-    "never saw this one: where they are in use, fusion is what compares with the paper."
+    "LightGBM's position features (padding, number of slices, gap, share of brain) identify the data source, and this "
+    "one was not in its training data: compare fusion with the paper, not a model that uses them."
 )
+_STUDY_MAXIMUM = "Score of a study: the maximum over its slices."
 _DIGITS = {LOG_LOSS: 4, CALIBRATION_ERROR: 4}
 # Column to metric; four fit a terminal of 80 columns with their intervals.
 BY_SLICE = {"log loss": LOG_LOSS, "AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
@@ -56,28 +59,29 @@ DECISIONS = {"F1 at 0.5": F1_HALF, "F1": F1_BEST, "sensitivity": SENSITIVITY, "s
 
 
 def data_note(data: str) -> str:
-    """What must stand below every table of numbers made from these data."""
+    """The note that is shown with every table of scores of these data."""
     return f"{_PHANTOMS} {NOT_A_DEVICE}" if "phantom" in data else NOT_A_DEVICE
 
 
 def scored_classes_note(book: ScoreBook, source: Source) -> str:
-    """Which classes the headline loss says nothing of, e.g. "4 of 6 classes scored: ..."; empty where it has all."""
+    """The classes missing from the headline loss, e.g. "4 of 6 classes scored: ..."; empty if none is."""
     without, classes = book.unscored_classes(source), book.task.classes
     if not without:
         return ""
-    return f"{len(classes) - len(without)} of {len(classes)} classes scored: {', '.join(without)} without both labels"
+    scored = f"{len(classes) - len(without)} of {len(classes)} classes scored"
+    return f"{scored}: {', '.join(without)} without both positives and negatives"
 
 
 def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]] | None = None) -> Table:
-    """Every source, best first, with its loss, the paired difference to the best, and the external sets.
+    """The leaderboard: every source, best first, with its loss, the paired difference to the best, and external AUCs.
 
     Args:
-        sites: source to the public and the private score of the competition site; they never move a rank.
+        sites: source to its public and private Kaggle score; they do not affect the rank.
     """
     main, sites = book.task.headline_class, sites or {}
     has_groups = len({source.folds for source in book.sources}) > 1
     has_sites = any(score is not None for scores in sites.values() for score in scores)
-    columns = ["#", "source", "log loss", "to the best", f"AUC {main}"]
+    columns = ["#", "source", "log loss", "difference\nto the best", f"AUC {main}"]
     columns += [heading for name in book.external_sets for heading in _external_headings(name, main)]
     columns += ["positive", *(["public\nprivate"] if has_sites else [])]
     rows: list[list[Cell | str]] = []
@@ -101,7 +105,7 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
     notes = [_BOARD]
     if book.external_sets:
         shown = " and ".join(map(title_of, book.external_sets))
-        notes.append(f"{shown}: AUC of the study maximum, and the mean over all classes.")
+        notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
     notes += [f"{note}." for note in dict.fromkeys(scored_classes_note(book, one) for one in book.sources) if note]
     return Table(
         f"Leaderboard (data: {book.data})",
@@ -115,7 +119,7 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
 
 
 def by_class(book: ScoreBook, source: Source, group: Group, metrics: Mapping[str, str]) -> Table:
-    """Some metrics of every class, values above intervals, out of fold.
+    """Out-of-fold metrics of every class, values above intervals.
 
     Args:
         group: SLICES or STUDIES.
@@ -127,15 +131,16 @@ def by_class(book: ScoreBook, source: Source, group: Group, metrics: Mapping[str
         rows.append([name, *cells, book.find(source, ROC_AUC, name, group).counts])
     notes = [_CHOSEN] if F1_BEST in metrics.values() else []
     notes += [_RAISED] if CALIBRATION_ERROR in metrics.values() else []
-    how = {SLICES: "by slice", STUDIES: "highest slice of a study"}[group]
+    notes += [_STUDY_MAXIMUM] if group == STUDIES else []
+    how = {SLICES: "by slice", STUDIES: "by study"}[group]
     return Table(f"{source.name}, out of fold, {how}", ("class", *metrics, "positive"), rows, note=" ".join(notes))
 
 
 def external(book: ScoreBook, source: Source, dataset: str) -> Table:
-    """The AUC of every class on an external set, beside what others published and the baseline's own scores of it."""
+    """The AUC of every class on an external set, beside published AUCs and the baseline's own predictions."""
     group, shown = external_studies(dataset), title_of(dataset)
     published, baseline = find_published(dataset, book.task), book.baseline(source, dataset)
-    columns = ["class", "AUC", "DeLong", *published, *(["baseline\nhere"] if len(baseline) else []), "positive"]
+    columns = ["class", "AUC", "DeLong", *published, *(["baseline\nsame studies"] if len(baseline) else []), "positive"]
     rows: list[list[Cell | str]] = []
     for name in (*book.task.classes, MEAN_CLASS):
         score, delong = (book.find(source, metric, name, group) for metric in (ROC_AUC, DELONG_AUC))
@@ -148,21 +153,21 @@ def external(book: ScoreBook, source: Source, dataset: str) -> Table:
             cells += said or [NOTHING]
         rows.append([name, *cells, score.counts])
     num_studies, num_missing = book.find(source, ROC_AUC, MEAN_CLASS, group).n, len(book.tables.missing[dataset])
-    notes = [f"{num_studies} studies, {num_missing} missing. AUC with the interval by resampling studies."]
+    notes = [f"{num_studies} studies, {num_missing} missing. {_STUDY_MAXIMUM} Bootstrap intervals over studies."]
     if published:
         notes.append("Published: " + "; ".join(f"{name}, {row.source}" for name, row in published.items()) + ".")
     if len(baseline):
         notes.append(
-            f"Baseline here: the AUC of its own published probabilities of the same {baseline.n.max()} studies, and "
-            "the p-value of DeLong's paired test."
+            f"Baseline, same studies: AUC of its own published probabilities of the same {baseline.n.max()} studies, "
+            "with the p-value of DeLong's paired test."
         )
     notes += [_MARKS_SOURCE] if _has_position_features(book, source) else []
-    notes += [_FORM_ALONE] if published and "phantom" in source.data else []
-    return Table(f"{source.name} on {shown}, highest slice of a study", tuple(columns), rows, note=" ".join(notes))
+    notes += [_NOT_COMPARABLE] if published and "phantom" in source.data else []
+    return Table(f"{source.name} on {shown}, by study", tuple(columns), rows, note=" ".join(notes))
 
 
 def aggregations(book: ScoreBook, source: Source, dataset: str) -> Table:
-    """The AUC of every class on an external set by each way to score a study."""
+    """The AUC of every class on an external set by slice-to-study aggregation."""
     names = book.aggregations(source, dataset)
     rows: list[list[Cell | str]] = []
     for label in (*book.task.classes, MEAN_CLASS):
@@ -174,7 +179,7 @@ def aggregations(book: ScoreBook, source: Source, dataset: str) -> Table:
 
 
 def subgroups(book: ScoreBook, source: Source) -> Table:
-    """The loss and the AUC of the first class in every subgroup, out of fold and on the external sets."""
+    """The loss and the AUC of the headline class in every subgroup, out of fold and on the external sets."""
     main = book.task.headline_class
     rows: list[list[Cell | str]] = []
     groups = {SLICES: "out of fold", **{external_studies(name): title_of(name) for name in book.external_sets}}
@@ -185,12 +190,12 @@ def subgroups(book: ScoreBook, source: Source) -> Table:
             rows.append([subgroup_name(name), of, loss.cell(4), auc.cell(3), auc.counts])
     partitions = {**SLICE_PARTITIONS, **STUDY_PARTITIONS}.values()
     note = " ".join(f"{one.name.replace('_', ' ')}: {one.description}" for one in partitions)
-    columns = ("subgroup", "of", "log loss", f"AUC {main}", "positive")
+    columns = ("subgroup", "data", "log loss", f"AUC {main}", "positive")
     return Table(f"{source.name}: performance by subgroup", columns, rows, note=note, num_text=2)
 
 
 def thresholds(book: ScoreBook, source: Source) -> Table:
-    """The thresholds of every class chosen on all folds, above the range of those that each fold was scored at."""
+    """The thresholds of every class chosen on all folds, above the range of those used to score each fold."""
     chosen = {
         f"{group.level}\n{aim.replace('_', ' ')}": (group, metric)
         for group in (SLICES, STUDIES)
@@ -205,12 +210,12 @@ def thresholds(book: ScoreBook, source: Source) -> Table:
             between = format_interval(min(known), max(known), 4) if known else ""
             cells.append(Cell(format_number(for_new, 4), between))
         rows.append([name, *cells])
-    note = "Chosen on all rows, for new scans; below, what the folds were scored at, each chosen on the others."
+    note = "Chosen on all rows, for new scans; below, the range used to score the folds, each chosen on the others."
     return Table(f"{source.name}, thresholds", ("class", *chosen), rows, note=note)
 
 
 def pairs(book: ScoreBook, sources: Sequence[Source]) -> Table:
-    """Every pair of sources that were scored on the same folds, in that order."""
+    """The paired difference of every two of these sources, which were scored on the same folds."""
     main = book.task.headline_class
     groups = {SLICES: "", **{external_studies(name): f"{title_of(name)} " for name in book.external_sets}}
     columns = ["pair", "log loss", "p"]
@@ -226,9 +231,9 @@ def pairs(book: ScoreBook, sources: Sequence[Source]) -> Table:
                 row += [found.cell(digits), format_number(found.p_value, 3)]
             rows.append(row)
     note = (
-        "The first source minus the second. By slice on the same draws of patients, on external studies by DeLong's "
-        "paired test; * and green where the interval says that the first is better, * and red where it is worse. Not "
-        "corrected for several comparisons."
+        "First source minus second. Slices: paired bootstrap over patients; external studies: DeLong's paired test. "
+        "* if the interval excludes 0: green if the first source is better, red if it is worse. Not "
+        "corrected for multiple comparisons."
     )
     return Table("Differences between sources", tuple(columns), rows, note=note)
 
@@ -244,12 +249,12 @@ def _external_headings(dataset: str, main: str) -> tuple[str, str]:
 
 
 def _site(public: float | None, private: float | None) -> Cell:
-    """What the competition site said, the public score above the private one."""
+    """The Kaggle scores, public above private."""
     return Cell(format_number(public, 5), format_number(private, 5))
 
 
 def _has_position_features(book: ScoreBook, source: Source) -> bool:
-    """True for LightGBM and for the blends that may hold it."""
+    """True for LightGBM and for a blend that may contain it."""
     stack = PurePosixPath(source.path).parent
     kinds = {one.kind for one in book.sources if PurePosixPath(one.path).parent == stack}
     return source.kind == "lightgbm" or (source.kind == "blend" and "lightgbm" in kinds)

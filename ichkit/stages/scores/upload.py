@@ -1,9 +1,9 @@
-"""`ichkit submit --upload`: the CSV of a submission to the competition site, by the site's own command, once.
+"""`ichkit submit --upload`: uploads the CSV of a submission to Kaggle with the `kaggle` command, at most once.
 
-The site makes a submission in three steps: it is asked where to put the file, the file goes there, and only the third
-request makes a submission of it. So whatever fails before the third may be tried again; after anything else the site is
-asked first what it has. The command `kaggle` reads its own token; this module never sees it, and strikes out whatever
-looks like one from what it shows and keeps.
+Kaggle takes a submission in three requests: the first asks for an upload address, the second uploads the file, and only
+the third creates the submission. A failure before the third can therefore be retried; after any other failure the list
+of submissions is checked first. The command `kaggle` reads its own token; this module never reads it, and removes
+anything that looks like a token from what it shows and stores.
 
 Source of the messages: the package kaggle 2.2.5 (`competition_submit_cli`, `upload_complete`, `main`) and the reports
 of its users (issues 87, 129, 148, 177, 181, 414, 419, 488, 530 and 621 of Kaggle/kaggle-cli).
@@ -29,15 +29,15 @@ COMPETITION = "rsna-intracranial-hemorrhage-detection"
 SITE = f"https://www.kaggle.com/c/{COMPETITION}"
 LATE_NOTE = "The competition has ended: a late submission is scored, though not ranked."
 RETRY_DELAYS_SECONDS = (5.0, 20.0)
-"""Before the second and the third try."""
+"""Waiting times before the second and the third attempt."""
 LOOK_DELAYS_SECONDS = (2.0, 10.0)
-"""Before each look at the list of submissions: one that has just arrived may take a moment to be listed."""
+"""Waiting times before each check of the list of submissions: a new one may take a moment to appear."""
 _TIMEOUT_SECONDS = 3600.0
 _TAG_DIGITS = 16
 
 
 class _Outcome(Enum):
-    """What one call of the command did."""
+    """Result of one call of the command."""
 
     SENT = "sent"
     REFUSED = "refused"
@@ -47,12 +47,12 @@ class _Outcome(Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refusal the site is known for.
+    """A known reason for a refusal by Kaggle.
 
     Attributes:
-        pattern: regular expression, case ignored, for its words.
-        meaning: what it says, in plain words.
-        remedy: what to do.
+        pattern: case-insensitive regular expression that its message matches.
+        meaning: the reason in plain words.
+        remedy: what the user can do.
     """
 
     pattern: str
@@ -60,17 +60,17 @@ class Refusal:
     remedy: str
 
 
-# The first that matches counts: from what the site says plainly to what only its number tells.
+# The first match counts: from explicit messages to bare HTTP status codes.
 REFUSALS = {
     "token": Refusal(
         r"\b401\b|unauthorized|could not find kaggle\.json|missing username|authentication required|not authenticated",
         "the command `kaggle` has no valid token",
-        f"Make one at https://www.kaggle.com/settings, put it where `kaggle` looks for it, and see that "
+        f"Create one at https://www.kaggle.com/settings, store it where `kaggle` looks for it, and check that "
         f"`kaggle competitions submissions -c {COMPETITION}` works.",
     ),
     "rules": Refusal(
         r"accept (the|this) competition|competitions\.participate|accept.{0,20}rules",
-        "the rules of the competition are not accepted by this account",
+        "this account has not accepted the rules of the competition",
         f"Sign in, accept them at {SITE}/rules, and run the same command again.",
     ),
     "limit": Refusal(
@@ -80,8 +80,8 @@ REFUSALS = {
     ),
     "late": Refusal(
         r"deadline|late submission|has ended|accepting submissions|\b404\b",
-        "the site takes no late submission of this file",
-        f"Look at {SITE}/submit: where it offers no late submission, none can be made.",
+        "Kaggle accepts no late submission of this file",
+        f"Check {SITE}/submit: if it offers no late submission, none is possible.",
     ),
     "forbidden": Refusal(
         r"\b403\b|forbidden",
@@ -90,14 +90,14 @@ REFUSALS = {
     ),
     "file": Refusal(
         r"\b400\b|bad request",
-        "the site does not take the file, or this account has not joined",
+        "Kaggle rejected the file, or this account has not joined the competition",
         f"Join at {SITE}. The file must have a row for each row of stage_2_sample_submission.csv: "
         "prepare without --limit-studies.",
     ),
 }
-# What the command says where the file never got to its place: no submission is made of it, whatever else it says.
+# The message if the file was not uploaded: there is no submission then, whatever else the message says.
 _NOT_PLACED = r"could not submit to competition"
-# No connection was made, so nothing was asked; unless the text also tells of one that broke.
+# No connection was made, so no request was sent, unless the text also mentions a broken connection.
 _NOT_REACHED = (
     r"failed to establish a new connection|name ?resolution|getaddrinfo|name or service not known|no route to host|"
     r"network is unreachable|connection refused"
@@ -105,7 +105,7 @@ _NOT_REACHED = (
 _BROKEN = r"timed out|reset|aborted|broken pipe|closed|\b5\d\d\b"
 _SUCCESS = r"successfully submitted|submission ref: *\d+"
 _SECRETS = (
-    (r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?..."),  # addresses to put files at carry signatures
+    (r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?..."),  # upload addresses contain signatures
     (r"(/[\w./-]+)\?[^\s'\")]+", r"\1?..."),
     (r"(?i)((?:set-)?cookie|authorization|token|api[ _-]?key|key|password)(['\"]?\s*[:=]\s*)\S[^\n]*", r"\1\2..."),
     (r"\bKGAT_\w+", "..."),
@@ -114,10 +114,10 @@ _SECRETS = (
 
 
 def upload(submissions: Path, name: str) -> str:
-    """Sends the CSV of a submission to the site unless it is there already; returns the site's answer.
+    """Uploads the CSV of a submission to Kaggle unless it was uploaded before; returns the answer of Kaggle.
 
-    The note of the submission says before the first byte leaves that an upload began, and afterwards how it ended, so
-    that the same command, run again after whatever happened, sends no file twice.
+    The note of the submission records the start of the upload before the first byte is sent, and afterwards its end, so
+    that the same command can be run again after any failure without uploading a file twice.
 
     Args:
         name: of a submission that `submit.run` has written.
@@ -125,8 +125,8 @@ def upload(submissions: Path, name: str) -> str:
     Raises:
         ConfigError: no such submission, or the command `kaggle` is not installed.
         DataError: the predictions are not of the competition's own test images.
-        UploadError: refused, not reached, or of unknown outcome; the message says what to do.
-        ArtifactError: the CSV is not the one that the note describes.
+        UploadError: refused, Kaggle not reached, or outcome unknown; the message says what to do.
+        ArtifactError: the CSV is not the one described by the note.
     """
     note = read_note(submissions, name)
     if note is None:
@@ -134,16 +134,16 @@ def upload(submissions: Path, name: str) -> str:
     if note["data"] != "rsna":
         raise DataError(
             f"submit --upload: expected predictions of the competition's test images, found data={note['data']}. "
-            f"The site knows no slice of {submissions / note['csv']}, so nothing was sent."
+            f"Kaggle does not know the slices of {submissions / note['csv']}, so nothing was uploaded."
         )
     command = find_command()
     began = note.get("upload")
     if began is not None and began["answer"] is not None:
-        return f"uploaded already on {began['utc']}; the site said: {began['answer']}"
+        return f"uploaded already on {began['utc']}; answer of Kaggle: {began['answer']}"
     logger.info("submit: %s", LATE_NOTE)
     description = describe(note)
     if began is not None:
-        logger.info("submit: an earlier upload of this file was cut short; asking the site whether it arrived")
+        logger.info("submit: an earlier upload of this file was interrupted; checking whether Kaggle received it")
         found = _look_for(command, description)
         if found is not None:
             return _finish(submissions, name, found)
@@ -152,7 +152,7 @@ def upload(submissions: Path, name: str) -> str:
 
 
 def find_command() -> str:
-    """Where the command `kaggle` is.
+    """The path of the command `kaggle`.
 
     Raises:
         ConfigError: it is not installed.
@@ -167,12 +167,12 @@ def find_command() -> str:
 
 
 def what_next(name: str) -> str:
-    """What to do once a file was sent: scores come back by hand, as the site shows them."""
+    """The next step after an upload: the user records the scores that Kaggle shows."""
     return f"Once {SITE}/submissions shows its scores: `ichkit leaderboard --record {name} --public X --private Y`."
 
 
 def describe(note: dict[str, Any]) -> str:
-    """The description a submission gets on the site: its name and the start of its CSV's digest, by which it is found.
+    """The description of a submission on Kaggle: its name and the start of the SHA-256 of its CSV, to find it by.
 
     Example:
         >>> describe({"name": "default-blend", "sha256": "e48baf68cb43f68259c2"})
@@ -187,12 +187,12 @@ def _finish(submissions: Path, name: str, answer: str) -> str:
 
 
 def _send(command: str, path: Path, description: str) -> str:
-    """The site's answer to the file; tries again only where no submission can have been made."""
+    """Uploads the file and returns the answer of Kaggle; retries only if no submission can exist."""
     words = [command, "competitions", "submit", "-q", "-c", COMPETITION, "-f", str(path), "-m", description]
     said = ""
     for delay in (0.0, *RETRY_DELAYS_SECONDS):
         if delay:
-            logger.info("submit: nothing has arrived (%s); trying again in %.0f s", _last_line(said), delay)
+            logger.info("submit: the upload failed (%s); trying again in %.0f s", _last_line(said), delay)
             time.sleep(delay)
         logger.info("submit: uploading %s, %.1f MB", path, path.stat().st_size / 1e6)
         _, said = _call(words)
@@ -201,21 +201,23 @@ def _send(command: str, path: Path, description: str) -> str:
             return said
         if refusal is not None:
             raise UploadError(
-                f"submit --upload: {refusal.meaning}. The site said: {_last_line(said)}. {refusal.remedy}"
+                f"submit --upload: {refusal.meaning}. Answer of Kaggle: {_last_line(said)}. {refusal.remedy}"
             )
         if outcome is _Outcome.UNKNOWN:
-            logger.warning("submit: the connection was lost (%s); asking the site whether it arrived", _last_line(said))
+            logger.warning(
+                "submit: the connection was lost (%s); checking whether Kaggle received the file", _last_line(said)
+            )
             found = _look_for(command, description)
             if found is not None:
                 return found
     raise UploadError(
-        f"submit --upload: the site could not be reached in {len(RETRY_DELAYS_SECONDS) + 1} tries: {_last_line(said)}. "
-        f"Nothing has arrived. Run the same command again later, or upload {path} by hand at {SITE}/submit."
+        f"submit --upload: Kaggle could not be reached in {len(RETRY_DELAYS_SECONDS) + 1} attempts: {_last_line(said)}"
+        f". Nothing was submitted. Run the same command again later, or upload {path} by hand at {SITE}/submit."
     )
 
 
 def _judge(said: str) -> tuple[_Outcome, Refusal | None]:
-    """What a call did, by its words: the command exits with 0 after some failures."""
+    """The outcome of a call by its output: the exit code is 0 even after some failures."""
     if re.search(_SUCCESS, said, re.IGNORECASE):
         return _Outcome.SENT, None
     if re.search(_NOT_PLACED, said, re.IGNORECASE):
@@ -229,10 +231,10 @@ def _judge(said: str) -> tuple[_Outcome, Refusal | None]:
 
 
 def _look_for(command: str, description: str) -> str | None:
-    """What the site lists under that description; None where it lists submissions and not this one.
+    """The listed submission of that description; None if Kaggle lists none.
 
     Raises:
-        UploadError: the list cannot be had, so the outcome stays unknown.
+        UploadError: the list is not available, so the outcome stays unknown.
     """
     words = [command, "competitions", "submissions", "-q", "-v", "-c", COMPETITION]
     for delay in LOOK_DELAYS_SECONDS:
@@ -241,29 +243,29 @@ def _look_for(command: str, description: str) -> str | None:
         rows = _read_list(said)
         if code or rows is None:
             raise UploadError(
-                f"submit --upload: it is not known whether the file arrived, and the site does not list what it has: "
-                f'{_last_line(said)}. Look at {SITE}/submissions for "{description}", or run the same command again '
-                "later: it asks before it sends anything."
+                f"submit --upload: it is unknown whether Kaggle received the file, and its submissions cannot be listed"
+                f': {_last_line(said)}. Look for "{description}" at {SITE}/submissions, or run the same command again '
+                "later: it checks the list before it uploads."
             )
         for row in rows:
             if row.get("description") == description:
-                told = [f"{name} {row[name]}" for name in ("status", "publicScore", "privateScore") if row.get(name)]
-                return f"arrived on {row.get('date', 'an unknown day')}: {', '.join(told) or 'no status yet'}"
+                facts = [f"{name} {row[name]}" for name in ("status", "publicScore", "privateScore") if row.get(name)]
+                return f"arrived on {row.get('date', 'an unknown day')}: {', '.join(facts) or 'no status yet'}"
     return None
 
 
 def _read_list(said: str) -> list[dict[str, str]] | None:
-    """The rows of `kaggle competitions submissions -v`; None where the text is no such list."""
+    """The rows of `kaggle competitions submissions -v`; None if the text is not such a list."""
     if "no submissions found" in said.lower():
         return []
-    # Notes about versions or permissions may stand above the table.
+    # Warnings about versions or permissions may precede the table.
     lines = said.splitlines()
     start = next((i for i, line in enumerate(lines) if "description" in line and "fileName" in line), None)
     return None if start is None else list(csv.DictReader(io.StringIO("\n".join(lines[start:]))))
 
 
 def _call(words: list[str]) -> tuple[int, str]:
-    """Exit code and words of one call, secrets struck out; a call that never ends counts as a lost connection."""
+    """Exit code and output of one call, without secrets; a timeout counts as a lost connection."""
     try:
         done = subprocess.run(
             words,
@@ -283,7 +285,7 @@ def _call(words: list[str]) -> tuple[int, str]:
 
 
 def strike_secrets(text: str) -> str:
-    """The text without tokens, cookies, keys and signed addresses.
+    """The text without tokens, cookies, keys and signed URLs.
 
     Example:
         >>> strike_secrets("PUT /upload/o?upload_id=AEnB2U failed")
@@ -298,6 +300,6 @@ def strike_secrets(text: str) -> str:
 
 
 def _last_line(said: str) -> str:
-    """The last line that says anything, which is where the command puts its verdict."""
+    """The last non-empty line, in which the command reports its result."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else "nothing"
