@@ -181,7 +181,7 @@ def test_the_page_is_one_file_that_names_nobody(exported, scans, tmp_path):
     assert not re.search(r'(src|href)="(?!data:image/jpeg;base64,|#study-\d)', page)
     assert "<script" not in page
     assert "Research use only" in page
-    assert "learnt from synthetic phantoms" in page
+    assert "trained on synthetic phantoms" in page
     assert "not selected: localizer" in page
     for secret in ("Doe", "Roe", "1.2.1.4", "1.2.2"):
         assert secret not in page
