@@ -1,5 +1,7 @@
 """What inside a series does not belong to its one pass over the head: localizers, other planes, repeated passes."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -89,34 +91,32 @@ def _is_regular(positions_mm: np.ndarray) -> bool:
 
 def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
     """(N,) True for one slice at each place, of the main pass wherever it has one."""
-    table = pd.DataFrame(
-        {
-            "place": place,
-            "kind": series["kind"].to_numpy(),
-            "acquisition": series["acquisition_number"].to_numpy(),
-            "instance": series["instance_number"].to_numpy(),
-            "slice_id": series["slice_id"].to_numpy(),
-        }
-    )
-    table = table.sort_values(["place", "instance", "slice_id"])
+    columns = ("kind", "acquisition_number", "instance_number", "slice_id")
+    kinds, acquisitions, instances, ids = (series[name].to_list() for name in columns)
+    places = place.tolist()
     # Without numbers of acquisitions, the second slice at a place in the order of instances is of the second pass.
-    table["turn"] = table.groupby(["kind", "acquisition", "place"]).cumcount()
-    passes = table.groupby(["kind", "acquisition", "turn"])["place"].agg(["nunique", "min", "max"]).reset_index()
-    passes["is_half"] = passes["nunique"] * 2 >= place.max() + 1
-    passes["rank"] = passes["kind"].map(RANKS).fillna(-1)
-    passes = passes.sort_values(
-        ["is_half", "rank", "nunique", "acquisition", "turn"], ascending=[False, True, False, False, False]
-    ).reset_index(drop=True)
-    passes["order"] = passes.index
-    table = table.reset_index().merge(passes, on=["kind", "acquisition", "turn"]).set_index("index")
-    # A pass that was shifted a little shares no place with the main one, and still runs over the same head.
-    main = passes.iloc[0]
-    shared = np.minimum(passes["max"], main["max"]) - np.maximum(passes["min"], main["min"]) + 1
-    is_long = (passes["nunique"] >= _MIN_PASS_SLICES) & bool(main["nunique"] >= _MIN_PASS_SLICES)
-    is_other = (passes["acquisition"] != main["acquisition"]) | (passes["turn"] != main["turn"])
-    is_again = is_long & is_other & (shared >= _MIN_SHARED * (passes["max"] - passes["min"] + 1))
-    table = table[~table["order"].isin(passes["order"][is_again])]
-    first = table.sort_values(["place", "order", "instance", "slice_id"]).drop_duplicates("place").index
-    is_kept = np.zeros(len(place), bool)
-    is_kept[first] = True
+    passes: dict[tuple[str, int, int], list[int]] = {}
+    turns: Counter[tuple[str, int, int]] = Counter()
+    for row in sorted(range(len(places)), key=lambda row: (places[row], instances[row], ids[row])):
+        scan = (kinds[row], acquisitions[row])
+        passes.setdefault((*scan, turns[*scan, places[row]]), []).append(row)
+        turns[*scan, places[row]] += 1
+
+    def preference(name: tuple[str, int, int]) -> tuple[bool, int, int, int, int, str]:
+        (kind, acquisition, turn), size = name, len(passes[name])
+        return (2 * size <= max(places), RANKS.get(kind, -1), -size, -acquisition, -turn, kind)
+
+    is_kept = np.zeros(len(places), bool)
+    taken: set[int] = set()
+    (main, rows_of_main), *_ = ordered = [(name, passes[name]) for name in sorted(passes, key=preference)]
+    low, high = places[rows_of_main[0]], places[rows_of_main[-1]]
+    for name, rows in ordered:
+        first, last = places[rows[0]], places[rows[-1]]
+        # A pass that was shifted a little shares no place with the main one, and still covers the same head.
+        is_shifted = min(last, high) - max(first, low) + 1 >= _MIN_SHARED * (last - first + 1)
+        if name[1:] != main[1:] and is_shifted and min(len(rows), len(rows_of_main)) >= _MIN_PASS_SLICES:
+            continue
+        new = [row for row in rows if places[row] not in taken]
+        is_kept[new] = True
+        taken.update(places[row] for row in new)
     return is_kept

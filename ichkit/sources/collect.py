@@ -94,7 +94,7 @@ def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> 
 
     # `planned.slices` is sorted by KEY, and so are the tasks: where a slice stands follows from its study's start.
     starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
-    table = planned.slices.iloc[np.repeat(starts, counts) + flat("kept", np.int64)].reset_index(drop=True)
+    table: pd.DataFrame = planned.slices.iloc[np.repeat(starts, counts) + flat("kept", np.int64)].reset_index(drop=True)
     table["volume"] = np.repeat(np.array([record.volume for record in done], object), counts)
     table["padded"] = flat("padded", bool)
     table[BRAIN_SHARE] = flat(BRAIN_SHARE, float)
@@ -104,11 +104,11 @@ def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> 
 def _with_labels(table: pd.DataFrame, labels: pd.DataFrame | None, task: Task) -> pd.DataFrame:
     """The table with a nullable column per class, filled where a label is known, and never in the test split."""
     names = list(task.classes)
-    values = pd.DataFrame(pd.NA, index=table.index, columns=names, dtype="Int8")
+    values = np.full((len(table), len(names)), np.nan)
     if labels is not None:
-        where = pd.Index(labels["slice_id"]).get_indexer(table["slice_id"])
+        where = pd.Index(labels["slice_id"]).get_indexer(pd.Index(table["slice_id"]))
         rows = np.flatnonzero((where >= 0) & (table["split"] != "test").to_numpy())
-        taken = labels[names].to_numpy()[where[rows]]
-        for column, name in enumerate(names):
-            values.iloc[rows, values.columns.get_loc(name)] = taken[:, column]
-    return pd.concat([table.drop(columns=names, errors="ignore"), values], axis=1)
+        values[rows] = labels[names].to_numpy()[where[rows]]
+    filled = pd.DataFrame(values, table.index, names).astype("Int8")
+    labelled: pd.DataFrame = pd.concat([table.drop(columns=names, errors="ignore"), filled], axis=1)
+    return labelled

@@ -129,7 +129,7 @@ def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:
     table = pd.DataFrame({"study_id": raw.get("name", pd.Series(dtype="str")).str.strip()})
     for name in task.classes:
         word = _READER_COLUMNS[name]
-        found = [column for column in raw if word in re.split(r"[^A-Za-z]+", column)]
+        found = [column for column in raw if word in re.split(r"[^A-Za-z]+", str(column))]
         if len(found) != 1 or "name" not in raw:
             raise DataError(
                 f"{ref.relative}: expected columns name and one for {word}, found {', '.join(raw.columns)}. "

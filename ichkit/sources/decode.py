@@ -4,10 +4,11 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, StopFlag, logger
@@ -91,7 +92,7 @@ class _Chosen(Sequence[StudyTask]):
         return tasks[inside]
 
 
-def _earlier_records(folder: Path, earlier: Path, keys: dict) -> dict[str, StudyRecord]:
+def _earlier_records(folder: Path, earlier: Path, keys: Collection[str]) -> dict[str, StudyRecord]:
     """Records of wanted studies whose volume is whole: of an interrupted call, else of the finished store."""
     found = {}
     if (earlier / RECORDS_FILE).exists():
@@ -105,11 +106,11 @@ def _earlier_records(folder: Path, earlier: Path, keys: dict) -> dict[str, Study
     return found
 
 
-def _is_whole(path: Path, raw: dict) -> bool:
+def _is_whole(path: Path, raw: Mapping[str, Any]) -> bool:
     return not raw["volume"] or (path.is_file() and path.stat().st_size == raw["num_bytes"])
 
 
-def _link(old: Path, new: Path, raw: dict) -> bool:
+def _link(old: Path, new: Path, raw: Mapping[str, Any]) -> bool:
     """Puts a finished volume into the new store without copying it where the disk allows."""
     if not _is_whole(old, raw):
         return False

@@ -112,7 +112,8 @@ def add_reason(index: pd.DataFrame, rows: pd.Series, reason: str) -> pd.DataFram
 
 def are_among(values: pd.Series, known: pd.Series) -> np.ndarray:
     """(N,) whether each value is one of the known ones, which are unique; on strings many times as fast as `isin`."""
-    return pd.Index(known).get_indexer(pd.Index(values)) >= 0
+    are_known: np.ndarray = pd.Index(known).get_indexer(pd.Index(values)) >= 0
+    return are_known
 
 
 def split_duplicates(index: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -121,7 +122,7 @@ def split_duplicates(index: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, 
     return index[~is_copy], index[is_copy].assign(reason="duplicate of another file")
 
 
-def make_rejected(index: pd.DataFrame, **columns: object) -> pd.DataFrame:
+def make_rejected(index: pd.DataFrame, **columns: str | Sequence[str] | pd.Series) -> pd.DataFrame:
     """Rows of an index as a `rejected` table; keyword arguments fill or replace columns."""
     table = index.assign(file=index["relative"], **columns)
     return table.reindex(columns=REJECTED).reset_index(drop=True)

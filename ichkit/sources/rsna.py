@@ -45,7 +45,8 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
         raise DataError(f"rsna: no image folder among {len(files)} files. {_LAYOUT_HINT}")
     found = found[found["stage"] == found["stage"].max()]
     slice_ids = found["relative"].str.replace(r"^.*/", "", regex=True).str.replace(r"\.[^.]*$", "", regex=True)
-    return found.drop(columns="stage").assign(slice_id=slice_ids).reset_index(drop=True)
+    named: pd.DataFrame = found.drop(columns="stage").assign(slice_id=slice_ids).reset_index(drop=True)
+    return named
 
 
 def plan_rsna(found: Found) -> SourcePlan:
@@ -55,7 +56,9 @@ def plan_rsna(found: Found) -> SourcePlan:
         DataError: the label file or the sample is missing, or the labels contradict themselves.
     """
     files, images, task = found.files, found.images, found.task
-    stage = re.search(_IMAGE_FOLDER, images["relative"].iloc[0]).group(1)
+    match = re.search(_IMAGE_FOLDER, images["relative"].iloc[0])
+    assert match is not None  # `image_files` keeps no other path
+    stage = match.group(1)
     labels, num_rows = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
     sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
     index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="many_to_one")
@@ -72,7 +75,7 @@ def plan_rsna(found: Found) -> SourcePlan:
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no label in the label file")]
     good = good.assign(slab=good.groupby(["study_id", "series_id"]).cumcount())
     seen = index["slice_id"][index["split"] == "train"].drop_duplicates()
-    facts = {
+    facts: dict[str, object] = {
         "stage": int(stage),
         "num_files": len(images),
         "labels_without_image": int((~are_among(labels["slice_id"], seen)).sum()),
