@@ -46,7 +46,8 @@ def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
     levels = np.floor(np.clip(heat, 0, 1) * 255 + 0.5).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     share = _STRENGTH * levels[..., None].astype(np.float32) / 255
-    return np.floor((1 - share) * brain_picture(slice_hu) + share * colours + 0.5).astype(np.uint8)
+    painted: np.ndarray = np.floor((1 - share) * brain_picture(slice_hu) + share * colours + 0.5).astype(np.uint8)
+    return painted
 
 
 def fit_picture(picture: np.ndarray, side: int) -> np.ndarray:
@@ -78,7 +79,7 @@ def caption_picture(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     if not lines:
         return picture
     width = picture.shape[1]
-    band = np.zeros((_LINE_PIXELS * len(lines) + 6, width, 3), np.uint8)
+    band: np.ndarray = np.zeros((_LINE_PIXELS * len(lines) + 6, width, 3), np.uint8)
     for number, line in enumerate(lines):
         (wide, _), _ = cv2.getTextSize(line, _FONT, 0.42, 1)
         scale = 0.42 * min(1.0, (width - 6) / max(wide, 1))

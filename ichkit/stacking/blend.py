@@ -24,7 +24,8 @@ class Blend:
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """(N, C) float64 logits of the blend of (members, N, C) logits."""
-        return np.einsum("mnc,mc->nc", np.asarray(logits, np.float64), self.weights)
+        blended: np.ndarray = np.einsum("mnc,mc->nc", np.asarray(logits, np.float64), self.weights)
+        return blended
 
 
 def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], tolerance: float = 0.0) -> Blend:

@@ -74,7 +74,8 @@ class BoostedModel:
             if text:
                 gains[:, column] = read_trees(text, f"booster of class {column}").gains(len(self.names))
         totals = gains.sum(axis=0)
-        return np.divide(gains, totals, out=np.zeros_like(gains), where=totals > 0)
+        shares: np.ndarray = np.divide(gains, totals, out=np.zeros_like(gains), where=totals > 0)
+        return shares
 
     def encode(self) -> dict[str, bytes]:
         """File names to bytes, as `load_boosted` reads them."""
@@ -178,8 +179,8 @@ class _Search:
         self.rows = training.chosen_rows()
         self.mean, self.inner = training.rows.mean_logits(), training.inner_base_logits()
         self.splits = list(training.splits())
-        self.fitting_sets = [whole.subset(split.fitting).construct() for split in self.splits]
-        self.held_sets = [whole.subset(split.held).construct() for split in self.splits]
+        self.fitting_sets = [whole.subset(split.fitting.tolist()).construct() for split in self.splits]
+        self.held_sets = [whole.subset(split.held.tolist()).construct() for split in self.splits]
 
     def choose(self, column: int, candidates: Sequence[str], seed: int) -> tuple[str, int, np.ndarray]:
         """Of one class: the strength of least loss, its number of rounds, and the (n,) inner corrections with them."""
@@ -215,8 +216,8 @@ class _Search:
             The number of rounds of least pooled loss, and the (n,) sums of the trees for the held patients.
         """
         boosters = [_booster(dataset, strength, self.settings, seed) for dataset in self.fitting_sets]
-        for booster, held in zip(boosters, self.held_sets, strict=True):
-            booster.add_valid(held, "held")
+        for booster, held_set in zip(boosters, self.held_sets, strict=True):
+            booster.add_valid(held_set, "held")
         sizes = np.array([len(split.held) for split in self.splits])
         step = min(_CHECK_EVERY, self.settings.max_rounds)
         best_loss, best_rounds, num_trees = np.inf, 0, [0] * len(boosters)
@@ -265,7 +266,8 @@ def _booster(
 ) -> "lightgbm.Booster":
     import lightgbm
 
-    own = {**_shared_settings(settings), **strength.settings, "learning_rate": settings.learning_rate, "seed": seed}
+    own: dict[str, str | float] = {**_shared_settings(settings), **strength.settings}
+    own |= {"learning_rate": settings.learning_rate, "seed": seed}
     if dataset.num_data() > _MANY_ROWS:
         own["data_sample_strategy"] = "goss"
     return lightgbm.Booster(own, dataset)

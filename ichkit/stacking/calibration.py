@@ -27,7 +27,8 @@ class Calibration:
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """(N, C) float64 calibrated logits."""
-        return self.slope * np.asarray(logits, np.float64) + self.intercept
+        calibrated: np.ndarray = self.slope * np.asarray(logits, np.float64) + self.intercept
+        return calibrated
 
     def shrink(self, shares: np.ndarray) -> "Calibration":
         """The calibration that takes (C,) shares of this one's change; at share 0 the logits stay as they are."""

@@ -141,7 +141,7 @@ def fit_projections(anchors: Mapping[int, np.ndarray], config: EmbeddingsConfig)
 
 def _open(path: Path, num_rows: int) -> np.ndarray:
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{path}: expected embeddings beside the descriptors, found none to read ({error}). Make them with "

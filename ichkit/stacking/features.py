@@ -111,7 +111,8 @@ def _step_names(task: Task, _num_runs: int, _window: int) -> list[str]:
 def _steps(rows: Rows, _window: int) -> np.ndarray:
     stacks = neighbour_stacks(rows.mean_logits(), rows.study_codes, 2 * _STEP_REACH + 1, beyond=np.nan)
     steps = stacks - stacks[:, _STEP_REACH : _STEP_REACH + 1]
-    return np.delete(steps, _STEP_REACH, axis=1).reshape(len(rows), -1)
+    differences: np.ndarray = np.delete(steps, _STEP_REACH, axis=1).reshape(len(rows), -1)
+    return differences
 
 
 def _mean_names(task: Task, _num_runs: int, _window: int) -> list[str]:

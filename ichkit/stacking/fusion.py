@@ -49,9 +49,8 @@ def fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) -
     center, scale = standardisation(training.rows.logits)
     windows = _Windows(training.rows, center, scale, settings.window, settings.channels)
     fitted = fit_networks(training, windows, task.weight_array(), settings, seed)
-    shape = {"window": settings.window, "widths": settings.channels}
-    model = FusionModel(fitted.states, center, scale, fitted.shares, fitted.choice, **shape)
-    return model, fitted.inner
+    shape = (settings.window, settings.channels)
+    return FusionModel(fitted.states, center, scale, fitted.shares, fitted.choice, *shape), fitted.inner
 
 
 class _Windows:

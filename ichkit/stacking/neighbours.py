@@ -30,7 +30,7 @@ def neighbour_stacks(
     values = np.ascontiguousarray(descriptors, np.float32)
     first, last = study_bounds(study_codes)
     stacks = np.empty((len(values), window, values.shape[1]), np.float32)
-    _fill_stacks(values, first, last, window // 2, beyond is None, np.float32(0 if beyond is None else beyond), stacks)
+    _fill_stacks(values, first, last, window // 2, beyond is None, 0.0 if beyond is None else beyond, stacks)
     return stacks
 
 
@@ -45,7 +45,8 @@ def neighbour_rows(study_codes: np.ndarray, window: int) -> np.ndarray:
     """
     first, last = study_bounds(study_codes)
     offsets = np.arange(window) - window // 2
-    return np.clip(np.arange(len(study_codes))[:, None] + offsets, first[:, None], last[:, None])
+    rows: np.ndarray = np.clip(np.arange(len(study_codes))[:, None] + offsets, first[:, None], last[:, None])
+    return rows
 
 
 def running_means(values: np.ndarray, study_codes: np.ndarray, reach: int) -> np.ndarray:

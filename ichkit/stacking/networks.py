@@ -106,7 +106,8 @@ class CorrectingNetworks(ABC):
         logits = np.array(base_logits, np.float64)
         if not self.shares.any() or not len(rows):
             return logits
-        return logits + self.shares * mean_correction(self.states, self.inputs_of(rows), *logits.shape)
+        corrected: np.ndarray = logits + self.shares * mean_correction(self.states, self.inputs_of(rows), *logits.shape)
+        return corrected
 
     def encode(self) -> dict[str, bytes]:
         """File names to bytes, as `load` reads them; the same networks give the same bytes."""

@@ -36,14 +36,16 @@ class Rows:
     @property
     def num_runs(self) -> int:
         """How many runs the descriptors come from."""
-        return self.logits.shape[1]
+        num_runs: int = self.logits.shape[1]
+        return num_runs
 
     def mean_logits(self) -> np.ndarray:
         """(N, C) float64 mean over the runs: the base that every stacker starts from, not yet calibrated."""
-        return self.logits.mean(axis=1, dtype=np.float64)
+        mean: np.ndarray = self.logits.mean(axis=1, dtype=np.float64)
+        return mean
 
-    def take(self, chosen: np.ndarray) -> "Rows":
-        """The chosen rows (mask or ascending row numbers); whole studies must be chosen."""
+    def take(self, chosen: np.ndarray | slice) -> "Rows":
+        """The chosen rows (mask, slice or ascending row numbers); whole studies must be chosen."""
         return Rows(self.logits[chosen], self.study_codes[chosen], self.facts[chosen], self.embeddings[chosen])
 
     def without_embeddings(self) -> "Rows":
@@ -94,12 +96,14 @@ def make_rows(
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Log odds of probabilities strictly inside (0, 1), float64."""
     probabilities = np.asarray(probabilities, np.float64)
-    return np.log(probabilities) - np.log1p(-probabilities)
+    logits: np.ndarray = np.log(probabilities) - np.log1p(-probabilities)
+    return logits
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:
     """The sigmoid in float64, without overflow at either end."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+    probabilities: np.ndarray = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+    return probabilities
 
 
 def log_losses_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -110,4 +114,5 @@ def log_losses_of_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: the same shape, 0 or 1.
     """
     logits = np.asarray(logits, np.float64)
-    return np.logaddexp(0.0, logits) - labels * logits
+    losses: np.ndarray = np.logaddexp(0.0, logits) - labels * logits
+    return losses

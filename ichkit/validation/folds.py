@@ -138,7 +138,7 @@ def _check_existing(existing: pd.DataFrame, num_folds: int) -> pd.Series:
 def _patient_loads(patients: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """(P, F) by patient_id, ascending: studies, slices, then positive studies and positive slices of each class."""
     positive = patients[list(classes)].fillna(0).astype("int64")
-    columns = {"studies": 1, "slices": patients.get("num_slices", 1)}
+    columns: dict[str | tuple[str, str], object] = {"studies": 1, "slices": patients.get("num_slices", 1)}
     columns |= {("studies", name): (positive[name] > 0).astype("int64") for name in classes}
     columns |= {("slices", name): positive[name] for name in classes}
     loads = pd.DataFrame(columns, index=patients.index)
@@ -148,7 +148,8 @@ def _patient_loads(patients: pd.DataFrame, classes: Sequence[str]) -> pd.DataFra
 def _relative(loads: np.ndarray, num_folds: int) -> np.ndarray:
     """Loads in units of a fold's fair share, so that the squared imbalance weighs every column the same."""
     total = loads.sum(0)
-    return loads * np.divide(num_folds, total, out=np.zeros_like(total), where=total > 0)
+    relative: np.ndarray = loads * np.divide(num_folds, total, out=np.zeros_like(total), where=total > 0)
+    return relative
 
 
 def _deal_new(

@@ -36,7 +36,8 @@ def log_loss_by_class(probabilities: np.ndarray, labels: np.ndarray, clip: float
     known = ~np.isnan(np.asarray(labels, np.float64))
     sums = np.where(known, log_losses(probabilities, labels, clip), 0.0).sum(0)
     count = known.sum(0)
-    return np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)
+    losses: np.ndarray = np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)
+    return losses
 
 
 def weighted_log_loss(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, clip: float = CLIP) -> float:

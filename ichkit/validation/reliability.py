@@ -35,10 +35,12 @@ def expected_calibration_error(bins: np.ndarray) -> np.ndarray:
     """
     distance = np.abs(bins[..., PROBABILITY] - bins[..., POSITIVES]).sum(-1)
     count = bins[..., COUNT].sum(-1)
-    return np.divide(distance, count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    error: np.ndarray = np.divide(distance, count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    return error
 
 
 def positive_share(bins: np.ndarray) -> np.ndarray:
     """(..., B) share of positives of (..., B, 3) bins; NaN for a bin without a row."""
     count = bins[..., COUNT]
-    return np.divide(bins[..., POSITIVES], count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    share: np.ndarray = np.divide(bins[..., POSITIVES], count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    return share

@@ -73,7 +73,7 @@ def fill_sample(sample: pd.DataFrame, known: KnownSlices, task: Task, where: str
         values.append(rows.mean(0) if neighbours else np.clip(known.prevalence, *PROBABILITY_CLIP))
     extra = pd.DataFrame(np.reshape(values, (-1, task.num_classes)), index=absent, columns=predictions.columns)
     table = pd.concat([predictions, extra.astype(np.float32)]) if filled else predictions
-    row = table.index.get_indexer(wanted.slice_id)
+    row = table.index.get_indexer(pd.Index(wanted.slice_id))
     column = pd.Categorical(wanted["class"], categories=list(task.classes)).codes
     labels = table.to_numpy(np.float32)[row, column]
     return pd.DataFrame({"ID": sample.ID, "Label": labels}), filled

@@ -47,8 +47,10 @@ def noisy_or(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
 
     Slices are taken as independent, which neighbours are not, so it is too high, and higher the more slices there are.
     """
-    free = np.log1p(-predictions[task.probability_columns].astype(np.float64))
-    table = -np.expm1(free.groupby(predictions.study_id, sort=True).sum())
+    columns = task.probability_columns
+    free = pd.DataFrame(np.log1p(-predictions[columns].to_numpy(np.float64)), predictions.index, columns)
+    totals = free.groupby(predictions.study_id, sort=True).sum()
+    table = pd.DataFrame(-np.expm1(totals.to_numpy()), totals.index, columns)
     return table.rename_axis("study_id").reset_index()
 
 

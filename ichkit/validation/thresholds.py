@@ -65,7 +65,7 @@ def decide(probabilities: np.ndarray, thresholds: dict[int, np.ndarray], part: n
     for number, of_class in thresholds.items():
         rows = part == number
         is_yes[rows] = probabilities[rows] >= of_class
-    return Decisions(is_yes, np.isfinite(list(thresholds.values())).all(0))
+    return Decisions(is_yes, np.isfinite(np.stack(list(thresholds.values()))).all(0))
 
 
 def f1_score(confusion: np.ndarray) -> np.ndarray:
@@ -88,7 +88,8 @@ def specificity(confusion: np.ndarray) -> np.ndarray:
 
 def _share(part: np.ndarray, whole: np.ndarray, needed: np.ndarray) -> np.ndarray:
     """The part of the whole in float64, NaN where there is none of what is needed."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=needed > 0)
+    share: np.ndarray = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=needed > 0)
+    return share
 
 
 @numba.njit(cache=True)
