@@ -1,4 +1,4 @@
-"""Augmentation of training slices by albumentations, reseeded at every use so that nothing ever repeats by accident."""
+"""Augmentation of training slices by albumentations, reseeded at every use so that none repeats by accident."""
 
 import os
 from typing import TYPE_CHECKING, Any

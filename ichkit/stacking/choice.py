@@ -80,7 +80,7 @@ def trust(gains: np.ndarray, patients: np.ndarray, support: int) -> float:
 
 
 def standard_error_of_sum(values: np.ndarray, patients: np.ndarray) -> float:
-    """Standard error of the sum of (n,) values over patients drawn anew; infinite for a single patient.
+    """Standard error of the sum of (n,) values over resampled patients; infinite for a single patient.
 
     Example:
         >>> round(standard_error_of_sum(np.array([1.0, 1.0, 4.0, 4.0]), np.array([0, 0, 1, 1])), 3)

@@ -1,4 +1,4 @@
-"""What networks see before their last layer, brought into one space.
+"""Penultimate-layer embeddings of the fold networks, aligned to one space.
 
 The networks of different folds learn from different patients, so their features are rotated against each other even
 where training began with the same weights. Slices without labels, which every fold's network has described, say how.

@@ -1,4 +1,4 @@
-"""Honest inner splits: everything a second-stage model chooses is chosen on patients its training part holds out."""
+"""Leakage-free inner splits: second-stage models are tuned on patients that their training part holds out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

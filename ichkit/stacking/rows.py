@@ -22,7 +22,7 @@ class Rows:
         logits: (N, M, C) float32, the descriptors of M runs before the sigmoid.
         study_codes: (N,) int64, equal for rows of one study.
         facts: (N, 6) float64, the columns of `FACTS`; gap_mm is NaN at the last slice, brain_share where it is unknown.
-        embeddings: (N, E) float32, what the networks saw before their last layer, in one space; E = 0 without them.
+        embeddings: (N, E) float32, penultimate-layer embeddings, aligned to one space; E = 0 without them.
     """
 
     logits: np.ndarray

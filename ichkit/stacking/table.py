@@ -42,7 +42,7 @@ class Stacker:
         fit: (training part, task, config, seed) to the model and the (n, C) logits of its inner models for the
             training part's inner patients.
         load: a folder of `StackerModel.encode`'s files to the model.
-        bears_torch: False where fitting needs a process without torch.
+        needs_torch: False where fitting needs a process without torch.
         takes_embeddings: True where it looks at embeddings, when there are any.
         description: one sentence.
         source: where it comes from.
@@ -51,7 +51,7 @@ class Stacker:
     name: str
     fit: FitStacker
     load: Callable[[Path], StackerModel]
-    bears_torch: bool
+    needs_torch: bool
     takes_embeddings: bool
     description: str
     source: str
@@ -96,7 +96,7 @@ STACKERS = {
         name="fusion",
         fit=_fit_fusion,
         load=_load_fusion,
-        bears_torch=True,
+        needs_torch=True,
         takes_embeddings=False,
         description="A small convolutional network over the descriptors of adjacent slices.",
         source="MIDL 2020, section 2.2",
@@ -105,7 +105,7 @@ STACKERS = {
         name="lightgbm",
         fit=fit_boosted,
         load=load_boosted,
-        bears_torch=False,
+        needs_torch=False,
         takes_embeddings=False,
         description="Boosted trees on neighbours, study summaries and position, one booster per class.",
         source="RSNA 2019, third place",
@@ -114,7 +114,7 @@ STACKERS = {
         name="sequence",
         fit=_fit_sequence,
         load=_load_sequence,
-        bears_torch=True,
+        needs_torch=True,
         takes_embeddings=True,
         description="A recurrent network that reads the descriptors of a whole study from both ends.",
         source="RSNA 2019, first and second place: recurrent second stages",

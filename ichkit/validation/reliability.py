@@ -1,4 +1,4 @@
-"""Are probabilities what they say? Reliability curves and the expected calibration error over bins of equal width."""
+"""Calibration: reliability curves and the expected calibration error over bins of equal width."""
 
 import numpy as np
 

@@ -58,7 +58,7 @@ AGGREGATIONS = {
     MAXIMUM: Aggregation(
         name=MAXIMUM,
         score=lambda predictions, task, _num_top: study_maximum(predictions, task),
-        description="The highest slice; what the board shows.",
+        description="The highest slice; the score of the leaderboard.",
         source="MIDL 2020, section 3.1",
     ),
     "top_mean": Aggregation(

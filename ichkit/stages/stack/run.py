@@ -192,10 +192,10 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
     pending = [fit for fit in tasks if not (writer.folder / fit.folder / _INNER_FILE).is_file()]
     with Meter("stack", len(tasks), "fits") as meter:
         meter.skip(len(tasks) - len(pending))
-        for bears_torch in (False, True):
-            group = [fit for fit in pending if find_stacker(fit.stacker).bears_torch == bears_torch]
+        for needs_torch in (False, True):
+            group = [fit for fit in pending if find_stacker(fit.stacker).needs_torch == needs_torch]
             is_large = any(len(fit.training.rows) > _MANY_ROWS for fit in group)
-            fresh = not bears_torch or is_large
+            fresh = not needs_torch or is_large
             for position, result in run_tasks(fit_member, group, isolated=True, fresh=fresh):
                 fit = group[position]
                 if isinstance(result, WorkerDied):
