@@ -228,6 +228,9 @@ class Stepper:
         for number, (some_images, some_labels) in enumerate(parts):
             # Gradients are averaged over processes, so each counts its images against those of the mean process.
             weight = len(some_images) * self.fabric.world_size / num_images
+            if len(some_images) == 1:
+                # Batch statistics of a feature map of one pixel need two values; the mean loss of a pair is the same.
+                some_images, some_labels = some_images.repeat(2, 1, 1, 1), some_labels.repeat(2, 1)
             with self.fabric.no_backward_sync(self._network, enabled=number < len(parts) - 1):
                 loss = self.loss_function(self._network(some_images), some_labels) * weight
                 self.fabric.backward(loss)

@@ -85,6 +85,28 @@ def test_padding_is_neither_trained_on_nor_counted_in_batch_statistics(prepared)
     np.testing.assert_array_equal(labels.numpy(), stepper.dataset.index.labels[rows[is_real]])
 
 
+def test_a_batch_of_one_slice_is_trained_on_with_the_loss_of_that_slice(prepared):
+    stepper = make_stepper(prepared, batch_blocks=1, sampling="blocks", epochs=40, cutmix=CutMixConfig(probability=0))
+    epoch, step = next(
+        (epoch, step)
+        for epoch in range(40)
+        for step, numbers in enumerate(stepper.batches.numbers)
+        if stepper.dataset.plan(epoch).is_real[numbers].sum() == 1
+    )
+    keys = [(epoch, int(number)) for number in stepper.batches.numbers[step]]
+    calculate, seen = stepper.loss_function, []
+
+    def record(logits, labels):
+        seen.append(calculate(logits, labels))
+        return seen[0]
+
+    stepper.loss_function = record
+    stepper.do(stack_blocks([stepper.dataset[key] for key in keys]), epoch, step, StopFlag())
+    result = stepper.finish()
+    assert result.loss == pytest.approx(seen[0].item(), rel=1e-6)
+    assert result.num_images == 1
+
+
 def test_the_norm_of_the_gradient_is_clipped(prepared):
     stepper = make_stepper(prepared, clip_norm=1e-3, optimizer="sgd", learning_rate=1.0)
     before = weights_of(stepper)
