@@ -1,4 +1,7 @@
-"""Times `ichkit demo` command by command and recomputes what it promises: `python benchmarks/demo.py [--json FILE]`."""
+"""Times `ichkit demo` command by command and recomputes its losses: `python benchmarks/demo.py [--json FILE]`.
+
+`--finished FOLDER` computes the losses of a demo that has already run, without timing anything.
+"""
 
 import argparse
 import os
@@ -27,7 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--folder", type=Path, help="keep what the demo makes here; must be empty")
+    parser.add_argument("--finished", type=Path, help="a finished demo: compute its losses, time nothing")
     args = parser.parse_args()
+    if args.finished is not None:
+        report(measure(args.finished), args.json)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
