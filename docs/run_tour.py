@@ -1,7 +1,7 @@
-"""Runs the commands of docs/tour.md as printed and puts in what they print: `python docs/run_tour.py`; ten minutes.
+"""Runs the commands of docs/tour.md and inserts their output: `python docs/run_tour.py`; takes ten minutes.
 
-The blocks of sh run one after another, from one empty folder on. The block of text behind each takes what was printed,
-of which its first line may choose `head=N` or `tail=N` lines, and how long it took.
+The sh blocks run one after another, starting in an empty folder. The text block after each receives the output, of
+which its first line may select `head=N` or `tail=N` lines, and the time.
 """
 
 import os
@@ -18,7 +18,7 @@ _WIDTH = 100
 
 
 def main() -> None:
-    """Writes the page anew."""
+    """Rewrites the page."""
     text = PAGE.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         ended = Path(scratch, "ended")
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(commands: str, ended: Path) -> str:
-    """What a block prints.
+    """The output of a block.
 
     Args:
         ended: a file with the folder to begin in; afterwards it holds the folder that the block ended in.
