@@ -96,7 +96,7 @@ def test_a_stop_while_predicting_keeps_the_training(tmp_path, straight, monkeypa
         stop.set()
 
     monkeypatch.setattr(fold_stage, "_write_stacks", ask_for_a_stop)
-    with pytest.raises(Stopped, match="training is saved"):
+    with pytest.raises(Stopped, match="the trained weights are saved"):
         do_fold(task, stop)
     monkeypatch.undo()
     assert load_checkpoint(partial_of(task.folder) / "last.ckpt")["progress"]["epoch"] == 3

@@ -125,7 +125,7 @@ def test_settings_that_change_only_the_speed_are_not_other_settings(work):
 
 
 def test_a_fold_that_does_not_exist_is_named_with_those_that_do(work):
-    with pytest.raises(FoldError, match=r"which are 0, 1; found 7\. Choose with `--fold`"):
+    with pytest.raises(FoldError, match=r"\(0, 1\), found 7\. Choose with `--fold`"):
         train_fold(work, fold=7)
 
 
