@@ -215,7 +215,7 @@ def test_mistakes_after_prepare_give_one_message_each(chain, tmp_path, monkeypat
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
     monkeypatch.chdir(copy)
-    assert "which are 0, 1, 2; found 7" in call(*options("train", "--fold", "7"), code=2)
+    assert "(0, 1, 2), found 7" in call(*options("train", "--fold", "7"), code=2)
     other = call(*options("train", "--fold", "0"), "--set", "train.epochs=9", code=2)
     assert "train.epochs: 1, now 9" in other
     assert "--fresh" in other
