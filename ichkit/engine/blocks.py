@@ -1,5 +1,6 @@
-"""Blocks of adjacent slices: from the store to augmented images, and to batches of them."""
+"""Blocks of adjacent slices, read from the store, augmented and collated to batches."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from ichkit.imaging.augment import Augmenter
 from ichkit.imaging.store import open_volume
 from ichkit.imaging.windows import Rendering, pad_to_square
 
-# Volumes held decoded by one reader; a small set then stays in memory, a large one is read block by block.
 CACHE_BYTES = 1 << 30
+"""Decoded volumes that one reader keeps: a small data set fits, of a large one each block is read when needed."""
 
 
 class Block(NamedTuple):
@@ -23,7 +24,7 @@ class Block(NamedTuple):
 
     Attributes:
         images: (P, H, W, C) uint8.
-        labels: (P, K) float32; a padded position has its slice's own labels, and the plan says which those are.
+        labels: (P, K) float32; a padded position has the labels of the slice it repeats.
     """
 
     images: torch.Tensor
@@ -31,13 +32,12 @@ class Block(NamedTuple):
 
 
 class VolumeReader:
-    """Reads slices of the store and keeps decoded volumes as long as there is room; pickles without what it holds.
+    """Reads slices of the store and caches decoded volumes up to a budget; the cache is not pickled.
 
     Args:
         folder: the prepared folder.
-        budget_bytes: how much to keep in all. A small set is soon in memory as a whole; of a large one the first
-            volumes stay, and the others are read slice by slice.
-        num_sharing: processes that each read for themselves, and share the budget.
+        budget_bytes: size of the cache. It keeps the first volumes that fit; of the others only the slices are read.
+        num_sharing: number of processes that share the budget, each with a reader of its own.
     """
 
     def __init__(self, folder: Path, budget_bytes: int = CACHE_BYTES, num_sharing: int = 1) -> None:
@@ -45,14 +45,11 @@ class VolumeReader:
         self._kept: dict[str, np.ndarray] = {}
         self._kept_bytes = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "budget_bytes": self.budget_bytes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[type["VolumeReader"], tuple[Path, int]]:
+        return VolumeReader, (self.folder, self.budget_bytes)
 
     def read(self, relative: str, first: int, last: int) -> np.ndarray:
-        """(last - first, H, W) int16 HU, H equal to W; `last` is held to the end of the volume.
+        """(last - first, H, W) int16 HU, H equal to W; `last` is clipped to the end of the volume.
 
         Raises:
             ArtifactError: the volume is missing or damaged.
@@ -70,14 +67,14 @@ class VolumeReader:
 
 
 class BlockDataset(Dataset[Block]):
-    """Blocks by (epoch, number); the same key gives the same block in any process.
+    """Training blocks by (epoch, number); the same key gives the same block in any process.
 
     Args:
         index: the slices to train on.
-        reader: where their HU come from.
-        rendering: how they become images.
+        reader: reads their HU.
+        rendering: converts HU to images.
         config: block size, sampling, augmentation, image size.
-        seed, fold: tell the random numbers of two runs and of two folds apart.
+        seed, fold: part of every seed, so that runs and folds draw different random numbers.
     """
 
     def __init__(
@@ -86,14 +83,17 @@ class BlockDataset(Dataset[Block]):
         self.index, self.reader, self.rendering, self.config = index, reader, rendering, config
         self.seed, self.fold = seed, fold
         self._plans: dict[int, EpochPlan] = {}
-        self._augmenter: Augmenter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Spawned workers make their own; an augmenter holds generators, and plans are quicker made than sent.
-        return {**self.__dict__, "_plans": {}, "_augmenter": None}
+        # Spawned workers make their own augmenter, which holds generators, and plans, which are slow to pickle.
+        return {name: value for name, value in self.__dict__.items() if name != "_augmenter"} | {"_plans": {}}
+
+    @functools.cached_property
+    def _augmenter(self) -> Augmenter:
+        return Augmenter(self.config.augment, self.config.image_size)
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The blocks of an epoch; only the last one asked for is kept."""
+        """The blocks of an epoch; only the most recent plan is kept."""
         if epoch not in self._plans:
             self._plans = {epoch: plan_epoch(self.index, self.config, self.seed, self.fold, epoch)}
         return self._plans[epoch]
@@ -103,22 +103,20 @@ class BlockDataset(Dataset[Block]):
         plan = self.plan(epoch)
         rows, is_real = plan.rows[number], plan.is_real[number]
         real = rows[is_real]
-        # Padding repeats a slice that is in the block already; it is copied, not rendered again.
+        # Padding repeats a slice of the block; its image is copied, not rendered again.
         sources = np.searchsorted(real, rows) if self.config.sampling == "blocks" else np.arange(len(rows)) % len(real)
         images = self._render(real, derive_seed(self.seed, "augment", self.fold, epoch, number))[sources]
         return Block(torch.from_numpy(images), torch.from_numpy(self.index.labels[rows]))
 
     def _render(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """(n, size, size, C) uint8 augmented images of distinct rows."""
-        if self._augmenter is None:
-            self._augmenter = Augmenter(self.config.augment, self.config.image_size)
         shares_geometry = self.config.augment.per == "block" and self.config.sampling == "blocks"
         groups = [rows] if shares_geometry else [rows[i : i + 1] for i in range(len(rows))]
         images = [self._render_together(group, derive_seed(seed, place)) for place, group in enumerate(groups)]
         return np.concatenate(images)
 
     def _render_together(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        """Images of adjacent rows of one study that share one draw of everything."""
+        """Images of adjacent rows of one study, augmented with the same parameters."""
         positions = self.index.position[rows]
         low = max(int(positions[0]) - self.rendering.reach, 0)
         relative = str(self.index.paths[self.index.volume_of[rows[0]]])
@@ -128,5 +126,5 @@ class BlockDataset(Dataset[Block]):
 
 
 def stack_blocks(blocks: list[Block]) -> Block:
-    """A batch of blocks: every part gets a leading axis B."""
+    """A batch of B blocks, stacked along a new leading axis."""
     return Block(*(torch.stack(parts) for parts in zip(*blocks, strict=True)))

@@ -1,4 +1,4 @@
-"""The state of unfinished training, on disk: written beside its place, synced, then renamed; never a half one."""
+"""Checkpoints of unfinished training: written to a temporary file, synced, then renamed, so that none is incomplete."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from ichkit.work.places import disk_full
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state of tensors, numbers, text, lists and dicts; the one before stays until this one is on disk.
+    """Writes a state of tensors, numbers, text, lists and dicts; the previous file stays until this one is on disk.
 
     Raises:
-        DiskFullError: no room left; the one before is untouched.
+        DiskFullError: the disk is full; the previous file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state, its tensors on the CPU; nothing in it is executed.
+    """The state, with its tensors on the CPU; loading executes no code of the file.
 
     Raises:
         ArtifactError: not readable.

@@ -1,4 +1,4 @@
-"""CutMix over blocks: a box of one study's seven slices is pasted, slice for slice, into another's."""
+"""CutMix between blocks: a box of one study's slices is pasted, position by position, into another study's."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One draw of CutMix for a batch of B blocks.
+class Mix:
+    """Parameters of CutMix for a batch of B blocks.
 
     Attributes:
-        partners: (B,) int64, the block that each block receives pixels from.
-        top, bottom, left, right: the box in pixels, clipped to the image; bottom and right are outside it.
-        share: part of the image that stays the block's own, from the clipped box.
+        partners: (B,) int64, the block from which each block receives pixels.
+        top, bottom, left, right: the box in pixels, clipped to the image; bottom and right are exclusive.
+        share: share of the image outside the clipped box, which keeps its own pixels.
     """
 
     partners: np.ndarray
@@ -29,10 +29,10 @@ class Cut:
     share: float
 
 
-def draw_cut(
+def draw_mix(
     num_blocks: int, height: int, width: int, config: CutMixConfig, generator: np.random.Generator
-) -> Cut | None:
-    """A box and a permutation of the blocks, or None where this batch is left alone.
+) -> Mix | None:
+    """A random box and permutation of the blocks, or None for a batch without CutMix.
 
     Source: Yun et al., ICCV 2019, section 3.1: lambda from Beta(alpha, alpha), sides sqrt(1 - lambda) of the image's,
         a uniform centre; the share is taken from the clipped box. One box for all slices of a block is chosen here.
@@ -45,14 +45,14 @@ def draw_cut(
     top, bottom = (int(np.clip(centre_y + sign * cut_height // 2, 0, height)) for sign in (-1, 1))
     left, right = (int(np.clip(centre_x + sign * cut_width // 2, 0, width)) for sign in (-1, 1))
     share = 1 - (bottom - top) * (right - left) / (height * width)
-    return Cut(generator.permutation(num_blocks), top, bottom, left, right, share)
+    return Mix(generator.permutation(num_blocks), top, bottom, left, right, share)
 
 
-def apply_cut(images: "torch.Tensor", labels: "torch.Tensor", cut: Cut) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Images with the box of their partners, position s cut with position s, and labels mixed by the share.
+def apply_mix(images: "torch.Tensor", labels: "torch.Tensor", mix: Mix) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Images with the box of their partners, position s mixed with position s, and labels mixed by the share.
 
-    A padded position holds its study's end slice again, with that slice's own labels. It is never trained on, but a
-    real slice may be cut with it: pixels and labels then still belong together.
+    A padded position repeats the end slice of its study, with that slice's labels. The loss ignores it, but a real
+    slice may receive its pixels; pixels and labels then still match.
 
     Args:
         images: (B, P, H, W, C) blocks of P slices.
@@ -62,6 +62,6 @@ def apply_cut(images: "torch.Tensor", labels: "torch.Tensor", cut: Cut) -> "tupl
         New tensors of the same shapes.
     """
     mixed = images.clone()
-    rows, columns = slice(cut.top, cut.bottom), slice(cut.left, cut.right)
-    mixed[:, :, rows, columns] = images[cut.partners][:, :, rows, columns]
-    return mixed, labels * cut.share + labels[cut.partners] * (1 - cut.share)
+    rows, columns = slice(mix.top, mix.bottom), slice(mix.left, mix.right)
+    mixed[:, :, rows, columns] = images[mix.partners][:, :, rows, columns]
+    return mixed, labels * mix.share + labels[mix.partners] * (1 - mix.share)

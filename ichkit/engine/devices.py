@@ -1,4 +1,4 @@
-"""Where and how training computes: device, precision, threads, optimizer."""
+"""Device, precision, threads and optimizer of training."""
 
 import inspect
 from collections.abc import Iterator
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 _MOST_WORKERS = 16
-_NO_MEMORY = "can't allocate memory"  # of torch on a CPU, which has no class of its own for it
+_NO_MEMORY = "can't allocate memory"  # torch on a CPU raises a plain RuntimeError with these words
 _PRECISIONS = {"32": "32-true", "64": "64-true"}
 
 
 def make_fabric(config: TrainConfig, ranks: Ranks = ALONE, device: int | None = None) -> "Fabric":
-    """Devices and precision: "auto" is bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
+    """Devices and precision: "auto" is bfloat16 on a GPU that supports it, float16 on other GPUs, float32 on a CPU.
 
     Args:
-        ranks: where there are several, the processes that `torchrun` started are joined.
-        device: number of the GPU to use, where this process is alone and there are several; None for the first.
+        ranks: with more than one process, joins those that `torchrun` started.
+        device: index of the GPU to use in a single process; None for the first.
 
     Raises:
-        ConfigError: no such accelerator.
+        ConfigError: the accelerator is unknown or not available.
     """
-    # Imported here: it takes seconds, and only training needs it.
+    # Imported here: the import takes seconds, and only training needs it.
     from lightning.fabric import Fabric
 
     on_gpu = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     precision: Any = _PRECISIONS.get(config.precision, config.precision)  # Fabric lists its names as literals
     if precision == "auto":
         precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if on_gpu else "32-true"
-    places: dict[str, Any] = {"devices": 1 if device is None else [device]}
+    devices: dict[str, Any] = {"devices": 1 if device is None else [device]}
     if ranks.world > 1:
-        places = {"devices": ranks.local_world, "num_nodes": ranks.num_nodes, "strategy": "ddp"}
+        devices = {"devices": ranks.local_world, "num_nodes": ranks.num_nodes, "strategy": "ddp"}
     try:
-        fabric = Fabric(accelerator=config.accelerator, precision=precision, **places)
+        fabric = Fabric(accelerator=config.accelerator, precision=precision, **devices)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f'train.accelerator: "{config.accelerator}" cannot be used here ({str(error).splitlines()[0]}). '
@@ -56,22 +56,22 @@ def make_fabric(config: TrainConfig, ranks: Ranks = ALONE, device: int | None = 
 
 
 def count_gpus(accelerator: str) -> int:
-    """GPUs that this accelerator may use here; 0 on a CPU."""
+    """Number of GPUs that this accelerator can use; 0 on a CPU."""
     return torch.cuda.device_count() if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else 0
 
 
 def count_loader_workers(config: TrainConfig, device: torch.device) -> int:
-    """Processes that make batches; on a CPU the network wants every core, and they would only take them away."""
+    """Number of data loading processes; 0 on a CPU, where they would compete with the network for the cores."""
     if config.workers is not None:
         return config.workers
     return min(count_cores(), _MOST_WORKERS) if device.type == "cuda" else 0
 
 
 def prepare_network(network: DescriptorNetwork, config: TrainConfig) -> None:
-    """Lays out, checkpoints and compiles a network in place, as the config asks for.
+    """Sets memory format, gradient checkpointing and compilation of a network in place.
 
     Raises:
-        ConfigError: this backbone cannot be checkpointed.
+        ConfigError: the backbone does not support gradient checkpointing.
     """
     network.to(memory_format=torch.channels_last)
     if config.grad_checkpointing:
@@ -79,23 +79,23 @@ def prepare_network(network: DescriptorNetwork, config: TrainConfig) -> None:
             network.backbone.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
             raise ConfigError(
-                f"train.grad_checkpointing: {config.backbone} cannot recompute its activations. "
-                "Use --set train.grad_checkpointing=false, or train.accumulate to save memory."
+                f"train.grad_checkpointing: {config.backbone} does not support gradient checkpointing. "
+                "Use --set train.grad_checkpointing=false; train.accumulate saves memory too."
             ) from error
     if config.compile:
         network.compile()
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, on_gpu: bool = False) -> torch.optim.Optimizer:
-    """An optimizer by its name in timm, for the parameters that need a gradient.
+    """An optimizer by its timm name, for the parameters that require a gradient.
 
     Raises:
-        ConfigError: no such optimizer, or one that needs a package or a device that is not here.
+        ConfigError: the optimizer is unknown, or needs a package or device that is not available.
     """
     names = [str(name) for name in list_optimizers()]
     if config.optimizer not in names:
         raise ConfigError(f'train.optimizer: unknown "{config.optimizer}". {nearest(config.optimizer, names)}')
-    # One call for all tensors, where the optimizer can: calling is a tenth of a small network's step on a CPU.
+    # One call for all tensors if supported: call overhead is a tenth of a small network's step on a CPU.
     constructor = get_optimizer_class(config.optimizer, bind_defaults=False)
     known = inspect.signature(constructor).parameters
     how = next((name for name in (("fused",) if on_gpu else ()) + ("foreach",) if name in known), None)
@@ -116,10 +116,10 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, on_gpu: bool = Fa
 
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
-    """Runs its block; where memory runs out in it, the error says so and gives the advice.
+    """Runs its block; if it runs out of memory, the error message ends with the advice.
 
     Raises:
-        ConfigError: no memory is left, on the device or on this machine.
+        ConfigError: out of memory, on the device or on this machine.
     """
     try:
         yield
@@ -127,18 +127,18 @@ def memory_advice(advice: str) -> Iterator[None]:
         on_device = isinstance(error, torch.OutOfMemoryError)
         if not on_device and _NO_MEMORY not in str(error):
             raise
-        where = "the device's memory" if on_device else "this machine's memory"
-        raise ConfigError(f"{where} is not enough: {str(error).splitlines()[0]} {advice}") from error
+        where = "on the GPU" if on_device else "on this machine"
+        raise ConfigError(f"out of memory {where}: {str(error).splitlines()[0]} {advice}") from error
 
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[int]:
-    """Runs its block with that many threads of torch, None for as many as now or as there are cores; gives the number.
+    """Runs its block with that many torch threads and yields their number; None for one per core.
 
-    The number of threads decides the last bits of a result.
+    The number of threads changes the last bits of a result.
     """
     before = torch.get_num_threads()
-    # Torch counts the machine's cores, not those that a container may use.
+    # Torch counts the cores of the machine, not those of the container.
     torch.set_num_threads(threads or min(before, count_cores()))
     try:
         yield torch.get_num_threads()

@@ -1,10 +1,9 @@
-"""Grad-CAM: where in a slice a network found what speaks for a class.
+"""Grad-CAM: heat maps of the image regions that contribute to the prediction of a class.
 
-Written here because the two libraries for it do not fit. captum (BSD) requires NumPy below 2, and its LayerGradCam
-takes axis 1 for the channels, which mixes up the maps of Swin (channels last) and the tokens of a vision transformer;
-grad-cam 1.5.7 (MIT) runs the network once for each class where once is enough for all, and importing it loads
-matplotlib, scikit-learn, scipy and ttach, for which `predict` would wait. What is needed is one hook and one gradient
-per class.
+Implemented here because neither library fits. captum (BSD) requires NumPy below 2, and its LayerGradCam takes axis 1
+for the channels, which is wrong for Swin (channels last) and for the tokens of a vision transformer. grad-cam 1.5.7
+(MIT) runs one forward pass per class where one is enough, and its import loads matplotlib, scikit-learn, scipy and
+ttach, which would slow the start of `predict`. One hook and one gradient per class are enough.
 """
 
 from collections.abc import Sequence
@@ -25,28 +24,28 @@ _MIN_CELLS = 7
 
 
 def heat_maps(predictor: Predictor, volume: np.ndarray, rows: np.ndarray, class_indices: Sequence[int]) -> np.ndarray:
-    """For some slices of one study and some classes, how much each place speaks for the class.
+    """The Grad-CAM heat maps of some slices of one study for some classes.
 
-    Each map is divided by its own maximum, so that it says where, not how sure: read it beside the probability. It is 0
-    everywhere if nothing speaks for the class. Of a test-time augmentation the mean is taken, as of the probabilities.
+    Each map is divided by its own maximum: it shows the location, not the confidence, which is the probability. It is 0
+    everywhere if no region contributes to the class. With test-time augmentation it is the mean over the views.
 
     Args:
         predictor: the network of a fold.
-        volume: (S, H, W) int16 HU, as the store holds it.
+        volume: (S, H, W) int16 HU, as in the store.
         rows: (n,) positions in the volume.
-        class_indices: (K,) which of the task's classes.
+        class_indices: (K,) indices of the task's classes.
 
     Returns:
-        (n, K, H, W) float32 in [0, 1], of the size of the slices.
+        (n, K, H, W) float32 in [0, 1], in the size of the slices.
 
     Raises:
-        ConfigError: the backbone has no map of features that could be found.
+        ConfigError: no feature maps are found in the backbone.
 
-    Source: Selvaraju et al., ICCV 2017, section 3: each feature map weighted with the mean of its gradient, summed, cut
-        at 0. Taken at the deepest stage with at least 7 x 7 cells: of 103 true positives of the demo's fold 0 the
-        hottest pixel lay in the bleed in 71 %, at the last stage, of 2 x 2 cells, in 5 %, by chance in 4 %, which is
-        the bleed's share of the head. Of a vision transformer it is taken before its last block's attention, behind
-        which only the class token counts.
+    Source: Selvaraju et al., ICCV 2017, section 3: the sum of the feature maps, each weighted with the mean of its
+        gradient, after a ReLU. Computed at the deepest stage with at least 7 x 7 cells: for 103 true positives of the
+        demo's fold 0 the maximum was inside the bleed in 71 %; at the last stage (2 x 2 cells) in 5 %; by chance (the
+        bleed's share of the head) in 4 %. For a vision transformer it is computed before the attention of the last
+        block, after which only the class token has a gradient.
     """
     size, reach = predictor.card.image_size, predictor.rendering.reach
     low = max(int(np.min(rows)) - reach, 0)
@@ -59,15 +58,15 @@ def heat_maps(predictor: Predictor, volume: np.ndarray, rows: np.ndarray, class_
     return _fit_to_slices(cells, *volume.shape[1:])
 
 
-def find_place(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
-    """The module whose output is looked at, and how many channels it has.
+def find_layer(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
+    """The module whose output the heat maps are computed from, and its number of channels.
 
     Args:
-        backbone: any of timm.
+        backbone: any timm model.
         image_size: height and width of the images in pixels.
 
     Raises:
-        ConfigError: the backbone does not say where its stages are.
+        ConfigError: the backbone does not describe its stages.
     """
     if hasattr(backbone, "patch_embed") and hasattr(backbone, "blocks") and hasattr(backbone.blocks[-1], "norm1"):
         return backbone.blocks[-1].norm1, backbone.num_features
@@ -82,17 +81,17 @@ def find_place(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
 def _heat_of_images(predictor: Predictor, images: np.ndarray, class_indices: Sequence[int]) -> np.ndarray:
     """(n, S, S, C) uint8 to (n, K, h, w) float32 in [0, 1], in cells of the feature map."""
     batch = torch.from_numpy(images).to(predictor.device)
-    heat = _cut_and_scale(_weighted_sums(predictor, batch, class_indices))
+    heat = _relu_and_scale(_weighted_sums(predictor, batch, class_indices))
     if predictor.card.tta == "hflip":
-        mirrored = _cut_and_scale(_weighted_sums(predictor, batch.flip(2), class_indices)).flip(3)
-        heat = _cut_and_scale(heat + mirrored)
+        mirrored = _relu_and_scale(_weighted_sums(predictor, batch.flip(2), class_indices)).flip(3)
+        heat = _relu_and_scale(heat + mirrored)
     return heat.cpu().numpy()
 
 
 def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Sequence[int]) -> torch.Tensor:
-    """(n, K, h, w): feature maps weighted with the mean of each one's gradient, and summed."""
+    """(n, K, h, w): the sum of the feature maps, each weighted with the mean of its gradient."""
     backbone = predictor.network.backbone
-    place, num_channels = find_place(backbone, predictor.card.image_size)
+    layer, num_channels = find_layer(backbone, predictor.card.image_size)
     kept: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -101,7 +100,7 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
         kept.append(output.detach().requires_grad_())
         return kept[0]
 
-    hook = place.register_forward_hook(keep)
+    hook = layer.register_forward_hook(keep)
     try:
         with torch.enable_grad():
             logits = predictor.network(images).float()
@@ -110,7 +109,7 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
     features = _channels_first(kept[0].detach(), num_channels, backbone)
     sums = []
     for index in class_indices:
-        # Slices do not meet inside the network, so the gradient of their sum is that of each.
+        # Slices do not interact in the network, so the gradient of their sum holds the gradient of each.
         (gradient,) = torch.autograd.grad(logits[:, index].sum(), kept[0], retain_graph=True)
         weights = _channels_first(gradient, num_channels, backbone).mean((2, 3), keepdim=True)
         sums.append((weights * features).sum(1))
@@ -118,7 +117,7 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
 
 
 def _channels_first(output: torch.Tensor, num_channels: int, backbone: Any) -> torch.Tensor:
-    """(n, C, h, w) of maps in either order, or of the tokens of an image without those that stand for all of it."""
+    """(n, C, h, w) from maps in either memory order, or from patch tokens; class and register tokens are dropped."""
     if output.ndim == 3:
         patches = output[:, getattr(backbone, "num_prefix_tokens", 0) :]
         rows, columns = backbone.patch_embed.grid_size
@@ -131,19 +130,19 @@ def _channels_first(output: torch.Tensor, num_channels: int, backbone: Any) -> t
 
 def _no_map(backbone: nn.Module) -> ConfigError:
     return ConfigError(
-        "heat maps: expected a backbone that says where its feature maps are, in planes or in tokens of a grid; "
-        f"{type(backbone).__name__} does not. Those of {', '.join(sorted(BACKBONES))} do."
+        "heat maps: expected a backbone that describes its feature maps or patch tokens, "
+        f"found {type(backbone).__name__}. Backbones that do: {', '.join(sorted(BACKBONES))}."
     )
 
 
-def _cut_and_scale(sums: torch.Tensor) -> torch.Tensor:
-    """(n, K, h, w) without what speaks against the class, divided by each map's maximum."""
+def _relu_and_scale(sums: torch.Tensor) -> torch.Tensor:
+    """(n, K, h, w) after a ReLU, divided by each map's maximum."""
     positive = sums.clamp(min=0)
     return positive / positive.amax((2, 3), keepdim=True).clamp(min=torch.finfo(positive.dtype).tiny)
 
 
 def _fit_to_slices(cells: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(n, K, h, w) of padded squares to (n, K, height, width) of the slices inside them."""
+    """(n, K, h, w) maps of square images, resized to (n, K, height, width) without the padding."""
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     maps = np.empty((*cells.shape[:2], height, width), np.float32)

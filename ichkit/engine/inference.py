@@ -1,8 +1,8 @@
-"""A trained fold as a predictor: volumes in Hounsfield units to the probabilities of every slice."""
+"""Inference with the model of one fold: from volumes in Hounsfield units to the probabilities of every slice."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,17 @@ _MAX_BATCH_PIXELS = 2**27
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything that rebuilds a network and its input; `model.json` beside the weights.
+    """Everything needed to rebuild a network and its input; `model.json` beside the weights.
 
     Attributes:
         task: name of the task.
         backbone: name of the backbone.
         channels: the channels section of the config.
         image_size: height and width of the images in pixels.
-        prepare_size: `prepare.size` of the store it learnt from; slices of a new study are brought to it first.
+        prepare_size: `prepare.size` of the training store; slices of a new study are resized to it first.
         hull_hu: HU range of that store; slices of a new study are clipped to it.
         tta: test-time augmentation, "none" or "hflip".
-        batch_size: images per forward pass; stated, because it decides the last bits of a probability.
+        batch_size: images per forward pass; recorded because it changes the last bits of a probability.
     """
 
     task: str
@@ -51,7 +51,7 @@ class ModelCard:
 
     @classmethod
     def of(cls, config: Config, prepare_size: int | None, hull_hu: tuple[int, int]) -> "ModelCard":
-        """The card of a network that this config trains on a store of that size and HU range."""
+        """The card of a network trained with this config on a store of that size and HU range."""
         return cls(
             task=config.task,
             backbone=config.train.backbone,
@@ -70,7 +70,7 @@ class ModelCard:
 
         Args:
             drop_rate, pretrained: see `models.descriptor.build_network`.
-            num_classes: of its head; None for those of the task.
+            num_classes: number of outputs; None for the number of classes of the task.
 
         Raises:
             ConfigError: see `models.descriptor.build_network`.
@@ -87,14 +87,14 @@ class ModelCard:
 
 
 class Predictor:
-    """A network that predicts, with all that turns a volume into its input.
+    """A network for inference, with the preprocessing of its input.
 
-    Every volume is predicted by itself in batches of the card's size, so that what stands beside it changes nothing.
+    Every volume is predicted on its own in batches of the card's size, so that other studies do not change its result.
 
     Args:
         card: see `ModelCard`.
-        network: uint8 images to logits, weights in place.
-        device: where it computes, always in float32.
+        network: uint8 images to logits, with its trained weights.
+        device: device of the computation, always in float32.
     """
 
     def __init__(self, card: ModelCard, network: DescriptorNetwork, device: torch.device) -> None:
@@ -105,19 +105,19 @@ class Predictor:
 
     @property
     def task(self) -> Task:
-        """What it predicts."""
+        """The task it predicts."""
         return find_task(self.card.task)
 
     @property
     def num_features(self) -> int:
-        """How many features the network's last layer reads."""
+        """Size of the penultimate-layer embeddings."""
         return int(self.network.backbone.get_classifier().in_features)
 
     def predict_volume(self, volume: np.ndarray) -> np.ndarray:
         """The probabilities of every slice of one study.
 
         Args:
-            volume: (S, H, W) int16 HU, row i is slice_index i, as the store holds it.
+            volume: (S, H, W) int16 HU, row i is slice_index i, as in the store.
 
         Returns:
             (S, K) float32 in [0, 1].
@@ -125,21 +125,21 @@ class Predictor:
         return np.concatenate([self._predict_images(images) for images in self._render(volume)])
 
     def describe_volume(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The probabilities of every slice of one study, and the features that the network's last layer reads.
+        """The probabilities and penultimate-layer embeddings of every slice of one study.
 
         Args:
             volume: (S, H, W) int16 HU, as for `predict_volume`.
 
         Returns:
-            (S, K) float32 in [0, 1], the same bytes as from `predict_volume`; (S, F) float16, averaged over the
-            test-time augmentation.
+            (S, K) float32 in [0, 1], the same bytes as from `predict_volume`; (S, F) float16, the mean over the views
+            of test-time augmentation.
         """
         parts = [self._describe_images(images) for images in self._render(volume)]
         probabilities, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         return probabilities, features
 
     def _render(self, volume: np.ndarray) -> Iterator[np.ndarray]:
-        """(n, H, W, C) uint8 images of the slices, batch by batch."""
+        """Batches of (n, H, W, C) uint8 images of the slices."""
         volume = resize_volume(pad_to_square(volume), self.card.image_size)
         rows = np.arange(len(volume))
         for first in range(0, len(rows), self.card.batch_size):
@@ -157,7 +157,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _describe_images(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, H, W, C) uint8 to (n, K) float32 probabilities and (n, F) float16 features."""
+        """(n, H, W, C) uint8 to (n, K) float32 probabilities and (n, F) float16 embeddings."""
         batch = torch.from_numpy(images).to(self.device)
         views = [batch, batch.flip(2)] if self.card.tta == "hflip" else [batch]
         backbone, found = self.network.backbone, []
@@ -173,24 +173,24 @@ def load_predictor(fold_folder: Path, device: str = "auto") -> Predictor:
     """The predictor of a finished fold.
 
     Args:
-        device: "auto" for a GPU where there is one, or any name of a torch device.
+        device: "auto" for a GPU if available, or any name of a torch device.
 
     Raises:
         ArtifactError: the fold is missing, unfinished or damaged.
-        ConfigError: no such device.
+        ConfigError: the device is unknown or not available.
     """
     check_digests(fold_folder, read_manifest(fold_folder), (CARD_NAME, WEIGHTS_NAME))
     return read_predictor(fold_folder, device)
 
 
 def read_predictor(folder: Path, device: str = "auto") -> Predictor:
-    """The predictor whose weights and card lie in a folder, finished or not.
+    """The predictor from the weights and card in a folder, finished or not.
 
     Raises:
         ArtifactError: weights or card are missing, damaged or do not fit each other.
-        ConfigError: no such device.
+        ConfigError: the device is unknown or not available.
     """
-    place = find_device(device)
+    found = find_device(device)
     try:
         card = read_card(folder)
         _check_weights(card, folder / WEIGHTS_NAME)
@@ -203,7 +203,7 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
             f"{folder / WEIGHTS_NAME}: expected the weights that {CARD_NAME} describes: {str(error).splitlines()[0]} "
             "`ichkit verify` lists what is damaged; train the fold again with `ichkit train --fresh`."
         ) from error
-    return Predictor(card, network, place)
+    return Predictor(card, network, found)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -228,22 +228,22 @@ def _check_card(card: ModelCard) -> None:
     """Refuses a card that no training run writes, before a network of that size is built.
 
     Raises:
-        ValueError: a field that is not as described in `ModelCard`, or images beyond any memory.
+        ValueError: a field is not as described in `ModelCard`, or the images are too large.
     """
     sides = [card.image_size] if card.prepare_size is None else [card.image_size, card.prepare_size]
     if not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in sides):
         raise ValueError(f"image_size and prepare_size must be 1 to {_MAX_SIDE}")
     if type(card.batch_size) is not int or not 1 <= card.batch_size * card.image_size**2 <= _MAX_BATCH_PIXELS:
-        raise ValueError("batch_size is absurd for this image_size")
+        raise ValueError(f"batch_size times image_size squared must be 1 to {_MAX_BATCH_PIXELS} pixels")
     low, high = card.hull_hu
     if not all(type(value) is int and abs(value) < 2**15 for value in (low, high)) or low >= high:
-        raise ValueError("hull_hu must be two ascending HU values of 16 bits")
+        raise ValueError("hull_hu must be two ascending 16-bit HU values")
     if card.tta not in ("none", "hflip"):
         raise ValueError('tta must be "none" or "hflip"')
 
 
 def _check_weights(card: ModelCard, path: Path) -> None:
-    """Compares names and shapes of the tensors in a file with those of the card's network, before either takes memory.
+    """Compares names and shapes of a file's tensors with those of the card's network, before either takes memory.
 
     Raises:
         RuntimeError: they differ.
@@ -255,8 +255,8 @@ def _check_weights(card: ModelCard, path: Path) -> None:
     wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
     if wrong or len(found) != len(wanted):
         raise RuntimeError(
-            f"{len(wrong)} of {len(wanted)} tensors are missing or of another shape, "
-            f"{len(found.keys() - wanted.keys())} are not of this network."
+            f"{len(wrong)} of {len(wanted)} tensors are missing or have another shape, "
+            f"{len(found.keys() - wanted.keys())} do not belong to this network."
         )
 
 
@@ -265,16 +265,11 @@ def encode_weights(network: nn.Module) -> bytes:
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
-def encode_card(card: ModelCard) -> dict[str, Any]:
-    """The card as a JSON value."""
-    return asdict(card)
-
-
 def find_device(name: str) -> torch.device:
     """The device of that name.
 
     Raises:
-        ConfigError: torch knows none, or it is not in this machine.
+        ConfigError: torch does not know it, or it is not available on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

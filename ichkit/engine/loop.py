@@ -1,4 +1,4 @@
-"""The training loop of one phase of one fold: each step depends on its place alone, so that it can stop and go on."""
+"""The training loop of one phase of one fold; it can be stopped after any step and resumed with the same result."""
 
 import time
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ from ichkit.core.progress import Meter, StopFlag, format_seconds, logger
 from ichkit.engine.blocks import Block, BlockDataset, stack_blocks
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from ichkit.engine.devices import count_loader_workers
-from ichkit.engine.journal import Journal
 from ichkit.engine.phases import Phase
 from ichkit.engine.step import Stepper, StepResult
+from ichkit.engine.step_log import StepLog
 from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.losses import LossFunction
-from ichkit.work.folder import JOURNAL_NAME
+from ichkit.work.folder import STEP_LOG_NAME
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-# The first steps compile kernels and fill caches; the estimate of the time to go begins after them.
+# The first steps compile kernels and fill caches; the estimate of the time left excludes them.
 _WARM_STEPS = 2
 _TIMED_STEPS = 5
 _LONG_SECONDS = 3600
@@ -34,12 +34,12 @@ _LONG_SECONDS = 3600
 
 @dataclass
 class Progress:
-    """Where training stands; with the stepper's state, all that a checkpoint holds.
+    """Progress of training; a checkpoint holds it and the stepper's state.
 
     Attributes:
-        phase: which phase of the run.
-        epoch, step: the next step to do, the epoch counted inside its phase, the step inside its epoch.
-        loss_sum, num_images: over the steps of this epoch that are done.
+        phase: index of the phase.
+        epoch, step: the next step; epoch counts within the phase, step within the epoch.
+        loss_sum, num_images: sums over the finished steps of this epoch.
         history: one row per finished epoch of the run.
     """
 
@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass
 class _Pace:
-    """How fast an epoch goes, since this call began with it."""
+    """Speed of an epoch since this call started it."""
 
     began: float
     num_images: int = 0
@@ -69,20 +69,20 @@ class _Pace:
 
 
 class TrainingLoop:
-    """Trains a network on the blocks of one fold's training part, for one phase of its run.
+    """Trains a network on the blocks of one fold's training part, for one phase of the run.
 
-    A run that was stopped between any two steps ends in the same bytes as one that was not. Where `fabric` joins
-    several processes, loss and stop are agreed on, and the first of them writes.
+    A run that is stopped and resumed ends in the same bytes as an uninterrupted one. In distributed training all
+    processes share the loss and stop together, and only the main process writes.
 
     Args:
         fabric: devices and precision.
-        network: uint8 images to logits; the loop moves and changes it.
+        network: uint8 images to logits; moved to the device and trained in place.
         dataset: the blocks.
         loss_function: see `models.losses`.
-        phase: which phase this is.
-        checkpoint: the file that is written after every epoch and on a stop; the journal stands beside it.
-        history: rows of the phases before.
-        shows_meter: a progress bar; else one line per epoch.
+        phase: the phase to train.
+        checkpoint: the file written after every epoch and on a stop; the step log is beside it.
+        history: rows of earlier phases.
+        shows_meter: True for a progress bar; else one line per epoch.
 
     Raises:
         ConfigError: see `Stepper`.
@@ -106,25 +106,25 @@ class TrainingLoop:
         self.stepper = Stepper(fabric, network, dataset, loss_function, phase)
         self.batches = self.stepper.batches
         self._loader = fabric.setup_dataloaders(self._make_loader(), use_distributed_sampler=False)
-        path = checkpoint.with_name(JOURNAL_NAME)
-        self._journal = Journal(path, self.config.log_every, writes=fabric.is_global_zero)
+        path = checkpoint.with_name(STEP_LOG_NAME)
+        self._step_log = StepLog(path, self.config.log_every, writes=fabric.is_global_zero)
         self._pace = _Pace(time.monotonic())
         self._is_stop_agreed = False
         self._steps_here, self._warm_at = 0, 0.0
         self._label = f"fold {dataset.fold}"
 
     def run(self, stop: StopFlag) -> nn.Module:
-        """Trains from where the checkpoint stands to the last epoch; returns the network that predicts.
+        """Trains from the checkpoint to the last epoch; returns the network for inference.
 
         Raises:
-            Stopped: a stop was asked for; the checkpoint holds the step reached.
-            NonFiniteLossError: the loss is no longer a number.
-            DiskFullError: no room for the checkpoint.
+            Stopped: a stop was requested; the checkpoint holds the last finished step.
+            NonFiniteLossError: the loss is not finite.
+            DiskFullError: the checkpoint does not fit on the disk.
         """
         self._resume()
         steps_left = self._count_steps_left()
         if steps_left:
-            self._say_what_to_expect(steps_left)
+            self._log_estimate(steps_left)
         meter = Meter(self._label, steps_left, "steps") if self.shows_meter else None
         with meter or nullcontext():
             while self.progress.epoch < self.phase.config.epochs:
@@ -132,7 +132,7 @@ class TrainingLoop:
         return self.stepper.trained
 
     def describe(self) -> str:
-        """What an epoch is, where it runs and what it holds, for the line before the first step."""
+        """Size of an epoch, device and memory, for the log line before the first step."""
         plan = self.dataset.plan(self.phase.first_epoch)
         parts = [
             f"{self.phase.config.epochs} epochs of {int(plan.is_real.sum())} images in {len(plan.rows)} blocks of "
@@ -153,16 +153,16 @@ class TrainingLoop:
         self._pace = _Pace(time.monotonic())
         for batch, seconds_waited in _timed(self._loader):
             self._pace.waited += seconds_waited
-            self._take(self.stepper.do(batch, epoch, progress.step, stop))
+            self._record(self.stepper.do(batch, epoch, progress.step, stop))
             progress.step += 1
             if meter:
                 meter.advance(1, f"epoch {epoch + 1} of {self.phase.total_epochs}", seconds_waited)
-            self._say_how_long()
-            if self._is_asked(stop) and progress.step < self.batches.steps_per_epoch:
+            self._log_time_left()
+            if self._must_stop(stop) and progress.step < self.batches.steps_per_epoch:
                 self._save()
                 raise Stopped.after(f"{self._label} is saved at epoch {epoch + 1}, step {progress.step}")
-        self._take(self.stepper.finish())
-        row = {
+        self._record(self.stepper.finish())
+        row: dict[str, float] = {
             "phase": self.phase.number + 1,
             "epoch": epoch + 1,
             "loss": progress.loss_sum / progress.num_images,
@@ -181,33 +181,34 @@ class TrainingLoop:
             row["images_per_second"],
             100 * row["data_wait_share"],
         )
-        if self._is_asked(stop):
+        if self._must_stop(stop):
             raise Stopped.after(f"{self._label} is saved after epoch {epoch + 1}")
 
-    def _take(self, result: StepResult | None) -> None:
-        """Takes what became of a step into the epoch's mean and into the journal."""
+    def _record(self, result: StepResult | None) -> None:
+        """Adds the result of a step to the mean of the epoch and to the step log."""
         if result is None:
             return
         self.progress.loss_sum += result.loss * result.num_images
         self.progress.num_images += result.num_images
         self._pace.num_images += result.num_images
         self._is_stop_agreed = self._is_stop_agreed or result.asks_to_stop
-        if self._journal.wants(result.step):
-            memory = {"gpu_gb": torch.cuda.max_memory_allocated() / 1e9} if self.fabric.device.type == "cuda" else {}
-            row = {"phase": self.phase.number + 1, "epoch": result.epoch + 1, "step": result.step + 1}
-            row |= {"loss": result.loss, "learning_rate": result.learning_rate}
-            self._journal.add({**row, **self._pace.measure(), **memory})
+        if self._step_log.wants(result.step):
+            row: dict[str, float] = {"phase": self.phase.number + 1, "epoch": result.epoch + 1, "step": result.step + 1}
+            row |= {"loss": result.loss, "learning_rate": result.learning_rate, **self._pace.measure()}
+            if self.fabric.device.type == "cuda":
+                row["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            self._step_log.add(row)
 
-    def _is_asked(self, stop: StopFlag) -> bool:
-        """True where a stop was asked for; of several processes, once all know it."""
+    def _must_stop(self, stop: StopFlag) -> bool:
+        """True if a stop is requested; in distributed training, once all processes know of it."""
         return self._is_stop_agreed if self.fabric.world_size > 1 else bool(stop)
 
     def _count_steps_left(self) -> int:
         return self.stepper.total_steps - self.progress.epoch * self.batches.steps_per_epoch - self.progress.step
 
-    def _say_what_to_expect(self, steps_left: int) -> None:
-        """Before the first step: how long all of them will take, and what memory one of them wants."""
-        step = self.stepper.rehearse()
+    def _log_estimate(self, steps_left: int) -> None:
+        """Before the first step: the estimated time of all steps and the memory of one."""
+        step = self.stepper.measure_cost()
         seconds = step.seconds * steps_left
         logger.info(
             "%s: expecting about %s for %d steps, with %.2f GB of activations",
@@ -217,10 +218,12 @@ class TrainingLoop:
             step.activation_bytes / 1e9,
         )
         if self.fabric.device.type == "cpu" and seconds > _LONG_SECONDS:
-            logger.warning("%s: without a GPU this takes about %s; going on", self._label, format_seconds(seconds))
+            logger.warning(
+                "%s: without a GPU this takes about %s; training starts", self._label, format_seconds(seconds)
+            )
 
-    def _say_how_long(self) -> None:
-        """Once per run, as soon as a few steps have been timed: how long the rest will really take."""
+    def _log_time_left(self) -> None:
+        """Once per run, after a few timed steps: the time left."""
         self._steps_here += 1
         if self._steps_here == _WARM_STEPS:
             self._warm_at = time.monotonic()
@@ -228,7 +231,7 @@ class TrainingLoop:
             return
         per_step = (time.monotonic() - self._warm_at) / _TIMED_STEPS
         seconds = per_step * self._count_steps_left()
-        logger.info("%s: about %s to go (%.2g s a step)", self._label, format_seconds(seconds), per_step)
+        logger.info("%s: about %s left (%.2g s per step)", self._label, format_seconds(seconds), per_step)
 
     def _make_loader(self) -> DataLoader[Block]:
         workers = count_loader_workers(self.config, self.fabric.device)
@@ -243,26 +246,27 @@ class TrainingLoop:
         )
 
     def _save(self) -> None:
-        self._take(self.stepper.finish())
+        self._record(self.stepper.finish())
         if self.fabric.is_global_zero:
             save_checkpoint(self.checkpoint, {"progress": vars(self.progress), **self.stepper.state()})
         self.fabric.barrier()
 
     def _resume(self) -> None:
         state = load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
-        if state is None or state["progress"]["phase"] < self.phase.number:  # nothing, or the end of the phase before
-            self._journal.forget_from(self.phase.first_epoch, 0)
+        if state is None or state["progress"]["phase"] < self.phase.number:  # none, or the end of the previous phase
+            self._step_log.drop_from(self.phase.first_epoch, 0)
             return
         self.progress = Progress(**state["progress"])
         self.stepper.load_state(state)
-        self._journal.forget_from(self.phase.first_epoch + self.progress.epoch, self.progress.step)
+        epoch = self.phase.first_epoch + self.progress.epoch
+        self._step_log.drop_from(epoch, self.progress.step)
         if self.progress.epoch < self.phase.config.epochs:
-            epoch = self.phase.first_epoch + self.progress.epoch
-            logger.info("%s: going on at epoch %d, step %d", self._label, epoch + 1, self.progress.step)
+            logger.info("%s: resuming at epoch %d, step %d", self._label, epoch + 1, self.progress.step)
 
 
-def _timed(loader: DataLoader[Block]) -> Iterator[tuple[Block, float]]:
-    """Each batch with the seconds it was waited for."""
+def _timed(loader: DataLoader[Block] | list[DataLoader[Block]]) -> Iterator[tuple[Block, float]]:
+    """Each batch with the seconds spent waiting for it."""
+    assert not isinstance(loader, list)  # Fabric gives a list for several loaders only
     batches = iter(loader)
     while True:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Independent tasks on worker processes, of this machine or of a Ray cluster; the one module that knows joblib."""
+"""Independent tasks in worker processes of this machine or of a Ray cluster; the only module that uses joblib."""
 
 import importlib.util
 import os
@@ -15,43 +15,43 @@ from ichkit.core.errors import ConfigError
 
 Backend = Literal["processes", "ray"]
 RunTasks = Callable[..., Iterator[tuple[int, Any]]]
-"""`run_tasks`, or a partial of it that has chosen its workers."""
+"""`run_tasks`, or a partial of it with fixed workers."""
 SHARED_MEMORY = Path("/dev/shm")
-"""Where torch's workers leave their batches."""
+"""Where torch's data loading processes put their batches."""
 CGROUP = Path("/sys/fs/cgroup")
 # Limit and use of memory, in version 2 and in version 1.
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
-_NO_LIMIT_BYTES = 2**62  # version 1 has no word for none, and says as much as fits
+_NO_LIMIT_BYTES = 2**62  # version 1 reports a huge number if there is no limit
 _TASKS_PER_ROUND = 8
 
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """In place of a result: the process that did this task died twice, the second time alone with it."""
+    """Replaces the result of a task whose worker process died twice, the second time with this task alone."""
 
     reason: str
 
 
 class MemoryLimit(NamedTuple):
-    """Bytes that a cgroup may hold, and those it holds."""
+    """Memory limit of a cgroup and its current use, in bytes."""
 
     num_bytes: int
     used: int
 
 
 def count_cores() -> int:
-    """Cores this process may use, by its affinity and by the quota of its container."""
+    """Number of cores this process may use, by its affinity and the quota of its container."""
     return int(joblib.cpu_count())
 
 
 def count_workers(asked: int | None, bytes_each: int) -> int:
-    """How many processes to start: as many as asked for, else one a core, and fewer where memory is short of them.
+    """Number of processes to start: `asked`, else one per core, or fewer if memory is short.
 
     Args:
-        bytes_each: the most that one of them holds.
+        bytes_each: peak memory of one process.
     """
     if asked is not None:
         return asked
@@ -59,7 +59,7 @@ def count_workers(asked: int | None, bytes_each: int) -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory that new work may take: what the machine has available, within the limit of this process's cgroup."""
+    """Memory available to this process: what the machine has free, within the limit of the cgroup."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -70,7 +70,7 @@ def free_memory_bytes() -> int:
 
 
 def memory_limit() -> MemoryLimit | None:
-    """What this process's cgroup grants, in version 2 or 1; None where it has no limit."""
+    """Memory limit of this process's cgroup, version 2 or 1; None if there is none."""
     for files in _CGROUP_FILES:
         try:
             limit = MemoryLimit(*(int((CGROUP / name).read_text()) for name in files))
@@ -93,20 +93,20 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """(position, result) of each task as it finishes, in any order.
 
-    Args:
-        function: a module-level function of one picklable argument; what it raises is raised here.
-        workers: processes; None for one a core, of this machine or of the cluster; 1 runs in this process.
-        backend: "processes" of this machine, or those of the Ray cluster that `RAY_ADDRESS` names (else a local one);
-            there, every machine needs this package and the same paths.
-        isolated: never in this process, not even a single task.
-        fresh: isolated, in processes that have done nothing yet; workers are otherwise kept for the next call.
-        gpus_each: GPUs that the Ray cluster gives each process; the task sees no others.
+    If a worker dies (out of memory, a crash in a decoder), every unfinished task is run again alone; a task whose
+    process dies again gives a `WorkerDied`.
 
-    A worker that dies (out of memory, a crash in a decoder) takes its task with it: every task unfinished then is done
-    again alone, and one whose process dies again gives a `WorkerDied`.
+    Args:
+        function: a module-level function of one picklable argument; its exceptions are raised here.
+        workers: number of processes; None for one per core of this machine or of the cluster; 1 runs in this process.
+        backend: "processes" of this machine, or "ray", the cluster of `RAY_ADDRESS` (else a local one), where every
+            machine needs this package and the same paths.
+        isolated: never run in this process, not even a single task.
+        fresh: isolated, in new processes; otherwise workers are reused by the next call.
+        gpus_each: GPUs that the Ray cluster reserves for each process; the task sees no others.
 
     Raises:
-        ConfigError: Ray is asked for and not installed, or the cluster has no GPU for a task.
+        ConfigError: Ray is not installed, or the cluster has no GPU for a task.
     """
     if backend == "ray":
         yield from _on_ray(function, tasks, workers, gpus_each)
@@ -139,7 +139,7 @@ def run_tasks(
 def _pooled(
     function: Callable[[Any], Any], numbered: Iterable[tuple[int, Any]], workers: int
 ) -> Iterator[tuple[int, Any]]:
-    # With one job joblib would run the task in this process. batch_size 1: a task is long enough to travel alone.
+    # With one job joblib would run the task in this process. batch_size 1: tasks are long.
     pool = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1)
     here = Path.cwd()
     yield from pool(joblib.delayed(_numbered)(function, position, task, here) for position, task in numbered)
@@ -150,7 +150,7 @@ def _on_ray(
 ) -> Iterator[tuple[int, Any]]:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("backend ray: Ray is not installed. Run `pip install 'ichkit[ray]'` on every machine.")
-    # Health data: nothing about a run is sent anywhere unless somebody asks for it.
+    # Health data: no usage statistics unless the user enables them.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray.util.joblib import register_ray
@@ -162,19 +162,22 @@ def _on_ray(
     room: dict[str, float] = {}
     most = int(resources.get("CPU", 1))
     if gpus_each:
-        # One worker more than there are GPUs for would be waited for without end.
+        # Ray would wait forever for a worker that gets no GPU.
         room, most = {"num_gpus": gpus_each}, min(most, int(resources.get("GPU", 0)) // gpus_each)
         if most == 0:
-            raise ConfigError(f"backend ray: expected a cluster with {gpus_each} GPU(s) for each task, found none.")
+            raise ConfigError(
+                f"backend ray: expected {gpus_each} or more GPUs in the cluster, found {resources.get('GPU', 0):g}. "
+                "Use --set train.ray_gpus=0 or a cluster with GPUs."
+            )
     workers = min(workers or most, most)
     start = 0
-    if workers == 1:  # joblib would run it in this process, where nothing of the cluster is used
+    if workers == 1:  # joblib would run the tasks in this process, not in the cluster
         start = len(tasks)
         for position, task in enumerate(tasks):
             yield from _alone_on_ray(room, function, position, task, here)
     while start < len(tasks):
-        # joblib's Ray backend gives a list, not a generator: a round at a time, so that what is finished is not held
-        # back. Inside `with` the rounds share their workers; one that dies takes the others with it.
+        # joblib's Ray backend returns a list, not a generator: tasks run in rounds, so that results arrive early.
+        # Inside `with` the rounds share their workers; if one dies, all do.
         with joblib.Parallel(n_jobs=workers, backend="ray", batch_size=1, ray_remote_args=room) as pool:
             while start < len(tasks):
                 stop = min(start + _TASKS_PER_ROUND * workers, len(tasks))
@@ -205,7 +208,7 @@ def _died(error: Exception) -> WorkerDied:
 
 
 def _numbered(function: Callable[[Any], Any], position: int, task: Any, here: Path) -> tuple[int, Any]:
-    # A kept worker may have been started elsewhere; relative paths mean what they mean to the caller.
+    # A reused worker may have another working directory; relative paths are the caller's.
     if Path.cwd() != here:
         os.chdir(here)
     return position, function(task)

@@ -11,11 +11,11 @@ class Phase:
     """One phase of a run.
 
     Attributes:
-        number: from 0.
-        num_phases: of the run.
-        first_epoch: epochs of the phases before, so that no two epochs of a run draw the same.
-        total_epochs: of all phases.
-        config: its values, none of them left open.
+        number: index of the phase, from 0.
+        num_phases: number of phases of the run.
+        first_epoch: epochs of all earlier phases, so that each epoch of a run has its own random numbers.
+        total_epochs: epochs of all phases.
+        config: the settings of the phase.
     """
 
     number: int
@@ -26,14 +26,7 @@ class Phase:
 
 
 def list_phases(config: TrainConfig, classes: Sequence[str]) -> list[Phase]:
-    """The phases of a run in their order; without `train.phases` there is one, the run itself.
-
-    Args:
-        classes: of the task, in order.
-
-    Raises:
-        ConfigError: a phase learns a class that the task has not.
-    """
+    """The phases of a run, in order; see `TrainConfig.resolve_phases` for arguments and errors."""
     resolved = config.resolve_phases(classes)
     epochs = [phase.epochs for phase in resolved]
     return [

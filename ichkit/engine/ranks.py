@@ -1,4 +1,4 @@
-"""Which of the processes that train one network together this is."""
+"""The rank of this process in distributed training."""
 
 import os
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from ichkit.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that `torchrun` started, or alone.
+    """The rank of this process among those that `torchrun` started; rank 0 of 1 without it.
 
     Attributes:
-        rank: 0 leads: it alone writes and reports.
-        world: processes on all machines.
-        local_world: processes on this machine.
+        rank: index of this process; only rank 0, the main process, writes and logs.
+        world: number of processes on all machines.
+        local_world: number of processes on this machine.
     """
 
     rank: int = 0
@@ -22,10 +22,10 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> "Ranks":
-        """As `torchrun` says in the environment; alone without it.
+        """The ranks that `torchrun` set in the environment; a single process without it.
 
         Raises:
-            ConfigError: the environment contradicts itself.
+            ConfigError: the environment variables are incomplete or not numbers.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
         if "RANK" not in os.environ or "LOCAL_WORLD_SIZE" not in os.environ:
@@ -34,16 +34,18 @@ class Ranks:
             return cls(*(int(os.environ[name]) for name in names))
         except (KeyError, ValueError) as error:
             found = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
-            raise ConfigError(f"torchrun: expected three numbers in the environment, found {found}.") from error
+            raise ConfigError(
+                f"torchrun: expected three numbers in the environment, found {found}. Start training with `torchrun`."
+            ) from error
 
     @property
-    def leads(self) -> bool:
-        """True in the process that writes."""
+    def is_main(self) -> bool:
+        """True in the process that writes and logs."""
         return self.rank == 0
 
     @property
     def num_nodes(self) -> int:
-        """Machines."""
+        """Number of machines."""
         return self.world // self.local_world
 
 

@@ -1,4 +1,4 @@
-"""Which slices an epoch draws: the index of what there is, the centres of blocks, and batches of them."""
+"""Slice sampling: the index of the training slices, the blocks that an epoch draws, and their batches."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from ichkit.core.rows import find_row
 from ichkit.core.seeding import make_generator
 from ichkit.core.train_config import TrainConfig
 
-# The part of a study, by slices, that "central" draws from: bleeds are rare at the vertex and below the skull base.
 CENTRAL_SHARE = (0.2, 0.9)
+"""Part of a study that "central" draws from: bleeds are rare at the vertex and below the skull base."""
 
 
 @dataclass(frozen=True)
 class SliceIndex:
-    """What training knows of its N slices, all of it in arrays: lists of objects grow in forked workers.
+    """The N training slices as arrays; lists of objects would be copied to every worker as they are read.
 
     Attributes:
         paths: (V,) fixed-width text, the volumes relative to the store.
-        volume_of: (N,) int32, which volume a slice is in.
-        position: (N,) int32, which row of that volume it is.
-        first, last: (N,) int64, rows of this index at which its study begins and ends, both included.
+        volume_of: (N,) int32, index of the slice's volume in `paths`.
+        position: (N,) int32, row of the slice in its volume.
+        first, last: (N,) int64, first and last row of the slice's study in this index, both inclusive.
         labels: (N, K) float32.
     """
 
@@ -37,7 +37,7 @@ class SliceIndex:
 
     @classmethod
     def of(cls, slices: pd.DataFrame, classes: tuple[str, ...]) -> "SliceIndex":
-        """The index of labelled slices, rows sorted by study_id and slice_index; `classes` name the label columns."""
+        """The index of labelled slices, sorted by study_id and slice_index; `classes` are the label columns."""
         volumes, paths = pd.factorize(slices.volume)
         begins = np.flatnonzero(np.diff(volumes, prepend=-1) != 0)
         lengths = np.diff(begins, append=len(slices))
@@ -54,7 +54,7 @@ class SliceIndex:
         return len(self.position)
 
     def centres(self, beyond: int) -> "Candidates":
-        """Every slice as a centre, and so many positions beyond either end of each study."""
+        """Every slice as a centre, and `beyond` positions before and after each study."""
         begins, lengths = np.unique(self.first, return_counts=True)
         places = lengths + 2 * beyond
         offset = np.arange(places.sum()) - np.repeat(np.cumsum(places) - places, places)
@@ -64,11 +64,11 @@ class SliceIndex:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The M positions that a block may be centred at.
+    """The M possible centres of blocks.
 
     Attributes:
-        rows: (M,) int64, counted as rows of the index; positions before `first` and after `last` lie beyond the study.
-        first, last: (M,) int64, rows at which the study of each begins and ends, both included.
+        rows: (M,) int64 rows of the index; those before `first` and after `last` are beyond the study.
+        first, last: (M,) int64, first and last row of the study of each, both inclusive.
         slice_labels: (N, K) float32 labels of the index.
     """
 
@@ -82,8 +82,9 @@ class Candidates:
 
     @property
     def labels(self) -> np.ndarray:
-        """(M, K) float32 labels of the slice at each position; beyond the ends, of the end slice."""
-        return np.asarray(self.slice_labels[np.clip(self.rows, self.first, self.last)])
+        """(M, K) float32 labels of each centre; beyond a study, those of its end slice."""
+        labels: np.ndarray = self.slice_labels[np.clip(self.rows, self.first, self.last)]
+        return labels
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Centres:
 
     Attributes:
         name: key in the table.
-        draw: candidates, number of centres and generator to (n,) int64 numbers of candidates.
-        reaches_beyond: whether blocks are centred beyond the ends of a study too, so that an end slice is in as many
+        draw: candidates, number of centres and generator to (n,) int64 indices of candidates.
+        reaches_beyond: True if blocks may be centred beyond the ends of a study, so that an end slice is in as many
             blocks as any other.
         description: one sentence.
         source: where it was proposed.
@@ -120,21 +121,21 @@ class EpochPlan:
 
 
 def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epoch: int) -> EpochPlan:
-    """The blocks of an epoch, as many as show N slices, so that as many slices are seen as there are.
+    """The blocks of an epoch, which show as many slices as the index has.
 
-    `train.sampling` says what a block of `train.block_size` slices is: "blocks" takes each centre with its neighbours
-    in the study; "slices" deals the centres themselves, any studies together. `train.centres` says which are drawn.
+    `train.sampling` defines a block of `train.block_size` slices: "blocks" takes each centre with its neighbours in the
+    study, "slices" groups the centres themselves across studies. `train.centres` is the slice sampling strategy.
 
-    Blocks of 7 are centred at -3 to n + 2 in a study of n slices: each slice then lies in 7 of the possible blocks, the
-    end slices too, and one in 7 of the blocks is drawn. What such a block has beyond the study is padding.
+    In a study of n slices, blocks of 7 are centred at -3 to n + 2, so that every slice, including the end slices, is in
+    7 of the possible blocks; 1 in 7 blocks is drawn. Positions of a block beyond the study are padding.
 
     Raises:
-        ConfigError: no such centres.
+        ConfigError: `train.centres` is unknown.
 
-    Source: paper section 2.1 for the blocks; what an epoch is, is open there and chosen here.
+    Source: paper section 2.1 for the blocks; the paper does not define an epoch, so its length is chosen here.
     """
     size = config.block_size
-    chosen, generator = find_centres(config.centres), make_generator(seed, "epoch", fold, epoch)
+    chosen, generator = _find_centres(config), make_generator(seed, "epoch", fold, epoch)
     if config.sampling == "slices":
         num_blocks = max(1, len(index) // size)
         centres = chosen.draw(index.centres(0), len(index), generator)
@@ -148,24 +149,19 @@ def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epo
 
 
 def count_blocks(config: TrainConfig, num_slices: int, num_studies: int) -> int:
-    """How many blocks `plan_epoch` draws from so many slices in so many studies.
+    """Number of blocks that `plan_epoch` draws for a number of slices and studies.
 
     Example:
         >>> count_blocks(TrainConfig(sampling="blocks"), num_slices=300, num_studies=10)
         51
     """
-    is_longer = config.sampling == "blocks" and find_centres(config.centres).reaches_beyond
+    is_longer = config.sampling == "blocks" and _find_centres(config).reaches_beyond
     num_centres = num_slices + num_studies * (config.block_size - 1) * is_longer
     return max(1, num_centres // config.block_size)
 
 
-def find_centres(name: str) -> Centres:
-    """The row of that name.
-
-    Raises:
-        ConfigError: no such row.
-    """
-    return find_row(CENTRES, name, "train.centres")
+def _find_centres(config: TrainConfig) -> Centres:
+    return find_row(CENTRES, config.centres, "train.centres")
 
 
 def _draw_uniform(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -182,19 +178,19 @@ def _draw_balanced(candidates: Candidates, count: int, generator: np.random.Gene
 def _draw_central(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:
     place = (candidates.rows - candidates.first + 0.5) / (candidates.last - candidates.first + 1)
     inside = np.flatnonzero((place >= CENTRAL_SHARE[0]) & (place <= CENTRAL_SHARE[1]))
-    # Fewer slices than an epoch has centres: dealt as evenly as they can be.
+    # An epoch has more centres than there are slices inside: they are repeated as evenly as possible.
     return np.resize(generator.permutation(inside), count)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of keys of a `BlockDataset`, from any step of any epoch on.
+    """Batches of keys of a `BlockDataset`, starting at any step of any epoch.
 
-    The blocks of an epoch are spread evenly over its batches, so that no last batch is too small for batch statistics.
+    The blocks of an epoch are spread evenly over its batches, so that none is too small for batch statistics.
 
     Args:
         num_blocks: blocks in an epoch.
-        batch_blocks: most blocks in a batch, over all processes together.
-        rank, world: which of how many processes this is; each takes its share of every batch.
+        batch_blocks: maximum number of blocks in a batch, over all processes.
+        rank, world: rank of this process and number of processes; each takes its share of every batch.
 
     Raises:
         ConfigError: a batch has fewer blocks than there are processes.
@@ -213,15 +209,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches in an epoch."""
         return len(self.numbers)
 
     def own(self, step: int) -> np.ndarray:
-        """Numbers of the blocks that this process has of a step."""
+        """Numbers of this process's blocks in a step."""
         return self.numbers[step][self._own]
 
     def start(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses what the next iteration gives."""
+        """Sets the epoch and step at which the next iteration starts."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
@@ -237,21 +233,21 @@ CENTRES = {
         name="uniform",
         draw=_draw_uniform,
         reaches_beyond=True,
-        description="Every slice alike; no block twice in an epoch.",
+        description="All slices equally often; no block twice in an epoch.",
         source="paper section 2.1",
     ),
     "balanced": Centres(
         name="balanced",
         draw=_draw_balanced,
         reaches_beyond=True,
-        description="Every class, and no bleed, equally often, with replacement; probabilities are then too high.",
+        description="Each class and slices without bleed equally often, with replacement; overestimates probabilities.",
         source="class-balanced sampling, Shen et al., ECCV 2016, section 3.1",
     ),
     "central": Centres(
         name="central",
         draw=_draw_central,
         reaches_beyond=False,
-        description="Slices from a fifth to nine tenths of the way through their study, where most bleeds are.",
-        source="chosen here",
+        description="Slices between 20 % and 90 % of their study's slices, where most bleeds are.",
+        source="chosen here, because bleeds are rare at the vertex and below the skull base",
     ),
 }

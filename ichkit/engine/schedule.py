@@ -1,17 +1,17 @@
-"""The learning rate as a function of the step alone, so that nothing about it has to be saved or resumed."""
+"""The learning rate schedule, a function of the step alone, so that a checkpoint need not save its state."""
 
 import math
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """What the configured learning rate is multiplied by at a step: linear warm-up, then half a cosine down to zero.
+    """The factor on the configured learning rate at a step: linear warm-up, then cosine annealing to zero.
 
     Args:
         step: 0 at the first step.
-        total_steps: all steps of the run; the factor would be 0 at this one, which never comes.
-        warmup_steps: steps over which the factor rises; the first has 1 / warmup_steps.
+        total_steps: number of steps of the phase; the factor would reach 0 at the step after the last.
+        warmup_steps: steps over which the factor rises from 1 / warmup_steps to 1.
 
-    Source: Loshchilov and Hutter, ICLR 2017, equation 5, one cycle; annealed per step.
+    Source: Loshchilov and Hutter, ICLR 2017, equation 5, one cycle, annealed per step.
 
     Example:
         >>> [round(learning_rate_factor(step, 4), 3) for step in range(4)]

@@ -1,4 +1,4 @@
-"""One step of training: a batch of blocks to gradients, and gradients to weights, in one process or in several."""
+"""One training step, from a batch of blocks to updated weights, in one process or several."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from torch import nn
 from ichkit.core.progress import StopFlag
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.engine.blocks import Block, BlockDataset
-from ichkit.engine.cutmix import apply_cut, draw_cut
+from ichkit.engine.cutmix import apply_mix, draw_mix
 from ichkit.engine.devices import make_optimizer, prepare_network
 from ichkit.engine.ema import AveragedWeights
 from ichkit.engine.phases import Phase
-from ichkit.engine.rehearsal import Rehearsal, rehearse
 from ichkit.engine.sampling import EpochBatches
 from ichkit.engine.schedule import learning_rate_factor
+from ichkit.engine.step_cost import StepCost, measure_step_cost
 from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.freezing import Frozen
 from ichkit.models.losses import LossFunction
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class NonFiniteLossError(Exception):
-    """The loss is no longer a number.
+    """The loss is not finite.
 
     Attributes:
-        loss: what it is.
-        epoch, step: where, counted from 0.
-        rows: rows of the index in the middle of the blocks of that step.
+        loss: its value.
+        epoch, step: the step, counted from 0.
+        rows: rows of the index at the centres of the step's blocks.
     """
 
     def __init__(self, loss: float, epoch: int, step: int, rows: list[int]) -> None:
@@ -42,14 +42,14 @@ class NonFiniteLossError(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What became of a step, over all processes.
+    """Result of a step over all processes.
 
     Attributes:
-        epoch, step: which one, counted from 0.
+        epoch, step: counted from 0.
         loss: mean over its images.
-        num_images: how many it had.
+        num_images: number of images.
         learning_rate: at that step.
-        asks_to_stop: some process was asked to.
+        asks_to_stop: True if a stop is requested in any process.
     """
 
     epoch: int
@@ -62,12 +62,12 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that has not been looked at yet, so that a GPU need not wait for the look.
+    """A step whose loss has not been read yet, so that the host does not wait for the GPU.
 
     Attributes:
-        seen: (2,) the step's loss, and how many processes ask for a stop; in the host's memory.
-        arrived: on a GPU, when they are there; asking for them later would wait for the step after as well.
-        rows: rows of the index in the middle of this process's blocks.
+        seen: (2,) loss of the step and number of processes with a stop request; in host memory.
+        arrived: on a GPU, the event after their copy; synchronising later would also wait for the next step.
+        rows: rows of the index at the centres of this process's blocks.
     """
 
     seen: torch.Tensor
@@ -80,20 +80,20 @@ class _Pending:
 
 
 class Stepper:
-    """Does the steps of one phase.
+    """Runs the training steps of one phase.
 
-    Every random number is drawn from a seed derived from its place (epoch, step, block), and the learning rate is a
-    function of the step, so that nothing but weights, moments and counts has to be remembered between two steps.
+    Every random number depends on epoch, step and block alone, and the learning rate on the step, so that the state
+    between two steps is only weights, optimizer moments and counts.
 
-    Several processes that `fabric` joins train one network: each takes its share of every batch, and gradients are
-    those of the whole batch. CutMix then draws partners within a process.
+    In distributed training each process takes its share of every batch, and gradients are those of the whole batch.
+    CutMix then draws partners within a process.
 
     Args:
         fabric: devices and precision.
-        network: uint8 images to logits; moved and changed.
+        network: uint8 images to logits; moved to the device and trained in place.
         dataset: the blocks.
         loss_function: see `models.losses`.
-        phase: which phase this is.
+        phase: the phase to train.
 
     Raises:
         ConfigError: see `Frozen`, `EpochBatches` and `make_optimizer`.
@@ -115,34 +115,34 @@ class Stepper:
         self.warmup_steps = round(self.batches.steps_per_epoch * phase.config.warmup_epochs)
         self.frozen = Frozen(network, phase.config.frozen_stages)
         prepare_network(network, self.config)
-        # Fabric's optimizer is for stepping; it keeps copies of attributes that loading a state would leave stale.
+        # Fabric's optimizer only steps: it copies attributes, which would be stale after loading a state.
         self._optimizer = make_optimizer(network, self.config, on_gpu=fabric.device.type == "cuda")
         self._network, self._fabric_optimizer = fabric.setup(network, self._optimizer)
         decay = self.config.ema_decay
         self._average = None if decay is None else AveragedWeights(self._network.module, decay)
         self._pending: _Pending | None = None
-        # Told apart by rank only where there are ranks: a run alone is the same with torchrun as without.
+        # The rank is part of the seed only with several processes: one process is the same with and without torchrun.
         self._rank_place = () if fabric.world_size == 1 else (fabric.global_rank,)
 
     @property
     def trained(self) -> nn.Module:
-        """The network that predicts: the average where there is one, else the network itself."""
+        """The network for inference: EMA weights if used, else the network itself."""
         return self._network.module if self._average is None else self._average.network
 
     def do(self, batch: Block, epoch: int, step: int, stop: StopFlag) -> StepResult | None:
-        """One step; returns what became of the step before, if that is not known yet.
+        """Runs one step; returns the result of the previous step, if not returned yet.
 
         Args:
-            batch: this process's share of it.
+            batch: this process's share of the batch.
             epoch: of the run.
             step: of the epoch.
-            stop: looked at only where several processes have to agree.
+            stop: read only in distributed training, where all processes must stop together.
 
         Raises:
-            NonFiniteLossError: the loss of the step before is no number.
+            NonFiniteLossError: the loss of the previous step is not finite.
         """
         place = (self.dataset.fold, epoch, step, *self._rank_place)
-        # Dropout and its like draw from torch's generator: seeded here, so that no generator needs saving.
+        # Dropout and the like use torch's generator: seeded here, so that its state need not be saved.
         torch.manual_seed(derive_seed(self.dataset.seed, "step", *place))
         done = (epoch - self.phase.first_epoch) * self.batches.steps_per_epoch + step
         rate = self.phase.config.learning_rate * learning_rate_factor(done, self.total_steps, self.warmup_steps)
@@ -150,7 +150,7 @@ class Stepper:
             group["lr"] = rate
         plan, own = self.dataset.plan(epoch), self.batches.own(step)
         num_images = int(plan.is_real[self.batches.numbers[step]].sum())
-        images, labels = self._cut(batch, place, plan.is_real[own])
+        images, labels = self._mix(batch, place, plan.is_real[own])
         loss = self._descend(images, labels, num_images)
         if self._average is not None:
             self._average.update()
@@ -164,10 +164,10 @@ class Stepper:
         return before
 
     def finish(self) -> StepResult | None:
-        """What became of the last step, if that is not known yet.
+        """The result of the last step, if not returned yet.
 
         Raises:
-            NonFiniteLossError: its loss is no number.
+            NonFiniteLossError: its loss is not finite.
         """
         if self._pending is None:
             return None
@@ -180,7 +180,7 @@ class Stepper:
         return StepResult(pending.epoch, pending.step, loss, pending.num_images, pending.learning_rate, asked > 0)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, of tensors, numbers, text, lists and dicts."""
+        """Everything that the next step depends on, as tensors, numbers, text, lists and dicts."""
         state: dict[str, Any] = {
             "network": self._network.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -192,7 +192,7 @@ class Stepper:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state` was taken."""
+        """Restores what `state` returned."""
         self._network.module.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -200,9 +200,9 @@ class Stepper:
             self._average.network.load_state_dict(state["average"])
             self._average.num_updates = state["num_updates"]
 
-    def rehearse(self) -> Rehearsal:
-        """What a step of this process costs, tried with blank images; nothing changes."""
-        return rehearse(
+    def measure_cost(self) -> StepCost:
+        """Time and memory of a step of this process, measured with blank images; changes nothing."""
+        return measure_step_cost(
             self.fabric,
             self._network.module,
             self.loss_function,
@@ -213,20 +213,20 @@ class Stepper:
         )
 
     def held_bytes(self) -> int:
-        """Bytes of weights, gradients, two moments as Adam has them, and the average; activations come on top."""
+        """Bytes of weights, gradients, Adam's two moments and EMA weights, without activations."""
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self._network.module.parameters()]
         copies = 1 if self._average is None else 2
         return sum(size * (copies + 3 * is_trained) for size, is_trained in sizes)
 
     def _descend(self, images: torch.Tensor, labels: torch.Tensor, num_images: int) -> torch.Tensor:
-        """Changes the weights; returns this process's part of the mean loss of the step's `num_images` images."""
+        """Updates the weights; returns this process's part of the mean loss of the step's `num_images` images."""
         self._network.train()
         self.frozen.keep_statistics()
         self._optimizer.zero_grad()
         parts = list(zip(images.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
         losses = []
         for number, (some_images, some_labels) in enumerate(parts):
-            # Gradients are averaged over processes, so each counts its images against those of the mean process.
+            # Gradients are averaged over processes, so each weights its images by those of the mean process.
             weight = len(some_images) * self.fabric.world_size / num_images
             if len(some_images) == 1:
                 # Batch statistics of a feature map of one pixel need two values; the mean loss of a pair is the same.
@@ -236,24 +236,24 @@ class Stepper:
                 self.fabric.backward(loss)
             losses.append(loss.detach())
         if self.config.clip_norm is not None:
-            # An overflow of float16 is not an error: the scaler skips the step and tries a smaller scale.
+            # A float16 overflow is not an error: the gradient scaler skips the step and lowers the scale.
             self.fabric.clip_gradients(
                 self._network, self._fabric_optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
             )
         self._fabric_optimizer.step()
         return torch.stack(losses).sum() / self.fabric.world_size
 
-    def _cut(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, H, W, C) images and (n, K) labels of the real slices of a batch, after CutMix; padding ends here.
+    def _mix(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, H, W, C) images and (n, K) labels of a batch after CutMix, without padding.
 
         Args:
-            is_real: (B, P) bool, from the plan: a GPU that had to say it would have to be waited for.
+            is_real: (B, P) bool, on the host: reading it from a GPU would wait for the GPU.
         """
         images, labels = batch.images, batch.labels
         generator = make_generator(self.dataset.seed, "cutmix", *place)
-        cut = draw_cut(len(images), *images.shape[2:4], self.config.cutmix, generator)
-        if cut is not None:
-            images, labels = apply_cut(images, labels, cut)
+        mix = draw_mix(len(images), images.shape[2], images.shape[3], self.config.cutmix, generator)
+        if mix is not None:
+            images, labels = apply_mix(images, labels, mix)
         images, labels = images.flatten(0, 1), labels.flatten(0, 1)
         if is_real.all():
             return images, labels
@@ -261,7 +261,9 @@ class Stepper:
         return images[rows], labels[rows]
 
     def _agree(self, loss: torch.Tensor, stop: StopFlag) -> torch.Tensor:
-        """(2,) loss and number of processes asked to stop, summed over all processes; not waited for."""
+        """(2,) loss and number of processes with a stop request, summed over all processes, without waiting."""
         if self.fabric.world_size == 1:
             return torch.stack([loss, torch.zeros_like(loss)])
-        return self.fabric.all_reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), reduce_op="sum")
+        summed = self.fabric.all_reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)  # as what went in
+        return summed

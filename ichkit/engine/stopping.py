@@ -1,4 +1,4 @@
-"""A stop asked of one process, heard in all: a file that appears is something every worker can look for."""
+"""Passes a stop request from one process to its workers, by a file that they check for."""
 
 import tempfile
 import threading
@@ -12,11 +12,11 @@ _LOOK_SECONDS = 0.2
 
 
 class RelayedStop(StopFlag):
-    """True once a stop was asked for here, or in the process that started this one.
+    """True once a stop is requested here or in the process that started this one.
 
     Args:
         own: the flag of this process.
-        path: the file that the other process makes.
+        path: the file that the other process creates on a stop.
     """
 
     def __init__(self, own: StopFlag, path: Path) -> None:
@@ -24,7 +24,7 @@ class RelayedStop(StopFlag):
         self._own, self._path = own, path
 
     def set(self) -> None:
-        """Asks for a stop here."""
+        """Requests a stop here."""
         self._own.set()
 
     def __bool__(self) -> bool:
@@ -33,10 +33,10 @@ class RelayedStop(StopFlag):
 
 @contextmanager
 def relay_stop(stop: StopFlag, beside: Path | None = None) -> Iterator[Path]:
-    """The path of a file that appears when the flag is raised while the block runs; for `RelayedStop` in workers.
+    """While the block runs, yields the path of a file that is created on a stop; for `RelayedStop` in workers.
 
     Args:
-        beside: a folder that every worker sees; None for a temporary one of this machine.
+        beside: a folder that every worker can read; None for a temporary one of this machine.
     """
     finished = threading.Event()
     if beside is not None:

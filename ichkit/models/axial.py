@@ -5,20 +5,19 @@ from torch import nn
 
 
 class AxialFusion(nn.Module):
-    """Adds to the centre slice's base logits what its neighbours' descriptors say.
+    """Corrects the base logits of the centre slice by the descriptors of its neighbours.
 
-    The descriptors of a window stand as an image of window x classes, one channel per run and scale. The first
-    kernel spans three slices and every class, the second three slices: convolutions along the axis alone.
+    Both convolutions run along the slice axis with kernels of three slices; classes, runs and scales are channels.
 
     Args:
-        num_channels: numbers that describe a slice: classes times scales (logits and probabilities) times runs.
-        num_classes: classes of a descriptor.
+        num_channels: inputs per slice: classes times scales (logits and probabilities) times runs.
+        num_classes: number of outputs.
         window: slices in the window, odd.
         widths: channels after each convolution.
 
-    Source: paper section 2.2 (7 x 6 x 1, two convolutions, one fully connected layer). Open there and chosen here:
-        kernels span all classes, because their order means nothing; the output is added to the base's logits and
-        starts at zero, so that an untrained network is the base and weight decay draws towards it.
+    Source: paper section 2.2 (7 x 6 x 1, two convolutions, one fully connected layer). Not specified there and chosen
+        here: kernels span all classes, because the order of classes is arbitrary; the output is added to the base
+        logits and initialised to zero, so that an untrained network returns the base, and weight decay pulls to it.
     """
 
     def __init__(self, num_channels: int, num_classes: int, window: int, widths: tuple[int, int]) -> None:

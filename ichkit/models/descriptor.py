@@ -1,4 +1,4 @@
-"""Stage 1: a 2D network that turns one image into a descriptor, the logits of every class."""
+"""Stage 1: a 2D network from one image to a descriptor, the logits of all classes."""
 
 import difflib
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import timm
@@ -30,7 +30,7 @@ class Backbone:
         constructor: keyword arguments of `timm.create_model` (in_chans, num_classes, drop_rate, pretrained, ...) to a
             module with `forward_features`, `forward_head(pre_logits=)`, `get_classifier` and `pretrained_cfg`.
         description: one sentence.
-        source: where it was proposed, and the scheme its weights come from.
+        source: where it was proposed, and where its weights come from.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Backbone:
 class DescriptorNetwork(nn.Module):
     """A backbone with a head for the task's classes, from uint8 images to logits.
 
-    Normalisation is part of the network, so that images travel as uint8 and weights carry the mean and deviation they
-    were trained with.
+    Normalisation is part of the network, so that images are transferred as uint8 and the mean and standard deviation
+    are stored with the weights.
 
     Args:
         backbone: see `Backbone.constructor`.
-        mean, std: (C,) of the images on a scale from 0 to 1.
+        mean, std: (C,) of images scaled to [0, 1].
     """
 
-    # timm's models share methods (forward_head, get_classifier, ...) that torch's Module has no types for.
+    # The methods that timm's models share (forward_head, get_classifier, ...) have no type in torch's Module.
     backbone: Any
     mean: torch.Tensor
     std: torch.Tensor
@@ -65,12 +65,6 @@ class DescriptorNetwork(nn.Module):
         """(n, H, W, C) uint8 to (n, C, H, W) in the precision of the weights, channels last in memory."""
         return (images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255 - self.mean) / self.std
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 images to (n, F) pooled features, what the head sees."""
-        maps = self.backbone.forward_features(self.normalise(images))
-        pooled: torch.Tensor = self.backbone.forward_head(maps, pre_logits=True)
-        return pooled
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 images to (n, K) logits."""
         logits: torch.Tensor = self.backbone.forward_head(self.backbone.forward_features(self.normalise(images)))
@@ -80,16 +74,16 @@ class DescriptorNetwork(nn.Module):
 def build_network(
     name: str, *, num_channels: int, num_classes: int, image_size: int, drop_rate: float = 0.0, pretrained: str = NONE
 ) -> DescriptorNetwork:
-    """A network by the name of its backbone; random weights come from torch's generator, which the caller seeds.
+    """A network by the name of its backbone; random weights use torch's generator, which the caller seeds.
 
     Args:
-        name: a row of `BACKBONES`, or any other name that timm knows.
-        image_size: height and width; only backbones built for one size need it.
+        name: a row of `BACKBONES`, or any other timm model.
+        image_size: height and width; used only by backbones with a fixed input size.
         drop_rate: dropout before the head.
         pretrained: "hub", "none", or the path of a local file (safetensors, or a state dict by torch.save).
 
     Raises:
-        ConfigError: an unknown backbone, or weights that are out of reach, unreadable or of another network.
+        ConfigError: unknown backbone, or weights that cannot be downloaded or read or belong to another network.
 
     Example:
         >>> build_network("test_resnet", num_channels=3, num_classes=6, image_size=64)(
@@ -113,7 +107,7 @@ def build_network(
 
 
 def find_backbone(name: str) -> Backbone:
-    """The row of that name, or one made for any other name of timm.
+    """The row of that name, or a new row for any other timm model.
 
     Raises:
         ConfigError: no such backbone; the message has the nearest spelling and the rows of the table.
@@ -121,7 +115,7 @@ def find_backbone(name: str) -> Backbone:
     if name in BACKBONES:
         return BACKBONES[name]
     if timm.is_model(name):
-        return Backbone(name, partial(timm.create_model, name), "Any backbone of timm, by its name there.", "timm")
+        return _timm_backbone(name, "Any timm model.", "timm")
     close = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=1)
     hint = f'Did you mean "{close[0]}"? ' if close else ""
     raise ConfigError(
@@ -130,14 +124,18 @@ def find_backbone(name: str) -> Backbone:
     )
 
 
+def _timm_backbone(name: str, description: str, source: str) -> Backbone:
+    return Backbone(name, partial(timm.create_model, name), description, source)
+
+
 def set_prior_bias(network: DescriptorNetwork, prevalence: np.ndarray) -> None:
-    """Starts the head at the prevalence of the classes, so that the first steps need not learn that bleeds are rare.
+    """Initialises the bias of the head to the class prevalence, so that training starts at the base rate.
 
     Args:
-        prevalence: (K,) share of positive slices among those trained on; held to [1e-4, 1 - 1e-4].
+        prevalence: (K,) share of positive training slices; clipped to [1e-4, 1 - 1e-4].
 
     Raises:
-        ConfigError: the head of this backbone is no layer with a bias.
+        ConfigError: the head of this backbone has no bias.
 
     Source: Lin et al., ICCV 2017, section 3.3.
     """
@@ -146,13 +144,13 @@ def set_prior_bias(network: DescriptorNetwork, prevalence: np.ndarray) -> None:
         raise ConfigError(
             "train.label_prior_bias: the head of this backbone has no bias. Use --set train.label_prior_bias=false."
         )
-    held = torch.as_tensor(np.clip(prevalence, 1e-4, 1 - 1e-4), dtype=torch.float32)
+    clipped = torch.as_tensor(np.clip(prevalence, 1e-4, 1 - 1e-4), dtype=torch.float32)
     with torch.no_grad():
-        head.bias.copy_(torch.logit(held))
+        head.bias.copy_(torch.logit(clipped))
 
 
 def _per_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
-    """The backbone's three values, or their mean for every channel where the images have another number of them."""
+    """The backbone's values, or their mean for every channel if the images have another number of channels."""
     return tuple(values) if len(values) == num_channels else (sum(values) / len(values),) * num_channels
 
 
@@ -160,7 +158,7 @@ def _from_hub(row: Backbone, arguments: dict[str, Any]) -> nn.Module:
     defaults = timm.get_pretrained_cfg(row.name) if timm.is_model(row.name) else None
     if defaults is not None and defaults.hf_hub_id:
         cached = hub.find_cached(defaults.hf_hub_id)
-        if cached is not None:  # named, so that the hub's client does not ask the network about it
+        if cached is not None:  # named, so that the hub's client sends no request
             arguments = {**arguments, "pretrained_cfg_overlay": {"file": str(cached)}}
         elif reason := hub.why_unreachable():
             raise _download_failed(row, reason)
@@ -174,7 +172,7 @@ def _from_hub(row: Backbone, arguments: dict[str, Any]) -> nn.Module:
 def _download_failed(row: Backbone, reason: str) -> ConfigError:
     return ConfigError(
         f"train.pretrained: could not download the {row.name} weights from the Hugging Face Hub ({reason}). "
-        "Download the file on another machine and name it: --set train.pretrained=/path/model.safetensors; "
+        "Download the file on another machine and pass it: --set train.pretrained=/path/model.safetensors; "
         "or start from random weights: --set train.pretrained=none."
     )
 
@@ -187,13 +185,13 @@ def _from_file(row: Backbone, arguments: dict[str, Any], path: Path) -> nn.Modul
         if any(name.startswith("backbone.") for name in names):
             raise ConfigError(
                 f"train.pretrained: {path} comes from a run of ichkit, which may have seen the labels of this fold. "
-                "Name weights that were trained on other data."
+                "Use weights that were trained on other data."
             )
         overlay = {"file": str(path), "custom_load": False}
-        backbone: nn.Module = row.constructor(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
-        # timm leaves out what it does not find as soon as the head differs, and would train on from random weights.
-        head: Any = cast("Any", backbone).pretrained_cfg["classifier"]
-        heads = (head,) if isinstance(head, str) else tuple(head)
+        backbone: Any = row.constructor(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
+        # If the head differs, timm ignores missing tensors and would leave random weights in their place.
+        config: dict[str, Any] = backbone.pretrained_cfg
+        heads = (config["classifier"],) if isinstance(config["classifier"], str) else tuple(config["classifier"])
         missing = [name for name in backbone.state_dict() if name not in names and not name.startswith(heads)]
         if missing:
             raise KeyError(f"{len(missing)} tensors are missing, e.g. {missing[0]}.")
@@ -202,7 +200,8 @@ def _from_file(row: Backbone, arguments: dict[str, Any], path: Path) -> nn.Modul
             f"train.pretrained: {path} holds no weights of {row.name}: {str(error).splitlines()[0]} "
             "Expected a state dict of this backbone in safetensors or torch format, as timm publishes it."
         ) from error
-    return backbone
+    loaded: nn.Module = backbone
+    return loaded
 
 
 def _names_in(path: Path) -> set[str]:
@@ -214,46 +213,39 @@ def _names_in(path: Path) -> set[str]:
 
 
 BACKBONES = {
-    "resnet50": Backbone(
-        name="resnet50",
-        constructor=partial(timm.create_model, "resnet50"),
-        description="The paper's network; 24 M parameters.",
-        source="He et al., CVPR 2016; MIDL 2020, section 2.1; ImageNet weights of timm",
+    "resnet50": _timm_backbone(
+        "resnet50",
+        "The paper's network; 24 M parameters.",
+        "He et al., CVPR 2016; MIDL 2020, section 2.1; ImageNet weights of timm",
     ),
-    "seresnext50_32x4d": Backbone(
-        name="seresnext50_32x4d",
-        constructor=partial(timm.create_model, "seresnext50_32x4d"),
-        description="The network most used among the first of the competition; 28 M parameters.",
-        source="Hu et al., CVPR 2018; ImageNet weights of timm",
+    "seresnext50_32x4d": _timm_backbone(
+        "seresnext50_32x4d",
+        "The most used network of the competition's top teams; 28 M parameters.",
+        "Hu et al., CVPR 2018; ImageNet weights of timm",
     ),
-    "tf_efficientnetv2_s": Backbone(
-        name="tf_efficientnetv2_s",
-        constructor=partial(timm.create_model, "tf_efficientnetv2_s"),
-        description="A newer convolutional network, strong for its cost; 20 M parameters.",
-        source="Tan and Le, ICML 2021; ImageNet weights of timm",
+    "tf_efficientnetv2_s": _timm_backbone(
+        "tf_efficientnetv2_s",
+        "A newer convolutional network, accurate for its cost; 20 M parameters.",
+        "Tan and Le, ICML 2021; ImageNet weights of timm",
     ),
-    "convnext_tiny": Backbone(
-        name="convnext_tiny",
-        constructor=partial(timm.create_model, "convnext_tiny"),
-        description="A convolutional network without batch statistics; 28 M parameters.",
-        source="Liu et al., CVPR 2022; ImageNet weights of timm",
+    "convnext_tiny": _timm_backbone(
+        "convnext_tiny",
+        "A convolutional network without batch statistics; 28 M parameters.",
+        "Liu et al., CVPR 2022; ImageNet weights of timm",
     ),
-    "swin_tiny_patch4_window7_224": Backbone(
-        name="swin_tiny_patch4_window7_224",
-        constructor=partial(timm.create_model, "swin_tiny_patch4_window7_224"),
-        description="A hierarchical transformer; 28 M parameters; image sizes that are multiples of 32.",
-        source="Liu et al., ICCV 2021; ImageNet weights of timm",
+    "swin_tiny_patch4_window7_224": _timm_backbone(
+        "swin_tiny_patch4_window7_224",
+        "A hierarchical transformer; 28 M parameters; the image size must be a multiple of 32.",
+        "Liu et al., ICCV 2021; ImageNet weights of timm",
     ),
-    "test_byobnet": Backbone(
-        name="test_byobnet",
-        constructor=partial(timm.create_model, "test_byobnet"),
-        description="A tiny network that learns fast from nothing: the demo's; 0.2 M parameters.",
-        source="timm, models/byobnet.py",
+    "test_byobnet": _timm_backbone(
+        "test_byobnet",
+        "A tiny network that learns fast from random weights, used by the demo; 0.2 M parameters.",
+        "timm, models/byobnet.py",
     ),
-    "test_resnet": Backbone(
-        name="test_resnet",
-        constructor=partial(timm.create_model, "test_resnet"),
-        description="A tiny network for processors, demos and tests; 0.4 M parameters.",
-        source="timm, models/resnet.py",
+    "test_resnet": _timm_backbone(
+        "test_resnet",
+        "A tiny network for CPUs, demos and tests; 0.4 M parameters.",
+        "timm, models/resnet.py",
     ),
 }

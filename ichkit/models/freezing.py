@@ -1,4 +1,4 @@
-"""The stages of a backbone, and holding the first of them as they are."""
+"""The stages of a backbone, and freezing the first of them."""
 
 import os
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Stage:
 
 
 def list_stages(network: DescriptorNetwork) -> list[Stage]:
-    """The stages from the image on, without the head.
+    """The stages in order of computation, without the head.
 
-    Source: timm's coarse parameter groups, those of its layer-wise decay.
+    Source: timm's coarse parameter groups, as used for its layer-wise learning rate decay.
     """
     backbone = network.backbone
     groups = group_parameters(backbone, backbone.group_matcher(coarse=True))
@@ -35,11 +35,11 @@ def list_stages(network: DescriptorNetwork) -> list[Stage]:
 
 
 class Frozen:
-    """The first stages of a backbone, held as they are: no gradient, and batch statistics that stay.
+    """The frozen first stages of a backbone: their weights and batch statistics do not change.
 
     Args:
-        network: what is frozen is changed in place to need no gradient.
-        num_stages: how many stages, counted from the image; the stem is the first.
+        network: its frozen parameters are set to require no gradient.
+        num_stages: number of stages, counted from the input; the stem is the first.
 
     Raises:
         ConfigError: the backbone has fewer stages.
@@ -50,7 +50,7 @@ class Frozen:
         if num_stages > len(stages):
             raise ConfigError(
                 f"train.phases: frozen_stages is {num_stages}, but this backbone has {len(stages)} stages before its "
-                f"head: {', '.join(stage.name for stage in stages)}."
+                f"head: {', '.join(stage.name for stage in stages)}. Use a smaller number."
             )
         self.names = [stage.name for stage in stages[:num_stages]]
         frozen = {name for stage in stages[:num_stages] for name in stage.parameters}
@@ -58,29 +58,27 @@ class Frozen:
         for name in frozen:
             parameters[name].requires_grad_(False)
         self.num_parameters = sum(parameters[name].numel() for name in frozen)
-        held = {id(parameters[name]) for name in frozen}
-        # Whole modules, so that what has no parameters of its own, such as stochastic depth, is held with its block.
-        self._modules = [module for module in network.backbone.modules() if _is_within(module, held)]
+        ids = {id(parameters[name]) for name in frozen}
+        # Whole modules, so that submodules without parameters, such as stochastic depth, are frozen with their block.
+        self._modules = [module for module in network.backbone.modules() if _is_within(module, ids)]
 
     def keep_statistics(self) -> None:
-        """Puts what is frozen back into evaluation; for after `network.train()`."""
+        """Sets the frozen modules to evaluation mode; call after `network.train()`."""
         for module in self._modules:
             module.eval()
 
     def describe(self) -> str:
-        """For the line before the first step; empty where nothing is frozen."""
-        if not self.names:
-            return ""
+        """The frozen stages, for the log line before the first step."""
         return f"frozen: {', '.join(self.names)} ({self.num_parameters / 1e6:.2f} M parameters)"
 
 
-def _is_within(module: nn.Module, held: set[int]) -> bool:
+def _is_within(module: nn.Module, ids: set[int]) -> bool:
     parameters = list(module.parameters())
-    return len(parameters) > 0 and all(id(parameter) in held for parameter in parameters)
+    return len(parameters) > 0 and all(id(parameter) in ids for parameter in parameters)
 
 
 def _shared_name(names: tuple[str, ...]) -> str:
-    """The module that all are in, down to its number: "stages.1" of "stages.1.0.conv.weight" and "stages.1.0.bias"."""
+    """The common module down to its number: "stages.1" of "stages.1.0.conv.weight" and "stages.1.0.bias"."""
     parts = os.path.commonpath([name.replace(".", "/") for name in names]).split("/")
     numbered = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
     return ".".join(parts[: numbered + 1])

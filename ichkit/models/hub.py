@@ -1,4 +1,4 @@
-"""Whether pretrained weights can be had: from the local cache of the Hugging Face Hub, else over the network."""
+"""Checks for pretrained weights: in the local cache of the Hugging Face Hub, else whether the hub is reachable."""
 
 import os
 import threading
@@ -9,15 +9,15 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 
 PROBE_SECONDS = 4.0
-"""The hub answers in well under a second; its own client tries for three quarters of a minute."""
+"""The hub answers in well under a second; its own client retries for about 45 seconds."""
 _SAFE_NAME = "model.safetensors"
 
 
 def find_cached(repository: str) -> Path | None:
-    """The file of weights that an earlier download left, or None.
+    """The cached file of weights, or None.
 
     Args:
-        repository: name on the hub, with "@revision" behind it where one is wanted.
+        repository: name on the hub, optionally followed by "@revision".
     """
     name, _, revision = repository.partition("@")
     found = try_to_load_from_cache(name, _SAFE_NAME, revision=revision or None)
@@ -25,16 +25,16 @@ def find_cached(repository: str) -> Path | None:
 
 
 def why_unreachable() -> str:
-    """Why the hub cannot be asked, found within `PROBE_SECONDS`; empty where it answers.
+    """Why the hub is unreachable, found within `PROBE_SECONDS`; empty if it answers.
 
-    Proxies of the environment are used as the hub's own client uses them.
+    Uses the proxies of the environment, as the hub's client does.
     """
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answers = [f"no answer within {PROBE_SECONDS:.0f} s"]
-    # In a thread, because looking up a name has no time limit of its own.
-    probe = threading.Thread(target=_probe, args=(os.environ.get("HF_ENDPOINT", constants.ENDPOINT), answers))
-    probe.daemon = True
+    # In a thread, because a DNS look-up has no timeout.
+    address = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    probe = threading.Thread(target=_probe, args=(address, answers), daemon=True)
     probe.start()
     probe.join(PROBE_SECONDS)
     return answers[-1]

@@ -1,7 +1,8 @@
-"""Losses on logits; labels may be soft, as CutMix makes them."""
+"""Losses on logits; labels may be soft, as with CutMix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def make_loss(name: str, weights: np.ndarray, prevalence: np.ndarray) -> LossFun
 
     Args:
         weights: (C,) weights of the classes in the score, summing to 1.
-        prevalence: (C,) share of positive slices among those trained on.
+        prevalence: (C,) share of positive training slices.
 
     Raises:
         ConfigError: no such loss.
@@ -48,14 +49,19 @@ def make_loss(name: str, weights: np.ndarray, prevalence: np.ndarray) -> LossFun
     return find_row(LOSSES, name, "train.loss").constructor(weights, prevalence)
 
 
-def _weighted_bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
+def _weighted_mean(weights: np.ndarray, elementwise: LossFunction) -> LossFunction:
+    """The mean over slices of a loss (n, C), weighted by class; logits are at least float32, as half would round it."""
     class_weights = torch.as_tensor(weights, dtype=torch.float32)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = functional.binary_cross_entropy_with_logits(_precise(logits), labels, reduction="none")  # (n, C)
+        each = elementwise(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
         return (each * class_weights.to(each.device)).sum(1).mean()
 
     return loss
+
+
+def _weighted_bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
+    return _weighted_mean(weights, partial(functional.binary_cross_entropy_with_logits, reduction="none"))
 
 
 def _bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
@@ -63,35 +69,23 @@ def _bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
 
 
 def _ratio_bce(weights: np.ndarray, prevalence: np.ndarray) -> LossFunction:
-    # A class with one positive in ten thousand would drown all others; 20 is what one in twenty gives.
-    ratios = np.minimum((1 - prevalence) / np.maximum(prevalence, 1e-6), 20.0)
-    class_weights = torch.as_tensor(weights, dtype=torch.float32)
-    positive_weights = torch.as_tensor(ratios, dtype=torch.float32)
+    # Limited to 20, the ratio of one positive in 21: the rarest class would dominate all others.
+    ratios = torch.as_tensor(np.minimum((1 - prevalence) / np.maximum(prevalence, 1e-6), 20.0), dtype=torch.float32)
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = functional.binary_cross_entropy_with_logits(
-            _precise(logits), labels, pos_weight=positive_weights.to(logits.device), reduction="none"
+    def elementwise(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=ratios.to(logits.device), reduction="none"
         )
-        return (each * class_weights.to(each.device)).sum(1).mean()
 
-    return loss
+    return _weighted_mean(weights, elementwise)
 
 
 def _focal(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
-    class_weights = torch.as_tensor(weights, dtype=torch.float32)
-
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = _precise(logits)
+    def elementwise(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        each = each * (labels - logits.sigmoid()).abs().square()
-        return (each * class_weights.to(each.device)).sum(1).mean()
+        return each * (labels - logits.sigmoid()).abs().square()
 
-    return loss
-
-
-def _precise(logits: torch.Tensor) -> torch.Tensor:
-    """At least float32: half precision would round the loss."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _weighted_mean(weights, elementwise)
 
 
 LOSSES = {
@@ -104,19 +98,19 @@ LOSSES = {
     "bce": Loss(
         name="bce",
         constructor=_bce,
-        description="Binary cross-entropy, every class alike.",
+        description="Binary cross-entropy with equal class weights.",
         source="the usual loss of multi-label classification",
     ),
     "ratio-bce": Loss(
         name="ratio-bce",
         constructor=_ratio_bce,
-        description="As weighted-bce, positives weighted by negatives per positive, at most 20; not calibrated.",
+        description="As weighted-bce, with positives weighted by negatives per positive, at most 20; not calibrated.",
         source="pos_weight of torch.nn.BCEWithLogitsLoss",
     ),
     "focal": Loss(
         name="focal",
         constructor=_focal,
-        description="As weighted-bce, each term times |label - probability| squared, which soft labels allow too.",
+        description="As weighted-bce, with each term multiplied by |label - probability|^2; soft labels are allowed.",
         source="Lin et al., ICCV 2017, gamma 2; the form for soft labels from Li et al., NeurIPS 2020",
     ),
 }

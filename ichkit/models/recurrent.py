@@ -1,26 +1,26 @@
-"""The sequence network: two recurrent layers that read the slices of a whole study, one from each end."""
+"""The sequence network: two recurrent layers over the slices of a whole study, one in each direction."""
 
 import torch
 from torch import nn
 
 
 class SequenceNetwork(nn.Module):
-    """Adds to every slice's base logits what the rest of its study says.
+    """Corrects the base logits of every slice by the other slices of its study.
 
     Args:
-        num_channels: numbers that describe a slice.
-        num_classes: classes of a descriptor.
+        num_channels: inputs per slice.
+        num_classes: number of outputs.
         hidden: width of each direction.
 
-    Source: RSNA 2019, second-stage recurrent networks of the first places; the widths, and that the output starts at
-        zero and is added to the base's logits, are chosen here, as in `AxialFusion`.
+    Source: RSNA 2019, second-stage recurrent networks of the first places. The widths are chosen here; as in
+        `AxialFusion`, the output is initialised to zero and added to the base logits.
     """
 
     def __init__(self, num_channels: int, num_classes: int, hidden: int) -> None:
         super().__init__()
         self.entry = nn.Linear(num_channels, hidden)
-        # Two layers rather than a bidirectional one: each reads its studies from their own first slice, so padding
-        # stays behind the end in both, and packing, half as fast again on a CPU, is not needed.
+        # Two layers rather than a bidirectional one: each starts at a real slice, so that padding comes last in both
+        # directions, and packing, which is slower on a CPU, is not needed.
         self.upward = nn.GRU(hidden, hidden, batch_first=True)
         self.downward = nn.GRU(hidden, hidden, batch_first=True)
         self.last = nn.Linear(3 * hidden, num_classes)
@@ -33,7 +33,7 @@ class SequenceNetwork(nn.Module):
         Args:
             slices: (B, S, channels) float32, studies padded to the longest; padding has no influence.
             lengths: (B,) int64, slices of each study, at least 1.
-            base_logits: (sum of lengths, C) float32, study after study.
+            base_logits: (sum of lengths, C) float32, concatenated studies.
 
         Returns:
             (sum of lengths, C) float32.
@@ -45,7 +45,7 @@ class SequenceNetwork(nn.Module):
         """
         place = torch.arange(slices.shape[1])[None, :]
         is_real = place < lengths[:, None]  # (B, S)
-        # Turns each study round and leaves its padding where it is; doing it twice changes nothing.
+        # Reverses each study without its padding; applying it twice is the identity.
         turned = torch.where(is_real, lengths[:, None] - 1 - place, place)[:, :, None]  # (B, S, 1)
         entered = torch.relu(self.entry(slices))  # (B, S, hidden)
         upward, _ = self.upward(entered)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ichkit.core.errors import ConfigError
 
 # Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
-WEIGHTS_NAME, CARD_NAME, JOURNAL_NAME = "model.safetensors", "model.json", "steps.jsonl"
+WEIGHTS_NAME, CARD_NAME, STEP_LOG_NAME = "model.safetensors", "model.json", "steps.jsonl"
 _MAX_NAME = 200
 
 

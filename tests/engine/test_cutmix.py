@@ -3,49 +3,49 @@ import pytest
 import torch
 
 from ichkit.core.train_config import CutMixConfig
-from ichkit.engine.cutmix import Cut, apply_cut, draw_cut
+from ichkit.engine.cutmix import Mix, apply_mix, draw_mix
 
 ALWAYS = CutMixConfig(probability=1.0)
 
 
 def draw(seed, num_blocks=5, height=12, width=16, config=ALWAYS):
-    return draw_cut(num_blocks, height, width, config, np.random.default_rng(seed))
+    return draw_mix(num_blocks, height, width, config, np.random.default_rng(seed))
 
 
 def test_every_pixel_and_label_comes_from_where_it_should():
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (5, 7, 12, 16, 3)).astype(np.uint8))
     labels = torch.from_numpy(rng.integers(0, 2, (5, 7, 6)).astype(np.float32))
-    cut = draw(3)
-    mixed, soft = apply_cut(images, labels, cut)
+    mix = draw(3)
+    mixed, soft = apply_mix(images, labels, mix)
     for block in range(5):
-        partner = cut.partners[block]
+        partner = mix.partners[block]
         for position in range(7):
             for y in range(12):
                 for x in range(16):
-                    inside = cut.top <= y < cut.bottom and cut.left <= x < cut.right
+                    inside = mix.top <= y < mix.bottom and mix.left <= x < mix.right
                     source = images[partner if inside else block, position, y, x]
                     assert torch.equal(mixed[block, position, y, x], source)
-            wanted = cut.share * labels[block, position] + (1 - cut.share) * labels[partner, position]
+            wanted = mix.share * labels[block, position] + (1 - mix.share) * labels[partner, position]
             torch.testing.assert_close(soft[block, position], wanted)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_share_is_that_of_the_clipped_box(seed):
-    cut = draw(seed)
+    mix = draw(seed)
     own = np.ones((12, 16))
-    own[cut.top : cut.bottom, cut.left : cut.right] = 0
-    assert cut.share == pytest.approx(own.mean())
-    assert 0 <= cut.top <= cut.bottom <= 12
-    assert 0 <= cut.left <= cut.right <= 16
-    assert sorted(cut.partners.tolist()) == list(range(5))
+    own[mix.top : mix.bottom, mix.left : mix.right] = 0
+    assert mix.share == pytest.approx(own.mean())
+    assert 0 <= mix.top <= mix.bottom <= 12
+    assert 0 <= mix.left <= mix.right <= 16
+    assert sorted(mix.partners.tolist()) == list(range(5))
 
 
 def test_the_inputs_are_left_alone():
     images = torch.arange(2 * 7 * 4 * 4).reshape(2, 7, 4, 4, 1).to(torch.uint8)
     labels = torch.zeros(2, 7, 6)
     before = images.clone()
-    mixed, _ = apply_cut(images, labels, Cut(np.array([1, 0]), 0, 2, 0, 4, 0.5))
+    mixed, _ = apply_mix(images, labels, Mix(np.array([1, 0]), 0, 2, 0, 4, 0.5))
     assert torch.equal(images, before)
     assert not torch.equal(mixed, before)
 

@@ -7,7 +7,7 @@ import torch
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ConfigError
-from ichkit.engine.heat import find_place, heat_maps
+from ichkit.engine.heat import find_layer, heat_maps
 from ichkit.engine.inference import ModelCard, Predictor
 from ichkit.imaging.windows import pad_to_square
 from ichkit.models.descriptor import DescriptorNetwork
@@ -45,7 +45,7 @@ def make_volume(num_slices=3, shape=(96, 96), seed=0):
 def heat_by_definition(predictor, image, index):
     """Grad-CAM of one slice at the size of the image: every feature map, weighted with what raising all of it does."""
     backbone, size = predictor.network.backbone, predictor.card.image_size
-    place, num_channels = find_place(backbone, size)
+    place, num_channels = find_layer(backbone, size)
     raised = torch.zeros(num_channels, requires_grad=True)
     seen = {}
 
@@ -125,5 +125,5 @@ def test_heat_leaves_the_network_and_its_probabilities_as_they_were():
 
 
 def test_a_backbone_without_stages_is_refused():
-    with pytest.raises(ConfigError, match="says where its feature maps are"):
-        find_place(torch.nn.Linear(2, 2), 64)
+    with pytest.raises(ConfigError, match="expected a backbone that describes its feature maps"):
+        find_layer(torch.nn.Linear(2, 2), 64)

@@ -10,7 +10,7 @@ from ichkit.core.config import ChannelsConfig
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import StopFlag
 from ichkit.core.train_config import CutMixConfig, PhaseConfig, TrainConfig
-from ichkit.engine import rehearsal
+from ichkit.engine import step_cost
 from ichkit.engine.blocks import BlockDataset, VolumeReader, stack_blocks
 from ichkit.engine.devices import make_fabric, memory_advice
 from ichkit.engine.phases import list_phases
@@ -147,35 +147,35 @@ def test_recomputed_activations_give_the_same_losses(prepared):
     np.testing.assert_allclose(do_steps(recomputed, 2), do_steps(plain, 2), rtol=1e-6)
 
 
-def test_a_rehearsal_leaves_the_network_as_it_is_and_counts_what_a_step_keeps(prepared):
+def test_measuring_a_step_leaves_the_network_unchanged_and_counts_its_activations(prepared):
     stepper = make_stepper(prepared, batch_blocks=4)
     before = weights_of(stepper)
-    whole = stepper.rehearse()
+    whole = stepper.measure_cost()
     assert all(torch.equal(value, before[name]) for name, value in weights_of(stepper).items())
     assert all(parameter.grad is None for parameter in stepper.trained.parameters())
     assert whole.seconds > 0
     # The first layer alone keeps its input, 28 images of 3 x 32 x 32 in 4 bytes.
     assert whole.activation_bytes > 28 * 3 * 32 * 32 * 4
-    divided = make_stepper(prepared, batch_blocks=4, accumulate=4).rehearse()
+    divided = make_stepper(prepared, batch_blocks=4, accumulate=4).measure_cost()
     assert divided.activation_bytes == pytest.approx(whole.activation_bytes / 4, rel=0.05)
 
 
-def test_a_rehearsal_of_many_images_is_scaled_from_a_few(prepared, monkeypatch):
+def test_the_cost_of_many_images_is_scaled_from_a_few(prepared, monkeypatch):
     counts = []
-    monkeypatch.setattr(rehearsal, "_SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(step_cost, "_SHORT_SECONDS", 0.0)
     stepper = make_stepper(prepared, batch_blocks=4)
     stepper.loss_function = lambda logits, labels: (counts.append(len(logits)), (logits - labels).square().mean())[1]
-    stepper.rehearse()
+    stepper.measure_cost()
     assert counts == [7, 7]
 
 
 def test_memory_that_runs_out_is_explained_and_other_errors_are_not(prepared):
     stepper = make_stepper(prepared)
     stepper.loss_function = lambda logits, labels: logits.sum() * torch.empty(10**15)[0]
-    said = r"this machine's memory is not enough: .*can't allocate.* Do less\."
+    said = r"out of memory on this machine: .*can't allocate.* Do less\."
     with pytest.raises(ConfigError, match=said), memory_advice("Do less."):
         do_steps(stepper, 1)
-    said = r"the device's memory is not enough: CUDA out of memory\. Do less\."
+    said = r"out of memory on the GPU: CUDA out of memory\. Do less\."
     with pytest.raises(ConfigError, match=said), memory_advice("Do less."):
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore words")
     with pytest.raises(RuntimeError, match="something else"), memory_advice("Do less."):

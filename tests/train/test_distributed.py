@@ -96,7 +96,7 @@ def test_the_place_among_processes_is_read_from_the_environment(monkeypatch):
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     ranks = Ranks.of_environment()
-    assert (ranks.leads, ranks.num_nodes) == (False, 2)
+    assert (ranks.is_main, ranks.num_nodes) == (False, 2)
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(ConfigError, match="WORLD_SIZE=many"):
         Ranks.of_environment()

@@ -16,8 +16,8 @@ from support.training import TABLES, config, read_files
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, FoldError
 from ichkit.engine.inference import load_predictor
-from ichkit.engine.rehearsal import Rehearsal
 from ichkit.engine.step import Stepper
+from ichkit.engine.step_cost import StepCost
 from ichkit.imaging.store import Prepared
 from ichkit.stages.train import lanes as fold_lanes
 from ichkit.stages.train import run as train
@@ -209,13 +209,13 @@ def test_a_run_that_does_not_fit_into_memory_says_what_to_change(fresh_work, mon
     hungry = losses.Loss("bce", lambda *_: lambda logits, _labels: logits.sum() * torch.empty(10**15)[0], "", "")
     monkeypatch.setitem(losses.LOSSES, "bce", hungry)
     with pytest.raises(
-        ConfigError, match=r"memory is not enough: .*--set train\.accumulate=4, or --set train\.grad_ch"
+        ConfigError, match=r"out of memory on this machine: .*--set train\.accumulate=4, or --set train\.grad_ch"
     ):
         train_fold(fresh_work, "train.loss=bce", "train.accumulate=2")
 
 
 def test_a_run_says_before_its_first_step_what_to_expect(fresh_work, monkeypatch, caplog):
-    monkeypatch.setattr(Stepper, "rehearse", lambda _self: Rehearsal(3600.0, 2_500_000_000))
+    monkeypatch.setattr(Stepper, "measure_cost", lambda _self: StepCost(3600.0, 2_500_000_000))
     with caplog.at_level(logging.INFO, logger="ichkit"):
         train_fold(fresh_work, "train.epochs=1")
     said = [record.getMessage() for record in caplog.records]

@@ -1,6 +1,7 @@
 """Trains one fold of a run and writes its predictions."""
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from ichkit.work.artifacts import (
     read_manifest,
     write_bytes_atomically,
 )
-from ichkit.work.folder import CARD_NAME, JOURNAL_NAME, WEIGHTS_NAME
+from ichkit.work.folder import CARD_NAME, STEP_LOG_NAME, WEIGHTS_NAME
 from ichkit.work.locks import holding
 from ichkit.work.schemas import make_predictions
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 STACK_WINDOW = 7
 
 
-@holding(lambda given: given["task"].folder if Ranks.of_environment().leads else None)
+@holding(lambda given: given["task"].folder if Ranks.of_environment().is_main else None)
 def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     """Trains or resumes a fold and writes its tables; a fold with finished weights only predicts again.
 
@@ -60,7 +61,7 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     began = time.monotonic()
     prepared = task.open_prepared()
     identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold)
-    if ranks.leads:
+    if ranks.is_main:
         state = find_state(task.config, prepared, task.work, task.run, task.fold)
         trains = state is FoldState.TRAIN
         if ranks.world > 1 and trains != task.trains:
@@ -68,7 +69,7 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         if state is FoldState.DONE:
             return read_manifest(task.folder)
     with torch_threads(task.config.train.threads) as threads:
-        if not ranks.leads:
+        if not ranks.is_main:
             train_network(task, prepared, identity, parts, ranks, stop)
             return None
         writer = ArtifactWriter(task.folder, "fold", resume=trains)
@@ -120,17 +121,17 @@ def _predict_parts(
 
 def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepare_size: int | None) -> None:
     """Writes weights, model card, config, history and step log into the unfinished folder."""
-    from ichkit.engine.inference import encode_card, encode_weights
+    from ichkit.engine.inference import encode_weights
 
     config = task.config
     writer.write_bytes(WEIGHTS_NAME, encode_weights(trained.network))
-    writer.write_json(CARD_NAME, encode_card(trained.card))
+    writer.write_json(CARD_NAME, asdict(trained.card))
     used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
     used |= {"prepare": {"size": prepare_size}, "train": config.train.settings()}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
     writer.write_bytes("history.csv", encode_table(pd.DataFrame(trained.history), ".csv"))
-    journal = writer.folder / JOURNAL_NAME
-    writer.write_bytes(JOURNAL_NAME, journal.read_bytes() if journal.is_file() else b"")
+    journal = writer.folder / STEP_LOG_NAME
+    writer.write_bytes(STEP_LOG_NAME, journal.read_bytes() if journal.is_file() else b"")
 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
         ConfigError: several folds under `torchrun`.
     """
     ranks = Ranks.of_environment()
-    if not ranks.leads:
+    if not ranks.is_main:
         logger.setLevel(logging.WARNING)  # only the main process logs
     if options.embeddings:
         config = config.model_copy(update={"train": config.train.model_copy(update={"embeddings": True})})
@@ -253,7 +253,7 @@ def _seconds_by_rehearsal(
         ConfigError: the accelerator, the loss or the network cannot be used as configured.
     """
     from ichkit.engine.devices import make_fabric, prepare_network, torch_threads
-    from ichkit.engine.rehearsal import rehearse
+    from ichkit.engine.step_cost import measure_step_cost
     from ichkit.models.losses import make_loss
 
     settings, task = config.train, prepared.task
@@ -263,7 +263,7 @@ def _seconds_by_rehearsal(
     with torch_threads(settings.threads):
         fabric = make_fabric(settings)
         prepare_network(network, settings.model_copy(update={"compile": False}))
-        tried = rehearse(
+        tried = measure_step_cost(
             fabric,
             fabric.setup_module(network).module,
             loss,

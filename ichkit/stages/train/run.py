@@ -22,8 +22,8 @@ def run(plan: TrainPlan) -> list[Manifest]:
         Stopped: a stop signal arrived; the next call resumes at the same step.
     """
     final = [plan.work.fold(plan.options.run_name, fold) for fold in plan.folds]
-    leads = plan.ranks.leads
-    if leads:
+    is_main = plan.ranks.is_main
+    if is_main:
         begun = {task.folder for task in plan.tasks}
         for folder in final:
             if plan.options.fresh or folder not in begun:
@@ -34,8 +34,8 @@ def run(plan: TrainPlan) -> list[Manifest]:
     if plan.ranks.world > 1:
         with stop_on_signal() as stop:
             for task in plan.tasks:
-                if task.trains or leads:
+                if task.trains or is_main:
                     do_fold(task, stop)
     elif plan.tasks:
         do_folds(list(plan.tasks), plan.config.train)
-    return [read_manifest(folder) for folder in final] if leads else []
+    return [read_manifest(folder) for folder in final] if is_main else []

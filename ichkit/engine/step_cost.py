@@ -1,4 +1,4 @@
-"""One step tried on a copy of the network before a run begins: how long it takes, and what memory it wants."""
+"""Time and memory of one training step, measured on a copy of the network before training starts."""
 
 import copy
 import time
@@ -19,19 +19,19 @@ _FEW_IMAGES = 7
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a step costs.
+class StepCost:
+    """Cost of one step.
 
     Attributes:
-        seconds: how long its forward and backward passes take.
-        activation_bytes: what one of them keeps in between, weights aside.
+        seconds: time of its forward and backward passes.
+        activation_bytes: activations saved for one backward pass, without the weights.
     """
 
     seconds: float
     activation_bytes: int
 
 
-def rehearse(
+def measure_step_cost(
     fabric: "Fabric",
     network: nn.Module,
     loss_function: LossFunction,
@@ -40,18 +40,18 @@ def rehearse(
     num_blocks: int,
     num_channels: int,
     num_classes: int,
-) -> Rehearsal:
-    """Tries a pass with blank images on a copy, which is never compiled; the network given stays as it is.
+) -> StepCost:
+    """Runs a pass with blank images on a copy, which is never compiled; the given network is not changed.
 
-    Where all images of a pass would take long, it is a few of them, and both figures are scaled to all.
+    If a pass of all images would take long, a few are measured, and both numbers are scaled.
 
     Args:
         fabric: devices and precision.
-        network: uint8 images to logits, in its place.
+        network: uint8 images to logits, on its device.
         loss_function: see `models.losses`.
-        config: sizes of blocks and images, and in how many passes a step is done.
-        num_blocks: of a step of this process.
-        num_channels, num_classes: of its images, of its logits.
+        config: sizes of blocks and images, gradient accumulation.
+        num_blocks: blocks of this process in a step.
+        num_channels, num_classes: of the images, of the logits.
     """
     num_images = num_blocks * config.block_size
     at_once = -(-num_images // config.accumulate)
@@ -78,14 +78,14 @@ def rehearse(
         return time.perf_counter() - began
 
     few = min(_FEW_IMAGES, at_once)
-    # The first pass allocates and chooses kernels: it counts memory, not time.
+    # The first pass allocates memory and selects kernels, so it measures memory, not time.
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         measure(few)
     share = at_once / few
     seconds = measure(few) * share
     if seconds < _SHORT_SECONDS:
         seconds = measure(at_once)
-    return Rehearsal(seconds * num_images / at_once, round(sum(kept.values()) * share))
+    return StepCost(seconds * num_images / at_once, round(sum(kept.values()) * share))
 
 
 def _wait(device: torch.device) -> None:
