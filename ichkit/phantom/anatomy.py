@@ -1,6 +1,6 @@
-"""Which tissue is at a point of the reference head, and what it measures in Hounsfield units.
+"""The tissue at each point of the reference head, and its Hounsfield units.
 
-Lengths are reference millimetres; `landmarks` says where things lie.
+Lengths are reference millimetres; the shapes are in `landmarks`.
 """
 
 import numpy as np

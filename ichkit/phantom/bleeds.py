@@ -1,4 +1,4 @@
-"""Five kinds of bleeding, each with the anatomy that names it, as shapes in the reference head."""
+"""The five subtypes of hemorrhage as shapes in the reference head, each in its typical location."""
 
 from typing import NamedTuple
 
@@ -25,14 +25,14 @@ _OEDEMA_HU = 19.0
 
 
 class Bleed(NamedTuple):
-    """One bleed; which fields count depends on its shape.
+    """One bleed; the shape decides which fields are used.
 
     Attributes:
         shape: LENS, BLOB, LAYER, SULCI, CRESCENT, ALONG_FALX or ON_TENT.
         x, y, z: centre, reference mm; for LAYER y is the fluid level.
         rx, ry, rz: half axes, mm; for sheets rx is the greatest thickness.
         side: +1 left, -1 right, 0 both.
-        hu: fresh blood 55-85, older blood like brain.
+        hu: 55-85 for fresh blood, near brain for older blood.
         rim_mm: width of the dark rim of a BLOB.
     """
 
@@ -49,15 +49,13 @@ class Bleed(NamedTuple):
 
 
 def draw_bleeds(generator: np.random.Generator, subtypes: tuple[str, ...]) -> np.ndarray:
-    """(n, 10) float64, one `Bleed` a row, one or two for each subtype asked for."""
-    rows = []
-    for subtype in subtypes:
-        rows.extend(_DRAWERS[subtype](generator))
+    """(n, 10) float64, one `Bleed` per row, one or two for each requested subtype."""
+    rows = [bleed for subtype in subtypes for bleed in _DRAWERS[subtype](generator)]
     return np.array(rows, np.float64).reshape(-1, len(Bleed._fields))
 
 
 def _draw_hu(generator: np.random.Generator) -> float:
-    # One in twelve is isodense: some days old, or a patient with little haemoglobin.
+    # One in twenty is isodense: some days old, or a patient with little haemoglobin.
     return generator.uniform(42, 50) if generator.random() < 1 / 20 else generator.uniform(58, 85)
 
 

@@ -1,4 +1,4 @@
-"""What a scanner adds that looks like blood or hides it: noise, streaks, metal, motion, bright spots."""
+"""Scanner artefacts that mimic or hide blood: noise, streaks, metal, motion, bright spots."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ _AIR_BELOW_HU = -200
 
 @dataclass(frozen=True)
 class Scan:
-    """How well one study was scanned.
+    """Image quality of one study.
 
     Attributes:
         noise_hu: standard deviation of the noise in the brain of a 5 mm slice.
-        offset_hu: error of calibration, the same in every slice.
-        cupping_hu: how much brighter the brain is beside the skull than in its middle.
+        offset_hu: calibration error, the same in every slice.
+        cupping_hu: how much brighter the brain is near the skull than in its centre.
         petrous_hu: depth of the dark band between the petrous bones.
-        motion_rate, spot_rate: share of slices with motion and with a bright spot; both come slice by slice.
+        motion_rate, spot_rate: share of slices with motion and with a bright spot, drawn for each slice.
         metal: (x, y, z) of a piece of metal in head millimetres, or None.
     """
 
@@ -64,12 +64,12 @@ def finish_slice(
     noise_factor: float = 1.0,
     sharp: bool = False,
 ) -> np.ndarray:
-    """(H, W) int16 HU of a drawn slice with everything the scanner adds.
+    """(H, W) int16 HU of a drawn slice after adding noise and artefacts.
 
     Args:
         hounsfield: (H, W) float32 as drawn.
-        noise_factor: thin slices are noisier.
-        sharp: a bone kernel: no smoothing, noise that is stronger and finer.
+        noise_factor: factor on the noise; above 1 for thin slices.
+        sharp: True for a bone kernel: no smoothing, stronger and finer noise.
     """
     image = 3 * hounsfield - 2 * smooth(hounsfield) if sharp else hounsfield
     rows, columns = image.shape
@@ -94,7 +94,7 @@ def finish_slice(
 
 
 def _draw_spot(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(H, W) HU: part of a bony ridge shares the slice and looks like a fresh bleed, in this one slice alone."""
+    """(H, W) HU: a partial volume of bone that looks like a fresh bleed in this slice only."""
     angle, far = generator.uniform(0, 2 * np.pi), generator.uniform(0.3, 0.95)
     sx, sy = 62 * far * np.cos(angle), 76 * far * np.sin(angle)
     rx, ry = generator.uniform(4, 12, 2)
@@ -104,14 +104,14 @@ def _draw_spot(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> 
 
 
 def _draw_star(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(H, W) HU: metal with bright and dark rays."""
+    """(H, W) HU: metal with bright and dark streaks."""
     r = np.sqrt(x * x + y * y)
     rays = np.cos(generator.integers(5, 9) * np.arctan2(y, x) + generator.uniform(0, 6.3)) ** 3
     return np.where(r < 3, 2500.0, generator.uniform(20, 60) * rays * np.exp(-r / 35))
 
 
 def _move(generator: np.random.Generator, image: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """A head that moved while this slice was taken: two positions blended, and broad streaks (H, W) HU to add."""
+    """A slice with patient motion: the image as a blend of two positions, and broad streaks (H, W) HU to add."""
     shift = np.rint(generator.normal(0, 2.5, 2) / spacing).astype(int)
     moved = np.roll(image, tuple(shift), (0, 1))
     angle = generator.uniform(0, np.pi)

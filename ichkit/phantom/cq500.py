@@ -1,6 +1,6 @@
-"""The CQ500 layout: folders with blanks, several series a study, three readers."""
+"""The CQ500 layout: folder names with spaces, several series per study, three readers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from ichkit.phantom.study import (
 from ichkit.work.artifacts import encode_table
 
 NUM_CQ500 = 491
-_THIN_STEP_MM, _MAX_THIN_SLICES = 1.25, 96
+_THIN_STEP_MM, _THIN_START_MM, _MAX_THIN_SLICES = 1.25, 14.0, 96
 _READER_ERROR = 0.08
 # Column of reads.csv for each of SUBTYPES, in the order of the real file.
 _READ_NAMES = {
@@ -49,8 +49,8 @@ _OTHER_FINDINGS = (
     "BleedLocation-Left", "BleedLocation-Right", "ChronicBleed", "Fracture", "CalvarialFracture", "OtherFracture",
     "MassEffect", "MidlineShift",
 )  # fmt: skip
-# Names of (plain, thin, bone, contrast) series as hospitals give them; from the list of real names.
-_HOUSES = (
+# Names of (plain, thin, bone, contrast) series, one row per hospital; from the list of real names.
+_HOSPITALS = (
     ("CT Plain", "CT PLAIN THIN", "CT BONE", "CT C"),
     ("CT PRE CONTRAST 5MM STD", "CT PRE CONTRAST THIN", "CT PRE CONTRAST BONE", "CT POST CONTRAST"),
     ("CT 5mm", "CT 0.625mm", "CT BONE THIN", "CT 5mm POST CONTRAST"),
@@ -67,7 +67,7 @@ def choose_numbers(count: int, seed: int) -> list[int]:
 
 
 def write_study(task: tuple[StudyToDraw, int]) -> dict[str, Any]:
-    """Draws one study with all its series, writes its files, and returns its facts.
+    """Draws one study with all its series, writes its files, and returns its description for `phantom.json`.
 
     Args:
         task: the study, and the n of `CQ500-CT-n`.
@@ -81,26 +81,27 @@ def write_study(task: tuple[StudyToDraw, int]) -> dict[str, Any]:
     steps = np.arange(0, 150 + generator.uniform(-6, 8), 5.0)
     stack = draw_stack(generator, scene.pose, shape, steps, 5.0, tilt)
     scene, drawn = draw_visible(generator, scene, stack, plan.subtypes)
-    plain, thin, bone, contrast = _HOUSES[int(generator.integers(len(_HOUSES)))]
+    plain, thin, bone, contrast = _HOSPITALS[int(generator.integers(len(_HOSPITALS)))]
     out = _StudyFolder(study, number, generator, scene)
     out.write(plain, stack, drawn, kernel="STANDARD")
     if generator.random() < 0.4:
         out.write(bone, stack, drawn, kernel="BONE", sharp=True)
     if generator.random() < 0.25:
-        bright = Scene(scene.head._replace(enhancement_hu=60.0), scene.lattice, scene.bleeds, scene.pose, scene.scan)
+        bright = replace(scene, head=scene.head._replace(enhancement_hu=60.0))
         out.write(contrast, stack, draw_slices(bright, stack), kernel="STANDARD")
     if generator.random() < 0.3:
         out.write_localizer(stack, drawn)
     if plan.index % 5 == 0:
         steps = np.arange(_MAX_THIN_SLICES) * _THIN_STEP_MM
-        fine = _raise(draw_stack(generator, scene.pose, shape, steps, _THIN_STEP_MM, tilt), 14.0)
+        fine = draw_stack(generator, scene.pose, shape, steps, _THIN_STEP_MM, tilt)
+        fine = replace(fine, grids=tuple(grid._replace(z=grid.z + _THIN_START_MM) for grid in fine.grids))
         out.write(thin, fine, draw_slices(scene, fine), kernel="STANDARD", noise_factor=1.7)
     labels = label_slices(drawn).max(0).tolist()
     return {**asdict(plan), "name": f"CQ500-CT-{number}", "tilt_degrees": tilt, "series": out.series, "labels": labels}
 
 
 class _StudyFolder:
-    """Writes the series of one study, each in a folder of its own."""
+    """Writes the series of one study, each to its own folder."""
 
     def __init__(self, study: StudyToDraw, number: int, generator: np.random.Generator, scene: Scene) -> None:
         self.study, self.generator, self.scene = study, generator, scene
@@ -119,7 +120,7 @@ class _StudyFolder:
         sharp: bool = False,
         noise_factor: float = 1.0,
     ) -> None:
-        """One axial series; files count from the vertex down in half of them."""
+        """Writes an axial series; in half of them file numbers run from the vertex down."""
         images = [
             finish_slice(
                 self.generator,
@@ -143,7 +144,7 @@ class _StudyFolder:
             write_masks(self.study.masks / f"{self.name}_{len(self.series)}.npz", uids, drawn)
 
     def write_localizer(self, stack: Stack, drawn: list[Drawn]) -> None:
-        """A series of one lateral view, made from the mean of the axial slices from left to right."""
+        """Writes a localizer series of one lateral view, the mean of the axial slices from left to right."""
         lateral = np.stack([one.hounsfield.mean(1) for one in drawn])[::-1]
         rows = np.linspace(0, len(lateral) - 1, self.study.size).round().astype(int)
         image = lateral[rows].astype(np.int16)
@@ -160,7 +161,7 @@ class _StudyFolder:
         extra: dict[str, str],
         is_reversed: bool,
     ) -> list[str]:
-        """Writes CT000000.dcm and on; returns the SOPInstanceUID of each image."""
+        """Writes CT000000.dcm, CT000001.dcm and so on; returns the SOPInstanceUID of each image."""
         folder = self.folder / name
         folder.mkdir(parents=True)
         plan = self.study.plan
@@ -202,7 +203,7 @@ class _StudyFolder:
 
 
 def write_reads(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
-    """`reads.csv`: three readers, of whom at most one at a time is wrong about a class."""
+    """Writes `reads.csv`: three readers, of whom at most one is wrong about each class of a study."""
     generator = make_generator(seed, "phantom", "cq500", "reads")
     rows = []
     for position in generator.permutation(len(studies)).tolist():
@@ -219,7 +220,3 @@ def write_reads(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
             row.update({f"R{reader + 1}:{column}": 0 for column in _OTHER_FINDINGS})
         rows.append(row)
     (root / "reads.csv").write_bytes(encode_table(pd.DataFrame(rows), ".csv"))
-
-
-def _raise(stack: Stack, by_mm: float) -> Stack:
-    return Stack(tuple(grid._replace(z=grid.z + by_mm) for grid in stack.grids), stack.shape, stack.thickness_mm)

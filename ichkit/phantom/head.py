@@ -1,4 +1,4 @@
-"""What makes one head differ from another: sizes, age, tissue values, calcifications."""
+"""The parameters of a head: sizes, age, tissue values, calcifications."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Head(NamedTuple):
-    """What makes one head differ from another.
+    """The parameters of one head.
 
     Attributes:
         width, length, height: half axes of the skull's inner table, mm.
@@ -14,16 +14,16 @@ class Head(NamedTuple):
         scalp_mm: thickness of the scalp.
         sulcus: width of the sulci in units of the gyral noise; grows with atrophy.
         ventricle: factor on the radii of the ventricles.
-        asymmetry: how much wider the left ventricle is than the right one, as a factor on its radius.
+        asymmetry: factor on the radius of the left ventricle.
         grey_hu, white_hu, fluid_hu, dura_hu, bone_hu: tissue values.
-        falx_bend_mm: how far the falx leans to the left at the front.
+        falx_bend_mm: deviation of the falx to the left at the front.
         air_cells: share of the mastoid that is air, as a threshold on the noise.
-        pineal_hu, choroid_hu, pallidum_hu: calcifications; 0 where there is none.
-        swelling_x, swelling_y, swelling_z, swelling_mm: where the scalp is swollen and by how much.
-        enhancement_hu: contrast medium in vessels and sinuses; 0 in a plain scan.
-        shift_mm: how far the middle of the brain is pushed to the left by what bleeds on the right, or the other way.
-        halo_hu, halo_mm: how much brighter the brain looks at the inner table, and how fast that fades inwards; beam
-            hardening and the wide foot of the scanner's point spread do this, differently in every scanner.
+        pineal_hu, choroid_hu, pallidum_hu: calcifications; 0 for none.
+        swelling_x, swelling_y, swelling_z, swelling_mm: location and thickness of a scalp swelling.
+        enhancement_hu: contrast medium in vessels and sinuses; 0 without contrast.
+        shift_mm: midline shift by bleeds; positive to the left.
+        halo_hu, halo_mm: added brightness of the brain at the inner table and the distance over which it decays; an
+            effect of beam hardening and the tails of the point spread function, different in every scanner.
     """
 
     width: float
@@ -55,12 +55,12 @@ class Head(NamedTuple):
 
 
 def draw_head(generator: np.random.Generator) -> Head:
-    """A random adult head, healthy but for its age and its calcifications.
+    """A random adult head with atrophy and calcifications by age, without bleeds.
 
-    Source: grey and white matter 37 and 29 HU as in the issue; the other ranges from what plain head CT shows.
+    Source: chosen here; grey and white matter about 37 and 29 HU, the other ranges as in non-contrast head CT.
     """
     uniform = generator.uniform
-    age = uniform()  # 0 young, 1 old: wider sulci and ventricles, more calcium
+    age = uniform()  # 0 young, 1 old: wider sulci and ventricles, more calcifications
     return Head(
         width=uniform(63, 71),
         length=uniform(79, 89),

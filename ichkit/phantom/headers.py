@@ -1,7 +1,7 @@
-"""DICOM files byte by byte: the few tags the data sets hold, in both uncompressed transfer syntaxes.
+"""A writer of DICOM files with the few tags of the data sets, in both uncompressed transfer syntaxes.
 
-Source: DICOM PS3.5 section 7.1 (data elements), PS3.10 section 7.1 (file meta information). Written by hand because the
-ids of the RSNA data are not legal UIDs, which a library refuses or warns about, and because it is much faster.
+Source: DICOM PS3.5 section 7.1 (data elements), PS3.10 section 7.1 (file meta information). Own code because the ids of
+the RSNA data are not valid UIDs, which a library refuses or warns about, and because it is much faster.
 """
 
 import struct
@@ -14,7 +14,7 @@ from ichkit.phantom.render import Grid
 EXPLICIT_VR, IMPLICIT_VR = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _IMPLEMENTATION_UID = "2.25.208139012345512345871234098712340987"
-_LONG_VRS = frozenset({"OB", "OW"})  # the length takes four bytes in Explicit VR; no other such VR is written
+_LONG_VRS = frozenset({"OB", "OW"})  # in Explicit VR their length takes four bytes; no other such VR is written
 
 # keyword: (group, element, VR); file order is tag order.
 TAGS = {
@@ -55,7 +55,7 @@ def encode_file(elements: Mapping[str, str | int | bytes], transfer_syntax: str)
 
     Args:
         elements: keyword of `TAGS` to value: text (several values joined by a backslash), a number for US, bytes for
-            PixelData. SOPInstanceUID must be there.
+            PixelData. SOPInstanceUID is required.
         transfer_syntax: `EXPLICIT_VR` or `IMPLICIT_VR`.
 
     Example:
@@ -107,11 +107,11 @@ def encode_pixels(
 
     Args:
         hounsfield: (H, W) int16.
-        intercept: as in the header. In the two broken formats, 12 bits unsigned with an intercept above -100, the
-            header lies: what is stored is HU modulo 4096, so that (stored + 1000) modulo 4096 - 1000 gives HU back.
+        intercept: as in the header. In the two formats with a wrong intercept, 12 bits unsigned and above -100, the
+            stored value is HU modulo 4096, so that HU is (stored + 1000) modulo 4096 - 1000.
         padding: (H, W) bool, pixels outside the scan circle, stored as -2000; for 16-bit signed formats.
 
-    Source: FACTS of the RSNA 2019 data, "Broken intercept" and "Padding".
+    Source: pixel formats measured in the RSNA 2019 data.
     """
     hu = hounsfield.astype(np.int32)
     if bits_stored == 12 and pixel_representation == 0 and intercept > -100:

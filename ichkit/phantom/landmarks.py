@@ -1,7 +1,7 @@
-"""Where the landmarks of the reference head lie, as formulas in reference millimetres.
+"""The anatomical landmarks of the reference head, as formulas in reference millimetres.
 
-Reference frame: x to the patient's left, y to the back, z to the vertex, origin in the middle of the brain. Every head
-is the reference head stretched, so anatomy is written once.
+Reference frame: x to the patient's left, y to the back, z to the vertex, origin at the centre of the brain. Every head
+is a scaled reference head.
 """
 
 import numpy as np

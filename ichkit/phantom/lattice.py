@@ -1,4 +1,4 @@
-"""Smooth noise in three dimensions, one lattice a head: it folds the cortex, bends what is straight, roughens edges."""
+"""Smooth 3D noise, one lattice per head, for cortical folds, irregular shapes and rough edges."""
 
 import numpy as np
 from numba import njit
@@ -8,7 +8,7 @@ LATTICE_CELLS = 64  # a power of two, so that the period is a mask
 
 
 def draw_lattice(generator: np.random.Generator) -> np.ndarray:
-    """(n, n, n) float32 smooth periodic noise, mean 0 and deviation 1, that folds the cortex and roughens edges."""
+    """(n, n, n) float32 smooth periodic noise with mean 0 and standard deviation 1."""
     white = generator.standard_normal((LATTICE_CELLS,) * 3, dtype=np.float32)
     smooth = ndimage.gaussian_filter(white, 1.0, mode="wrap")
     return np.ascontiguousarray((smooth - smooth.mean()) / smooth.std())

@@ -1,4 +1,4 @@
-"""Which study of a phantom holds what, decided before anything is drawn."""
+"""The contents of every study of a phantom, decided before any is drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ POSITIVE_SHARE = 0.4
 MIN_POSITIVES = 3
 _FEW_STUDIES = 15
 _SECOND_STUDY_SHARE = 0.1
-# Epidural is the rarest, as in the real data, but not as rare: sixty studies must hold enough to learn from.
+# Epidural is the rarest, as in the real data, but more frequent than there, so that 60 studies are enough for training.
 _BLEEDS_PER_POSITIVE = 1.3
 _SUBTYPE_SHARES = (0.16, 0.21, 0.21, 0.21, 0.21)
 _COMMON_FORMATS = ((16, 1, -1024), (12, 0, -1024))
@@ -28,15 +28,15 @@ class StudyPlan:
 
     Attributes:
         part: "train", "test" or "cq500".
-        index: position in its part; with the seed it decides every byte of the study.
-        patient: number of the patient inside the part.
-        subtypes: the bleeds it holds; empty for a healthy head.
+        index: position in its part; with the seed it determines every byte of the study.
+        patient: number of the patient within the part.
+        subtypes: its bleeds; empty for a negative study.
         pixel_format: (BitsStored, PixelRepresentation, RescaleIntercept).
         is_padded: -2000 is stored outside the scan circle.
         has_ties: some positions along the normal occur twice.
-        has_two_series: the lower and the upper part of the head are series of their own.
+        has_two_series: the lower and upper parts of the head are separate series.
         is_oblong: rows and columns differ.
-        is_truncated: one of its files ends too early.
+        is_truncated: one of its files is truncated.
     """
 
     part: str
@@ -53,10 +53,10 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class StudyToDraw:
-    """What a worker needs to draw and write one study.
+    """The task of a worker that draws and writes one study.
 
     Attributes:
-        root: folder of the data set, still unfinished.
+        root: unfinished folder of the data set.
         masks: folder for the masks, or None.
         size: rows and columns of a slice.
     """
@@ -69,10 +69,10 @@ class StudyToDraw:
 
 
 def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:
-    """The studies of one part: who is ill with what, and which scanner wrote it.
+    """The studies of one part, with their subtypes and pixel formats.
 
-    Every subtype gets at least `MIN_POSITIVES` studies of different patients; where the part is too small, as many as
-    it holds, with a warning.
+    Every subtype gets at least `MIN_POSITIVES` studies of different patients, or as many as the part has, with a
+    warning.
     """
     if count == 0:
         return []
@@ -84,26 +84,23 @@ def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:
     padded = [fmt == (16, 1, -1024) and generator.random() < 0.62 for fmt in formats]
     subtypes = _deal_subtypes(generator, part, num_patients, count, padded)
     odd = generator.permutation(count).tolist() if part != "cq500" else []
-    # A file that cannot be read must not take the only positive slice of a class with it.
+    # The truncated file must not be the only positive slice of a class.
     truncated = next((study for study in odd if not subtypes[study]), odd[0]) if odd else None
-    shuffled = generator.permutation(count)
-    plans = []
-    for index, old in enumerate(shuffled.tolist()):
-        plans.append(
-            StudyPlan(
-                part=part,
-                index=index,
-                patient=patients[old],
-                subtypes=subtypes[old],
-                pixel_format=formats[old],
-                is_padded=padded[old],
-                has_ties=old in odd[:1],
-                has_two_series=count >= 4 and old in odd[1:2],
-                is_oblong=part == "train" and count >= _FEW_STUDIES and old in odd[2:3],
-                is_truncated=old == truncated,
-            )
+    return [
+        StudyPlan(
+            part=part,
+            index=index,
+            patient=patients[old],
+            subtypes=subtypes[old],
+            pixel_format=formats[old],
+            is_padded=padded[old],
+            has_ties=old in odd[:1],
+            has_two_series=count >= 4 and old in odd[1:2],
+            is_oblong=part == "train" and count >= _FEW_STUDIES and old in odd[2:3],
+            is_truncated=old == truncated,
         )
-    return plans
+        for index, old in enumerate(generator.permutation(count).tolist())
+    ]
 
 
 def _deal_formats(generator: np.random.Generator, part: str, count: int) -> list[tuple[int, int, int]]:
@@ -119,7 +116,7 @@ def _deal_subtypes(
 ) -> list[tuple[str, ...]]:
     """Subtypes of each study; the first `num_patients` studies are of different patients."""
     num_positive = max(round(POSITIVE_SHARE * count), 1)
-    # The group of scanners that pad sees fewer sick people: .080 of its slices are positive, .186 of the others'.
+    # Scanners that pad have fewer positive slices: 8.0 % against 18.6 % of the others (RSNA 2019).
     weights = np.where(padded, 0.4, 1.0)
     positives = generator.choice(count, num_positive, replace=False, p=weights / weights.sum())
     different = [study for study in positives.tolist() if study < num_patients]
@@ -127,7 +124,7 @@ def _deal_subtypes(
     least = min(MIN_POSITIVES, len(different))
     if least < MIN_POSITIVES:
         logger.warning(
-            "phantom: %d studies in %s are too few for %d positive ones of every class; each class gets %d.",
+            "phantom: %d studies in %s are too few for %d positives of every class; each class gets %d.",
             count,
             part,
             MIN_POSITIVES,
@@ -136,7 +133,7 @@ def _deal_subtypes(
     shares = dict(zip(SUBTYPES, _SUBTYPE_SHARES, strict=True))
     for subtype in generator.permutation(SUBTYPES).tolist():
         wanted = round(shares[subtype] * _BLEEDS_PER_POSITIVE * num_positive)
-        # Those who hold least come first, so that few studies end with everything and none with nothing.
+        # Studies with the fewest subtypes come first, so that subtypes are spread evenly.
         ranks = {study: (len(held[study]), generator.random()) for study in held}
         chosen = sorted(different, key=ranks.__getitem__)[:least]
         rest = sorted(held.keys() - set(chosen), key=ranks.__getitem__)

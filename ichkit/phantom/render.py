@@ -1,4 +1,4 @@
-"""Slices of a head: analytic shapes sampled at several depths, so that 5 mm of tissue share a pixel as in a scanner."""
+"""Slices of a head: analytic shapes sampled at several depths, which gives the partial volume effect of a scanner."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ _DEPTHS = np.array([[-3, 1], [3, -1]]) / 8
 
 
 class Grid(NamedTuple):
-    """Where the pixels of a slice lie, in patient millimetres (x left, y back, z up).
+    """The pixel grid of a slice in patient millimetres (x left, y back, z up).
 
     Attributes:
         x, y, z: centre of the first pixel (ImagePositionPatient).
@@ -38,11 +38,11 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Pose:
-    """How a head lies in the scanner.
+    """Rotation and position of a head in the scanner.
 
     Attributes:
         rotation: (3, 3) from patient axes to head axes.
-        centre_mm: (3,) middle of the brain in patient millimetres.
+        centre_mm: (3,) centre of the brain in patient millimetres.
     """
 
     rotation: np.ndarray
@@ -55,7 +55,7 @@ class Drawn:
 
     Attributes:
         hounsfield: (H, W) float32.
-        bits: (H, W) uint8; bit c is set where class c of `SUBTYPES` fills at least half of the slice's thickness.
+        bits: (H, W) uint8; bit c is set if class c of `SUBTYPES` fills at least half of the slice's thickness.
         area_mm2: (5,) float64 area of each class in `bits`.
     """
 
@@ -65,7 +65,7 @@ class Drawn:
 
 
 def draw_pose(generator: np.random.Generator, centre_z_mm: float) -> Pose:
-    """A head that is turned, nodded and tilted by some degrees and lies some millimetres off centre."""
+    """A random pose: rotated by a few degrees about each axis and a few millimetres off centre."""
     yaw, nod, roll = np.deg2rad([generator.normal(0, 5), generator.normal(0, 5), generator.normal(0, 3)])
     cz, sz, cx, sx, cy, sy = np.cos(yaw), np.sin(yaw), np.cos(nod), np.sin(nod), np.cos(roll), np.sin(roll)
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
@@ -86,9 +86,9 @@ def draw_slice(
 ) -> Drawn:
     """One slice of a head.
 
-    Each pixel is sampled once, at one of four depths that alternate in a 2 x 2 pattern. The binomial filter that stands
-    for the scanner's own sharpness is zero at exactly the frequencies of such a pattern, so what is left is the mean
-    over four depths, at a quarter of its price.
+    Each pixel is sampled once, at one of four depths that alternate in a 2 x 2 pattern. The binomial filter that models
+    the scanner's resolution removes exactly the frequencies of this pattern, so that the result is the mean over four
+    depths at a quarter of the cost.
 
     Args:
         thickness_mm: extent along the slice normal that is averaged.
@@ -115,13 +115,12 @@ def draw_slice(
 
 @functools.cache
 def forget_stale_kernels() -> None:
-    """Removes compiled kernels older than any module of this package, once a process, before the first is loaded.
+    """Removes compiled kernels older than any module of this package, once per process, before the first is loaded.
 
-    numba 0.68 looks only at the file a kernel stands in, not at those whose kernels it calls, and would go on drawing
-    the anatomy of an earlier version.
+    numba 0.68 checks only the file of a kernel, not the files of kernels it calls, and would use an outdated anatomy.
     """
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
-    # A folder that cannot be written holds kernels that were not compiled here and cannot be stale.
+    # Kernels in a read-only folder were not compiled here and cannot be stale.
     with contextlib.suppress(OSError):
         for index in Path(_rasterise.stats.cache_path or ".").glob("*.nbi"):
             if index.stat().st_mtime < newest:

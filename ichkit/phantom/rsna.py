@@ -41,7 +41,7 @@ _MAX_SLICES = 1024
 
 @dataclass(frozen=True)
 class _Style:
-    """How one scanner writes its numbers and its windows."""
+    """Number formats and windows in the headers of one scanner."""
 
     transfer_syntax: str
     decimals: bool
@@ -50,13 +50,13 @@ class _Style:
 
 
 def make_id(seed: int, digits: int, kind: str, number: int) -> str:
-    """An id such as `ID_0f3a5b2c1` that says nothing about its number; two numbers never share one.
+    """An id such as `ID_0f3a5b2c1` that does not reveal its number and is different for every number.
 
-    A Feistel network of four rounds is a permutation, whatever its round function.
+    A Feistel network of four rounds is a permutation for any round function.
 
     Args:
         digits: hexadecimal digits of the id, even or odd.
-        kind: ids of different kinds are unrelated.
+        kind: purpose of the id; ids of different kinds are unrelated.
         number: at least 0, below 16 to the power of `digits`.
     """
     half = 2 * digits
@@ -67,7 +67,7 @@ def make_id(seed: int, digits: int, kind: str, number: int) -> str:
 
 
 def write_study(task: StudyToDraw) -> dict[str, Any]:
-    """Draws one study, writes its files, and returns its facts with slice ids and labels, bottom first."""
+    """Draws one study, writes its files, and returns its description for `phantom.json`, slices from the bottom up."""
     plan = task.plan
     generator = make_generator(task.seed, "phantom", plan.part, plan.index)
     scene = draw_scene(generator, draw_patient(plan, task.seed), plan.subtypes)
@@ -106,12 +106,11 @@ def write_study(task: StudyToDraw) -> dict[str, Any]:
 
 
 def write_tables(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
-    """The label file with duplicate rows, the sample submission, and the labels of the test part."""
+    """Writes the label file with duplicate rows, the sample submission, and the labels of the test part."""
     generator = make_generator(seed, "phantom", "rsna", "tables")
     train = _label_table(studies, "train", generator)
-    twice = generator.choice(
-        len(train) // len(CLASSES), min(_NUM_DUPLICATES, len(train) // len(CLASSES)), replace=False
-    )
+    num_slices = len(train) // len(CLASSES)
+    twice = generator.choice(num_slices, min(_NUM_DUPLICATES, num_slices), replace=False)
     rows = (twice[:, None] * len(CLASSES) + np.arange(len(CLASSES))).ravel()
     train = pd.concat([train, train.iloc[rows]])
     test = _label_table(studies, "test", generator)
@@ -130,7 +129,7 @@ def _label_table(studies: list[dict[str, Any]], part: str, generator: np.random.
 
 
 def _number(plan: StudyPlan) -> int:
-    """A number that no other study of either part has."""
+    """A number that is unique over both parts."""
     return 2 * plan.index + _PARTS.index(plan.part)
 
 
@@ -150,7 +149,7 @@ def _split_series(plan: StudyPlan, num_slices: int, seed: int) -> list[str]:
 
 
 def _draw_style(generator: np.random.Generator) -> _Style:
-    """Windows are written in five ways in the real files; 45 % of them hold two values."""
+    """A random style; the real files have five forms of windows, 45 % with two values."""
     centre, width = [
         ("30", "80"),
         ("35.000000", "100.000000"),
@@ -165,7 +164,7 @@ def _draw_style(generator: np.random.Generator) -> _Style:
 def _slice_elements(
     plan: StudyPlan, seed: int, slice_id: str, series_id: str, grid: Grid, shape: tuple[int, int], style: _Style
 ) -> dict[str, str | int | bytes]:
-    """The header of a slice; only the tags the real files hold, pixel data excepted."""
+    """The header of a slice, with the tags of the real files only and without pixel data."""
     bits_stored, pixel_representation, intercept = plan.pixel_format
     return {
         "SOPInstanceUID": slice_id,

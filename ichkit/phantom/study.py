@@ -1,4 +1,4 @@
-"""One study from its plan: a head in a scanner, its slices, and which class each slice shows."""
+"""One study from its plan: a head in a scanner, its slices and their labels."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ _MAX_SHIFT_MM = 9.0
 
 @dataclass(frozen=True)
 class Scene:
-    """A head with its bleeds, as it lies in a scanner; see the classes of the parts."""
+    """A head with its bleeds and its pose in a scanner; see the class of each field."""
 
     head: Head
     lattice: np.ndarray
@@ -33,10 +33,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Stack:
-    """The places of the slices of one series, bottom first.
+    """The positions of the slices of one series, from the bottom up.
 
     Attributes:
-        grids: one a slice.
+        grids: one per slice.
         shape: (rows, columns).
         thickness_mm: extent of a slice along its normal.
     """
@@ -52,7 +52,7 @@ def draw_patient(plan: StudyPlan, seed: int) -> Head:
 
 
 def draw_scene(generator: np.random.Generator, head: Head, subtypes: tuple[str, ...]) -> Scene:
-    """A head in a random scanner, with the bleeds asked for."""
+    """A head in a random scanner, with the requested bleeds."""
     lattice = draw_lattice(generator)
     pose = draw_pose(generator, generator.uniform(100, 300))
     scan = draw_scan(generator)
@@ -71,7 +71,7 @@ def draw_stack(
 
     Args:
         steps_mm: table position of each slice above the first.
-        tilt_degrees: gantry tilt; the table still moves along z, so slices are sheared against each other.
+        tilt_degrees: gantry tilt; the table still moves along z, so that the volume is sheared.
     """
     spacing = round(generator.uniform(215, 265) / min(shape), 6)
     cosine, sine = np.cos(np.deg2rad(tilt_degrees)), np.sin(np.deg2rad(tilt_degrees))
@@ -100,7 +100,7 @@ def draw_steps(generator: np.random.Generator) -> tuple[np.ndarray, float]:
 
 
 def draw_slices(scene: Scene, stack: Stack) -> list[Drawn]:
-    """Every slice of a series, before noise."""
+    """All slices of a series, before noise."""
     return [
         draw_slice(grid, stack.thickness_mm, stack.shape, scene.head, scene.pose, scene.lattice, scene.bleeds)
         for grid in stack.grids
@@ -108,9 +108,9 @@ def draw_slices(scene: Scene, stack: Stack) -> list[Drawn]:
 
 
 def label_slices(slices: list[Drawn]) -> np.ndarray:
-    """(S, 6) uint8 labels, `SUBTYPES` then any: a class is there from `MIN_AREA_MM2` of its mask on.
+    """(S, 6) uint8 labels, `SUBTYPES` then any: positive if the mask has an area of `MIN_AREA_MM2` or more.
 
-    Source: 40 mm2, a spot 7 mm wide, is about the least that three readers agree on; chosen here.
+    Source: chosen here, because 40 mm2, a diameter of 7 mm, is about the smallest bleed that three readers agree on.
     """
     found = np.array([drawn.area_mm2 for drawn in slices]) >= MIN_AREA_MM2
     return np.column_stack([found, found.any(1)]).astype(np.uint8)
@@ -119,7 +119,7 @@ def label_slices(slices: list[Drawn]) -> np.ndarray:
 def draw_visible(
     generator: np.random.Generator, scene: Scene, stack: Stack, subtypes: tuple[str, ...]
 ) -> tuple[Scene, list[Drawn]]:
-    """The scene and its slices, bleeds drawn anew until every subtype asked for shows in at least one slice."""
+    """The scene and its slices; bleeds are redrawn until every requested subtype is positive in at least one slice."""
     for _ in range(_MAX_ATTEMPTS):
         slices = draw_slices(scene, stack)
         shown = label_slices(slices)[:, : len(SUBTYPES)].max(0)
@@ -130,18 +130,18 @@ def draw_visible(
 
 
 def write_masks(path: Path, slice_ids: list[str], slices: list[Drawn]) -> None:
-    """One npz a study: slice id to (H, W) uint8, bit c set where class c of `SUBTYPES` is."""
+    """Writes one npz per study: slice id to (H, W) uint8; bit c is the mask of class c of `SUBTYPES`."""
     masks: dict[str, Any] = {name: drawn.bits for name, drawn in zip(slice_ids, slices, strict=True)}
     np.savez_compressed(path, **masks)
 
 
 def _with_effects(scene: Scene, generator: np.random.Generator) -> Scene:
-    """The head as its bleeds leave it: midline pushed away by what takes room, scalp swollen over a blow.
+    """The scene with the effects of its bleeds: midline shift, and scalp swelling over most epidural bleeds.
 
-    The scalp swells over most epidural bleeds and sometimes with nothing beneath.
+    Sometimes the scalp is swollen without a bleed below.
     """
     room = scene.bleeds[np.isin(scene.bleeds[:, 0], (LENS, BLOB, CRESCENT))]
-    # Column 4 is a bleed's half axis across or its thickness, column 7 its side: +1 pushes to the right.
+    # Column 4 is the bleed's half axis along x or its thickness, column 7 its side; +1 shifts to the right.
     shift = float(np.clip(-0.3 * (room[:, 4] * room[:, 7]).sum(), -_MAX_SHIFT_MM, _MAX_SHIFT_MM))
     head = scene.head._replace(shift_mm=shift, swelling_mm=0.0)
     lens = scene.bleeds[scene.bleeds[:, 0] == LENS]

@@ -1,4 +1,4 @@
-"""Synthetic head CT as real DICOM in the layouts of both data sets, ready for `ichkit prepare`."""
+"""Synthetic head CT as DICOM files in the layouts of both data sets, ready for `ichkit prepare`."""
 
 import json
 import shutil
@@ -32,16 +32,16 @@ _MASKS = "masks"
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """What one call of `phantom` may ask for; None takes the config's value.
+    """Options of `ichkit phantom`; None for the value of the config.
 
     Attributes:
-        out: a new or empty folder, or one of an earlier call with the same settings.
+        out: a new or empty folder, or that of an earlier call with the same settings.
         studies, test_studies: RSNA studies with and without published labels; about 32 slices each.
         cq500_studies: studies in the CQ500 layout, one to five series each; 0 for no such folder.
         size: rows and columns of a slice, at least 64.
         keep_masks: also write `out/masks/<data set>/*.npz`, slice id to (H, W) uint8, bit c for class c of
             `bleeds.SUBTYPES`.
-        workers: processes; None for the config's, else one a core.
+        workers: number of processes; None for the value of the config, else one per core.
     """
 
     out: Path
@@ -56,11 +56,11 @@ class PhantomOptions:
 
 @dataclass(frozen=True)
 class PhantomPlan(Plan):
-    """What a call of `phantom` starts from.
+    """The plan of `ichkit phantom`.
 
     Attributes:
-        missing: name and settings of every root that is not finished yet.
-        workers: processes; None for one a core.
+        missing: name and settings of every unfinished data set.
+        workers: number of processes; None for one per core.
     """
 
     out: Path
@@ -69,13 +69,13 @@ class PhantomPlan(Plan):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Studies that are to be drawn as RSNA 2019 and as CQ500."""
+        """Number of studies to draw in the RSNA 2019 and in the CQ500 layout."""
         rsna, cq500 = (self.missing.get(name, {}) for name in _ROOTS)
         return rsna.get("studies", 0) + rsna.get("test_studies", 0), cq500.get("cq500_studies", 0)
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What is drawn."""
+        """One line with the studies to draw."""
         if not self.missing:
             return (f"{self.out}: up to date, nothing to do",)
         (num_rsna, num_cq500), settings = self.counts, next(iter(self.missing.values()))
@@ -84,21 +84,21 @@ class PhantomPlan(Plan):
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The roots that are not finished yet."""
+        """The unfinished data sets."""
         return tuple(self.out / name for name in self.missing)
 
     @property
     def num_bytes(self) -> float:
-        """About 33 slices a study, and about 80 in CQ500 with its other series."""
+        """Estimated size: about 33 slices per RSNA study, about 80 per CQ500 study with all series."""
         (num_rsna, num_cq500), size = self.counts, next((part["size"] for part in self.missing.values()), 0)
         return (33 * num_rsna + 80 * num_cq500) * 2 * size * size
 
 
 def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> PhantomPlan:
-    """Which of the two roots have to be written; writes nothing.
+    """The data sets that are missing in `out`; writes nothing.
 
     Raises:
-        DataError: `out` holds something else, or a phantom of other settings, or a count is too small.
+        DataError: `out` has foreign files or a phantom of other settings, or a count is too small.
     """
     counts = {name: getattr(options, name) for name in ("studies", "test_studies", "cq500_studies", "size")}
     counts = {name: getattr(config.phantom, name) if value is None else value for name, value in counts.items()}
@@ -116,19 +116,19 @@ def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> P
 
 @holding(lambda given: given["plan"].out)
 def run(plan: PhantomPlan) -> None:
-    """Writes `out/rsna` and `out/cq500`, the same bytes for the same settings whatever the number of workers.
+    """Writes `out/rsna` and `out/cq500`, the same bytes for the same settings and any number of workers.
 
-    A finished root with the same settings is left as it is; an unfinished one is begun again.
+    A finished data set with the same settings is kept; an unfinished one is started over.
 
     Raises:
         DataError: a worker died.
-        DiskFullError: too little room.
-        Stopped: a signal asked for a stop.
+        DiskFullError: too little disk space.
+        Stopped: a signal requested a stop.
     """
     for name in _ROOTS:
         settle(plan.out / name)
     if not plan.missing:
-        logger.info("phantom: %s is finished; nothing to do.", plan.out)
+        logger.info("phantom: %s is up to date; nothing to do.", plan.out)
         return
     try:
         plan.out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _check_counts(size: int, counts: dict[str, int]) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """Refuses a folder that holds anything a phantom did not write."""
+    """Refuses a folder with files that `ichkit phantom` did not write."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -172,7 +172,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _is_finished(root: Path, settings: dict[str, Any]) -> bool:
-    """Whether a root of these settings is there; refuses one of others."""
+    """True if a data set with these settings is finished; refuses one with other settings."""
     if not root.exists():
         return False
     try:
@@ -183,7 +183,7 @@ def _is_finished(root: Path, settings: dict[str, Any]) -> bool:
         ) from error
     names = sorted({*settings, *found})
     differences = [
-        f"{name} is {found.get(name)}, asked {settings.get(name)}"
+        f"{name} is {found.get(name)}, requested {settings.get(name)}"
         for name in names
         if found.get(name) != settings.get(name)
     ]
@@ -199,13 +199,13 @@ def _check_room(plan: PhantomPlan) -> None:
     logger.info("phantom: needs about %.1f GB, %.1f GB are free.", needed / 1e9, free / 1e9)
     if needed > free:
         raise DiskFullError(
-            f"phantom: {plan.out} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed. "
+            f"phantom: expected about {needed / 1e9:.1f} GB of free space at {plan.out}, found {free / 1e9:.1f} GB. "
             "Choose another disk, a smaller --size, or fewer studies."
         )
 
 
 def _compile_kernels() -> None:
-    """Compiles once here, so that the workers find the machine code in numba's cache."""
+    """Compiles the kernels once, so that the workers load them from numba's cache."""
     generator = np.random.default_rng(0)
     scene = draw_scene(generator, draw_head(generator), ("subdural",))
     stack = draw_stack(generator, scene.pose, (64, 64), np.array([60.0]), 5.0, 0.0)
@@ -238,13 +238,13 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
         partial / FACTS_NAME, encode_json({"kind": "phantom", "settings": settings, "studies": facts})
     )
     put_in_place(final)
-    logger.info("phantom: %s holds %d studies.", final, len(facts))
+    logger.info("phantom: %s has %d studies.", final, len(facts))
 
 
 def _run(
     name: str, function: Callable[[Any], dict[str, Any]], tasks: list[Any], workers: int | None
 ) -> list[dict[str, Any]]:
-    """The facts of every study, in the order of the tasks."""
+    """The description of every study, in the order of the tasks."""
     facts: list[dict[str, Any]] = [{}] * len(tasks)
     with stop_on_signal() as stop, Meter(f"phantom {name}", len(tasks), "studies") as meter:
         for position, result in run_tasks(function, tasks, workers=workers or count_cores()):
@@ -254,5 +254,5 @@ def _run(
                 )
             facts[position] = result
             meter.advance()
-            stop.check(f"{name} begins again, what was finished before it stays")
+            stop.check(f"{name} starts over, finished data sets are kept")
     return facts

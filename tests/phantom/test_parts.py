@@ -222,7 +222,7 @@ def test_a_plan_gives_every_class_three_patients(part, count, caplog):
 def test_a_small_plan_warns_and_gives_what_it_can(caplog):
     with caplog.at_level(logging.WARNING, logger="ichkit"):
         plans = plan_part("train", 5, 0)
-    assert "5 studies in train are too few for 3 positive ones of every class; each class gets 2." in caplog.text
+    assert "5 studies in train are too few for 3 positives of every class; each class gets 2." in caplog.text
     assert {name for plan in plans for name in plan.subtypes} == set(SUBTYPES)
 
 
@@ -266,12 +266,12 @@ def test_a_finished_phantom_is_left_alone(small, caplog):
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
     with caplog.at_level(logging.INFO, logger="ichkit"):
         write_phantom(small, **SMALL)
-    assert "is finished; nothing to do" in caplog.text
+    assert "is up to date; nothing to do" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
 
 
 def test_other_settings_in_the_same_folder_are_refused(small):
-    with pytest.raises(DataError, match=r"made from other settings: seed is 0, asked 5\. Choose another folder"):
+    with pytest.raises(DataError, match=r"made from other settings: seed is 0, requested 5\. Choose another folder"):
         write_phantom(small, **SMALL, seed=5)
 
 
