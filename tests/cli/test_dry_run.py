@@ -85,7 +85,7 @@ CASES = {
     "train of a run": (["train", "--run", "mine", "--work", "real", *SMALL], "real/runs/mine/fold2"),
     "stack": (["stack", "--name", "other", "--work", "made"], "lightgbm and their blend: 6 fits of 3 fold models"),
     "evaluate": (["evaluate", *SCORED], "scores 3 of 3 sources"),
-    "submit": (["submit", *SCORED], "the best complete source, which the scores will tell"),
+    "submit": (["submit", *SCORED], "the best complete source, once all are scored"),
     "submit --source": (["submit", "--source", "base", *SCORED], "submissions/base.csv"),
     "leaderboard": (["leaderboard", *SCORED], "submissions/leaderboard.csv"),
     "predict": (["predict", "phantom/rsna/stage_2_test", "--model", "base", "--work", "made"], "base: 3 networks"),

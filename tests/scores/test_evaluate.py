@@ -204,7 +204,7 @@ def test_the_line_of_a_source_says_how_many_classes_have_both_labels(work, caplo
 
 def test_scores_older_than_a_source_are_not_read(work):
     shutil.rmtree(work.fold("b", 2))
-    with pytest.raises(ArtifactError, match=r"made from other tables. Run `ichkit evaluate`"):
+    with pytest.raises(ArtifactError, match=r"with other tables. Run `ichkit evaluate`"):
         open_book(work, TASK)
 
 
