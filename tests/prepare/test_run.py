@@ -189,7 +189,7 @@ def test_imported_folds_are_used_as_they_are(prepared_work, phantom_root, tiny_c
     do(prepare, tiny_config, prepared_work, phantom_options(phantom_root, folds_file=tmp_path / "mine.csv"))
     pd.testing.assert_frame_equal(store(prepared_work).folds, folds)
     (tmp_path / "bad.csv").write_text("patient,part\na,1\n")
-    with pytest.raises(FoldError, match="expected a CSV with columns patient_id, fold"):
+    with pytest.raises(FoldError, match="expected a CSV with the columns patient_id, fold"):
         do(prepare, tiny_config, prepared_work, phantom_options(phantom_root, folds_file=tmp_path / "bad.csv"))
 
 

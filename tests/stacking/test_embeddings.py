@@ -158,12 +158,12 @@ def test_folds_that_started_from_other_weights_are_refused(tmp_path):
 
 
 def test_a_fold_without_embeddings_or_with_other_rows_is_refused_with_the_command(tmp_path):
+    without = make_embedded(tmp_path / "without", embedding_size=0)
+    with pytest.raises(ArtifactError, match=r"embeddings_\w+.npy: expected embeddings.*`ichkit train --embeddings`"):
+        do(stack, load_config("demo", ON), without)
     work = make_embedded(tmp_path / "work")
-    (work.fold("base", 1) / "embeddings_test.npy").unlink()
-    with pytest.raises(ArtifactError, match=r"embeddings_test.npy: expected embeddings.*`ichkit train --embeddings`"):
-        do(stack, load_config("demo", ON), work)
     short = np.load(work.fold("base", 0) / "embeddings_oof.npy")[:-1]
-    np.save(work.fold("base", 0) / "embeddings_oof.npy", short)
+    rewrite_fold(work.fold("base", 0), {"embeddings_oof.npy": short})
     with pytest.raises(ArtifactError, match=rf"expected {len(short) + 1} rows as in its table, found shape"):
         do(stack, load_config("demo", ON), work)
 
