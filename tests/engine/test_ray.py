@@ -28,7 +28,7 @@ def cluster():
     import ray
 
     # Functions of this module must be found on the other side; those of an installed package are.
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(prepare.__file__).parents[2])])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(prepare.__file__).parents[3])])
     environment = {"env_vars": {"PYTHONPATH": paths}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     yield

@@ -1,5 +1,6 @@
 """What goes wrong on the way to a store: kills, full disks, planted names, flipped bytes; what was finished stays."""
 
+import contextlib
 import errno
 import json
 import os
@@ -43,13 +44,14 @@ def start_prepare(root, work):
         [sys.executable, "-m", "ichkit", *map(str, words)],
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[3])},
     )
     return process
 
 
 def kill_all(process):
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may have finished before
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

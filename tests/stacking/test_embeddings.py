@@ -94,7 +94,8 @@ def test_the_embeddings_of_a_row_are_its_own_folds_and_stand_in_its_row(tmp_path
 
 @pytest.mark.slow
 def test_embeddings_that_show_what_descriptors_lost_gain_and_the_gain_is_told(tmp_path, in_process):
-    work = make_embedded(tmp_path / "work")
+    # So many that the training part of every fold has six patients with each class, as a correction needs.
+    work = make_embedded(tmp_path / "work", num_patients=60)
     manifest = do(stack, load_config("demo", ON), work)
     told = manifest.facts["embeddings"]["sequence"]
     assert told["with"] < 0.9 * told["without"]
