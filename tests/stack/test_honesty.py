@@ -10,6 +10,7 @@ from support.simulated import TASK, flip_labels, make_work, rewrite_slices
 
 from ichkit.core.config import load_config
 from ichkit.core.seeding import make_generator
+from ichkit.stages.stack import plan as stack_plan
 from ichkit.stages.stack import run as stack
 from ichkit.validation.metrics import roc_auc
 from ichkit.work.artifacts import read_table
@@ -93,14 +94,14 @@ def test_with_one_fold_the_labels_of_a_part_do_not_reach_its_predictions(tmp_pat
     train = read_table(work.prepared / "slices.parquet")
     train = train[(train.fold == 0).fillna(False)].sort_values(KEY, ignore_index=True)
     plans = []
-    plan_chains = stack.plan_chains
+    plan_chains = stack_plan.plan_chains
 
     def plan_once(*arguments):
         # Parts are dealt by label, as folds are; like those they are held fixed here.
         plans[:] = plans or plan_chains(*arguments)
         return plans
 
-    monkeypatch.setattr(stack, "plan_chains", plan_once)
+    monkeypatch.setattr(stack_plan, "plan_chains", plan_once)
     before = stacked(work)
     own = plans[1].held
     slices = read_table(work.prepared / "slices.parquet")

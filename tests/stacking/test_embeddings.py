@@ -104,7 +104,7 @@ def test_embeddings_that_show_what_descriptors_lost_gain_and_the_gain_is_told(tm
         f"projections/base/fold{k}.npy" for k in (0, 1, 2)
     }
     assert "base/fold1/embeddings_oof.npy" in manifest.inputs
-    assert "Embeddings" in str(render(manifest)[-1].title)
+    assert "embeddings" in str(render(manifest)[-1].title)
 
 
 def test_what_is_predicted_with_embeddings_comes_from_the_files_and_asks_for_them(tmp_path, in_process):
