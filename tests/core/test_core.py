@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from support.jobs import square_or_die
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DiskFullError, Stopped
@@ -243,12 +244,6 @@ def test_a_stop_signal_raises_a_flag_and_the_old_handler_comes_back():
 
 def test_durations_are_said_as_people_say_them():
     assert [format_seconds(s) for s in (5, 89, 600, 9000)] == ["5 s", "89 s", "10 min", "2 h 30 min"]
-
-
-def square_or_die(number):
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * number
 
 
 def test_a_worker_that_dies_is_named_and_the_others_are_done():
