@@ -2,9 +2,7 @@
 
 import functools
 import re
-import tomllib
 from importlib import metadata
-from pathlib import Path
 
 from ichkit.core.errors import ConfigError
 from ichkit.work.artifacts import package_versions
@@ -16,12 +14,11 @@ EXTRAS = {"ray": "prepare on several machines", "kaggle": "submissions to the si
 
 @functools.cache
 def required() -> tuple[str, ...]:
-    """Distributions that the toolkit requires, by its metadata, in a checkout by `pyproject.toml`."""
+    """Distributions that the toolkit requires, by its metadata; none in a checkout that was never installed."""
     try:
         lines = metadata.requires("ichkit") or []
     except metadata.PackageNotFoundError:
-        project = Path(__file__).parents[3] / "pyproject.toml"
-        lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+        lines = []
     return tuple(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line)
 
 
