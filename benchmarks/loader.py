@@ -144,7 +144,7 @@ def time_steps(prepared: Prepared) -> dict[str, float]:
     for seed, relative in enumerate(list(slices.volume.unique()) * 4):
         slab = timed("read", lambda relative=relative: np.asarray(open_volume(prepared.folder / relative)[8:15]))
         warped = timed("geometry", lambda slab=slab, seed=seed: augmenter.warp(slab, seed))
-        timed("noise_where_drawn", lambda warped=warped, seed=seed: noisy.add_noise(warped, seed))
+        timed("noise_where_drawn", lambda warped=warped, seed=seed: noisy.change_values(warped, seed))
         images = timed("windows", lambda warped=warped: rendering.render(warped, np.arange(7)))
         timed("to_batch", lambda images=images: torch.stack([torch.from_numpy(images)] * BATCH_BLOCKS))
     medians = {f"ms_per_slice_{name}": float(np.median(values)) for name, values in spent.items()}

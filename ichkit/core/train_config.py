@@ -4,23 +4,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.section import ConfigSection, Count, Odd, Positive, Probability, runtime
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class AugmentConfig(ConfigSection):
     """Augmentation of training images; parameters are drawn once per block or once per slice.
 
-    `noise_hu` is the range of the noise's standard deviation in HU.
+    `crop_scale` is the range of a crop's share of the slice's area. `scale` is the range of the linear magnification
+    about the centre, drawn together with the rotation and the shift, with `rotation_probability`; below 1 the border is
+    filled with air. `shift_hu` is the largest shift, either sign, and `contrast` the range of the factor on HU (0 HU,
+    water, stays where it is), both drawn with `intensity_probability`. `noise_hu` is the range of the noise's standard
+    deviation in HU. `dropout_holes` is the number of rectangles filled with air, `dropout_size` the range of their
+    sides as shares of the image's.
     """
 
     per: Literal["block", "slice"] = "block"
-    crop_scale: tuple[Positive, Positive] = (0.7, 1.0)
+    crop_scale: tuple[Share, Share] = (0.7, 1.0)
     crop_probability: Probability = 1.0
     horizontal_flip_probability: Probability = 0.5
     vertical_flip_probability: Probability = 0.0
+    transpose_probability: Probability = 0.0
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
     shift_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     rotation_probability: Probability = 0.7
@@ -28,13 +37,33 @@ class AugmentConfig(ConfigSection):
     distortion_probability: Probability = 0.2
     noise_hu: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (1.0, 4.0)
     noise_probability: Probability = 0.2
+    shift_hu: Annotated[int, Field(ge=0, le=1000)] = 0
+    contrast: tuple[Positive, Positive] = (1.0, 1.0)
+    intensity_probability: Probability = 0.0
+    dropout_holes: tuple[Count, Count] = (1, 4)
+    dropout_size: tuple[Share, Share] = (0.05, 0.2)
+    dropout_probability: Probability = 0.0
+
+    @field_validator("crop_scale", "scale", "noise_hu", "contrast", "dropout_holes", "dropout_size")
+    @classmethod
+    def _check_range(cls, values: tuple[float, float]) -> tuple[float, float]:
+        if values[0] > values[1]:
+            raise ValueError("expected a range [lowest, highest]")
+        return values
 
 
 class CutMixConfig(ConfigSection):
-    """CutMix between blocks; probability 0 switches it off."""
+    """CutMix between blocks, for a share `probability` of the batches; 0 switches it off."""
 
     probability: Probability = 0.5
     alpha: Positive = 1.0
+
+
+class MixupConfig(ConfigSection):
+    """Mixup of blocks, for a share `probability` of the batches without CutMix; 0 switches it off."""
+
+    probability: Probability = 0.0
+    alpha: Positive = 0.2
 
 
 class PhaseConfig(ConfigSection):
@@ -96,6 +125,7 @@ class TrainConfig(ConfigSection):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     augment: AugmentConfig = AugmentConfig()
     cutmix: CutMixConfig = CutMixConfig()
+    mixup: MixupConfig = MixupConfig()
     phases: tuple[PhaseConfig, ...] = ()
     tta: Literal["none", "hflip"] = "none"
     # YAML parses 32 as a number.

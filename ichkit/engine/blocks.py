@@ -122,7 +122,7 @@ class BlockDataset(Dataset[Block]):
         relative = str(self.index.paths[self.index.volume_of[rows[0]]])
         slab = self.reader.read(relative, low, int(positions[-1]) + self.rendering.reach + 1)
         warped = self._augmenter.warp(slab, derive_seed(seed, "geometry"))
-        return self.rendering.render(self._augmenter.add_noise(warped, derive_seed(seed, "noise")), positions - low)
+        return self.rendering.render(self._augmenter.change_values(warped, derive_seed(seed, "noise")), positions - low)
 
 
 def stack_blocks(blocks: list[Block]) -> Block:

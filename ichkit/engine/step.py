@@ -11,9 +11,9 @@ from torch import nn
 from ichkit.core.progress import StopFlag
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.engine.blocks import Block, BlockDataset
-from ichkit.engine.cutmix import apply_mix, draw_mix
 from ichkit.engine.devices import make_optimizer, prepare_network
 from ichkit.engine.ema import AveragedWeights
+from ichkit.engine.mixes import apply_mix, draw_mix
 from ichkit.engine.phases import Phase
 from ichkit.engine.sampling import EpochBatches
 from ichkit.engine.schedule import learning_rate_factor
@@ -86,7 +86,7 @@ class Stepper:
     between two steps is only weights, optimizer moments and counts.
 
     In distributed training each process takes its share of every batch, and gradients are those of the whole batch.
-    CutMix then draws partners within a process.
+    CutMix and mixup then draw partners within a process.
 
     Args:
         fabric: devices and precision.
@@ -244,14 +244,14 @@ class Stepper:
         return torch.stack(losses).sum() / self.fabric.world_size
 
     def _mix(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, H, W, C) images and (n, K) labels of a batch after CutMix, without padding.
+        """(n, H, W, C) images and (n, K) labels of a batch after CutMix or mixup, without padding.
 
         Args:
             is_real: (B, P) bool, on the host: reading it from a GPU would wait for the GPU.
         """
         images, labels = batch.images, batch.labels
         generator = make_generator(self.dataset.seed, "cutmix", *place)
-        mix = draw_mix(len(images), images.shape[2], images.shape[3], self.config.cutmix, generator)
+        mix = draw_mix(len(images), images.shape[2], images.shape[3], self.config, generator)
         if mix is not None:
             images, labels = apply_mix(images, labels, mix)
         images, labels = images.flatten(0, 1), labels.flatten(0, 1)

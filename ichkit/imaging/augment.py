@@ -17,7 +17,7 @@ _CHANNELS = 4
 
 
 class Augmenter:
-    """Crops, flips, rotates and distorts slices in HU, and adds noise to them.
+    """Crops, flips, rotates, distorts and masks slices in HU, and changes their values.
 
     albumentations 2.0.8 makes its generator once, in the constructor, so that forked workers and later epochs would
     repeat each other's augmentations; here every use is preceded by `set_random_seed`, and the same seed gives the
@@ -53,8 +53,8 @@ class Augmenter:
             warped.extend(_from_channels(image))
         return np.stack(warped)
 
-    def add_noise(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
-        """The slices with Gaussian noise, or unchanged where the draw says so.
+    def change_values(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
+        """The slices with Gaussian noise, then with another contrast and shift, each where its draw says so.
 
         Whether and how strong is one draw for all slices; the noise itself is another in every pixel of every slice,
         as a scanner's is: the same pattern on seven slices would be something to learn.
@@ -66,15 +66,19 @@ class Augmenter:
         Returns:
             (n, H, W) int16 HU.
         """
-        generator = np.random.default_rng(seed)
-        if generator.random() >= self._config.noise_probability:
-            return slices_hu
-        # OpenCV's generator is twice as fast as NumPy's at this; its state is the thread's own, and seeded here.
-        cv2.setRNGSeed(int(generator.integers(2**31)))
-        flat = np.empty((len(slices_hu) * slices_hu.shape[1], slices_hu.shape[2]), np.int16)
-        cv2.randn(flat, np.zeros(1), np.array([generator.uniform(*self._config.noise_hu)]))
-        noisy: np.ndarray = slices_hu + flat.reshape(slices_hu.shape)
-        return noisy
+        config, generator = self._config, np.random.default_rng(seed)
+        if generator.random() < config.noise_probability:
+            # OpenCV's generator is twice as fast as NumPy's at this; its state is the thread's own, and seeded here.
+            cv2.setRNGSeed(int(generator.integers(2**31)))
+            noise = np.empty((len(slices_hu) * slices_hu.shape[1], slices_hu.shape[2]), np.int16)
+            cv2.randn(noise, np.zeros(1), np.array([generator.uniform(*config.noise_hu)]))
+            slices_hu = slices_hu + noise.reshape(slices_hu.shape)
+        if generator.random() < config.intensity_probability:
+            factor = generator.uniform(*config.contrast)
+            shift_hu = int(generator.integers(-config.shift_hu, config.shift_hu, endpoint=True))
+            flat = slices_hu.reshape(-1, slices_hu.shape[2])
+            slices_hu = cv2.addWeighted(flat, factor, flat, 0.0, shift_hu).reshape(slices_hu.shape)
+        return slices_hu
 
 
 def _to_channels(slices_hu: np.ndarray) -> np.ndarray:
@@ -90,7 +94,7 @@ def _from_channels(image: np.ndarray) -> list[np.ndarray]:
 
 
 def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Compose":
-    """Crop, resize, flips, rotation with shift, and grid distortion, of an (H, W, C) image."""
+    """Crop, resize, flips, transposition, affine map, grid distortion and coarse dropout of an (H, W, C) image."""
     library = _import_albumentations()
     size = (image_size, image_size)
     steps: list[albumentations.BasicTransform] = []
@@ -110,8 +114,12 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
         steps.append(library.HorizontalFlip(p=config.horizontal_flip_probability))
     if config.vertical_flip_probability > 0:
         steps.append(library.VerticalFlip(p=config.vertical_flip_probability))
+    if config.transpose_probability > 0:
+        steps.append(library.Transpose(p=config.transpose_probability))
     if config.rotation_probability > 0:
         rotation = library.Affine(
+            scale=config.scale,
+            keep_ratio=True,
             rotate=(-config.rotation_degrees, config.rotation_degrees),
             translate_percent=(-config.shift_fraction, config.shift_fraction),
             interpolation=cv2.INTER_LINEAR,
@@ -130,6 +138,15 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
             p=config.distortion_probability,
         )
         steps.append(distortion)
+    if config.dropout_probability > 0:
+        dropout = library.CoarseDropout(
+            num_holes_range=config.dropout_holes,
+            hole_height_range=config.dropout_size,
+            hole_width_range=config.dropout_size,
+            fill=_AIR,
+            p=config.dropout_probability,
+        )
+        steps.append(dropout)
     return library.Compose(steps)
 
 

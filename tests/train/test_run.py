@@ -173,6 +173,19 @@ def test_splits_without_slices_get_empty_tables(tmp_path):
         check_predictions(table, TASK, name)
 
 
+def test_a_run_from_before_a_setting_existed_is_up_to_date_where_the_setting_is_off(fresh_work):
+    train_fold(fresh_work)
+    path = fresh_work.fold("run", 0) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["train"]["mixup"], manifest["settings"]["train"]["augment"]["shift_hu"]
+    path.write_text(json.dumps(manifest))
+    before = read_files(path.parent)
+    train_fold(fresh_work)
+    assert read_files(path.parent) == before
+    with pytest.raises(ArtifactError, match=r"train\.augment\.shift_hu: 0, now 5"):
+        train_fold(fresh_work, "train.augment.shift_hu=5")
+
+
 def test_fresh_starts_over(fresh_work):
     train_fold(fresh_work)
     changed = train_fold(fresh_work, "train.epochs=1", fresh=True)

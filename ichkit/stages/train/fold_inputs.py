@@ -12,6 +12,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
 from ichkit.core.tasks import find_task
+from ichkit.core.train_config import TrainConfig
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import embeddings_name
 from ichkit.work.artifacts import digest_file, digest_table, has_artifact, list_differences, read_manifest
@@ -185,7 +186,8 @@ def find_state(config: Config, prepared: Prepared, work: WorkFolder, run_name: s
 
 
 def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
-    differences = list_differences(found.settings, wanted.settings)
+    settings = found.settings | {"train": _with_later_keys(found.settings.get("train"), TrainConfig().settings())}
+    differences = list_differences(settings, wanted.settings)
     if found.inputs.get("train_slices") != wanted.inputs["train_slices"]:
         differences.append("the slices or labels of its training part")
     if differences:
@@ -193,3 +195,15 @@ def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
             f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
             "another --run, or start this run over with `ichkit train --fresh`."
         )
+
+
+def _with_later_keys(found: Any, defaults: dict[str, Any]) -> Any:
+    """Settings completed with keys that ichkit got later, whose defaults do what was done before."""
+    if not isinstance(found, dict):
+        return found
+    filled = {
+        key: _with_later_keys(found[key], value)
+        for key, value in defaults.items()
+        if isinstance(value, dict) and key in found
+    }
+    return {**defaults, **found, **filled}
