@@ -25,8 +25,9 @@ from ichkit.core.progress import StopFlag
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import TrainConfig
 from ichkit.engine.blocks import BlockDataset, VolumeReader
-from ichkit.engine.devices import make_fabric, make_optimizer, prepare_network
+from ichkit.engine.devices import make_fabric, prepare_network
 from ichkit.engine.loop import TrainingLoop
+from ichkit.engine.optimizers import make_optimizer
 from ichkit.engine.phases import list_phases
 from ichkit.engine.sampling import SliceIndex
 from ichkit.imaging.store import Prepared
@@ -127,7 +128,9 @@ class Ceiling:
     def __init__(self, fabric, settings: TrainConfig) -> None:
         self._fabric, network = fabric, build(settings)
         prepare_network(network, settings)
-        optimizer = make_optimizer(network, settings, on_gpu=fabric.device.type == "cuda")
+        optimizer = make_optimizer(
+            network, settings.resolve_phases(TASK.classes)[0], on_gpu=fabric.device.type == "cuda"
+        )
         self._network, self._optimizer = fabric.setup(network, optimizer)
         self._network.train()
         # The weights stay as they are, so that every round does the same: what one batch can teach is soon learnt.

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.section import ConfigSection, Count, Odd, Positive, Probability, runtime
@@ -66,6 +66,66 @@ class MixupConfig(ConfigSection):
     alpha: Positive = 0.2
 
 
+class ScheduleConfig(ConfigSection):
+    """Learning rate schedule; `train.schedule: step` is short for `train.schedule: {kind: step}`.
+
+    `kind` is a row of `SCHEDULES`. `lowest` is the lowest factor on the learning rate. `milestones` are shares of the
+    steps after warm-up (step). `drop_factor` multiplies the rate at each drop (step, plateau). `patience` is the number
+    of epochs without a better validation value before a drop (plateau).
+    """
+
+    kind: str = "cosine"
+    lowest: Probability = 0.0
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.85)
+    drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 2
+
+
+def _expand_kind(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+NamedSchedule = Annotated[ScheduleConfig, BeforeValidator(_expand_kind)]
+
+
+class RateFactors(ConfigSection):
+    """Factors on the learning rate per part of the network.
+
+    `head` is the classifier, `backbone` the rest of the timm model, `context` whatever follows the backbone.
+    """
+
+    backbone: Annotated[float, Field(ge=0)] = 1.0
+    context: Annotated[float, Field(ge=0)] = 1.0
+    head: Annotated[float, Field(ge=0)] = 1.0
+
+
+RESERVED_ARGUMENTS = frozenset(
+    {"model_name", "in_chans", "num_classes", "img_size", "drop_rate", "drop_path_rate", "features_only"}
+    | {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+    | {"scriptable", "exportable", "no_jit"}
+)
+_LARGEST_ARGUMENT = 2**16
+
+
+def check_backbone_args(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments, if they may be passed to timm: numbers, words and lists of them, without reserved names.
+
+    Raises:
+        ValueError: a name is set elsewhere in the config or could read a file; a value is of another kind or too large.
+    """
+    for name, value in arguments.items():
+        if name in RESERVED_ARGUMENTS:
+            raise ValueError(f'"{name}" is not an argument of the architecture; other settings set it')
+        for item in value if isinstance(value, list | tuple) else [value]:
+            is_number = isinstance(item, int | float) and abs(item) <= _LARGEST_ARGUMENT
+            if not (item is None or isinstance(item, bool | str) or is_number):
+                raise ValueError(f'expected a number up to {_LARGEST_ARGUMENT}, a word, or a list of them for "{name}"')
+    return arguments
+
+
+LayerDecay = Annotated[float, Field(gt=0, le=1)]
+
+
 class PhaseConfig(ConfigSection):
     """One phase of a run; None means the value of `train`.
 
@@ -81,6 +141,11 @@ class PhaseConfig(ConfigSection):
     epochs: Count | None = None
     learning_rate: Positive | None = None
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    schedule: NamedSchedule | None = None
+    optimizer: str | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    layer_decay: LayerDecay | None = None
+    rate_factors: RateFactors | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +156,9 @@ class ResolvedPhase:
         weights: initial weights, as in `PhaseConfig`.
         frozen_stages: number of frozen backbone stages.
         classes: the labels to train on, in the order of the task.
-        epochs, learning_rate, warmup_epochs: of the phase, else of `train`.
+        spares_norms_and_biases: True if weight decay leaves out norms, biases and what timm lists for the backbone.
+        epochs, learning_rate, warmup_epochs, schedule, optimizer, weight_decay, layer_decay, rate_factors: of the
+            phase, else of `train`.
     """
 
     weights: str
@@ -100,12 +167,23 @@ class ResolvedPhase:
     epochs: int
     learning_rate: float
     warmup_epochs: float
+    schedule: ScheduleConfig
+    optimizer: str
+    weight_decay: float
+    spares_norms_and_biases: bool
+    layer_decay: float
+    rate_factors: RateFactors
 
 
 class TrainConfig(ConfigSection):
-    """Stage 1: a 2D network on blocks of adjacent slices."""
+    """Stage 1: a 2D network on blocks of adjacent slices.
+
+    `backbone_args` are passed to timm. `weight_decay_on` is "weights" (norms, biases and what timm lists for the
+    backbone are left out) or "all". `layer_decay` multiplies the learning rate once for each layer away from the head.
+    """
 
     backbone: str = "resnet50"
+    backbone_args: Annotated[dict[str, Any], AfterValidator(check_backbone_args)] = Field(default_factory=dict)
     pretrained: str = "hub"
     image_size: Annotated[int, Field(ge=32)] = 512
     block_size: Odd = 7
@@ -116,11 +194,16 @@ class TrainConfig(ConfigSection):
     optimizer: str = "adam"
     learning_rate: Positive = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay_on: Literal["weights", "all"] = "weights"
+    layer_decay: LayerDecay = 1.0
+    rate_factors: RateFactors = RateFactors()
+    schedule: NamedSchedule = ScheduleConfig()
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Positive | None = None
     accumulate: Count = 1
     loss: str = "weighted-bce"
     drop_rate: Probability = 0.0
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_prior_bias: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     augment: AugmentConfig = AugmentConfig()
@@ -166,12 +249,23 @@ class TrainConfig(ConfigSection):
                 weights=self.pretrained if number == 0 and phase.weights == "keep" else phase.weights,
                 frozen_stages=phase.frozen_stages,
                 classes=_order_classes(phase.classes, classes),
-                epochs=phase.epochs or self.epochs,
-                learning_rate=phase.learning_rate or self.learning_rate,
-                warmup_epochs=self.warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs,
+                spares_norms_and_biases=self.weight_decay_on == "weights",
+                **{name: getattr(phase if getattr(phase, name) is not None else self, name) for name in _OVERRIDABLE},
             )
             for number, phase in enumerate(self.phases or (PhaseConfig(),))
         )
+
+
+_OVERRIDABLE = (
+    "epochs",
+    "learning_rate",
+    "warmup_epochs",
+    "schedule",
+    "optimizer",
+    "weight_decay",
+    "layer_decay",
+    "rate_factors",
+)
 
 
 def _order_classes(asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

@@ -1,15 +1,12 @@
-"""Device, precision, threads and optimizer of training."""
+"""Device, precision and threads of training."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
-from torch import nn
 
-from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.errors import ConfigError
 from ichkit.core.train_config import TrainConfig
 from ichkit.engine.parallel import count_cores
 from ichkit.engine.ranks import ALONE, Ranks
@@ -84,34 +81,6 @@ def prepare_network(network: DescriptorNetwork, config: TrainConfig) -> None:
             ) from error
     if config.compile:
         network.compile()
-
-
-def make_optimizer(network: nn.Module, config: TrainConfig, *, on_gpu: bool = False) -> torch.optim.Optimizer:
-    """An optimizer by its timm name, for the parameters that require a gradient.
-
-    Raises:
-        ConfigError: the optimizer is unknown, or needs a package or device that is not available.
-    """
-    names = [str(name) for name in list_optimizers()]
-    if config.optimizer not in names:
-        raise ConfigError(f'train.optimizer: unknown "{config.optimizer}". {nearest(config.optimizer, names)}')
-    # One call for all tensors if supported: call overhead is a tenth of a small network's step on a CPU.
-    constructor = get_optimizer_class(config.optimizer, bind_defaults=False)
-    known = inspect.signature(constructor).parameters
-    how = next((name for name in (("fused",) if on_gpu else ()) + ("foreach",) if name in known), None)
-    options: dict[str, Any] = {} if how is None else {how: True}
-    try:
-        return create_optimizer_v2(
-            network,
-            opt=config.optimizer,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            **options,
-        )
-    except (AssertionError, ImportError) as error:
-        raise ConfigError(
-            f'train.optimizer: "{config.optimizer}" cannot be used here ({error}). Try "adam" or "adamw".'
-        ) from error
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
+from ichkit.core.train_config import check_backbone_args
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.descriptor import DescriptorNetwork, build_network
 from ichkit.work.artifacts import check_digests, read_manifest
@@ -38,6 +39,7 @@ class ModelCard:
         hull_hu: HU range of that store; slices of a new study are clipped to it.
         tta: test-time augmentation, "none" or "hflip".
         batch_size: images per forward pass; recorded because it changes the last bits of a probability.
+        backbone_args: further arguments of the backbone's constructor.
     """
 
     task: str
@@ -48,6 +50,7 @@ class ModelCard:
     hull_hu: tuple[int, int]
     tta: str
     batch_size: int
+    backbone_args: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, prepare_size: int | None, hull_hu: tuple[int, int]) -> "ModelCard":
@@ -61,15 +64,21 @@ class ModelCard:
             hull_hu=hull_hu,
             tta=config.train.tta,
             batch_size=config.train.predict_batch,
+            backbone_args=config.train.backbone_args,
         )
 
     def build(
-        self, *, drop_rate: float = 0.0, pretrained: str = "none", num_classes: int | None = None
+        self,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        pretrained: str = "none",
+        num_classes: int | None = None,
     ) -> DescriptorNetwork:
         """The network with random or pretrained weights.
 
         Args:
-            drop_rate, pretrained: see `models.descriptor.build_network`.
+            drop_rate, drop_path_rate, pretrained: see `models.descriptor.build_network`.
             num_classes: number of outputs; None for the number of classes of the task.
 
         Raises:
@@ -82,7 +91,9 @@ class ModelCard:
             num_classes=num_classes or find_task(self.task).num_classes,
             image_size=self.image_size,
             drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
             pretrained=pretrained,
+            backbone_args=self.backbone_args,
         )
 
 
@@ -235,6 +246,9 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError(f"image_size and prepare_size must be 1 to {_MAX_SIDE}")
     if type(card.batch_size) is not int or not 1 <= card.batch_size * card.image_size**2 <= _MAX_BATCH_PIXELS:
         raise ValueError(f"batch_size times image_size squared must be 1 to {_MAX_BATCH_PIXELS} pixels")
+    if not isinstance(card.backbone_args, dict):
+        raise ValueError("backbone_args must be a mapping")
+    check_backbone_args(card.backbone_args)
     low, high = card.hull_hu
     if not all(type(value) is int and abs(value) < 2**15 for value in (low, high)) or low >= high:
         raise ValueError("hull_hu must be two ascending 16-bit HU values")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ichkit.core.train_config import ResolvedPhase, TrainConfig
+from ichkit.engine.schedule import find_schedule
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,14 @@ class Phase:
 
 
 def list_phases(config: TrainConfig, classes: Sequence[str]) -> list[Phase]:
-    """The phases of a run, in order; see `TrainConfig.resolve_phases` for arguments and errors."""
+    """The phases of a run, in order; see `TrainConfig.resolve_phases` for arguments and errors.
+
+    Raises:
+        ConfigError: no such schedule.
+    """
     resolved = config.resolve_phases(classes)
+    for phase in resolved:
+        find_schedule(phase.schedule)
     epochs = [phase.epochs for phase in resolved]
     return [
         Phase(number, len(resolved), sum(epochs[:number]), sum(epochs), phase) for number, phase in enumerate(resolved)

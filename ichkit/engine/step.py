@@ -11,12 +11,13 @@ from torch import nn
 from ichkit.core.progress import StopFlag
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.engine.blocks import Block, BlockDataset
-from ichkit.engine.devices import make_optimizer, prepare_network
+from ichkit.engine.devices import prepare_network
 from ichkit.engine.ema import AveragedWeights
 from ichkit.engine.mixes import apply_mix, draw_mix
+from ichkit.engine.optimizers import make_optimizer, set_rate
 from ichkit.engine.phases import Phase
 from ichkit.engine.sampling import EpochBatches
-from ichkit.engine.schedule import learning_rate_factor
+from ichkit.engine.schedule import Span, learning_rate_factor
 from ichkit.engine.step_cost import StepCost, measure_step_cost
 from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.freezing import Frozen
@@ -82,8 +83,8 @@ class _Pending:
 class Stepper:
     """Runs the training steps of one phase.
 
-    Every random number depends on epoch, step and block alone, and the learning rate on the step, so that the state
-    between two steps is only weights, optimizer moments and counts.
+    Every random number depends on epoch, step and block alone, and the learning rate on the step and on the validation
+    values of finished epochs, so that the state between two steps is only weights, optimizer moments and counts.
 
     In distributed training each process takes its share of every batch, and gradients are those of the whole batch.
     CutMix and mixup then draw partners within a process.
@@ -94,6 +95,9 @@ class Stepper:
         dataset: the blocks.
         loss_function: see `models.losses`.
         phase: the phase to train.
+
+    Attributes:
+        validation_values: of the finished epochs of the phase, lower is better; set by the loop before an epoch.
 
     Raises:
         ConfigError: see `Frozen`, `EpochBatches` and `make_optimizer`.
@@ -112,11 +116,12 @@ class Stepper:
         num_blocks = len(dataset.plan(phase.first_epoch).rows)
         self.batches = EpochBatches(num_blocks, self.config.batch_blocks, fabric.global_rank, fabric.world_size)
         self.total_steps = self.batches.steps_per_epoch * phase.config.epochs
-        self.warmup_steps = round(self.batches.steps_per_epoch * phase.config.warmup_epochs)
+        self._span = Span(self.total_steps, round(self.batches.steps_per_epoch * phase.config.warmup_epochs))
+        self.validation_values: list[float] = []
         self.frozen = Frozen(network, phase.config.frozen_stages)
         prepare_network(network, self.config)
         # Fabric's optimizer only steps: it copies attributes, which would be stale after loading a state.
-        self._optimizer = make_optimizer(network, self.config, on_gpu=fabric.device.type == "cuda")
+        self._optimizer = make_optimizer(network, phase.config, on_gpu=fabric.device.type == "cuda")
         self._network, self._fabric_optimizer = fabric.setup(network, self._optimizer)
         decay = self.config.ema_decay
         self._average = None if decay is None else AveragedWeights(self._network.module, decay)
@@ -145,9 +150,9 @@ class Stepper:
         # Dropout and the like use torch's generator: seeded here, so that its state need not be saved.
         torch.manual_seed(derive_seed(self.dataset.seed, "step", *place))
         done = (epoch - self.phase.first_epoch) * self.batches.steps_per_epoch + step
-        rate = self.phase.config.learning_rate * learning_rate_factor(done, self.total_steps, self.warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        factor = learning_rate_factor(done, self._span, self.phase.config.schedule, self.validation_values)
+        rate = self.phase.config.learning_rate * factor
+        set_rate(self._optimizer, rate)
         plan, own = self.dataset.plan(epoch), self.batches.own(step)
         num_images = int(plan.is_real[self.batches.numbers[step]].sum())
         images, labels = self._mix(batch, place, plan.is_real[own])

@@ -1,11 +1,12 @@
 """Stage 1: a 2D network from one image to a descriptor, the logits of all classes."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,15 @@ class DescriptorNetwork(nn.Module):
 
 
 def build_network(
-    name: str, *, num_channels: int, num_classes: int, image_size: int, drop_rate: float = 0.0, pretrained: str = NONE
+    name: str,
+    *,
+    num_channels: int,
+    num_classes: int,
+    image_size: int,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    pretrained: str = NONE,
+    backbone_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> DescriptorNetwork:
     """A network by the name of its backbone; random weights use torch's generator, which the caller seeds.
 
@@ -80,10 +89,13 @@ def build_network(
         name: a row of `BACKBONES`, or any other timm model.
         image_size: height and width; used only by backbones with a fixed input size.
         drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth; 0 passes no argument, as some backbones have none.
         pretrained: "hub", "none", or the path of a local file (safetensors, or a state dict by torch.save).
+        backbone_args: further arguments of the constructor.
 
     Raises:
-        ConfigError: unknown backbone, or weights that cannot be downloaded or read or belong to another network.
+        ConfigError: unknown backbone, an argument that it does not take, or weights that cannot be downloaded or read
+            or belong to another network.
 
     Example:
         >>> build_network("test_resnet", num_channels=3, num_classes=6, image_size=64)(
@@ -95,6 +107,10 @@ def build_network(
     defaults = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if defaults is not None and defaults.fixed_input_size:
         arguments["img_size"] = image_size
+    extra = {**backbone_args, **({"drop_path_rate": drop_path_rate} if drop_path_rate else {})}
+    if extra:
+        _check_arguments(row, arguments, extra)
+        arguments |= extra
     backbone: Any
     if pretrained == NONE:
         backbone = row.constructor(**arguments, pretrained=False)
@@ -104,6 +120,24 @@ def build_network(
         backbone = _from_file(row, arguments, Path(pretrained))
     mean, std = (_per_channel(backbone.pretrained_cfg[key], num_channels) for key in ("mean", "std"))
     return DescriptorNetwork(backbone, mean, std)
+
+
+def _check_arguments(row: Backbone, arguments: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Builds the network without memory for its weights, to see whether it takes the arguments.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        with torch.device("meta"):
+            row.constructor(**arguments, **extra, pretrained=False)
+    except Exception as error:  # timm's models fail in many ways on values that they do not expect
+        written = ", ".join(f"{name}={value}" for name, value in extra.items())
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"train.backbone_args: {row.name} does not take {written} ({reason}). Expected arguments of its timm "
+            "constructor; train.drop_path_rate needs a backbone with stochastic depth."
+        ) from error
 
 
 def find_backbone(name: str) -> Backbone:

@@ -92,6 +92,12 @@ OPTIONS = {
     "train.block_size=6": "--set train.block_size: must be odd, so that there is a middle slice, found 6",
     "stack.fusion.window=8": "--set stack.fusion.window: must be odd, so that there is a middle slice, found 8",
     "task=strokes": '--set task: unknown task "strokes". Choices: hemorrhage',
+    "train.schedule.kinds=step": "--set train.schedule.kinds: unknown key, did you mean train.schedule.kind?",
+    "train.schedule=3": "--set train.schedule: expected a section of keys and values, found 3",
+    "train.rate_factors.heads=2": "--set train.rate_factors.heads: unknown key, did you mean train.rate_factors.head?",
+    "train.backbone_args.pretrained=true": '--set train.backbone_args.pretrained: "pretrained" is not an argument of',
+    "train.backbone_args={depth: {a: 1}}": "--set train.backbone_args: expected a number up to 65536, a word, or a lis",
+    "train.backbone_args.depth=.nan": "--set train.backbone_args.depth: expected a number up to 65536",
     "train.phases=[{epochs: x}]": "--set train.phases.0.epochs: Input should be a valid integer",
 }
 
@@ -134,3 +140,23 @@ def test_values_are_never_printed_whole():
     assert short(10**5000) == "a number of thousands of digits"
     assert short({"a": [[[[1]]]], "b": list(range(10_000))}) == "{'a': [[...]], 'b': [0, 1, 2, 3, ...]}"
     assert short("a\nb\x1b[31m") == r"'a\nb\x1b[31m'"
+
+
+def test_a_schedule_is_a_word_or_a_section_and_a_phase_may_have_its_own():
+    word, section = (load_config("default", (f"train.schedule{text}",)) for text in ("=step", ".kind=step"))
+    assert word.train.schedule == section.train.schedule
+    assert word.train.schedule.kind == "step"
+    phases = "train.phases=[{schedule: constant, optimizer: sgd, weight_decay: 0.0, rate_factors: {head: 2}}, {}]"
+    first, last = load_config("default", ("train.weight_decay=0.1", phases)).train.resolve_phases(("any",))
+    assert (first.schedule.kind, first.optimizer, first.weight_decay, first.rate_factors.head) == (
+        "constant",
+        "sgd",
+        0.0,
+        2.0,
+    )
+    assert (last.schedule.kind, last.optimizer, last.weight_decay, last.rate_factors.head) == (
+        "cosine",
+        "adam",
+        0.1,
+        1.0,
+    )

@@ -5,7 +5,9 @@ import pytest
 from ichkit.core.errors import ConfigError
 from ichkit.core.rows import find_row
 from ichkit.core.tasks import TASKS
+from ichkit.engine.optimizers import OPTIMIZERS
 from ichkit.engine.sampling import CENTRES
+from ichkit.engine.schedule import SCHEDULES
 from ichkit.imaging.windows import CHANNELS
 from ichkit.models.descriptor import BACKBONES
 from ichkit.models.losses import LOSSES
@@ -22,6 +24,8 @@ TABLES = {
     "CHANNELS": CHANNELS,
     "LOSSES": LOSSES,
     "METRICS": METRICS,
+    "OPTIMIZERS": OPTIMIZERS,
+    "SCHEDULES": SCHEDULES,
     "SOURCES": SOURCES,
     "STACKERS": STACKERS,
     "STRENGTHS": STRENGTHS,

@@ -1,4 +1,3 @@
-import math
 import time
 
 import pytest
@@ -10,17 +9,9 @@ from ichkit.core.errors import ArtifactError, ConfigError, DiskFullError
 from ichkit.core.progress import StopFlag
 from ichkit.core.train_config import TrainConfig
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
-from ichkit.engine.devices import make_fabric, make_optimizer, torch_threads
+from ichkit.engine.devices import make_fabric, torch_threads
 from ichkit.engine.ema import AveragedWeights
-from ichkit.engine.schedule import learning_rate_factor
 from ichkit.engine.stopping import RelayedStop, relay_stop
-
-
-def test_the_rate_falls_along_half_a_cosine_after_a_linear_rise():
-    factors = [learning_rate_factor(step, 110, 10) for step in range(110)]
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert factors[10:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 100)) for step in range(100)])
-    assert learning_rate_factor(0, 1) == 1.0
 
 
 def test_the_average_is_that_of_the_slow_definition_buffers_included():
@@ -69,11 +60,6 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"garbage")
     with pytest.raises(ArtifactError, match=r"last\.ckpt: expected a checkpoint.*--fresh"):
         load_checkpoint(tmp_path / "last.ckpt")
-
-
-def test_an_unknown_optimizer_gets_the_nearest_spelling():
-    with pytest.raises(ConfigError, match=r'train\.optimizer: unknown "adamm". Did you mean "adam'):
-        make_optimizer(nn.Linear(2, 2), TrainConfig(optimizer="adamm"))
 
 
 def test_an_unknown_accelerator_is_refused():

@@ -75,6 +75,39 @@ def test_the_prior_bias_starts_every_class_at_its_prevalence():
     np.testing.assert_allclose(started, np.tile([1e-4, 0.05, 0.04, 0.05, 0.06, 1 - 1e-4], (4, 1)), rtol=1e-4)
 
 
+def test_further_arguments_reach_the_constructor_of_timm():
+    network = build("test_convnext", backbone_args={"depths": [1, 1, 1, 3]}, drop_path_rate=0.3)
+    assert len(network.backbone.stages[3].blocks) == 3
+    assert network.backbone.stages[3].blocks[2].drop_path.drop_prob == pytest.approx(0.3)
+    network.eval()
+    assert torch.equal(network(IMAGES), network(IMAGES))
+
+
+def test_stochastic_depth_changes_no_initial_weight():
+    plain, deep = build("test_convnext").state_dict(), build("test_convnext", drop_path_rate=0.3).state_dict()
+    assert all(torch.equal(plain[name], deep[name]) for name in plain | deep)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "test_resnet",
+            {"backbone_args": {"depths": [1, 1]}},
+            r"does not take depths=\[1, 1\] \(.*unexpec",
+        ),
+        (
+            "vgg11",
+            {"drop_path_rate": 0.1},
+            r"vgg11 does not take drop_path_rate=0\.1 .*needs a backbone",
+        ),
+    ],
+)
+def test_arguments_that_a_backbone_does_not_take_are_refused_in_one_message(name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **changes)
+
+
 def test_an_unknown_backbone_gets_the_nearest_spelling():
     with pytest.raises(ConfigError, match=r'unknown "resnet5O"\. Did you mean "resnet5\d"\? Choices: convnext_tiny'):
         find_backbone("resnet5O")

@@ -94,6 +94,8 @@ HARMFUL = {
     "card is binary": (write(f"{FOLD}/model.json", b"\xff\xfe\x00"), "expected the description of a network"),
     "absurd images": (change_card(image_size=10**6), "image_size and prepare_size must be 1 to 4096"),
     "absurd store": (change_card(prepare_size=10**6), "image_size and prepare_size must be 1 to 4096"),
+    "arguments that read a file": (change_card(backbone_args={"checkpoint_path": "x.pth"}), "not an argument of the"),
+    "arguments without names": (change_card(backbone_args=[1]), "backbone_args must be a mapping"),
     "absurd batch": (change_card(batch_size=10**9), "batch_size times image_size squared"),
     "a size that is text": (change_card(image_size="32"), "image_size and prepare_size must be"),
     "HU turned round": (change_card(hull_hu=[2000, -800]), "two ascending 16-bit HU values"),

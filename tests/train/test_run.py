@@ -136,6 +136,15 @@ def test_training_before_preparing_names_the_command(tmp_path):
         train_fold(WorkFolder(tmp_path))
 
 
+def test_a_network_with_further_arguments_is_rebuilt_from_its_card(fresh_work):
+    changes = ("train.backbone=test_convnext", "train.backbone_args={depths: [1, 1, 1, 2]}", "train.drop_path_rate=0.2")
+    train_fold(fresh_work, *changes, "train.epochs=1", "train.layer_decay=0.8", "train.schedule=one-cycle")
+    predictor = load_predictor(fresh_work.fold("run", 0), "cpu")
+    assert len(predictor.network.backbone.stages[3].blocks) == 2
+    with pytest.raises(ConfigError, match=r'train\.schedule\.kind: unknown "cosinus"\. Did you mean "cosine"'):
+        train_fold(fresh_work, "train.schedule=cosinus")
+
+
 def test_flipping_every_label_of_a_fold_leaves_its_predictions_byte_identical(work, fresh_work):
     flip_labels(fresh_work, fold=0)
     train_fold(fresh_work)

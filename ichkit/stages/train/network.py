@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,12 +130,15 @@ def _begin_network(
     before: nn.Module | None,
 ) -> DescriptorNetwork:
     """The network at the start of a phase; a head for other classes than before starts from random weights."""
-    drop_rate, weights = task.config.train.drop_rate, phase.config.weights
+    settings, weights = task.config.train, phase.config.weights
     # The same for every fold, so that embeddings of different folds can be projected into one space.
     torch.manual_seed(derive_seed(task.config.seed, "network", *([phase.number] if phase.number else [])))
+    build = partial(
+        card.build, drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, num_classes=num_classes
+    )
     if weights != KEEP and not weights.startswith(RUN_PREFIX):
-        return card.build(drop_rate=drop_rate, pretrained=weights, num_classes=num_classes)
-    network = card.build(drop_rate=drop_rate, num_classes=num_classes)
+        return build(pretrained=weights)
+    network = build()
     if weights.startswith(RUN_PREFIX):
         _copy_weights(_read_run(task, identity, weights.removeprefix(RUN_PREFIX)), network, weights)
     elif before is not None:

@@ -16,6 +16,7 @@ from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import TrainConfig
+from ichkit.engine.phases import list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
@@ -141,7 +142,7 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
     Raises:
         ArtifactError: nothing is prepared, or a fold was made from other settings or other training slices.
         FoldError: a fold does not exist, or a patient is in several folds.
-        ConfigError: several folds under `torchrun`.
+        ConfigError: several folds under `torchrun`, or a phase has a class or schedule that does not exist.
     """
     ranks = Ranks.of_environment()
     if not ranks.is_main:
@@ -149,6 +150,7 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
     if options.embeddings:
         config = config.model_copy(update={"train": config.train.model_copy(update={"embeddings": True})})
     prepared = Prepared.open(work.prepared, find_task(config.task))
+    list_phases(config.train, prepared.task.classes)  # a wrong class or schedule is refused before anything else
     check_folds(prepared.slices)
     folds = _choose_folds(options.folds, prepared)
     if ranks.world > 1 and len(folds) > 1:
