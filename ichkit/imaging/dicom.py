@@ -100,6 +100,7 @@ class Header(StoredPixels):
         position_x, position_y, position_z: ImagePositionPatient in mm.
         row_x .. column_z: ImageOrientationPatient.
         instance_number, acquisition_number: 0 where they are missing or no whole number.
+        reference_uid: FrameOfReferenceUID: positions of two series can be compared only where it is the same.
     """
 
     why_raw: str
@@ -119,6 +120,7 @@ class Header(StoredPixels):
     column_z: float
     instance_number: int = 0
     acquisition_number: int = 0
+    reference_uid: str = ""
 
 
 STORED_COLUMNS = [field.name for field in fields(StoredPixels)]
@@ -420,6 +422,7 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
         column_z,
         _count(dataset, "InstanceNumber"),
         _count(dataset, "AcquisitionNumber"),
+        _id(dataset, "FrameOfReferenceUID"),
     )
     return header, reason
 

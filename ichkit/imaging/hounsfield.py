@@ -20,6 +20,8 @@ PADDING_HU = -1400
 BRAIN_HU = (0, 80)
 """What the brain window shows."""
 _IS_PADDING, _IS_BRAIN = 1 << 16, 1 << 17
+TISSUE_HU = (-500, 3072)
+"""Between lung and what 12 bits hold of metal: a PixelPaddingValue in here may as well be a pixel of the head."""
 LARGEST_DARK_HU = -100
 """A head is surrounded by air, or stored with a background below it; a darkest pixel above fat is no HU of a head."""
 SMALLEST_RANGE_HU = 50
@@ -81,8 +83,7 @@ def fill_hounsfield(
         header.bits_stored,
         header.high_bit,
         header.pixel_representation,
-        header.padding_value,
-        header.padding_limit,
+        *_padding_of(stored, header),
         header.slope,
         header.intercept,
         repair,
@@ -121,14 +122,23 @@ def hounsfield_extent(stored: np.ndarray, header: StoredPixels) -> tuple[float, 
         header.bits_stored,
         header.high_bit,
         header.pixel_representation,
-        header.padding_value,
-        header.padding_limit,
+        *_padding_of(stored, header),
         header.slope,
         header.intercept,
     )[stored[::_EXTENT_STEP, ::_EXTENT_STEP]]
     if np.isnan(entries).all():
         return None
     return float(np.nanmin(entries)), float(np.nanmax(entries))
+
+
+def is_tissue_padding(header: StoredPixels) -> bool:
+    """True where PixelPaddingValue, or the end of its range, is a value that tissue has too."""
+    if header.padding_value == NO_PADDING:
+        return False
+    ends = [header.padding_value, header.padding_limit]
+    meant = [end - 65536 if header.pixel_representation and end >= 32768 else end for end in ends if end != NO_PADDING]
+    low, high = TISSUE_HU
+    return any(low < value * header.slope + header.intercept < high for value in meant)
 
 
 def why_no_head(extents: Iterable[tuple[float, float] | None]) -> str:
@@ -228,6 +238,22 @@ def _are_padding(values: np.ndarray, signed: int, padding_value: int, padding_li
     if signed:
         patterns = np.where(patterns >= 32768, patterns - 65536, patterns)
     return (patterns >= min(meant)) & (patterns <= max(meant))
+
+
+def _padding_of(stored: np.ndarray, header: StoredPixels) -> tuple[int, int]:
+    """PixelPaddingValue and its limit; none where it is a value of tissue and no corner of the slice has it.
+
+    Source: chosen here: what pads a slice lies outside the circle of its reconstruction, so it is in the corners. Some
+        writers name a padding that they do not use, often 0.
+    """
+    padding = header.padding_value, header.padding_limit
+    if not is_tissue_padding(header):
+        return padding
+    corners = np.zeros(65536, bool)
+    corners[stored[:: max(stored.shape[0] - 1, 1), :: max(stored.shape[1] - 1, 1)]] = True
+    values = _stored_values(header.bits_stored, header.high_bit, header.pixel_representation)
+    is_used = (corners & _are_padding(values, header.pixel_representation, *padding)).any()
+    return padding if is_used else (NO_PADDING, NO_PADDING)
 
 
 @lru_cache(maxsize=64)

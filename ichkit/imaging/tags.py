@@ -30,6 +30,7 @@ _WANTED = {
     0x00200013: ("InstanceNumber", b"IS"),
     0x00200032: ("ImagePositionPatient", b"DS"),
     0x00200037: ("ImageOrientationPatient", b"DS"),
+    0x00200052: ("FrameOfReferenceUID", b"UI"),
     0x00280002: ("SamplesPerPixel", b"US"),
     0x00280004: ("PhotometricInterpretation", b"CS"),
     0x00280008: ("NumberOfFrames", b"IS"),

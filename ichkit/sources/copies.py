@@ -55,7 +55,7 @@ def _judge(same: pd.DataFrame) -> dict[object, str]:
     seen: list[np.ndarray] = []
     for row, ref, values in zip(same.index, refs, stored, strict=True):
         try:
-            pixels = _read_pixels(ref, StoredPixels(*values))
+            pixels = read_pixels(ref, StoredPixels(*values))
         except UnreadableError as error:
             reasons[row] = str(error)
             continue
@@ -66,7 +66,12 @@ def _judge(same: pd.DataFrame) -> dict[object, str]:
     return reasons if seen else dict.fromkeys(same.index[1:], COPY)
 
 
-def _read_pixels(ref: FileRef, header: StoredPixels) -> np.ndarray:
+def read_pixels(ref: FileRef, header: StoredPixels) -> np.ndarray:
+    """(H, W) uint16 stored values of one slice.
+
+    Raises:
+        UnreadableError: see `decode_stored`.
+    """
     data = ref.read(header.pixel_offset, header.pixel_bytes) if header.pixel_bytes else ref.read()
     return decode_stored(data, header)
 

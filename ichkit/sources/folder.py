@@ -13,10 +13,13 @@ from ichkit.sources.copies import split_copies
 from ichkit.sources.labels import check_matches, read_folder_labels
 from ichkit.sources.plan import NO_PATIENT, Found, SourcePlan, add_positions, add_reason, make_rejected
 from ichkit.sources.series import FOLDER_RULE, say_choice, take_chosen_series
+from ichkit.sources.values import warn_of_tissue_padding, why_unusable
 from ichkit.work.artifacts import digest_table
 
 DATASET = "folder"
 _NO_STUDY = "no StudyInstanceUID and no PatientID: studies cannot be told apart"
+_MANY_SERIES = 8
+"""Fewer series of one file may be scouts, screens or slices that watch a bolus arrive."""
 _COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|dicomdir|thumbs\.db|\.[^/]*)$"
 
 
@@ -31,6 +34,7 @@ def plan_folder(
     override: pd.DataFrame | None = None,
     *,
     needs_patients: bool = False,
+    judges_hu: bool = False,
     dataset: str = DATASET,
 ) -> SourcePlan:
     """The best axial series of every study, without labels.
@@ -39,6 +43,7 @@ def plan_folder(
         index: of every file below the root.
         salt: secret bytes; patients and file names appear only as digests with it.
         override: series chosen by hand.
+        judges_hu: of several series, pass over one whose values cannot be HU of a head.
         needs_patients: a file without PatientID is refused, because folds go by patient.
         dataset: its name in every table.
     """
@@ -49,7 +54,9 @@ def plan_folder(
     good, copies = split_copies(index[index["reason"] == ""])
     number = good.groupby("study_id")["series_id"].rank(method="dense").astype(int)
     # A series description is free text and may hold a name: series are told apart by number.
-    taken = take_chosen_series(good, "series " + number.astype(str), FOLDER_RULE, override)
+    names = "series " + number.astype(str)
+    taken = take_chosen_series(good, names, FOLDER_RULE, override, why_unusable if judges_hu else None)
+    warn_of_tissue_padding(taken.files, dataset)
     say_choice(taken.choice, dataset)
     refused = pd.concat([index[index["reason"] != ""], copies, taken.refused])
     return SourcePlan(
@@ -79,10 +86,31 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     series_texts = [study_id, folder, index["kind"], *(geometry[name] for name in geometry)]
     is_unnamed = (index["series_uid"] == "") & (study_id != "")
     series_id = index["series_uid"].mask(is_unnamed, _digests(salt, "series", *series_texts))
+    series_id = _join_single_slices(index, study_id, series_id, salt)
     slice_id = index["slice_uid"].mask(index["slice_uid"] == "", _digests(salt, "slice", index["relative"]))
     # Patients without an id are not one patient: each of their studies stands for itself.
     patient_id = _digests(salt, "patient", patient.mask(patient == "", "\x1e" + study_id))
     return index.assign(study_id=study_id, series_id=series_id, slice_id=slice_id, patient_id=patient_id)
+
+
+def _join_single_slices(index: pd.DataFrame, study_id: pd.Series, series_id: pd.Series, salt: bytes) -> pd.Series:
+    """The series; many of a single file each, of one study and one geometry, become one.
+
+    Some programs that anonymise make a new SeriesInstanceUID for every file.
+    """
+    names = ["study_id", "kind", "rows", "columns", *ORIENTATION]
+    good = index.assign(study_id=study_id, series_id=series_id)[(index["reason"] == "") & (study_id != "")]
+    single = good[~good.duplicated(["study_id", "series_id"], keep=False)]
+    single = single.assign(**{name: single[name].round(3) for name in ORIENTATION})
+    many = single[single.groupby(names)["series_id"].transform("size") >= _MANY_SERIES]
+    if many.empty:
+        return series_id
+    logger.warning(
+        "%d files have each a SeriesInstanceUID of their own: those of one study and one geometry are one series",
+        len(many),
+    )
+    texts = [many[name].astype("str") for name in names]
+    return series_id.where(~series_id.index.isin(many.index), pd.Series(_digests(salt, "series", *texts), many.index))
 
 
 def _split_shared_studies(study_id: pd.Series, patient: pd.Series) -> pd.Series:
@@ -136,7 +164,9 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
         )
     labels, key = read_folder_labels(found.labels, found.task)
     is_training = role is Role.TRAINING
-    plan = plan_folder(found.index, found.salt, found.override, needs_patients=is_training, dataset=dataset)
+    plan = plan_folder(
+        found.index, found.salt, found.override, needs_patients=is_training, judges_hu=found.judges_hu, dataset=dataset
+    )
     files = plan.files.assign(split="train") if is_training else plan.files
     # A slice of a series that was not chosen has a scan, too.
     readable = found.index[found.index["reason"] == ""]

@@ -37,6 +37,7 @@ class Found:
         labels: the label file a user named, for a source that has none of its own.
         override: column study_id and series: series chosen by hand; or None.
         salt: secret bytes for digests of what may name a person.
+        judges_hu: of several series, pass over one whose values cannot be HU of a head.
     """
 
     files: pd.DataFrame
@@ -46,6 +47,7 @@ class Found:
     labels: Path | None = None
     override: pd.DataFrame | None = None
     salt: bytes = b""
+    judges_hu: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which series of a study is the plain axial head CT: a rule on names, headers and geometry, with its reasons."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.geometry import is_axial, slab_groups, slice_normals
-from ichkit.sources.acquisitions import SERIES, split_repeats, split_strays
+from ichkit.sources.acquisitions import OTHER_ORIENTATION, SERIES, split_repeats, split_strays
 from ichkit.sources.plan import TIES, add_positions
 from ichkit.sources.series_names import (
     CONTRAST,
     DYNAMIC,
     NEVER,
+    NO_HU,
     OTHER_BODY_PART,
     RANKS,
     says_no_contrast,
@@ -37,6 +39,11 @@ _HALF_ADDS_MM = 15.0
 _HALVES_OVERLAP_MM = 10.0
 _HALVES_APART_MM = 12.0
 _HALVES_DEGREES = 5.0
+_INTERLEAVED_GAP_MM = 6.0
+"""A series with smaller gaps is a whole head by itself."""
+_INTERLEAVED_OFFSET = (0.3, 0.7)
+_INTERLEAVED_OVERLAP = 0.8
+_MANY_STRAYS = 0.1
 _MAX_WARNINGS = 10
 
 
@@ -48,7 +55,7 @@ class SeriesRule:
         min_slices, min_coverage_mm: the minima.
         max_coverage_mm: what is longer holds more than a head; None where names have sorted that out.
         fall_back: where no series passes, take the axial one whose reason weighs least (`RANKS`) all the same.
-        joins_halves: take base and vertex of one head together where they are two series.
+        joins_halves: take base and vertex of one head together where they are two series, and every other slice.
     """
 
     min_slices: int
@@ -82,13 +89,14 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
     """One row per (study_id, series_id): its name, the reason most of its headers give, its geometry.
 
     Args:
-        index: study_id, series_id, position_mm, orientation, rows, columns, spacing, kind (why its header rules it out)
-            of each file, one file for each place of a series, and how often its places were covered (`repeats`).
+        index: study_id, series_id, position_mm, orientation, rows, columns, spacing, reference_uid, kind (why its
+            header rules it out) of each file, one file for each place of a series, and how often its places were
+            covered (`repeats`).
         series_names: (N,) name of the series each file belongs to, aligned with the index.
     """
     normals = slice_normals(index[ORIENTATION].to_numpy())
-    rows = index[[*SERIES, "position_mm", "kind", "repeats", "rows", "columns", "spacing_row_mm", "spacing_col_mm"]]
-    rows = rows.assign(
+    names = ["position_mm", "kind", "repeats", "rows", "columns", "spacing_row_mm", "spacing_col_mm", "reference_uid"]
+    rows = index[[*SERIES, *names]].assign(
         series=series_names.to_numpy(),
         axial=is_axial(index[ORIENTATION].to_numpy()),
         rank=index["kind"].map(RANKS).fillna(-1).to_numpy(),
@@ -108,6 +116,7 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
         high=("position_mm", "max"),
         gap_mm=("gap", "median"),
         axial=("axial", "mean"),
+        reference_uid=("reference_uid", "first"),
         **{name: (name, "median") for name in ("repeats", "rows", "columns", "spacing_row_mm", "spacing_col_mm")},
         **{f"normal_{name}": (f"normal_{name}", "median") for name in "xyz"},
     )
@@ -163,11 +172,17 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     table.loc[is_flat, "reason"] += "; all positions are the same, ordered by InstanceNumber"
     table.loc[table["chosen"] & (table["gap_mm"] < THIN_GAP_MM), "reason"] += "; thin, averaged to slabs of about 5 mm"
     table.loc[table["chosen"] & (table["repeats"] > 1), "reason"] += "; one of several acquisitions of the same places"
+    refused = table["study_id"][(table["kind"] == NO_HU) & ~table["chosen"]]
+    table.loc[table["chosen"] & table["study_id"].isin(refused), "reason"] += _NO_HU_BEFORE
     return table[SERIES_CHOICE]
 
 
 def take_chosen_series(
-    files: pd.DataFrame, series_names: pd.Series, rule: SeriesRule, override: pd.DataFrame | None = None
+    files: pd.DataFrame,
+    series_names: pd.Series,
+    rule: SeriesRule,
+    override: pd.DataFrame | None = None,
+    judge: Callable[[pd.DataFrame], str] | None = None,
 ) -> ChosenSeries:
     """The chosen series of every study: its one pass over the head, in slabs where it is thin.
 
@@ -175,15 +190,19 @@ def take_chosen_series(
         files: study_id, series_id, slice_id, kind, geometry and numbers of each file.
         series_names: (N,) aligned with files.
         override: see `choose_series`.
+        judge: says why the pixels of a series cannot be used; then the next best is taken, if there is one.
     """
     files = files.assign(series_name=series_names.to_numpy()).reset_index(drop=True)
     files, strays = split_strays(files)
     files = add_positions(files.reset_index(drop=True), by=SERIES)
     files, repeats = split_repeats(files)
-    choice = choose_series(describe_series(files, files["series_name"]), rule, override)
+    candidates = describe_series(files, files["series_name"])
+    if judge is not None:
+        candidates = _judge_values(candidates, files, rule, judge)
+    choice = _say_strays(choose_series(candidates, rule, override), strays)
     pairs = choice[choice["chosen"]][SERIES]
     kept = files.drop(columns=["series_name", "repeats"]).merge(pairs, on=SERIES)
-    kept, covered = _cut_overlap(kept)
+    kept, covered = _cut_overlap(kept, choice["study_id"][choice["reason"].str.startswith(_INTERLEAVED)])
     kept = kept.sort_values(["study_id", "position_mm", *TIES], ignore_index=True)
     slabs = np.empty(len(kept), np.int64)
     for where in kept.groupby(SERIES, sort=False).indices.values():
@@ -266,7 +285,48 @@ def check_override(override: pd.DataFrame | None, choices: list[pd.DataFrame]) -
 _FALLEN = "no better series: "
 _HALF_LEFT = "; half of the head may be in another series, which is not looked at"
 _JOINED = "one of two series that hold a half of the head each"
-_DOUBTS = (_FALLEN, _HALF_LEFT, _JOINED, "all positions are the same", "one of several acquisitions")
+_INTERLEAVED = "one of two series that hold every other slice of the head each"
+_NO_HU_BEFORE = f"; passed over: a series with {NO_HU}"
+_STRAYS = "slices of another orientation are left out"
+_DOUBTS = (
+    _FALLEN,
+    _HALF_LEFT,
+    _JOINED,
+    _INTERLEAVED,
+    _NO_HU_BEFORE,
+    _STRAYS,
+    "all positions are the same",
+    "one of several acquisitions",
+)
+
+
+def _judge_values(
+    candidates: pd.DataFrame, files: pd.DataFrame, rule: SeriesRule, judge: Callable[[pd.DataFrame], str]
+) -> pd.DataFrame:
+    """The candidates; one that would be chosen beside others, and whose pixels cannot be used, is of kind `NO_HU`."""
+    candidates = candidates.copy()
+    rows_of = files.groupby(SERIES, sort=False).indices
+    is_judged = np.zeros(len(candidates), bool)
+    while True:
+        choice = choose_series(candidates, rule)
+        has_others = candidates["study_id"].duplicated(keep=False).to_numpy()
+        wanted = np.flatnonzero(choice["chosen"].to_numpy() & has_others & ~is_judged)
+        is_judged[wanted] = True
+        pairs = candidates[SERIES].to_numpy()
+        failed = [row for row in wanted if judge(files.iloc[rows_of[tuple(pairs[row])]])]
+        if not failed:
+            return candidates
+        candidates.loc[candidates.index[failed], "kind"] = NO_HU
+
+
+def _say_strays(choice: pd.DataFrame, strays: pd.DataFrame) -> pd.DataFrame:
+    """The choice; the reason of a chosen series says where many of its slices have another orientation."""
+    counts = strays[strays["reason"] == OTHER_ORIENTATION].groupby(SERIES).size().rename("count").reset_index()
+    count = choice[SERIES].merge(counts, on=SERIES, how="left")["count"].fillna(0).astype(int).set_axis(choice.index)
+    is_many = choice["chosen"] & (count > _MANY_STRAYS * choice["num_slices"])
+    return choice.assign(
+        reason=choice["reason"].mask(is_many, choice["reason"] + "; " + count.astype("str") + f" {_STRAYS}")
+    )
 
 
 def _first_of_each(candidates: pd.DataFrame, **ascending: bool) -> pd.Index:
@@ -296,11 +356,12 @@ def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
         chosen = table.loc[row]
         others = plausible[plausible["study_id"] == chosen["study_id"]]
         for other in others.drop(index=row).sort_values("coverage_mm", ascending=False).itertuples():
-            if not _is_other_half(chosen, other):
+            is_interleaved = _is_interleaved(chosen, other)
+            if not (is_interleaved or _is_other_half(chosen, other)):
                 continue
             if _fits_together(chosen, other):
                 halves.append(other.Index)
-                table.loc[[row, other.Index], "reason"] = _JOINED
+                table.loc[[row, other.Index], "reason"] = _INTERLEAVED if is_interleaved else _JOINED
             else:
                 table.loc[row, "reason"] += _HALF_LEFT
             break
@@ -314,8 +375,24 @@ def _is_other_half(chosen: pd.Series, other: Any) -> bool:
     return bool(high - low <= _HEAD_MM and adds >= _HALF_ADDS_MM and -_HALVES_APART_MM <= overlap <= _HALVES_OVERLAP_MM)
 
 
+def _is_interleaved(chosen: pd.Series, other: Any) -> bool:
+    """True where one series has its slices in the middle of the gaps of the other, along the same head."""
+    gap, length = chosen["gap_mm"], max(chosen["coverage_mm"], other.coverage_mm)
+    overlap = min(chosen["high"], other.high) - max(chosen["low"], other.low)
+    offset = ((other.low - chosen["low"]) / gap) % 1 if gap > 0 else 0.0
+    return bool(
+        gap >= _INTERLEAVED_GAP_MM
+        and np.isclose(gap, other.gap_mm, rtol=0.05)
+        and overlap >= _INTERLEAVED_OVERLAP * length
+        and _INTERLEAVED_OFFSET[0] <= offset <= _INTERLEAVED_OFFSET[1]
+    )
+
+
 def _fits_together(chosen: pd.Series, other: Any) -> bool:
-    """True where two series have the same matrix, pixels of the same size, and the same tilt."""
+    """True where two series have the same matrix, pixels of the same size, the same tilt and frame of reference."""
+    references = {chosen["reference_uid"], other.reference_uid} - {""}
+    if len(references) > 1:
+        return False
     ours = np.array([chosen[f"normal_{name}"] for name in "xyz"])
     theirs = np.array([getattr(other, f"normal_{name}") for name in "xyz"])
     is_parallel = ours @ theirs >= np.cos(np.radians(_HALVES_DEGREES))
@@ -326,10 +403,15 @@ def _fits_together(chosen: pd.Series, other: Any) -> bool:
     )
 
 
-def _cut_overlap(kept: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(files, those of one half that lie where the half with more slices has its own, with their reason)."""
+def _cut_overlap(kept: pd.DataFrame, interleaved: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(files, those of one half that lie where the half with more slices has its own, with their reason).
+
+    Args:
+        interleaved: studies of two series that take turns along the head.
+    """
     is_covered = np.zeros(len(kept), bool)
     studies = kept[SERIES].drop_duplicates()["study_id"]
+    studies = studies[~studies.isin(interleaved)]
     for _, study in kept[kept["study_id"].isin(studies[studies.duplicated()])].groupby("study_id"):
         is_main = study["series_id"] == study["series_id"].value_counts().index[0]
         low, high = study["position_mm"][is_main].min(), study["position_mm"][is_main].max()

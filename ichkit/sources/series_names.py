@@ -15,6 +15,7 @@ BONE = "bone or high-resolution kernel"
 DYNAMIC = "perfusion or dynamic"
 PART_OF_HEAD = "not a plain head"
 OTHER_BODY_PART = "another body part"
+NO_HU = "values that are no HU of a head, or cannot be read"
 
 RANKS = {
     DERIVED: 0,
@@ -22,8 +23,9 @@ RANKS = {
     CONTRAST: 2,
     BONE: 3,
     DYNAMIC: 4,
-    PART_OF_HEAD: 5,
-    OTHER_BODY_PART: 6,
+    NO_HU: 5,
+    PART_OF_HEAD: 6,
+    OTHER_BODY_PART: 7,
     LOCALIZER: 9,
     NO_SLICE: 9,
 }

@@ -67,6 +67,20 @@ def test_padding_is_air_and_is_said(tmp_path, name, implicit):
     assert study.volume[0, 0].tolist() == [max(value, AIR) for value in expected]
 
 
+@pytest.mark.parametrize("limit", [{}, {"PixelPaddingRangeLimit": 1020}])
+def test_padding_that_is_a_value_of_tissue_is_air_only_in_a_slice_that_has_it_in_a_corner(tmp_path, caplog, limit):
+    pixels = np.full((4, 4), 1064, np.uint16)
+    pixels[1:3, 1:3] = 1024
+    pixels[0, 0] = 24
+    write_slice(tmp_path / "a.dcm", pixels, PixelPaddingValue=1024, position=(0, 0, 0), slice_uid="1.1", **limit)
+    pixels[0, 3] = 1024
+    write_slice(tmp_path / "b.dcm", pixels, PixelPaddingValue=1024, position=(0, 0, 5), slice_uid="1.2", **limit)
+    study = one_study(tmp_path)
+    assert study.padded == [False, True]
+    assert study.volume[:, 1, 1].tolist() == [0, AIR]
+    assert "PixelPaddingValue of 2 files is a value of tissue" in caplog.text
+
+
 def test_a_padding_value_that_no_pixel_has_pads_nothing(tmp_path):
     write_slice(tmp_path / "a.dcm", np.full((4, 4), 1064, np.uint16), PixelPaddingValue=-2000)
     study = one_study(tmp_path)

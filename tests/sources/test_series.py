@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from support.dicoms import write_series
 from support.indexes import plan_of, slices_of
@@ -21,8 +22,6 @@ def write(root, uid, num=32, gap=5.0, start=0.0, **tags):
     """One series of the study 1.2 from `start` on."""
     paths = write_series(root / uid, num, gap, series_uid=uid, **tags)
     if start:
-        import pydicom
-
         for path in paths:
             dataset = pydicom.dcmread(path)
             dataset.ImagePositionPatient = [0, 0, float(dataset.ImagePositionPatient[2]) + start]
@@ -163,3 +162,82 @@ def test_any_of_cq500_comes_from_the_ich_columns_and_from_no_subtype(tmp_path):
     assert table.set_index("study_id")["any"].to_dict() == {"CQ500-CT-1": 1, "CQ500-CT-2": 0}
     assert table.set_index("study_id")["intraparenchymal"].to_dict() == {"CQ500-CT-1": 0, "CQ500-CT-2": 1}
     assert table.set_index("study_id")["subarachnoid"].to_dict() == {"CQ500-CT-1": 0, "CQ500-CT-2": 0}
+
+
+def test_two_series_with_every_other_slice_are_one_head_and_it_is_said(tmp_path, caplog):
+    write(tmp_path, HEAD, num=16, gap=10.0)
+    write(tmp_path, "1.2.3.2", num=16, gap=10.0, start=5.0)
+    slices = slices_of(tmp_path)
+    assert slices["position_mm"].to_list() == [5.0 * i for i in range(32)]
+    assert slices["series_id"].to_list() == [HEAD, "1.2.3.2"] * 16
+    assert "one of two series that hold every other slice of the head each" in caplog.text
+
+
+@pytest.mark.parametrize(("gap", "start"), [(10.0, 1.0), (5.0, 2.5)])
+def test_a_second_scan_of_the_same_head_is_not_put_between_the_slices_of_the_first(tmp_path, gap, start):
+    num = round(160 / gap)
+    write(tmp_path, HEAD, num=num, gap=gap)
+    write(tmp_path, "1.2.3.2", num=num, gap=gap, start=start)
+    assert chosen(tmp_path)[0] == [HEAD]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_joined"), [("1.9", "1.9", True), ("1.9", "", True), ("1.9", "1.8", False)]
+)
+def test_halves_are_joined_in_one_frame_of_reference_alone(tmp_path, caplog, first, second, is_joined):
+    write(tmp_path, HEAD, num=16, FrameOfReferenceUID=first)
+    write(tmp_path, "1.2.3.2", num=16, start=80.0, FrameOfReferenceUID=second)
+    assert len(slices_of(tmp_path)) == (32 if is_joined else 16)
+    assert ("half of the head may be in another series" in caplog.text) != is_joined
+
+
+@pytest.mark.parametrize("tags", [{"intercept": 0}, {"slope": 0.001}])
+def test_where_the_best_series_holds_no_hu_of_a_head_the_next_is_taken_and_it_is_said(tmp_path, caplog, tags):
+    write(tmp_path, HEAD, **tags)
+    write(tmp_path, "1.2.3.2", gap=4.0)
+    names, reasons = chosen(tmp_path)
+    assert names == ["1.2.3.2"]
+    assert reasons[HEAD].startswith("values that are no HU of a head")
+    assert "passed over: a series with values that are no HU of a head" in caplog.text
+
+
+def test_a_series_whose_pixels_cannot_be_read_is_passed_over_too(tmp_path):
+    write(tmp_path, HEAD)
+    write(tmp_path, "1.2.3.2", gap=4.0)
+    for path in (tmp_path / HEAD).iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+        dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8 no picture"])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(path)
+    assert chosen(tmp_path)[0] == ["1.2.3.2"]
+
+
+def test_a_head_without_hu_is_not_replaced_by_another_part_of_the_body(tmp_path):
+    write(tmp_path, HEAD, intercept=0)
+    write(tmp_path, "1.2.3.2", SeriesDescription="CHEST")
+    assert chosen(tmp_path)[0] == [HEAD]  # and refused where its pixels are read
+
+
+def test_files_that_have_a_series_uid_of_their_own_each_are_one_series(tmp_path, caplog):
+    for i in range(24):
+        write(tmp_path, f"1.2.3.{i + 1}", num=1, start=5.0 * i)
+    slices = slices_of(tmp_path)
+    assert slices["position_mm"].to_list() == [5.0 * i for i in range(24)]
+    assert len(set(slices["series_id"])) == 1
+    assert "24 files have each a SeriesInstanceUID of their own" in caplog.text
+
+
+def test_a_few_single_images_stay_series_of_their_own(tmp_path):
+    write(tmp_path, HEAD)
+    for i in range(5):
+        write(tmp_path, f"1.2.3.{i + 2}", num=1, start=200.0 + 5 * i)
+    assert len(slices_of(tmp_path)) == 32
+
+
+@pytest.mark.parametrize(("num", "is_said"), [(1, False), (8, True)])
+def test_where_many_slices_of_another_orientation_are_left_out_it_is_a_warning(tmp_path, caplog, num, is_said):
+    write(tmp_path, HEAD)
+    write(tmp_path / "more", HEAD, num=num, start=400.0, orientation=(1, 0, 0, 0, 0.6, 0.8))
+    assert len(slices_of(tmp_path)) == 32
+    assert (f"{num} slices of another orientation are left out" in caplog.text) == is_said

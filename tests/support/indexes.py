@@ -20,7 +20,7 @@ def index_of(root: Path) -> pd.DataFrame:
 
 def plan_of(root: Path, override: pd.DataFrame | None = None) -> SourcePlan:
     """What `predict` would take of a root."""
-    return plan_folder(index_of(root), b"salt", override)
+    return plan_folder(index_of(root), b"salt", override, judges_hu=True)
 
 
 def slices_of(root: Path) -> pd.DataFrame:

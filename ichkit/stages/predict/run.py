@@ -55,7 +55,7 @@ def run(plan: PredictPlan) -> Prediction:
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
     index = read_index(plan.images, None, run=partial(run_tasks, workers=plan.config.prepare.workers))
     index = check_decoders(index if options.accept_raw else refuse_raw(index), skip=options.skip_undecodable)
-    found = plan_folder(index, salt, plan.override)
+    found = plan_folder(index, salt, plan.override, judges_hu=not options.accept_raw)
     check_override(plan.override, [found.series_choice])
     refused = plan.refused.rename(columns={"relative": "file"}).assign(dataset=found.dataset).reindex(columns=REJECTED)
     refused = _join([found.rejected, hide_files(refused, salt)])
@@ -226,6 +226,7 @@ def _log_results(prediction: Prediction, out: Path) -> None:
     for reason, count in prediction.rejected["reason"].value_counts().items():
         logger.info("predict: %d rejected: %s", count, reason)
     chosen = prediction.series_choice[prediction.series_choice["chosen"]]
-    for number, row in enumerate(chosen.to_dict("records"), 1):
-        logger.info("predict: study %d: %s, %s", number, format_count(row["num_slices"], "slice"), row["reason"])
+    for number, (_, series) in enumerate(chosen.groupby("study_id"), 1):
+        num_slices = format_count(int(series["num_slices"].sum()), "slice")
+        logger.info("predict: study %d: %s, %s", number, num_slices, series["reason"].iloc[0])
     logger.info("predict: tables are in %s. %s", out, RESEARCH_NOTE)
