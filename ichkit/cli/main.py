@@ -116,7 +116,7 @@ def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str
 
 def _name_after_config(ctx: click.Context, _option: click.Parameter, given: str | None) -> str:
     """The name of the run; by default that of its config, which is an eager option and so parsed already."""
-    return given or Path(ctx.params["config"]).stem
+    return Path(ctx.params["config"]).stem if given is None else given
 
 
 @main.command(epilog=epilog("ichkit train --fold 0", "ichkit train -c resnet50-midl --fold 0,1"))
@@ -146,7 +146,12 @@ def train(plan: "TrainPlan") -> None:
 
 
 def _parse_runs(_ctx: click.Context, _option: click.Parameter, given: str | None) -> list[str] | None:
-    return [run.strip() for run in (given or "").split(",") if run.strip()] or None
+    if given is None:
+        return None
+    runs = [run.strip() for run in given.split(",") if run.strip()]
+    if not runs:
+        raise click.BadParameter("expected names of runs, found none")
+    return runs
 
 
 @main.command(epilog=epilog("ichkit stack", "ichkit stack --runs default,resnet50-midl"))

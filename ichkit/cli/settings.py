@@ -70,16 +70,19 @@ def list_settings(tree: dict[str, Any] | None = None, section: str = "") -> list
     return [name for part in parts for name in part]
 
 
-def find_setting(option: str) -> str | None:
+def find_setting(option: str, command: str = "") -> str | None:
     """The setting whose key, or the initials of whose key, an option spells; None if no setting matches.
+
+    Args:
+        command: the one it was given to; of equal keys, that of the sections it reads is meant.
 
     Example:
         >>> find_setting("--lr"), find_setting("--batch-blocks"), find_setting("--upload")
         ('train.learning_rate', 'train.batch_blocks', None)
     """
     word = option.lstrip("-").replace("-", "_")
-    # `train` first: of equal keys its one is the most likely to be meant.
-    settings = sorted(list_settings(), key=lambda name: not name.startswith("train."))
+    sections = {"phantom": ("phantom", "prepare"), "predict": ("prepare",)}.get(command, (command, "train"))
+    settings = sorted(list_settings(), key=lambda name: name.partition(".")[0] not in sections)
     keys = {name: name.rpartition(".")[2] for name in settings}
     initials = {name: "".join(part[0] for part in key.split("_")) for name, key in keys.items() if "_" in key}
     return next((name for texts in (keys, initials) for name in texts if texts[name] == word), None)

@@ -4,6 +4,7 @@ import errno
 import functools
 import itertools
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ichkit.cli.completion import complete_config, complete_setting
 from ichkit.core.config import Config, load_config
+from ichkit.core.config_errors import shorten
 from ichkit.core.errors import IchkitError, Stopped, nearest
 from ichkit.core.plugins import add_plugins
 from ichkit.core.progress import logger
@@ -30,6 +32,7 @@ _INTERNAL_ERROR = 1
 _SUMMARY_CHARACTERS = 1000
 """More than any summary in `--help` has, so that none is shortened."""
 _TYPED = "ichkit.typed"
+_LONGEST_WORD = 300
 
 
 class CommandGroup(click.Group):
@@ -63,7 +66,10 @@ class CommandGroup(click.Group):
         elif args == ["version"]:
             args = ["--version"]
         ctx.meta[_TYPED] = args
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            raise _shorten_error(error) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -79,10 +85,12 @@ class CommandGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
-            raise _suggest_setting(error, ctx.meta[_TYPED]) from error
+            raise _shorten_error(_suggest_setting(error, ctx.meta[_TYPED])) from error
         except IchkitError as error:
             _fail(ctx, str(error), error.exit_code)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+        except click.ClickException as error:
+            raise _shorten_error(error) from error
+        except (click.Abort, click.exceptions.Exit):
             raise
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of the output has closed it; click handles that
@@ -101,8 +109,9 @@ def _suggest_setting(error: click.NoSuchOption, typed: list[str]) -> click.Usage
     """An error that says how to set the setting the option is named like; the same error if there is none."""
     from ichkit.cli.settings import find_setting
 
-    takes_settings = error.ctx is not None and any(option.name == "overrides" for option in error.ctx.command.params)
-    setting = find_setting(error.option_name) if takes_settings else None
+    command = None if error.ctx is None else error.ctx.command
+    takes_settings = command is not None and any(option.name == "overrides" for option in command.params)
+    setting = find_setting(error.option_name, command.name or "") if command and takes_settings else None
     if setting is None:
         return error
     following = [*typed, ""]
@@ -144,8 +153,19 @@ def _describe_internal_error(error: Exception) -> str:
 def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
     if logger.isEnabledFor(logging.DEBUG):
         traceback.print_exc()
-    click.echo(f"ichkit: {message}", err=True)
+    click.echo(f"ichkit: {_cut_words(message)}", err=True)
     ctx.exit(code)
+
+
+def _shorten_error(error: click.ClickException) -> click.ClickException:
+    """The same error; its message has no longer word than `_cut_words` leaves."""
+    error.message = _cut_words(error.message)
+    return error
+
+
+def _cut_words(message: str) -> str:
+    """The message; words that are longer than any name or path are cut in their middle."""
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: shorten(found[0]), message)
 
 
 class Settings:

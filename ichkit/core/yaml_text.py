@@ -1,5 +1,6 @@
 """YAML within limits: alias bombs, deep nesting and huge files are refused with one message."""
 
+import re
 from collections.abc import Hashable
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -14,8 +15,23 @@ _MAX_DEPTH = 16
 _MAX_VALUES = 20_000
 
 
+_BASE_60 = re.compile(r"^[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?$")
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which also refuses a duplicate key; PyYAML would keep the last one."""
+    """The safe loader, with two differences.
+
+    It refuses a duplicate key, of which PyYAML would keep the last, and reads 190:20:30 as text, not to base 60
+    (dropped in YAML 1.2).
+    """
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """The number; text if it is one to base 60."""
+        return node.value if _BASE_60.match(node.value) else super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        """The number; text if it is one to base 60."""
+        return node.value if _BASE_60.match(node.value) else super().construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping, if no key is in it twice."""
@@ -26,6 +42,10 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem="duplicate key in one section", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def read_yaml(path: Traversable) -> Any:

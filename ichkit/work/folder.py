@@ -4,11 +4,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ichkit.core.config_errors import shorten
 from ichkit.core.errors import ConfigError
 
 # Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
 WEIGHTS_NAME, CARD_NAME, STEP_LOG_NAME = "model.safetensors", "model.json", "steps.jsonl"
 _MAX_NAME = 200
+_WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+"""Names that are no files on Windows, with any suffix: a work folder may be copied there."""
 
 
 def is_name(name: str) -> bool:
@@ -19,7 +22,8 @@ def is_name(name: str) -> bool:
         [True, False, False, False]
     """
     is_plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name) is not None
-    return is_plain and len(name) <= _MAX_NAME and not name.endswith((".partial", ".old"))
+    is_portable = _WINDOWS_DEVICES.fullmatch(name) is None and not name.endswith(".")
+    return is_plain and is_portable and len(name) <= _MAX_NAME and not name.endswith((".partial", ".old"))
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -34,8 +38,8 @@ def check_name(name: str, what: str = "name") -> str:
     if not is_name(name):
         raise ConfigError(
             f"{what}: expected a name of at most {_MAX_NAME} letters, digits, "
-            f'"_", "+", "-" and ".", which begins with a letter, digit or "_" and does not end in .partial or .old, '
-            f"found {name[:_MAX_NAME]!r}. Give another name."
+            f'"_", "+", "-" and ".", which begins with a letter, digit or "_", does not end in ".", .partial or .old, '
+            f"and is no device of Windows (CON, NUL, ...), found {shorten(name)!r}. Give another name."
         )
     return name
 

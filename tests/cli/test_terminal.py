@@ -161,12 +161,51 @@ def test_an_unknown_word_gets_the_nearest_spelling(words, message, tmp_path, mon
         (["train", "--backbone", "resnet18"], "--set train.backbone=resnet18"),
         (["train", "--backbone"], "--set train.backbone=VALUE"),
         (["prepare", "--num-folds", "3"], "--set prepare.num_folds=3"),
+        (["prepare", "--workers", "3"], "--set prepare.workers=3"),
+        (["train", "--workers", "3"], "--set train.workers=3"),
+        (["phantom", "out", "--workers", "1"], "--set prepare.workers=1"),
+        (["predict", "in", "--workers=1"], "--set prepare.workers=1"),
         (["train", "--runn", "a"], "'--run'"),
     ],
 )
 def test_an_option_that_is_a_setting_is_answered_with_the_words_that_set_it(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in call(*words, code=2)
+
+
+LONG = "x" * 3000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [LONG],
+        [f"--{LONG}"],
+        ["train", f"--{LONG}"],
+        ["train", "--fold", LONG],
+        ["train", LONG],
+        ["prepare", "--source", LONG],
+        ["predict", LONG],
+        ["evaluate", "--submission", LONG, "--truth", LONG],
+        ["config", "show", LONG],
+    ],
+)
+def test_a_word_of_thousands_of_letters_is_not_printed_whole(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "xxx...xxx" in call(*words, code=2)
+    assert len(call(*words, code=2)) < 600
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../up", "/abs", "a/b", "a\nb", "=cmd", "<b>", "CON", "nul.txt", "Com1", "demo.", "demo.old"],
+)
+@pytest.mark.parametrize("words", [["train", "--fold", "0", "--run"], ["stack", "--name"]])
+def test_a_name_that_can_be_no_folder_everywhere_is_refused(words, name, work_with_scores, monkeypatch):
+    monkeypatch.chdir(work_with_scores)
+    before = sorted(work_with_scores.rglob("*"))
+    assert "expected a name of at most 200 letters" in call(*words, name, code=2)
+    assert sorted(work_with_scores.rglob("*")) == before
 
 
 def test_help_and_version_are_words_too_and_say_what_the_options_say():

@@ -160,3 +160,26 @@ def test_a_schedule_is_a_word_or_a_section_and_a_phase_may_have_its_own():
         0.1,
         1.0,
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        ("prepare.size=190:20:30", "'190:20:30'"),
+        ("train.learning_rate=1:30.5", "'1:30.5'"),
+        ("prepare.size=true", "True"),
+        ("train.workers=no", "False"),
+        ("train.epochs=on", "True"),
+    ],
+)
+def test_what_yaml_may_take_for_a_number_is_none(setting, found):
+    with pytest.raises(ConfigError) as caught:
+        load_config("default", (setting,))
+    key = setting.partition("=")[0]
+    assert str(caught.value).startswith(f"--set {key}: ")
+    assert str(caught.value).endswith(f"found {found}")
+
+
+def test_true_and_false_are_taken_where_they_are_meant():
+    assert load_config("default", ("stack.calibrate=off",)).stack.calibrate is False
+    assert load_config("default", ("evaluate.coherent_base=yes",)).evaluate.coherent_base is True
