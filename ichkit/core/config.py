@@ -38,14 +38,19 @@ class ChannelsConfig(ConfigSection):
 
 
 class PrepareConfig(ConfigSection):
-    """From DICOM to the Hounsfield store."""
+    """From DICOM to the Hounsfield store; `crop` is "none" or a row of `imaging.steps.STEPS`."""
 
     size: Count | None = None
+    crop: str = "none"
     num_folds: Annotated[int, Field(ge=2)] = 5
     rsna: Path | None = runtime(None)
     cq500: Path | None = runtime(None)
     workers: Count | None = runtime(None)
     backend: Literal["processes", "ray"] = runtime("processes")
+
+    def steps(self) -> tuple[str, ...]:
+        """The rows of `imaging.steps.STEPS` that are done to a volume, in their order."""
+        return () if self.crop == "none" else (self.crop,)
 
 
 class EvaluateConfig(ConfigSection):

@@ -1,7 +1,7 @@
 """Inference with the model of one fold: from volumes in Hounsfield units to the probabilities of every slice."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
 from ichkit.core.train_config import check_backbone_args
+from ichkit.imaging.steps import find_step
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.descriptor import DescriptorNetwork, build_network
 from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME
 
 _MAX_SIDE = 4096
+_MAX_STEPS = 10
 _MAX_BATCH_PIXELS = 2**27
 """Eight times the default batch of 64 images of 512 x 512."""
 
@@ -40,6 +42,7 @@ class ModelCard:
         tta: test-time augmentation, "none" or "hflip".
         batch_size: images per forward pass; recorded because it changes the last bits of a probability.
         backbone_args: further arguments of the backbone's constructor.
+        steps: steps of that store (`imaging.steps.STEPS`), done to the volume of a new study; none in older cards.
     """
 
     task: str
@@ -51,10 +54,13 @@ class ModelCard:
     tta: str
     batch_size: int
     backbone_args: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: Config, prepare_size: int | None, hull_hu: tuple[int, int]) -> "ModelCard":
-        """The card of a network trained with this config on a store of that size and HU range."""
+    def of(
+        cls, config: Config, prepare_size: int | None, hull_hu: tuple[int, int], steps: Sequence[str] = ()
+    ) -> "ModelCard":
+        """The card of a network trained with this config on a store of that size, HU range and steps."""
         return cls(
             task=config.task,
             backbone=config.train.backbone,
@@ -65,6 +71,7 @@ class ModelCard:
             tta=config.train.tta,
             batch_size=config.train.predict_batch,
             backbone_args=config.train.backbone_args,
+            steps=tuple(steps),
         )
 
     def build(
@@ -222,10 +229,11 @@ def read_card(folder: Path) -> ModelCard:
 
     Raises:
         ArtifactError: missing or not a card.
+        ConfigError: a step that this installation does not have.
     """
     try:
         raw = json.loads((folder / CARD_NAME).read_text())
-        card = ModelCard(**{**raw, "hull_hu": tuple(raw["hull_hu"])})
+        card = ModelCard(**{**raw, "hull_hu": tuple(raw["hull_hu"]), "steps": tuple(raw.get("steps", ()))})
         _check_card(card)
         return card
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -252,6 +260,10 @@ def _check_card(card: ModelCard) -> None:
     low, high = card.hull_hu
     if not all(type(value) is int and abs(value) < 2**15 for value in (low, high)) or low >= high:
         raise ValueError("hull_hu must be two ascending 16-bit HU values")
+    if not all(type(name) is str for name in card.steps) or len(card.steps) > _MAX_STEPS:
+        raise ValueError(f"steps must be at most {_MAX_STEPS} names")
+    for name in card.steps:
+        find_step(name)
     if card.tta not in ("none", "hflip"):
         raise ValueError('tta must be "none" or "hflip"')
 

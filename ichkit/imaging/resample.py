@@ -18,14 +18,19 @@ def fit_to_square(
     Source: chosen here. INTER_AREA averages all pixels under a new one, so that thin bleeds are not skipped over.
     """
     rows, columns = hounsfield.shape
-    height_mm, width_mm = rows * spacing_row_mm, columns * spacing_col_mm
-    longest = max(height_mm, width_mm)
-    height, width = max(1, round(size * height_mm / longest)), max(1, round(size * width_mm / longest))
+    height, width = fitted_shape(rows, columns, spacing_row_mm, spacing_col_mm, size)
     shrinks = height <= rows and width <= columns
     scaled = cv2.resize(hounsfield, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     frame = np.empty((size, size), np.int16)
     frame_centre(frame, (height, width), fill_hu)[:] = scaled
     return frame
+
+
+def fitted_shape(rows: int, columns: int, spacing_row_mm: float, spacing_col_mm: float, size: int) -> tuple[int, int]:
+    """(h, w) that a slice takes in a square of `size` pixels: its longer side fills it, its pixels become square."""
+    height_mm, width_mm = rows * spacing_row_mm, columns * spacing_col_mm
+    longest = max(height_mm, width_mm)
+    return max(1, round(size * height_mm / longest)), max(1, round(size * width_mm / longest))
 
 
 def frame_centre(frame: np.ndarray, shape: tuple[int, int], fill_hu: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The Hounsfield store: one compressed int16 volume per study, one chunk per slice, and the tables beside them."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +14,16 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError
 from ichkit.core.roles import Role, order_external
 from ichkit.core.tasks import Task
+from ichkit.imaging.steps import Origin
 from ichkit.work.artifacts import FileDigest, Manifest, check_sizes, read_table, read_whole, write_bytes_atomically
-from ichkit.work.schemas import KEY
+from ichkit.work.schemas import CROPS, KEY
 
 # blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: with a process
 # for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at 1.
 os.environ["BLOSC_NTHREADS"] = "1"
 
 FACTS_NAME = "slice_facts.parquet"
+CROPS_NAME = "crops.parquet"
 _FEW_BLOCKS = 8
 _BLOCK_VALUES = 131_072  # 256 kB of int16: under a percent larger than 64 kB, and 7 % less time
 
@@ -134,6 +137,24 @@ class Prepared:
     def num_folds(self) -> int:
         """How many folds there are."""
         return len(self.fold_numbers)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps its volumes went through, rows of `imaging.steps.STEPS`."""
+        return tuple(self.manifest.settings.get("steps", ()))
+
+    def crops(self) -> pd.DataFrame:
+        """`crops.parquet`: what part of the source picture each volume shows; no rows in a store without steps."""
+        if not self.steps:
+            return pd.DataFrame(columns=list(CROPS))
+        return self.read_table(CROPS_NAME)
+
+    @cached_property
+    def origins(self) -> dict[str, Origin]:
+        """By volume, the part of the source picture that it shows; empty in a store without steps."""
+        fields = [field.name for field in dataclasses.fields(Origin)]
+        crops = self.crops()
+        return {row["volume"]: Origin(**{name: row[name] for name in fields}) for row in crops.to_dict("records")}
 
     def external_sets(self) -> tuple[str, ...]:
         """The external sets, by name; the standard one is always among them, first, also where it has no slices."""

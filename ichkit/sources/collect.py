@@ -11,7 +11,7 @@ from ichkit.core.tasks import Task
 from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
 from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected, series_key
 from ichkit.sources.study import StudyRecord
-from ichkit.work.schemas import BRAIN_SHARE, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
+from ichkit.work.schemas import BRAIN_SHARE, CROPS, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
 
 _FORMAT = ["bits_stored", "pixel_representation", "intercept"]
 
@@ -81,6 +81,17 @@ def collect_failures(planned: PlannedSource, records: Mapping[str, StudyRecord])
             failed = rows.iloc[[int(starts[at]) + inside for at, inside, _ in failures]]
             parts.append(make_rejected(failed, reason=[reason for *_, reason in failures]))
     return pd.concat(parts) if parts else pd.DataFrame(columns=REJECTED)
+
+
+def collect_crops(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:
+    """`schemas.CROPS` rows of the studies of a source that have a volume, where its settings have steps."""
+    studies = zip(planned.tasks.study_ids, (records[key] for key in planned.tasks.keys), strict=True)
+    rows = [
+        {"dataset": planned.plan.dataset, "study_id": study_id, "volume": record.volume, **record.origin}
+        for study_id, record in studies
+        if record.origin
+    ]
+    return conform(pd.DataFrame(rows, columns=list(CROPS)), CROPS)
 
 
 def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:

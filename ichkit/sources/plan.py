@@ -216,6 +216,8 @@ class StudyTasks(Sequence[StudyTask]):
         if not (pixels.repair or pixels.judges_hu):
             # Only an exception is named (--accept-raw): what was refused without it must be decoded again.
             treatment += ", accepts any values"
+        if pixels.steps:
+            treatment += f", steps {pixels.steps}"
         keys = []
         for study_id, (start, end) in zip(self.study_ids, itertools.pairwise(self._bounds), strict=True):
             sha = hashlib.sha256(f"({dataset!r}, {study_id!r}, {treatment})".encode())
@@ -224,7 +226,7 @@ class StudyTasks(Sequence[StudyTask]):
         return keys
 
     def _measure_largest(self) -> int:
-        if self._pixels.size is not None:
+        if self._pixels.fits_each:
             side = np.full(len(self._files), self._pixels.size)
             rows, columns = side, side
         else:

@@ -1,8 +1,9 @@
 """One study from its files to its volume; what runs in a worker."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ichkit.imaging.hounsfield import (
     why_no_head,
 )
 from ichkit.imaging.resample import fit_to_square, frame_centre
+from ichkit.imaging.steps import Origin, run_steps
 from ichkit.imaging.store import write_volume
 from ichkit.sources.files import FileRef
 
@@ -32,12 +34,19 @@ class PixelSettings:
         hull_hu: lowest and highest HU kept.
         size: side of the square every slice is fitted to; None keeps the native size.
         judges_hu: refuse a study whose values cannot be HU of a head (`why_no_head`).
+        steps: rows of `imaging.steps.STEPS`, done to the volume of native size, before `size`.
     """
 
     repair: bool
     hull_hu: tuple[int, int]
     size: int | None
     judges_hu: bool = False
+    steps: tuple[str, ...] = ()
+
+    @property
+    def fits_each(self) -> bool:
+        """True where every slice is resized as it is read; steps need them all in their native size first."""
+        return self.size is not None and not self.steps
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class StudyRecord:
         padded: for each kept slice, whether its scanner padded it.
         brain_share: for each kept slice, the share of its pixels from 0 to 80 HU.
         failures: (position in `task.slices`, position inside it, reason) of each file that could not be read.
+        origin: the fields of `Origin`; empty without steps.
     """
 
     key: str
@@ -75,17 +85,29 @@ class StudyRecord:
     padded: list[bool]
     brain_share: list[float]
     failures: list[tuple[int, int, str]]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, without an empty origin, so that a store without steps has the bytes it had before there were."""
+        return {name: value for name, value in vars(self).items() if name != "origin" or value}
 
 
 @dataclass(frozen=True)
 class DecodedStudy:
-    """A volume in memory, (S, H, W) int16 HU, and what `StudyRecord` says of it."""
+    """A volume in memory, (S, H, W) int16 HU, and what `StudyRecord` says of it; `origin` is None without steps."""
 
     volume: np.ndarray
     kept: list[int]
     padded: list[bool]
     brain_share: list[float]
     failures: list[tuple[int, int, str]]
+    origin: Origin | None = None
+
+    def record(self, key: str, volume: str, sha256: str, num_bytes: int) -> StudyRecord:
+        """Its record, with where the volume was written."""
+        origin = {} if self.origin is None else asdict(self.origin)
+        facts = (self.kept, self.padded, self.brain_share, self.failures, origin)
+        return StudyRecord(key, volume, sha256, num_bytes, *facts)
 
 
 def store_study(folder: Path, task: StudyTask) -> StudyRecord:
@@ -95,8 +117,7 @@ def store_study(folder: Path, task: StudyTask) -> StudyRecord:
     if decoded.kept:
         volume, digest = write_volume(folder, task.key, decoded.volume)
         sha256, num_bytes = digest.sha256, digest.num_bytes
-    facts = (decoded.kept, decoded.padded, decoded.brain_share, decoded.failures)
-    return StudyRecord(task.key, volume, sha256, num_bytes, *facts)
+    return decoded.record(task.key, volume, sha256, num_bytes)
 
 
 def decode_study(task: StudyTask) -> DecodedStudy:
@@ -105,6 +126,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     A study of mixed matrix sizes gets the largest rows and columns; smaller slices stand in the middle of air. A slice
     whose matrix would swell the volume beyond `MAX_VOLUME_BYTES` is left out like one that cannot be read. Where all
     that was read cannot be HU of a head, every file is left out with that reason (`PixelSettings.judges_hu`).
+    Steps come last, then `PixelSettings.size`.
     """
     shape = _volume_shape(task)
     reader = _Reader(task.pixels)
@@ -139,7 +161,25 @@ def decode_study(task: StudyTask) -> DecodedStudy:
         places = ((position, inside) for position, files in enumerate(task.slices) for inside in range(len(files)))
         failures += [(*place, f"{reason} (--accept-raw to insist)") for place in places if place not in lost]
         return DecodedStudy(volume[:0], [], [], [], sorted(failures))
-    return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
+    volume, origin = _run_steps(task, volume[: len(kept)], kept)
+    return DecodedStudy(volume, kept, padded, brain, failures, origin)
+
+
+def _run_steps(task: StudyTask, volume: np.ndarray, kept: list[int]) -> tuple[np.ndarray, Origin | None]:
+    """The volume after the steps of the settings and in their size, and where in the source picture it lies."""
+    pixels = task.pixels
+    if not pixels.steps or not kept:
+        return volume, None
+    headers = [task.slices[position][0][1] for position in kept]
+    row_mm = float(np.median([header.spacing_row_mm for header in headers]))
+    col_mm = float(np.median([header.spacing_col_mm for header in headers]))
+    volume, origin = run_steps(pixels.steps, volume, (row_mm, col_mm))
+    if pixels.size is None:
+        return np.ascontiguousarray(volume), origin
+    fitted = np.empty((len(volume), pixels.size, pixels.size), np.int16)
+    for row, image in zip(fitted, volume, strict=True):
+        row[:] = fit_to_square(image, row_mm, col_mm, pixels.size, pixels.hull_hu[0])
+    return fitted, origin
 
 
 def is_repaired(header: StoredPixels, pixels: PixelSettings) -> bool:
@@ -149,7 +189,7 @@ def is_repaired(header: StoredPixels, pixels: PixelSettings) -> bool:
 
 def _volume_shape(task: StudyTask) -> tuple[int, int]:
     """(H, W) of a study's volume; (0, 0) where even its most common matrix is too large."""
-    if task.pixels.size is not None:
+    if task.pixels.fits_each and task.pixels.size is not None:
         return task.pixels.size, task.pixels.size
     shapes = Counter((header.rows, header.columns) for files in task.slices for _, header in files)
     rows = columns = 0
@@ -161,7 +201,7 @@ def _volume_shape(task: StudyTask) -> tuple[int, int]:
 
 
 def _fits(header: StoredPixels, task: StudyTask, shape: tuple[int, int]) -> bool:
-    return task.pixels.size is not None or (header.rows <= shape[0] and header.columns <= shape[1])
+    return task.pixels.fits_each or (header.rows <= shape[0] and header.columns <= shape[1])
 
 
 class _Reader:
@@ -185,10 +225,10 @@ class _Reader:
             stored = decode_stored(ref.read(header.pixel_offset, header.pixel_bytes), header)
         if pixels.judges_hu:
             self.extents.append(hounsfield_extent(stored, header))
-        fits = pixels.size is None
-        hounsfield = frame_centre(row, stored.shape, pixels.hull_hu[0]) if fits else np.empty(stored.shape, np.int16)
+        resizes = pixels.fits_each
+        hounsfield = np.empty(stored.shape, np.int16) if resizes else frame_centre(row, stored.shape, pixels.hull_hu[0])
         facts = fill_hounsfield(stored, header, hounsfield, repair=is_repaired(header, pixels), hull_hu=pixels.hull_hu)
-        if pixels.size is not None:
+        if resizes and pixels.size is not None:
             spacing = (header.spacing_row_mm, header.spacing_col_mm)
             row[:] = fit_to_square(hounsfield, *spacing, pixels.size, pixels.hull_hu[0])
         return facts

@@ -12,6 +12,21 @@ KEY = ["study_id", "slice_index"]
 FOLDS = ["patient_id", "fold"]
 REJECTED = ["dataset", "split", "slice_id", "study_id", "series_id", "position_mm", "file", "reason"]
 SERIES_CHOICE = ["study_id", "series_id", "series", "num_slices", "coverage_mm", "gap_mm", "chosen", "reason"]
+CROPS = {
+    "dataset": "str",
+    "study_id": "str",
+    "volume": "str",
+    "rows": "int64",
+    "columns": "int64",
+    "spacing_row_mm": "float64",
+    "spacing_col_mm": "float64",
+    "top": "int64",
+    "left": "int64",
+    "height": "int64",
+    "width": "int64",
+    "is_found": "bool",
+}
+"""Column to dtype of `crops.parquet`, in order."""
 BRAIN_SHARE, TILT = "brain_share", "tilt_degrees"
 """Columns of `slice_facts.parquet` beside slice_id and dataset."""
 _SLICE_FACTS = {

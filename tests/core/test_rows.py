@@ -8,6 +8,7 @@ from ichkit.core.tasks import TASKS
 from ichkit.engine.optimizers import OPTIMIZERS
 from ichkit.engine.sampling import CENTRES
 from ichkit.engine.schedule import SCHEDULES
+from ichkit.imaging.steps import STEPS
 from ichkit.imaging.windows import CHANNELS
 from ichkit.models.descriptor import BACKBONES
 from ichkit.models.losses import LOSSES
@@ -28,6 +29,7 @@ TABLES = {
     "SCHEDULES": SCHEDULES,
     "SOURCES": SOURCES,
     "STACKERS": STACKERS,
+    "STEPS": STEPS,
     "STRENGTHS": STRENGTHS,
     "TASKS": TASKS,
 }

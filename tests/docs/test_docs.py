@@ -22,7 +22,15 @@ from support.simulated import TASK, make_stack, make_work
 import ichkit
 from ichkit.cli.main import main
 from ichkit.validation.scores import SCORE_DTYPES
-from ichkit.work.schemas import FOLDS, REJECTED, SERIES_CHOICE, predictions_columns, slices_dtypes, studies_dtypes
+from ichkit.work.schemas import (
+    CROPS,
+    FOLDS,
+    REJECTED,
+    SERIES_CHOICE,
+    predictions_columns,
+    slices_dtypes,
+    studies_dtypes,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"])
@@ -115,6 +123,7 @@ def documented(heading: str) -> pd.DataFrame:
         ("slices.parquet", slices_dtypes(TASK)),
         ("studies.parquet", studies_dtypes(TASK)),
         ("scores.parquet", SCORE_DTYPES),
+        ("crops.parquet", CROPS),
         ("folds.csv", dict.fromkeys(FOLDS)),
         ("rejected.csv", dict.fromkeys(REJECTED)),
         ("series_choice.csv", dict.fromkeys(SERIES_CHOICE)),
@@ -219,11 +228,12 @@ def test_outside_its_tables_the_page_of_costs_has_no_figure():
 def bench(place, tmp_path, monkeypatch):
     """A folder with the modules of extend.md and small data; the tables are as they were afterwards."""
     from ichkit.core import tasks
+    from ichkit.imaging import steps
     from ichkit.models import descriptor, losses
     from ichkit.sources import table as sources
     from ichkit.stacking import table as stackers
 
-    tables = (tasks.TASKS, descriptor.BACKBONES, losses.LOSSES, sources.SOURCES, stackers.STACKERS)
+    tables = (tasks.TASKS, descriptor.BACKBONES, losses.LOSSES, steps.STEPS, sources.SOURCES, stackers.STACKERS)
     known = [dict(table) for table in tables]
     for block in blocks(ROOT / "docs" / "extend.md", "python"):
         (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
@@ -295,6 +305,15 @@ def test_the_second_stage_of_the_page_is_fitted_in_its_workers_scored_and_no_wor
 def write_scans(folder: Path, count: int) -> None:
     for i in range(count):
         write_series(folder / str(i), 4, study_uid=f"1.2.{i}", series_uid=f"1.2.{i}.1", patient_id=f"p{i}")
+
+
+def test_the_step_of_the_page_stores_the_middle_of_every_picture(bench):
+    write_scans(bench / "scans", 6)
+    labels = pd.DataFrame({"study_id": [f"1.2.{i}" for i in range(6)]})
+    labels.assign(**{name: [0, 1] * 3 for name in TASK.subtypes}).to_csv(bench / "labels.csv", index=False)
+    run_lines("my_step", *SMALL)
+    crops = pd.read_parquet(bench / "middle" / "prepared" / "crops.parquet")
+    assert crops[["top", "left", "height", "width"]].drop_duplicates().to_numpy().tolist() == [[2, 2, 4, 4]]
 
 
 def test_the_source_of_the_page_takes_its_labels_from_the_folders(bench):

@@ -45,10 +45,11 @@ def measure_hits(explained, masks, name):
 
 
 @pytest.mark.slow
-def test_the_heat_of_true_positives_falls_on_the_bleed_far_above_chance(tmp_path):
+@pytest.mark.parametrize("crop", ["none", "head"])
+def test_the_heat_of_true_positives_falls_on_the_bleed_far_above_chance(tmp_path, crop):
     """Chance is the bleed's share of the head's area: what heat spread evenly over it, or a blind guess, would hit."""
     write_phantom(tmp_path, studies=NUM_STUDIES, test_studies=0, cq500_studies=0, size=SIZE, seed=3, keep_masks=True)
-    config, work = load_config("demo", SETTINGS), WorkFolder(tmp_path / "work")
+    config, work = load_config("demo", (*SETTINGS, f"prepare.crop={crop}")), WorkFolder(tmp_path / "work")
     do(prepare, config, work, prepare.PrepareOptions(rsna=tmp_path / "rsna"))
     do(train, config, work, run_name="demo", folds=[0])
     prepared = Prepared.open(work.prepared, TASK)

@@ -12,6 +12,7 @@ from support.dicoms import write_series
 from support.models import FOLD, make_model, seal
 
 from ichkit.core.errors import ArtifactError
+from ichkit.engine.inference import read_card
 from ichkit.stacking.trees import read_trees
 
 
@@ -100,6 +101,9 @@ HARMFUL = {
     "a size that is text": (change_card(image_size="32"), "image_size and prepare_size must be"),
     "HU turned round": (change_card(hull_hu=[2000, -800]), "two ascending 16-bit HU values"),
     "unknown augmentation": (change_card(tta="rotate"), 'tta must be "none" or "hflip"'),
+    "foreign step": (change_card(steps=["os.system"]), 'prepare.crop: unknown "os.system"'),
+    "steps without end": (change_card(steps=["head"] * 10_000), "steps must be at most 10 names"),
+    "a step that is a number": (change_card(steps=[1]), "steps must be at most 10 names"),
     "foreign backbone": (change_card(backbone="os.system"), 'train.backbone: unknown "os.system"'),
     "large backbone": (change_card(backbone="vit_giant_patch14_224"), "tensors are missing or have another shape"),
     "foreign task": (change_card(task="strokes"), 'task: unknown "strokes"'),
@@ -127,6 +131,16 @@ FACTS = {
 
 
 def test_the_model_predicts_before_it_is_changed(made, model, tmp_path):
+    assert "1 study, with demo" in predict(made, model, tmp_path, 0)
+
+
+def test_a_card_of_before_there_were_steps_means_whole_pictures(made, model, tmp_path):
+    path = model / FOLD / "model.json"
+    card = json.loads(path.read_text())
+    assert card.pop("steps") == []
+    path.write_text(json.dumps(card))
+    seal(model)
+    assert read_card(path.parent).steps == ()
     assert "1 study, with demo" in predict(made, model, tmp_path, 0)
 
 

@@ -10,7 +10,9 @@ from ichkit.core.errors import ConfigError, DataError, nearest
 from ichkit.core.tasks import Task
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import load_predictor
+from ichkit.imaging.steps import restore
 from ichkit.imaging.store import Prepared
+from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.validation.metrics import log_losses
 from ichkit.work.artifacts import read_manifest, read_table
 from ichkit.work.folder import WorkFolder
@@ -29,7 +31,7 @@ class Explained:
         slice_id, study_id, slice_index, num_slices: as in `slices.parquet`.
         fold: the fold of the slice, held out from the network.
         loss: weighted log loss of the slice, in nats.
-        hounsfield: (H, W) int16 HU.
+        hounsfield: (H, W) int16 HU; of the source picture where the store is cropped, air outside the crop.
         labels: (C,) float64, 0 or 1, in the order of the task's classes.
         probabilities: (C,) float32, the row of `oof.parquet`.
         class_indices: (K,) the classes of the heat maps.
@@ -118,7 +120,12 @@ def explain_slices(
     found: dict[str, Explained] = {}
     for relative, of_study in rows.groupby("volume", sort=False):
         volume = prepared.read_volume(str(relative))
-        heat = heat_maps(predictor, volume, of_study["slice_index"].to_numpy(), indices)
+        positions = of_study["slice_index"].to_numpy()
+        heat, slices = heat_maps(predictor, volume, positions, indices), volume[positions]
+        origin = prepared.origins.get(str(relative))
+        if origin is not None:
+            slices = restore(slices, origin, TABLE_LOW_HU)
+            heat = np.stack([restore(of_slice, origin, 0.0) for of_slice in heat])
         for position, (_, row) in enumerate(of_study.iterrows()):
             found[row["slice_id"]] = Explained(
                 slice_id=row["slice_id"],
@@ -127,7 +134,7 @@ def explain_slices(
                 num_slices=int(row["num_slices"]),
                 fold=fold,
                 loss=float(row[LOSS]),
-                hounsfield=volume[int(row["slice_index"])],
+                hounsfield=slices[position],
                 labels=row[list(task.classes)].to_numpy(np.float64),
                 probabilities=row[task.probability_columns].to_numpy(np.float32),
                 class_indices=indices,

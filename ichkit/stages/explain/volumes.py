@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ichkit.imaging.steps import Origin
 from ichkit.sources.collect import PlannedSource
 from ichkit.sources.study import StudyRecord, decode_study
 
@@ -20,7 +21,7 @@ class Volumes:
 
     def __init__(self, planned: PlannedSource) -> None:
         self._tasks = planned.tasks
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[str, tuple[np.ndarray, Origin | None]] = {}
         self._kept_bytes = 0
 
     def __len__(self) -> int:
@@ -32,13 +33,16 @@ class Volumes:
             task = self._tasks[position]
             study = decode_study(task)
             if self._kept_bytes + study.volume.nbytes <= _KEPT_BYTES:
-                self._kept[study_id] = study.volume
+                self._kept[study_id] = study.volume, study.origin
                 self._kept_bytes += study.volume.nbytes
-            facts = (study.kept, study.padded, study.brain_share, study.failures)
-            yield StudyRecord(task.key, "memory" if study.kept else "", "", 0, *facts), study.volume
+            yield study.record(task.key, "memory" if study.kept else "", "", 0), study.volume
 
-    def of_study(self, study_id: str) -> np.ndarray:
-        """(S, H, W) int16 HU of one study; decoded again if it is not in the cache."""
+    def of_study(self, study_id: str) -> tuple[np.ndarray, Origin | None]:
+        """(S, H, W) int16 HU of one study, and what part of the source picture it shows, None for all of it.
+
+        Decoded again if it is not in the cache.
+        """
         if study_id in self._kept:
             return self._kept[study_id]
-        return decode_study(self._tasks[self._tasks.study_ids.index(study_id)]).volume
+        study = decode_study(self._tasks[self._tasks.study_ids.index(study_id)])
+        return study.volume, study.origin

@@ -11,6 +11,8 @@ from ichkit.core.tasks import Task
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import Predictor
 from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat
+from ichkit.imaging.steps import Origin, restore
+from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.show.page import encode_jpeg, render
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE
@@ -48,7 +50,7 @@ def write_page(
     pictures = {}
     with Meter("pictures", len(drawn), "studies") as meter:
         for study_id, rows in key_slices.groupby("study_id", sort=False):
-            pictures[study_id] = _draw_slices(predictors, volumes.of_study(str(study_id)), rows, task)
+            pictures[study_id] = _draw_slices(predictors, *volumes.of_study(str(study_id)), rows, task)
             meter.advance()
     choice = dict(list(prediction.series_choice.groupby("study_id")))
     blocks = [
@@ -71,17 +73,21 @@ def write_page(
 
 
 def _draw_slices(
-    predictors: list[Predictor], volume: np.ndarray, rows: pd.DataFrame, task: Task
+    predictors: list[Predictor], volume: np.ndarray, origin: Origin | None, rows: pd.DataFrame, task: Task
 ) -> list[dict[str, Any]]:
-    """Position, probabilities and two pictures (data URLs) of each key slice of a study."""
+    """Position, probabilities and two pictures (data URLs) of each key slice of a study, in the source picture."""
     positions = rows["slice_index"].to_numpy()
     best = rows[[f"p_{name}" for name in task.subtypes]].to_numpy().argmax(axis=1)
     names = [task.subtypes[index] for index in best]
     wanted = sorted({task.classes.index(name) for name in names})
     heat = np.mean([heat_maps(predictor, volume, positions, wanted) for predictor in predictors], axis=0)
+    shown_slices = volume[positions]
+    if origin is not None:
+        shown_slices = restore(shown_slices, origin, TABLE_LOW_HU)
+        heat = np.stack([restore(of_slice, origin, 0.0) for of_slice in heat])
     drawn = []
     for place, (row, name) in enumerate(zip(rows.to_dict("records"), names, strict=True)):
-        slice_hu, of_class = volume[row["slice_index"]], heat[place, wanted.index(task.classes.index(name))]
+        slice_hu, of_class = shown_slices[place], heat[place, wanted.index(task.classes.index(name))]
         # Rescaled, because the mean of maps that disagree is low everywhere; times the probability, because every map
         # has a maximum, even that of an improbable class.
         shown = of_class / max(float(of_class.max()), 1e-6) * row[f"p_{name}"]

@@ -87,7 +87,7 @@ def run(plan: PredictPlan) -> Prediction:
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
     )
-    _log_results(prediction, out)
+    _log_results(prediction, out, sum(not record.origin.get("is_found", True) for record in records.values()))
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
@@ -145,14 +145,14 @@ def _predict_slices(
 def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, judges_hu: bool) -> PixelSettings:
     """The pixel settings of the stores the networks were trained on, which must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
-    ways = {(card.hull_hu, card.prepare_size) for card in cards}
+    ways = {(card.hull_hu, card.prepare_size, card.steps) for card in cards}
     if len(ways) != 1:
         raise ArtifactError(
-            f"{model.name}: its networks were trained on stores of different size or HU range "
+            f"{model.name}: its networks were trained on stores of different size, HU range or crop "
             f"({sorted(map(str, ways))}). Train them on one prepared folder."
         )
-    hull_hu, size = ways.pop()
-    return PixelSettings(repair=False, hull_hu=hull_hu, size=size, judges_hu=judges_hu)
+    hull_hu, size, steps = ways.pop()
+    return PixelSettings(repair=False, hull_hu=hull_hu, size=size, judges_hu=judges_hu, steps=steps)
 
 
 def _describe(
@@ -222,9 +222,12 @@ def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     return studies
 
 
-def _log_results(prediction: Prediction, out: Path) -> None:
+def _log_results(prediction: Prediction, out: Path, num_whole: int) -> None:
     for reason, count in prediction.rejected["reason"].value_counts().items():
         logger.info("predict: %d rejected: %s", count, reason)
+    if num_whole:
+        studies = format_count(num_whole, "study", "studies")
+        logger.warning("predict: no head was found in %s; the whole picture was used", studies)
     chosen = prediction.series_choice[prediction.series_choice["chosen"]]
     for number, (_, series) in enumerate(chosen.groupby("study_id"), 1):
         num_slices = format_count(int(series["num_slices"].sum()), "slice")

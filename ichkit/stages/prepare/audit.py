@@ -38,18 +38,20 @@ def write_audit(
     rejected: pd.DataFrame,
     facts: dict[str, Any],
     config: Config,
+    crop_sheet: str = "",
 ) -> None:
     """Writes audit.json and audit.html, deterministically.
 
     Args:
         slices: `slices.parquet`, with brain_share and tilt_degrees.
         facts: the facts of the manifest.
+        crop_sheet: from `draw_crops`.
     """
     task = find_task(config.task)
     audit = make_audit(slices, studies, rejected, facts, task)
     writer.write_json(AUDIT_JSON, audit)
     sheet = draw_contact_sheet(writer.folder, slices, studies, task)
-    writer.write_bytes(AUDIT_PAGE, render_page(audit, sheet, task).encode())
+    writer.write_bytes(AUDIT_PAGE, render_page(audit, sheet, task, crop_sheet).encode())
 
 
 def make_audit(
@@ -71,6 +73,7 @@ def make_audit(
         "slices_per_study": _histogram(studies["num_slices"].to_numpy(), _LENGTH_EDGES),
         "positives_by_position": _positives_by_position(train, task),
         "cq500": _cq500(slices, facts),
+        **({"crop": facts["crop"]} if "crop" in facts else {}),
     }
 
 

@@ -20,12 +20,13 @@ _MAX_IDS = 200
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 640, 220, 44, 34
 
 
-def render_page(audit: dict[str, Any], sheet: str, task: Task) -> str:
+def render_page(audit: dict[str, Any], sheet: str, task: Task, crop_sheet: str = "") -> str:
     """Renders the audit page as HTML.
 
     Args:
         audit: from `make_audit`.
         sheet: from `draw_contact_sheet`.
+        crop_sheet: from `crop_audit.draw_crops`.
     """
     charts = {
         "position": _lines(audit["positives_by_position"]["prevalence"]),
@@ -33,10 +34,11 @@ def render_page(audit: dict[str, Any], sheet: str, task: Task) -> str:
         "gap": _bars(audit["geometry"]["gap_mm"], "mm"),
         "tilt": _bars(audit["geometry"]["tilt_degrees"], "°"),
     }
-    size = (_WIDTH, _HEIGHT)
-    return page.render(
-        _ROOM, _TEMPLATE, audit=audit, charts=charts, sheet=sheet, task=task, max_ids=_MAX_IDS, size=size
-    )
+    crop = audit.get("crop")
+    if crop is not None:
+        charts["side"] = _bars(crop["side_mm"], "mm")
+    shown = {"audit": audit, "charts": charts, "sheet": sheet, "crop": crop, "crop_sheet": crop_sheet, "task": task}
+    return page.render(_ROOM, _TEMPLATE, **shown, max_ids=_MAX_IDS, size=(_WIDTH, _HEIGHT))
 
 
 def draw_contact_sheet(folder: Path, slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> str:

@@ -15,6 +15,7 @@ from ichkit.core.progress import format_count, format_seconds, logger
 from ichkit.core.roles import Role
 from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
+from ichkit.imaging.steps import find_step
 from ichkit.show.plan import Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import digest_tables, scan_files
@@ -214,7 +215,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
 
     Raises:
         DataError: no data in a folder that was named, or none at all.
-        ConfigError: options exclude each other.
+        ConfigError: options exclude each other, or an unknown `prepare.crop`.
         ArtifactError: the existing store was made from other settings.
         FoldError: an invalid file of folds.
     """
@@ -227,6 +228,8 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
         "num_folds": config.prepare.num_folds,
         "hull_hu": list(config.channels.hull_hu()),
     }
+    if steps := config.prepare.steps():
+        settings["steps"] = [find_step(name).name for name in steps]
     folds = _kept_folds(work, options)
     if not options.fresh:
         _check_settings(work, settings)

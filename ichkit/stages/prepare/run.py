@@ -107,7 +107,9 @@ def _plan_source(
     if plan.options.strict and len(found.rejected):
         first = found.rejected.iloc[0]
         raise DataError(f"{source.name}: {first.file} cannot be used: {first.reason} (--strict).")
-    pixels = PixelSettings(source.repair, plan.config.channels.hull_hu(), plan.config.prepare.size, judges_hu)
+    config = plan.config
+    treatment = (config.channels.hull_hu(), config.prepare.size, judges_hu, config.prepare.steps())
+    pixels = PixelSettings(source.repair, *treatment)
     ordered, slices = order_slices(found.files)
     return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair)
 

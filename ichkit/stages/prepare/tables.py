@@ -10,16 +10,17 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import order_external, title_of
 from ichkit.core.tasks import Task, find_task
-from ichkit.imaging.store import FACTS_NAME
-from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices, collect_studies
+from ichkit.imaging.store import CROPS_NAME, FACTS_NAME
+from ichkit.sources.collect import PlannedSource, collect_crops, collect_failures, collect_slices, collect_studies
 from ichkit.sources.decode import keep_records
 from ichkit.sources.folder import hide_files
 from ichkit.sources.plan import count_reasons
 from ichkit.sources.study import StudyRecord
 from ichkit.stages.prepare.audit import write_audit
+from ichkit.stages.prepare.crop_audit import describe_crops, draw_crops, measure_crops
 from ichkit.validation.folds import assign_folds, check_folds, tally_studies
 from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_table, write_bytes_atomically
-from ichkit.work.schemas import BRAIN_SHARE, KEY, REJECTED, SERIES_CHOICE, TILT
+from ichkit.work.schemas import BRAIN_SHARE, CROPS, KEY, REJECTED, SERIES_CHOICE, TILT
 
 _FACT_COLUMNS = ["slice_id", "dataset", BRAIN_SHARE, TILT]
 
@@ -77,6 +78,10 @@ def write_tables(
     writer.write_table("slices.parquet", slices.drop(columns=[BRAIN_SHARE, TILT]))
     writer.write_table(FACTS_NAME, slices[_FACT_COLUMNS])
     writer.write_table("studies.parquet", studies)
+    crops = measure_crops(pd.concat([collect_crops(item, records) for item in planned], ignore_index=True))
+    has_crops = bool(config.prepare.steps())
+    if has_crops:
+        writer.write_table(CROPS_NAME, crops[list(CROPS)])
     writer.write_table("folds.csv", folds)
     writer.write_table("rejected.csv", rejected)
     writer.write_table("series_choice.csv", pd.concat(choices) if choices else pd.DataFrame(columns=SERIES_CHOICE))
@@ -92,7 +97,9 @@ def write_tables(
         "num_rejected": len(rejected),
         **{item.plan.dataset: item.plan.facts for item in planned},
     }
-    write_audit(writer, slices, studies, rejected, facts, config)
+    if has_crops:
+        facts["crop"] = describe_crops(crops)
+    write_audit(writer, slices, studies, rejected, facts, config, draw_crops(crops, planned) if has_crops else "")
     inputs = dict(stamp.inputs)
     for item in planned:
         inputs |= item.plan.inputs
@@ -165,6 +172,9 @@ def _log_result(
         logger.info("prepare: %s %s: %s%s", dataset, split, counts, known)
     for reason, count in rejected["reason"].value_counts().items():
         logger.info("prepare: %d rejected: %s", count, reason)
+    if "crop" in facts:
+        whole, of_all = facts["crop"]["not_found"], format_count(facts["crop"]["studies"], "study", "studies")
+        logger.info("prepare: cropped to the head; no head found in %d of %s: whole picture kept", whole, of_all)
     for name in order_external(studies["dataset"][studies["split"] == "external"]):
         missing = facts.get(name, {}).get("missing_studies", [])
         if missing:

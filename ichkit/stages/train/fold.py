@@ -77,7 +77,7 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         if trains:
             write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
             trained = train_network(task, prepared, identity, parts, ranks, stop)
-            _write_training(writer, task, trained, prepared.manifest.settings["size"])
+            _write_training(writer, task, trained, prepared)
             facts = trained.facts
         else:
             facts = _keep_weights(task, writer)
@@ -119,7 +119,7 @@ def _predict_parts(
     return str(predictor.device)
 
 
-def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepare_size: int | None) -> None:
+def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepared: Prepared) -> None:
     """Writes weights, model card, config, history and step log into the unfinished folder."""
     from ichkit.engine.inference import encode_weights
 
@@ -127,11 +127,17 @@ def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", 
     writer.write_bytes(WEIGHTS_NAME, encode_weights(trained.network))
     writer.write_json(CARD_NAME, asdict(trained.card))
     used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
-    used |= {"prepare": {"size": prepare_size}, "train": config.train.settings()}
+    used |= {"prepare": _stored(prepared), "train": config.train.settings()}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
     writer.write_bytes("history.csv", encode_table(pd.DataFrame(trained.history), ".csv"))
     journal = writer.folder / STEP_LOG_NAME
     writer.write_bytes(STEP_LOG_NAME, journal.read_bytes() if journal.is_file() else b"")
+
+
+def _stored(prepared: Prepared) -> dict[str, Any]:
+    """The settings of the store that belong into the config of a fold."""
+    steps = {"crop": prepared.steps[0]} if prepared.steps else {}
+    return {"size": prepared.manifest.settings["size"], **steps}
 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:

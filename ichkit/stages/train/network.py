@@ -72,7 +72,7 @@ def train_network(
             f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or re-create the folds."
         )
     config, settings, stored = task.config, task.config.train, prepared.manifest.settings
-    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]))
+    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps)
     fabric = make_fabric(settings, ranks, task.gpu)
     num_workers = count_loader_workers(settings, fabric.device)
     reader = VolumeReader(prepared.folder, num_sharing=max(num_workers, 1))

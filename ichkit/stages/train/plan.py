@@ -120,7 +120,7 @@ class TrainPlan(Plan):
         from ichkit.engine.inference import ModelCard
 
         stored = self.prepared.manifest.settings
-        return ModelCard.of(self.config, stored["size"], tuple(stored["hull_hu"])).build()
+        return ModelCard.of(self.config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps).build()
 
     @cached_property
     def _num_parameters(self) -> int:
