@@ -123,8 +123,8 @@ class UsualRoute:
     def block(self, epoch: int, number: int) -> Block:
         rows = self.dataset.plan(epoch).rows[number]
         images = np.stack([self._transform(image=cv2.imread(str(self.paths[row])))["image"] for row in rows])
-        labels = torch.from_numpy(self.dataset.index.labels[rows])
-        return Block(torch.from_numpy(images), labels)
+        index = self.dataset.index
+        return Block(*map(torch.from_numpy, (images, index.labels[rows], index.position_mm[rows])))
 
 
 def time_steps(prepared: Prepared) -> dict[str, float]:

@@ -146,7 +146,7 @@ class Ceiling:
         self._wait()
         began = time.perf_counter()
         for _ in range(steps):
-            loss = self._loss(self._network(self._images), self._labels)
+            loss = self._loss(self._network(self._images[:, None]).slices[:, 0], self._labels)
             self._optimizer.zero_grad()
             self._fabric.backward(loss)
             self._optimizer.step()

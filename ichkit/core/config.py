@@ -22,6 +22,8 @@ from ichkit.core.yaml_text import parse_yaml, read_yaml
 _SET = "--set"
 _SEED_LIMIT = 2**63
 _LONGEST_NAME = 4096
+_SHORTHANDS = {"train.context": "kind", "train.pool": "kind"}
+"""Sections that may be written as one word, and the key that it stands for."""
 
 
 class ChannelsConfig(ConfigSection):
@@ -173,11 +175,20 @@ def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], di
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} expected sections such as `train:`, found {type(tree).__name__}.")
     parent = tree.pop("extends", None)
+    _expand_shorthands(tree)
     origins = dict.fromkeys(_written_keys(tree), where)
     if parent is not None:
         base, others = _read_extended(str(parent)[:_LONGEST_NAME], (*seen, name))
         tree, origins = _merge(base, tree), others | origins
     return tree, origins
+
+
+def _expand_shorthands(tree: dict[str, Any]) -> None:
+    for path, short in _SHORTHANDS.items():
+        section, key = path.split(".")
+        inside = tree.get(section)
+        if isinstance(inside, dict) and isinstance(inside.get(key), str):
+            inside[key] = {short: inside[key]}
 
 
 def _written_keys(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -206,7 +217,10 @@ def _apply_override(tree: dict[str, Any], override: str, origins: dict[str, str]
         if not isinstance(tree.setdefault(section, {}), dict):
             raise ConfigError(f'{_SET} {shorten(path)}: "{shorten(section)}" is not a section.')
         tree = tree[section]
-    tree[key] = parse_yaml(text, f"{_SET} {shorten(path)}")
+    value = parse_yaml(text, f"{_SET} {shorten(path)}")
+    if path in _SHORTHANDS and isinstance(value, str):
+        tree, key, path = tree.setdefault(key, {}), _SHORTHANDS[path], f"{path}.{_SHORTHANDS[path]}"
+    tree[key] = value
     for known in [known for known in origins if known.startswith(f"{path}.")]:
         del origins[known]
     origins[path] = _SET

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from ichkit.core.errors import ConfigError, nearest
 from ichkit.core.section import ConfigSection, Count, Odd, Positive, Probability, runtime
 
+NONE = "none"
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -21,6 +22,9 @@ class AugmentConfig(ConfigSection):
     water, stays where it is), both drawn with `intensity_probability`. `noise_hu` is the range of the noise's standard
     deviation in HU. `dropout_holes` is the number of rectangles filled with air, `dropout_size` the range of their
     sides as shares of the image's.
+
+    `every_second_probability` and `reversed_probability` are for whole studies (`sampling: studies`): only every second
+    slice, and the slices from head to feet; their positions stay true.
     """
 
     per: Literal["block", "slice"] = "block"
@@ -37,6 +41,8 @@ class AugmentConfig(ConfigSection):
     distortion_probability: Probability = 0.2
     noise_hu: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (1.0, 4.0)
     noise_probability: Probability = 0.2
+    every_second_probability: Probability = 0.0
+    reversed_probability: Probability = 0.0
     shift_hu: Annotated[int, Field(ge=0, le=1000)] = 0
     contrast: tuple[Positive, Positive] = (1.0, 1.0)
     intensity_probability: Probability = 0.0
@@ -82,6 +88,7 @@ class ScheduleConfig(ConfigSection):
 
 
 def _expand_kind(value: Any) -> Any:
+    """A section that is written as one word: `context: gru` is `context: {kind: gru}`."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -124,6 +131,50 @@ def check_backbone_args(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 LayerDecay = Annotated[float, Field(gt=0, le=1)]
+
+
+class ContextConfig(ConfigSection):
+    """How the slices of a block see each other; `kind` is a row of `models.context.CONTEXTS`.
+
+    `width` is the number of features of a slice inside, `heads` those of the attention.
+    """
+
+    kind: str = "none"
+    layers: Annotated[int, Field(ge=1, le=12)] = 2
+    heads: Annotated[int, Field(ge=1, le=32)] = 2
+    width: Annotated[int, Field(ge=8, le=2048)] = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _check_width(self) -> "ContextConfig":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of twice the heads, so of {2 * self.heads}")
+        return self
+
+
+class PoolConfig(ConfigSection):
+    """How the slices of a study make the logits of the study; `kind` is a row of `models.pooling.POOLS`.
+
+    `top` is the number of slices of "top-mean", `width` the hidden features of "attention", and `positions` the number
+    of trainable weights of "slice-weights".
+    """
+
+    kind: str = "none"
+    top: Annotated[int, Field(ge=1, le=1000)] = 3
+    width: Annotated[int, Field(ge=1, le=2048)] = 64
+    positions: Annotated[int, Field(ge=2, le=1000)] = 32
+
+
+class HeadsConfig(ConfigSection):
+    """Weights of the losses of a network with several heads; they are divided by their sum.
+
+    `slices` is for the logits of each slice alone, `series` for those that see the other slices (`train.context`), and
+    `study` for the pooled ones (`train.pool`).
+    """
+
+    slices: Annotated[float, Field(ge=0)] = 1.0
+    series: Annotated[float, Field(ge=0)] = 2.0
+    study: Annotated[float, Field(ge=0)] = 1.0
 
 
 class PhaseConfig(ConfigSection):
@@ -188,8 +239,12 @@ class TrainConfig(ConfigSection):
     image_size: Annotated[int, Field(ge=32)] = 512
     block_size: Odd = 7
     batch_blocks: Count = 16
-    sampling: Literal["blocks", "slices"] = "blocks"
+    sampling: Literal["blocks", "slices", "studies"] = "blocks"
+    max_slices: Annotated[int, Field(ge=2, le=1000)] = 60
     centres: str = "uniform"
+    context: Annotated[ContextConfig, BeforeValidator(_expand_kind)] = ContextConfig()
+    pool: Annotated[PoolConfig, BeforeValidator(_expand_kind)] = PoolConfig()
+    heads: HeadsConfig = HeadsConfig()
     epochs: Count = 20
     optimizer: str = "adam"
     learning_rate: Positive = 5e-4
@@ -223,12 +278,33 @@ class TrainConfig(ConfigSection):
     ray_gpus: Annotated[int, Field(ge=0)] = runtime(0)
     predict_batch: Count = runtime(64)
     embeddings: bool = runtime(False)
+    keep_slice_head: bool = runtime(False)
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> "TrainConfig":
+        if self.sampling == "slices" and self.context.kind != NONE:
+            raise ValueError("train.context: single slices have none; use --set train.sampling=studies, or blocks")
+        if self.sampling != "studies" and self.pool.kind != NONE:
+            raise ValueError("train.pool: a study is pooled from all its slices; use --set train.sampling=studies")
+        if self.sampling == "studies" and self.centres != "uniform":
+            raise ValueError("train.centres: an epoch of studies shows each once; leave it at uniform")
+        return self
 
     @model_validator(mode="after")
     def _check_phases(self) -> "TrainConfig":
         if self.phases and self.phases[-1].classes is not None:
             raise ValueError("train.phases: the last phase trains on all classes of the task; leave out its `classes`")
         return self
+
+    @property
+    def sees_blocks(self) -> bool:
+        """True if the network reads blocks as such, not each slice on its own."""
+        return self.context.kind != NONE or self.pool.kind != NONE
+
+    @property
+    def longest_block(self) -> int:
+        """Most slices of a block."""
+        return self.max_slices if self.sampling == "studies" else self.block_size
 
     @property
     def total_epochs(self) -> int:

@@ -25,10 +25,12 @@ class Block(NamedTuple):
     Attributes:
         images: (P, H, W, C) uint8.
         labels: (P, K) float32; a padded position has the labels of the slice it repeats.
+        positions_mm: (P,) float32, distance of each slice from the middle of its study.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    positions_mm: torch.Tensor
 
 
 class VolumeReader:
@@ -103,14 +105,25 @@ class BlockDataset(Dataset[Block]):
         plan = self.plan(epoch)
         rows, is_real = plan.rows[number], plan.is_real[number]
         real = rows[is_real]
+        seed = derive_seed(self.seed, "augment", self.fold, epoch, number)
+        if self.config.sampling == "studies":
+            return self._block(self._render_study(real, seed), real)  # padded in `stack_blocks`
         # Padding repeats a slice of the block; its image is copied, not rendered again.
         sources = np.searchsorted(real, rows) if self.config.sampling == "blocks" else np.arange(len(rows)) % len(real)
-        images = self._render(real, derive_seed(self.seed, "augment", self.fold, epoch, number))[sources]
-        return Block(torch.from_numpy(images), torch.from_numpy(self.index.labels[rows]))
+        return self._block(self._render(real, seed)[sources], rows)
+
+    def _block(self, images: np.ndarray, rows: np.ndarray) -> Block:
+        return Block(*map(torch.from_numpy, (images, self.index.labels[rows], self.index.position_mm[rows])))
+
+    def _render_study(self, rows: np.ndarray, seed: int) -> np.ndarray:
+        """(n, size, size, C) uint8 images of rows of one study, ascending or descending."""
+        is_reversed = rows[0] > rows[-1]
+        images = self._render(rows[::-1] if is_reversed else rows, seed)
+        return images[::-1].copy() if is_reversed else images
 
     def _render(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """(n, size, size, C) uint8 augmented images of distinct rows."""
-        shares_geometry = self.config.augment.per == "block" and self.config.sampling == "blocks"
+        shares_geometry = self.config.augment.per == "block" and self.config.sampling != "slices"
         groups = [rows] if shares_geometry else [rows[i : i + 1] for i in range(len(rows))]
         images = [self._render_together(group, derive_seed(seed, place)) for place, group in enumerate(groups)]
         return np.concatenate(images)
@@ -121,10 +134,18 @@ class BlockDataset(Dataset[Block]):
         low = max(int(positions[0]) - self.rendering.reach, 0)
         relative = str(self.index.paths[self.index.volume_of[rows[0]]])
         slab = self.reader.read(relative, low, int(positions[-1]) + self.rendering.reach + 1)
+        if self.rendering.reach == 0 and len(slab) > len(rows):  # every second slice: the others are not needed
+            slab, positions, low = slab[positions - low], np.arange(len(rows)), 0
         warped = self._augmenter.warp(slab, derive_seed(seed, "geometry"))
         return self.rendering.render(self._augmenter.change_values(warped, derive_seed(seed, "noise")), positions - low)
 
 
 def stack_blocks(blocks: list[Block]) -> Block:
-    """A batch of B blocks, stacked along a new leading axis."""
-    return Block(*(torch.stack(parts) for parts in zip(*blocks, strict=True)))
+    """A batch of B blocks, stacked along a new leading axis; shorter ones are padded with their last slice."""
+    longest = max(len(block.images) for block in blocks)
+    return Block(*(torch.stack([_pad(part, longest) for part in parts]) for parts in zip(*blocks, strict=True)))
+
+
+def _pad(part: torch.Tensor, length: int) -> torch.Tensor:
+    missing = length - len(part)
+    return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part

@@ -23,17 +23,25 @@ from ichkit.models.descriptor import BACKBONES
 _MIN_CELLS = 7
 
 
-def heat_maps(predictor: Predictor, volume: np.ndarray, rows: np.ndarray, class_indices: Sequence[int]) -> np.ndarray:
+def heat_maps(
+    predictor: Predictor,
+    volume: np.ndarray,
+    rows: np.ndarray,
+    class_indices: Sequence[int],
+    positions_mm: np.ndarray | None = None,
+) -> np.ndarray:
     """The Grad-CAM heat maps of some slices of one study for some classes.
 
     Each map is divided by its own maximum: it shows the location, not the confidence, which is the probability. It is 0
-    everywhere if no region contributes to the class. With test-time augmentation it is the mean over the views.
+    everywhere if no region contributes to the class. With test-time augmentation it is the mean over the views. Where
+    slices see each other, it is what the slice contributes to its own logit, with the rest of the study fixed.
 
     Args:
         predictor: the network of a fold.
         volume: (S, H, W) int16 HU, as in the store.
         rows: (n,) positions in the volume.
         class_indices: (K,) indices of the task's classes.
+        positions_mm: (S,), as for `Predictor.predict_volume`.
 
     Returns:
         (n, K, H, W) float32 in [0, 1], in the size of the slices.
@@ -47,14 +55,22 @@ def heat_maps(predictor: Predictor, volume: np.ndarray, rows: np.ndarray, class_
         bleed's share of the head) in 4 %. For a vision transformer it is computed before the attention of the last
         block, after which only the class token has a gradient.
     """
-    size, reach = predictor.card.image_size, predictor.rendering.reach
+    size, reach, rows = predictor.card.image_size, predictor.rendering.reach, np.asarray(rows)
+    positions = predictor.centre(len(volume), positions_mm)
+    studies = predictor.encode_study(volume) if predictor.network.sees_blocks else None
     low = max(int(np.min(rows)) - reach, 0)
     slab = resize_volume(pad_to_square(volume[low : int(np.max(rows)) + reach + 1]), size)
-    images = predictor.rendering.render(slab, np.asarray(rows) - low)  # (n, size, size, C)
+    images = predictor.rendering.render(slab, rows - low)  # (n, size, size, C)
     step = predictor.card.batch_size
-    cells = np.concatenate(
-        [_heat_of_images(predictor, images[i : i + step], class_indices) for i in range(0, len(images), step)]
-    )
+    parts = []
+    for first in range(0, len(images), step):
+        some = slice(first, first + step)
+        described = [
+            _weighted_sums(predictor, view, class_indices, rows[some], positions, studies and studies[number])
+            for number, view in enumerate(predictor.views(torch.from_numpy(images[some]).to(predictor.device)))
+        ]
+        parts.append(_merge_views(described))
+    cells = np.concatenate(parts)
     return _fit_to_slices(cells, *volume.shape[1:])
 
 
@@ -78,17 +94,22 @@ def find_layer(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
     return backbone.get_submodule(stage["module"]), stage["num_chs"]
 
 
-def _heat_of_images(predictor: Predictor, images: np.ndarray, class_indices: Sequence[int]) -> np.ndarray:
-    """(n, S, S, C) uint8 to (n, K, h, w) float32 in [0, 1], in cells of the feature map."""
-    batch = torch.from_numpy(images).to(predictor.device)
-    heat = _relu_and_scale(_weighted_sums(predictor, batch, class_indices))
-    if predictor.card.tta == "hflip":
-        mirrored = _relu_and_scale(_weighted_sums(predictor, batch.flip(2), class_indices)).flip(3)
-        heat = _relu_and_scale(heat + mirrored)
+def _merge_views(sums: list[torch.Tensor]) -> np.ndarray:
+    """(n, K, h, w) float32 in [0, 1] from the sums of each view; the second is mirrored."""
+    heat = _relu_and_scale(sums[0])
+    if len(sums) > 1:
+        heat = _relu_and_scale(heat + _relu_and_scale(sums[1]).flip(3))
     return heat.cpu().numpy()
 
 
-def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Sequence[int]) -> torch.Tensor:
+def _weighted_sums(
+    predictor: Predictor,
+    images: torch.Tensor,
+    class_indices: Sequence[int],
+    rows: np.ndarray,
+    positions: torch.Tensor,
+    study: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
     """(n, K, h, w): the sum of the feature maps, each weighted with the mean of its gradient."""
     backbone = predictor.network.backbone
     layer, num_channels = find_layer(backbone, predictor.card.image_size)
@@ -102,14 +123,16 @@ def _weighted_sums(predictor: Predictor, images: torch.Tensor, class_indices: Se
 
     hook = layer.register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = predictor.network(images).float()
+        # cuDNN's recurrent layers have no gradient at inference.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=study is None):
+            encoded = predictor.network.encode(images)
+            logits = encoded[1].float() if study is None else predictor.attend(encoded, study, rows, positions)
     finally:
         hook.remove()
     features = _channels_first(kept[0].detach(), num_channels, backbone)
     sums = []
     for index in class_indices:
-        # Slices do not interact in the network, so the gradient of their sum holds the gradient of each.
+        # No slice's logit depends on another's images here, so the gradient of their sum holds the gradient of each.
         (gradient,) = torch.autograd.grad(logits[:, index].sum(), kept[0], retain_graph=True)
         weights = _channels_first(gradient, num_channels, backbone).mean((2, 3), keepdim=True)
         sums.append((weights * features).sum(1))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import nn
 from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
-from ichkit.core.train_config import check_backbone_args
+from ichkit.core.train_config import ContextConfig, PoolConfig, check_backbone_args
 from ichkit.imaging.steps import find_step
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
+from ichkit.models.context import centre_positions
 from ichkit.models.descriptor import DescriptorNetwork, build_network
 from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME
@@ -26,6 +27,7 @@ _MAX_SIDE = 4096
 _MAX_STEPS = 10
 _MAX_BATCH_PIXELS = 2**27
 """Eight times the default batch of 64 images of 512 x 512."""
+_MAX_WINDOW = 1000
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class ModelCard:
         batch_size: images per forward pass; recorded because it changes the last bits of a probability.
         backbone_args: further arguments of the backbone's constructor.
         steps: steps of that store (`imaging.steps.STEPS`), done to the volume of a new study; none in older cards.
+        context, pool: these sections of the config; cards of earlier versions have none.
+        window: slices that see each other: of a longer study the mean over windows that overlap by half.
     """
 
     task: str
@@ -55,6 +59,9 @@ class ModelCard:
     batch_size: int
     backbone_args: dict[str, Any] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    context: dict[str, Any] = field(default_factory=lambda: ContextConfig().settings())
+    pool: dict[str, Any] = field(default_factory=lambda: PoolConfig().settings())
+    window: int = 1
 
     @classmethod
     def of(
@@ -72,6 +79,9 @@ class ModelCard:
             batch_size=config.train.predict_batch,
             backbone_args=config.train.backbone_args,
             steps=tuple(steps),
+            context=config.train.context.settings(),
+            pool=config.train.pool.settings(),
+            window=config.train.longest_block,
         )
 
     def build(
@@ -101,7 +111,27 @@ class ModelCard:
             drop_path_rate=drop_path_rate,
             pretrained=pretrained,
             backbone_args=self.backbone_args,
+            context=ContextConfig(**self.context),
+            pool=PoolConfig(**self.pool),
         )
+
+
+class StudyReading(NamedTuple):
+    """What a network says of one study.
+
+    Attributes:
+        probabilities: (S, K) float32, the descriptors.
+        of_slices: (S, K) float32, of each slice alone; the same without a context.
+        features: (S, F) float16 penultimate-layer features of each slice alone.
+        of_study: (K,) float32, and
+        weights: (S, K) float32, the part of each slice in it; None without pooling.
+    """
+
+    probabilities: np.ndarray
+    of_slices: np.ndarray
+    features: np.ndarray
+    of_study: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 class Predictor:
@@ -131,30 +161,122 @@ class Predictor:
         """Size of the penultimate-layer embeddings."""
         return int(self.network.backbone.get_classifier().in_features)
 
-    def predict_volume(self, volume: np.ndarray) -> np.ndarray:
+    def predict_volume(self, volume: np.ndarray, positions_mm: np.ndarray | None = None) -> np.ndarray:
         """The probabilities of every slice of one study.
 
         Args:
             volume: (S, H, W) int16 HU, row i is slice_index i, as in the store.
+            positions_mm: (S,) of the slices along their normal; None for slices 5 mm apart. Used by a context alone.
 
         Returns:
             (S, K) float32 in [0, 1].
         """
-        return np.concatenate([self._predict_images(images) for images in self._render(volume)])
+        return self.read_study(volume, positions_mm).probabilities
 
-    def describe_volume(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def describe_volume(
+        self, volume: np.ndarray, positions_mm: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The probabilities and penultimate-layer embeddings of every slice of one study.
 
         Args:
-            volume: (S, H, W) int16 HU, as for `predict_volume`.
+            volume, positions_mm: as for `predict_volume`.
 
         Returns:
             (S, K) float32 in [0, 1], the same bytes as from `predict_volume`; (S, F) float16, the mean over the views
             of test-time augmentation.
         """
-        parts = [self._describe_images(images) for images in self._render(volume)]
-        probabilities, features = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return probabilities, features
+        study = self.read_study(volume, positions_mm)
+        return study.probabilities, study.features
+
+    @torch.inference_mode()
+    def read_study(self, volume: np.ndarray, positions_mm: np.ndarray | None = None) -> StudyReading:
+        """Everything the network says of one study; the mean over the views of test-time augmentation.
+
+        Args:
+            volume, positions_mm: as for `predict_volume`.
+        """
+        positions, read = self.centre(len(volume), positions_mm), []
+        for features, logits in self.encode_study(volume):
+            series, study, weights = self._combine(features, logits, positions)
+            found = [series.sigmoid(), logits.sigmoid(), features]
+            read.append(found if study is None or weights is None else [*found, study.sigmoid(), weights])
+        means = (torch.stack(parts).sum(0) / len(read) for parts in zip(*read, strict=True))
+        probabilities, of_slices, features, *pooled = (mean.cpu().numpy() for mean in means)
+        return StudyReading(probabilities, of_slices, features.astype(np.float16), *pooled)
+
+    @torch.inference_mode()
+    def encode_study(self, volume: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Features (S, F) and logits (S, K) of the slices of a study, each alone, for each view."""
+        batches = [
+            [self.network.encode(view) for view in self.views(torch.from_numpy(images).to(self.device))]
+            for images in self._render(volume)
+        ]
+        return [
+            (torch.cat([part[0] for part in of_view]).float(), torch.cat([part[1] for part in of_view]).float())
+            for of_view in zip(*batches, strict=True)
+        ]
+
+    def attend(
+        self,
+        encoded: tuple[torch.Tensor, torch.Tensor],
+        study: tuple[torch.Tensor, torch.Tensor],
+        rows: np.ndarray,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """(n, K) descriptor logits of some slices, a function of their own features with the rest of the study fixed.
+
+        Args:
+            encoded: features (n, F) and logits (n, K) of these slices, through which gradients flow.
+            study: those of every slice, from `encode_study`.
+            rows: (n,) places of the slices in the study.
+            positions: (S,) from `centre`.
+        """
+        if not self.network.sees_blocks:
+            return encoded[1].float()
+        num_slices, each = len(positions), torch.arange(len(rows), device=self.device)
+        size = min(self.card.window, num_slices)
+        starts = np.clip(rows - size // 2, 0, num_slices - size)  # the slice in the middle
+        grid = torch.from_numpy(starts[:, None] + np.arange(size)).to(self.device)
+        own = (each, torch.from_numpy(rows - starts).to(self.device))
+        pairs = zip(study, encoded, strict=True)
+        features, logits = (whole[grid].index_put(own, part.float()) for whole, part in pairs)
+        is_real = torch.ones(grid.shape, dtype=torch.bool)
+        return self.network.combine(features, logits, is_real, positions[grid]).descriptor[own]
+
+    def views(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The images of each view of test-time augmentation; (n, H, W, C)."""
+        return [images, images.flip(2)] if self.card.tta == "hflip" else [images]
+
+    def centre(self, num_slices: int, positions_mm: np.ndarray | None) -> torch.Tensor:
+        """(S,) positions as the network gets them, see `centre_positions`."""
+        known = np.full(num_slices, np.nan) if positions_mm is None else positions_mm
+        return torch.from_numpy(centre_positions(known)).to(self.device)
+
+    def _combine(
+        self, features: torch.Tensor, logits: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """(S, K) logits of the slices of a study, and with pooling (K,) logits of the study and (S, K) weights.
+
+        A study with more slices than the window is read in windows that overlap by half, and the logits of a slice are
+        the mean over its windows. Studies are pooled over the same windows: the logits are those of the highest window
+        of each class, with its weights.
+        """
+        if not self.network.sees_blocks:
+            return logits, None, None
+        num_slices, size = len(logits), min(self.card.window, len(logits))
+        rows = torch.from_numpy(window_starts(num_slices, size)[:, None] + np.arange(size)).to(self.device)
+        is_real = torch.ones(rows.shape, dtype=torch.bool)
+        found = self.network.combine(features[rows], logits[rows], is_real, positions[rows])
+        flat, counts = rows.flatten(), torch.bincount(rows.flatten(), minlength=num_slices)
+        descriptor = found.descriptor.flatten(0, 1)
+        series = torch.zeros_like(logits).index_add(0, flat, descriptor) / counts[:, None]
+        if found.study is None:
+            return series, None, None
+        best = found.study.logits.argmax(0)  # (K,)
+        classes = torch.arange(logits.shape[1], device=self.device)
+        weights = torch.zeros_like(logits)
+        weights[rows[best].T, classes] = found.study.weights[best, :, classes].T
+        return series, found.study.logits[best, classes], weights
 
     def _render(self, volume: np.ndarray) -> Iterator[np.ndarray]:
         """Batches of (n, H, W, C) uint8 images of the slices."""
@@ -163,28 +285,18 @@ class Predictor:
         for first in range(0, len(rows), self.card.batch_size):
             yield self.rendering.render(volume, rows[first : first + self.card.batch_size])
 
-    @torch.inference_mode()
-    def _predict_images(self, images: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8 to (n, K) float32 probabilities."""
-        batch = torch.from_numpy(images).to(self.device)
-        probabilities = self.network(batch).float().sigmoid()
-        if self.card.tta == "hflip":
-            probabilities = (probabilities + self.network(batch.flip(2)).float().sigmoid()) / 2
-        held: np.ndarray = probabilities.cpu().numpy()
-        return held
 
-    @torch.inference_mode()
-    def _describe_images(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, H, W, C) uint8 to (n, K) float32 probabilities and (n, F) float16 embeddings."""
-        batch = torch.from_numpy(images).to(self.device)
-        views = [batch, batch.flip(2)] if self.card.tta == "hflip" else [batch]
-        backbone, found = self.network.backbone, []
-        for view in views:
-            maps = backbone.forward_features(self.network.normalise(view))
-            features = backbone.forward_head(maps, pre_logits=True)
-            found.append((backbone.forward_head(maps).float().sigmoid(), features.float().flatten(1)))
-        probabilities, features = (sum(parts) / len(views) for parts in zip(*found, strict=True))
-        return probabilities.cpu().numpy(), features.half().cpu().numpy()
+def window_starts(num_slices: int, size: int) -> np.ndarray:
+    """(W,) int64 first slices of windows that overlap by half and cover a study.
+
+    Example:
+        >>> window_starts(100, 40).tolist()
+        [0, 20, 40, 60]
+        >>> window_starts(45, 40).tolist()
+        [0, 5]
+    """
+    last = num_slices - size
+    return np.unique(np.append(np.arange(0, last + 1, max(size // 2, 1)), last))
 
 
 def load_predictor(fold_folder: Path, device: str = "auto") -> Predictor:
@@ -264,6 +376,9 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError(f"steps must be at most {_MAX_STEPS} names")
     for name in card.steps:
         find_step(name)
+    ContextConfig(**card.context), PoolConfig(**card.pool)
+    if type(card.window) is not int or not 1 <= card.window <= _MAX_WINDOW:
+        raise ValueError(f"window must be 1 to {_MAX_WINDOW}")
     if card.tta not in ("none", "hflip"):
         raise ValueError('tta must be "none" or "hflip"')
 

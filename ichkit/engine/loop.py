@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ichkit.core.errors import Stopped
 from ichkit.core.progress import Meter, StopFlag, format_seconds, logger
+from ichkit.core.train_config import HeadsConfig
 from ichkit.engine.blocks import Block, BlockDataset, stack_blocks
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from ichkit.engine.devices import count_loader_workers
@@ -81,6 +82,7 @@ class TrainingLoop:
         loss_function: see `models.losses`.
         phase: the phase to train.
         checkpoint: the file written after every epoch and on a stop; the step log is beside it.
+        heads: weights of the losses, see `Stepper`.
         history: rows of earlier phases.
         shows_meter: True for a progress bar; else one line per epoch.
 
@@ -97,13 +99,14 @@ class TrainingLoop:
         phase: Phase,
         checkpoint: Path,
         *,
+        heads: HeadsConfig | None = None,
         history: list[dict[str, float]] | None = None,
         shows_meter: bool = True,
     ) -> None:
         self.fabric, self.dataset, self.phase, self.config = fabric, dataset, phase, dataset.config
         self.checkpoint, self.shows_meter = checkpoint, shows_meter and fabric.is_global_zero
         self.progress = Progress(phase.number, history=list(history or []))
-        self.stepper = Stepper(fabric, network, dataset, loss_function, phase)
+        self.stepper = Stepper(fabric, network, dataset, loss_function, phase, heads)
         self.batches = self.stepper.batches
         self._loader = fabric.setup_dataloaders(self._make_loader(), use_distributed_sampler=False)
         path = checkpoint.with_name(STEP_LOG_NAME)
@@ -134,9 +137,12 @@ class TrainingLoop:
     def describe(self) -> str:
         """Size of an epoch, device and memory, for the log line before the first step."""
         plan = self.dataset.plan(self.phase.first_epoch)
+        blocks = f"{len(plan.rows)} blocks of {self.config.block_size}"
+        if self.config.sampling == "studies":
+            blocks = f"{len(plan.rows)} studies of at most {self.config.max_slices} slices"
         parts = [
-            f"{self.phase.config.epochs} epochs of {int(plan.is_real.sum())} images in {len(plan.rows)} blocks of "
-            f"{self.config.block_size}, {self.batches.steps_per_epoch} steps each",
+            f"{self.phase.config.epochs} epochs of {int(plan.is_real.sum())} images in {blocks}, "
+            f"{self.batches.steps_per_epoch} steps each",
             f"at {self.config.image_size} px on {self.fabric.device} ({torch.get_num_threads()} CPU threads, "
             f"{self.fabric.strategy.precision.precision})",
             f"{self.stepper.held_bytes() / 1e6:.0f} MB for weights and optimizer",

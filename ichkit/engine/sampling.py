@@ -11,9 +11,11 @@ from ichkit.core.errors import ConfigError
 from ichkit.core.rows import find_row
 from ichkit.core.seeding import make_generator
 from ichkit.core.train_config import TrainConfig
+from ichkit.models.context import centre_positions
 
 CENTRAL_SHARE = (0.2, 0.9)
 """Part of a study that "central" draws from: bleeds are rare at the vertex and below the skull base."""
+_LENGTH_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class SliceIndex:
         paths: (V,) fixed-width text, the volumes relative to the store.
         volume_of: (N,) int32, index of the slice's volume in `paths`.
         position: (N,) int32, row of the slice in its volume.
+        position_mm: (N,) float32, distance of the slice from the middle of its study.
         first, last: (N,) int64, first and last row of the slice's study in this index, both inclusive.
         labels: (N, K) float32.
     """
@@ -31,6 +34,7 @@ class SliceIndex:
     paths: np.ndarray
     volume_of: np.ndarray
     position: np.ndarray
+    position_mm: np.ndarray
     first: np.ndarray
     last: np.ndarray
     labels: np.ndarray
@@ -41,10 +45,12 @@ class SliceIndex:
         volumes, paths = pd.factorize(slices.volume)
         begins = np.flatnonzero(np.diff(volumes, prepend=-1) != 0)
         lengths = np.diff(begins, append=len(slices))
+        positions = np.split(slices.position_mm.to_numpy(np.float64), begins[1:])
         return cls(
             paths=np.array(paths, dtype=np.str_),
             volume_of=volumes.astype(np.int32),
             position=slices.slice_index.to_numpy(np.int32, copy=True),
+            position_mm=np.concatenate([centre_positions(of_study) for of_study in positions]),
             first=np.repeat(begins, lengths),
             last=np.repeat(begins + lengths - 1, lengths),
             labels=slices[list(classes)].to_numpy(np.float32, copy=True),
@@ -52,6 +58,11 @@ class SliceIndex:
 
     def __len__(self) -> int:
         return len(self.position)
+
+    @property
+    def num_studies(self) -> int:
+        """Number of studies."""
+        return len(np.unique(self.first))
 
     def centres(self, beyond: int) -> "Candidates":
         """Every slice as a centre, and `beyond` positions before and after each study."""
@@ -113,18 +124,27 @@ class EpochPlan:
 
     Attributes:
         rows: (M, P) int64 rows of the index.
-        is_real: (M, P) bool; False marks padding: beyond the ends of a study its end slice is repeated.
+        is_real: (M, P) bool; False marks padding: beyond the ends of a study its end slice is repeated. Whole studies
+            are padded after their last slice, here to the longest of the epoch, and in a batch to its longest.
     """
 
     rows: np.ndarray
     is_real: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(M,) number of real slices of each block."""
+        counts: np.ndarray = self.is_real.sum(1)
+        return counts
 
 
 def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epoch: int) -> EpochPlan:
     """The blocks of an epoch, which show as many slices as the index has.
 
     `train.sampling` defines a block of `train.block_size` slices: "blocks" takes each centre with its neighbours in the
-    study, "slices" groups the centres themselves across studies. `train.centres` is the slice sampling strategy.
+    study, "slices" groups the centres themselves across studies. With "studies" a block is a whole study, or a part of
+    at most `train.max_slices` adjacent slices, and each study is drawn once. `train.centres` is the slice sampling
+    strategy of the others.
 
     In a study of n slices, blocks of 7 are centred at -3 to n + 2, so that every slice, including the end slices, is in
     7 of the possible blocks; 1 in 7 blocks is drawn. Positions of a block beyond the study are padding.
@@ -136,6 +156,8 @@ def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epo
     """
     size = config.block_size
     chosen, generator = _find_centres(config), make_generator(seed, "epoch", fold, epoch)
+    if config.sampling == "studies":
+        return _plan_studies(index, config, generator)
     if config.sampling == "slices":
         num_blocks = max(1, len(index) // size)
         centres = chosen.draw(index.centres(0), len(index), generator)
@@ -155,9 +177,44 @@ def count_blocks(config: TrainConfig, num_slices: int, num_studies: int) -> int:
         >>> count_blocks(TrainConfig(sampling="blocks"), num_slices=300, num_studies=10)
         51
     """
+    if config.sampling == "studies":
+        return num_studies
     is_longer = config.sampling == "blocks" and _find_centres(config).reaches_beyond
     num_centres = num_slices + num_studies * (config.block_size - 1) * is_longer
     return max(1, num_centres // config.block_size)
+
+
+def _plan_studies(index: SliceIndex, config: TrainConfig, generator: np.random.Generator) -> EpochPlan:
+    """Every study once, with studies of about the same length in a batch, so that there is little padding.
+
+    Lengths are compared with a random error of 5 %, so that the studies of a batch change from epoch to epoch.
+    """
+    augment = config.augment
+    chosen: list[np.ndarray] = []
+    begins = np.unique(index.first)
+    for first, last in zip(begins, index.last[begins], strict=True):
+        rows = np.arange(first, last + 1)
+        if generator.random() < augment.every_second_probability and len(rows) > 1:
+            rows = rows[int(generator.integers(2)) :: 2]
+        start = int(generator.integers(max(len(rows) - config.max_slices, 0) + 1))
+        rows = rows[start : start + config.max_slices]
+        chosen.append(rows[::-1] if generator.random() < augment.reversed_probability else rows)
+    lengths = np.array([len(rows) for rows in chosen])
+    by_length = np.argsort(lengths * generator.uniform(1, 1 + _LENGTH_ERROR, len(lengths)), kind="stable")
+    batches = _split_batches(len(chosen), config.batch_blocks)
+    order = np.empty(len(chosen), np.int64)
+    taken = 0
+    for number in generator.permutation(len(batches)):
+        order[batches[number]] = by_length[taken : taken + len(batches[number])]
+        taken += len(batches[number])
+    places = np.arange(lengths.max())
+    rows = np.stack([chosen[study][np.minimum(places, lengths[study] - 1)] for study in order])
+    return EpochPlan(rows, places < lengths[order, None])
+
+
+def _split_batches(num_blocks: int, batch_blocks: int) -> list[np.ndarray]:
+    """The numbers of the blocks of each batch; batches differ by at most one block."""
+    return np.array_split(np.arange(num_blocks), -(-num_blocks // batch_blocks))
 
 
 def _find_centres(config: TrainConfig) -> Centres:
@@ -197,7 +254,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, num_blocks: int, batch_blocks: int, rank: int = 0, world: int = 1) -> None:
-        self.numbers = np.array_split(np.arange(num_blocks), -(-num_blocks // batch_blocks))
+        self.numbers = _split_batches(num_blocks, batch_blocks)
         self._own = slice(rank, None, world)
         smallest = min(map(len, self.numbers))
         if smallest < world:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from ichkit.core.progress import StopFlag
 from ichkit.core.seeding import derive_seed, make_generator
+from ichkit.core.train_config import HeadsConfig
 from ichkit.engine.blocks import Block, BlockDataset
 from ichkit.engine.devices import prepare_network
 from ichkit.engine.ema import AveragedWeights
@@ -19,7 +20,7 @@ from ichkit.engine.phases import Phase
 from ichkit.engine.sampling import EpochBatches
 from ichkit.engine.schedule import Span, learning_rate_factor
 from ichkit.engine.step_cost import StepCost, measure_step_cost
-from ichkit.models.descriptor import DescriptorNetwork
+from ichkit.models.descriptor import BlockLogits, DescriptorNetwork
 from ichkit.models.freezing import Frozen
 from ichkit.models.losses import LossFunction
 
@@ -80,6 +81,34 @@ class _Pending:
     rows: np.ndarray
 
 
+class _Batch(NamedTuple):
+    """Blocks as the network reads them, after CutMix.
+
+    A network that sees slices alone gets every image as a block of its own, without padding.
+
+    Attributes:
+        images: (B, P, H, W, C) uint8.
+        labels: (B, P, K).
+        study_labels: (B, K), the highest of the slices'.
+        positions_mm: (B, P).
+        is_real: (B, P) bool, in host memory: reading it from a GPU would wait for the GPU.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    study_labels: torch.Tensor
+    positions_mm: torch.Tensor
+    is_real: torch.Tensor
+
+    def chunk(self, number: int) -> "list[_Batch]":
+        """At most that many parts of whole blocks."""
+        return [_Batch(*parts) for parts in zip(*(part.chunk(number) for part in self), strict=True)]
+
+    def twice(self) -> "_Batch":
+        """Every block twice."""
+        return _Batch(*(part.repeat(2, *[1] * (part.ndim - 1)) for part in self))
+
+
 class Stepper:
     """Runs the training steps of one phase.
 
@@ -95,6 +124,7 @@ class Stepper:
         dataset: the blocks.
         loss_function: see `models.losses`.
         phase: the phase to train.
+        heads: weights of the losses; None for those of the config.
 
     Attributes:
         validation_values: of the finished epochs of the phase, lower is better; set by the loop before an epoch.
@@ -110,9 +140,11 @@ class Stepper:
         dataset: BlockDataset,
         loss_function: LossFunction,
         phase: Phase,
+        heads: HeadsConfig | None = None,
     ) -> None:
         self.fabric, self.dataset, self.loss_function, self.phase = fabric, dataset, loss_function, phase
         self.config = dataset.config
+        self.heads = heads or self.config.heads
         num_blocks = len(dataset.plan(phase.first_epoch).rows)
         self.batches = EpochBatches(num_blocks, self.config.batch_blocks, fabric.global_rank, fabric.world_size)
         self.total_steps = self.batches.steps_per_epoch * phase.config.epochs
@@ -154,9 +186,10 @@ class Stepper:
         rate = self.phase.config.learning_rate * factor
         set_rate(self._optimizer, rate)
         plan, own = self.dataset.plan(epoch), self.batches.own(step)
-        num_images = int(plan.is_real[self.batches.numbers[step]].sum())
-        images, labels = self._mix(batch, place, plan.is_real[own])
-        loss = self._descend(images, labels, num_images)
+        whole = self.batches.numbers[step]
+        num_images = int(plan.is_real[whole].sum())
+        mixed = self._mix(batch, place, plan.is_real[own, : batch.images.shape[1]])
+        loss = self._descend(mixed, num_images, len(whole))
         if self._average is not None:
             self._average.update()
         before = self.finish()
@@ -206,16 +239,24 @@ class Stepper:
             self._average.num_updates = state["num_updates"]
 
     def measure_cost(self) -> StepCost:
-        """Time and memory of a step of this process, measured with blank images; changes nothing."""
-        return measure_step_cost(
+        """Time of a mean step and memory of the largest, measured with blank images; changes nothing."""
+        plan, own = self.dataset.plan(self.phase.first_epoch), range(self.batches.steps_per_epoch)
+        shape = (len(self.batches.own(0)), self.config.block_size)
+        mean_images: float = shape[0] * shape[1]
+        if self.config.sampling == "studies":
+            lengths = [plan.lengths[self.batches.own(step)] for step in own]
+            shape = max(((len(of_step), int(of_step.max())) for of_step in lengths), key=math.prod)
+            mean_images = float(np.mean([of_step.sum() for of_step in lengths]))
+        cost = measure_step_cost(
             self.fabric,
             self._network.module,
             self.loss_function,
             self.config,
-            num_blocks=len(self.batches.own(0)),
+            shape=shape,
             num_channels=self.dataset.rendering.num_channels,
             num_classes=self.dataset.index.labels.shape[1],
         )
+        return StepCost(cost.seconds * mean_images / math.prod(shape), cost.activation_bytes)
 
     def held_bytes(self) -> int:
         """Bytes of weights, gradients, Adam's two moments and EMA weights, without activations."""
@@ -223,21 +264,27 @@ class Stepper:
         copies = 1 if self._average is None else 2
         return sum(size * (copies + 3 * is_trained) for size, is_trained in sizes)
 
-    def _descend(self, images: torch.Tensor, labels: torch.Tensor, num_images: int) -> torch.Tensor:
-        """Updates the weights; returns this process's part of the mean loss of the step's `num_images` images."""
+    def _descend(self, batch: _Batch, num_images: int, num_blocks: int) -> torch.Tensor:
+        """Updates the weights; returns this process's part of the mean loss of the step.
+
+        Args:
+            num_images, num_blocks: of the step, over all processes.
+        """
         self._network.train()
         self.frozen.keep_statistics()
         self._optimizer.zero_grad()
-        parts = list(zip(images.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
+        parts = batch.chunk(self.config.accumulate)
         losses = []
-        for number, (some_images, some_labels) in enumerate(parts):
+        for number, part in enumerate(parts):
             # Gradients are averaged over processes, so each weights its images by those of the mean process.
-            weight = len(some_images) * self.fabric.world_size / num_images
-            if len(some_images) == 1:
+            image_weight = int(part.is_real.sum()) * self.fabric.world_size / num_images
+            block_weight = len(part.images) * self.fabric.world_size / num_blocks
+            if part.is_real.sum() == 1:
                 # Batch statistics of a feature map of one pixel need two values; the mean loss of a pair is the same.
-                some_images, some_labels = some_images.repeat(2, 1, 1, 1), some_labels.repeat(2, 1)
+                part = part.twice()
             with self.fabric.no_backward_sync(self._network, enabled=number < len(parts) - 1):
-                loss = self.loss_function(self._network(some_images), some_labels) * weight
+                logits = self._network(part.images, part.is_real, part.positions_mm)
+                loss = self._weigh_losses(logits, part, image_weight, block_weight)
                 self.fabric.backward(loss)
             losses.append(loss.detach())
         if self.config.clip_norm is not None:
@@ -248,22 +295,50 @@ class Stepper:
         self._fabric_optimizer.step()
         return torch.stack(losses).sum() / self.fabric.world_size
 
-    def _mix(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, H, W, C) images and (n, K) labels of a batch after CutMix or mixup, without padding.
+    def _weigh_losses(
+        self, logits: BlockLogits, batch: _Batch, image_weight: float, block_weight: float
+    ) -> torch.Tensor:
+        """The loss of all heads; a loss of weight 0 stays, so that every parameter has a gradient in every process."""
+        rows = None
+        if not batch.is_real.all():
+            rows = batch.is_real.flatten().nonzero()[:, 0].to(batch.labels.device, non_blocking=True)
+
+        def of_slices(each: torch.Tensor) -> torch.Tensor:
+            values, labels = each.flatten(0, 1), batch.labels.flatten(0, 1)
+            return self.loss_function(*(values, labels) if rows is None else (values[rows], labels[rows]))
+
+        if logits.series is None and logits.study is None:
+            return of_slices(logits.slices) * image_weight
+        losses = [(self.heads.slices, of_slices(logits.slices) * image_weight)]
+        if logits.series is not None:
+            losses.append((self.heads.series, of_slices(logits.series) * image_weight))
+        if logits.study is not None:
+            of_study = self.loss_function(logits.study.logits, batch.study_labels)
+            losses.append((self.heads.study, of_study * block_weight))
+        total = sum(weight for weight, _ in losses)
+        return torch.stack([loss * (weight / total) for weight, loss in losses]).sum()
+
+    def _mix(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> _Batch:
+        """The blocks after CutMix or mixup.
 
         Args:
-            is_real: (B, P) bool, on the host: reading it from a GPU would wait for the GPU.
+            is_real: (B, P) bool.
         """
-        images, labels = batch.images, batch.labels
+        images, labels, positions = batch.images, batch.labels, batch.positions_mm
+        study_labels = labels.amax(1)  # padding repeats a slice of the study
         generator = make_generator(self.dataset.seed, "cutmix", *place)
         mix = draw_mix(len(images), images.shape[2], images.shape[3], self.config, generator)
         if mix is not None:
             images, labels = apply_mix(images, labels, mix)
-        images, labels = images.flatten(0, 1), labels.flatten(0, 1)
-        if is_real.all():
-            return images, labels
-        rows = torch.from_numpy(np.flatnonzero(is_real)).to(images.device, non_blocking=True)
-        return images[rows], labels[rows]
+            study_labels = study_labels * mix.share + study_labels[mix.partners] * (1 - mix.share)
+        if self.config.sees_blocks:
+            return _Batch(images, labels, study_labels, positions, torch.from_numpy(is_real))
+        images, labels, positions = (part.flatten(0, 1) for part in (images, labels, positions))
+        if not is_real.all():
+            rows = torch.from_numpy(np.flatnonzero(is_real)).to(images.device, non_blocking=True)
+            images, labels, positions = images[rows], labels[rows], positions[rows]
+        alone = torch.ones(len(images), 1, dtype=torch.bool)
+        return _Batch(images[:, None], labels[:, None], labels, positions[:, None], alone)
 
     def _agree(self, loss: torch.Tensor, stop: StopFlag) -> torch.Tensor:
         """(2,) loss and number of processes with a stop request, summed over all processes, without waiting."""

@@ -1,6 +1,7 @@
 """Time and memory of one training step, measured on a copy of the network before training starts."""
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from ichkit.core.train_config import TrainConfig
+from ichkit.models.descriptor import BlockLogits
 from ichkit.models.losses import LossFunction
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def measure_step_cost(
     loss_function: LossFunction,
     config: TrainConfig,
     *,
-    num_blocks: int,
+    shape: tuple[int, int],
     num_channels: int,
     num_classes: int,
 ) -> StepCost:
@@ -49,14 +51,14 @@ def measure_step_cost(
         fabric: devices and precision.
         network: uint8 images to logits, on its device.
         loss_function: see `models.losses`.
-        config: sizes of blocks and images, gradient accumulation.
-        num_blocks: blocks of this process in a step.
+        config: size of images, gradient accumulation.
+        shape: blocks of this process in a step, and slices in each.
         num_channels, num_classes: of the images, of the logits.
     """
-    num_images = num_blocks * config.block_size
-    at_once = -(-num_images // config.accumulate)
-    shape = (at_once, config.image_size, config.image_size, num_channels)
-    images = torch.zeros(shape, dtype=torch.uint8, device=fabric.device)
+    num_images, length = math.prod(shape), shape[1] if config.sees_blocks else 1
+    at_once = -(-num_images // length // config.accumulate) * length
+    side = config.image_size
+    images = torch.zeros((at_once, side, side, num_channels), dtype=torch.uint8, device=fabric.device)
     labels = torch.zeros(at_once, num_classes, device=fabric.device)
     trial = copy.deepcopy(network).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in trial.parameters()}
@@ -72,12 +74,16 @@ def measure_step_cost(
         _wait(fabric.device)
         began = time.perf_counter()
         with fabric.autocast():
-            loss = loss_function(trial(images[:number]), labels[:number])
+            logits: BlockLogits = trial(images[:number].unflatten(0, (-1, min(length, number))))
+            loss = loss_function(logits.descriptor.flatten(0, 1), labels[:number])
+            if logits.study is not None:
+                loss = loss + loss_function(logits.study.logits, labels[: len(logits.study.logits)])
         loss.backward()
         _wait(fabric.device)
         return time.perf_counter() - began
 
     few = min(_FEW_IMAGES, at_once)
+    few -= few % min(length, few)
     # The first pass allocates memory and selects kernels, so it measures memory, not time.
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         measure(few)

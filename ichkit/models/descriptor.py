@@ -1,4 +1,4 @@
-"""Stage 1: a 2D network from one image to a descriptor, the logits of all classes."""
+"""Stage 1: a network from a block of images to the descriptor of each, the logits of all classes."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -17,9 +17,14 @@ from timm.models import load_state_dict
 from torch import nn
 
 from ichkit.core.errors import ConfigError
+from ichkit.core.train_config import NONE, ContextConfig, PoolConfig
 from ichkit.models import hub
+from ichkit.models.context import make_context
+from ichkit.models.pooling import Pooled, make_pool
 
-HUB, NONE = "hub", "none"
+HUB = "hub"
+BEYOND_SLICES = ("context.", "series.", "pool.")
+"""Beginnings of the names of tensors that a network of single slices does not have."""
 
 
 @dataclass(frozen=True)
@@ -40,36 +45,141 @@ class Backbone:
     source: str
 
 
+class BlockLogits(NamedTuple):
+    """What a network says of B blocks of P slices; what stands at padded positions has no meaning.
+
+    Attributes:
+        slices: (B, P, K) logits of each slice alone.
+        series: (B, P, K) logits of each slice that see the others of its block; None without a context.
+        study: logits of each study and the weights of its slices; None without pooling.
+    """
+
+    slices: torch.Tensor
+    series: torch.Tensor | None = None
+    study: Pooled | None = None
+
+    @property
+    def descriptor(self) -> torch.Tensor:
+        """(B, P, K) the logits that the second stage gets."""
+        return self.slices if self.series is None else self.series
+
+
 class DescriptorNetwork(nn.Module):
-    """A backbone with a head for the task's classes, from uint8 images to logits.
+    """A backbone with a head for the task's classes, and what lets slices see each other, from images to logits.
 
     Normalisation is part of the network, so that images are transferred as uint8 and the mean and standard deviation
     are stored with the weights.
 
+    The series head adds to the logits of the slice and starts at zero, so that an untrained context changes nothing.
+
     Args:
         backbone: see `Backbone.constructor`.
         mean, std: (C,) of images scaled to [0, 1].
+        context, pool: see `models.context` and `models.pooling`.
     """
 
     # The methods that timm's models share (forward_head, get_classifier, ...) have no type in torch's Module.
     backbone: Any
     mean: torch.Tensor
     std: torch.Tensor
+    context: nn.Module | None
+    series: nn.Linear | None
+    pool: nn.Module | None
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        context: ContextConfig | None = None,
+        pool: PoolConfig | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.context, self.series, self.pool = None, None, None
+        context, pool = context or ContextConfig(), pool or PoolConfig()
+        if context.kind == pool.kind == NONE:
+            return
+        head = backbone.get_classifier()
+        num_features = head.in_features
+        self.context = make_context(num_features, context)
+        if self.context is not None:
+            num_features = context.width
+            self.series = nn.Linear(num_features, head.out_features)
+            nn.init.zeros_(self.series.weight)
+            nn.init.zeros_(self.series.bias)
+        self.pool = make_pool(num_features, head.out_features, pool)
+
+    @property
+    def sees_blocks(self) -> bool:
+        """True if the slices of a block see each other."""
+        return self.context is not None or self.pool is not None
+
+    def head_names(self) -> set[str]:
+        """Names of the tensors whose shape depends on the classes, heads as a whole."""
+        heads = {id(parameter) for parameter in self.backbone.get_classifier().parameters()}
+        names = {name for name, parameter in self.named_parameters() if id(parameter) in heads}
+        return names | {name for name in self.state_dict() if name.startswith(("series.", "pool."))}
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 to (n, C, H, W) in the precision of the weights, channels last in memory."""
         return (images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255 - self.mean) / self.std
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, C) uint8 images to (n, K) logits."""
-        logits: torch.Tensor = self.backbone.forward_head(self.backbone.forward_features(self.normalise(images)))
-        return logits
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, H, W, C) uint8 images to penultimate-layer features (n, F) and logits (n, K), each image alone."""
+        maps = self.backbone.forward_features(self.normalise(images))
+        return self.backbone.forward_head(maps, pre_logits=True).flatten(1), self.backbone.forward_head(maps)
+
+    def combine(
+        self, features: torch.Tensor, logits: torch.Tensor, is_real: torch.Tensor, positions_mm: torch.Tensor
+    ) -> BlockLogits:
+        """The logits of blocks from what `encode` says of their slices.
+
+        Args:
+            features, logits: (B, P, F) and (B, P, K).
+            is_real: (B, P) bool, False at padding; each block has a real slice.
+            positions_mm: (B, P) from the middle of the study.
+        """
+        series, found = None, features
+        if self.context is not None and self.series is not None:
+            found = self.context(features, is_real, positions_mm)
+            series = logits + self.series(found)
+        pooled = None if self.pool is None else self.pool(found, logits if series is None else series, is_real)
+        return BlockLogits(logits, series, pooled)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        is_real: torch.Tensor | None = None,
+        positions_mm: torch.Tensor | None = None,
+    ) -> BlockLogits:
+        """(B, P, H, W, C) uint8 images to logits.
+
+        Args:
+            is_real: (B, P) bool, in host memory, where it can be read without waiting for a GPU; None without padding.
+                Padding does not enter the backbone.
+            positions_mm: (B, P) float from the middle of the study; needed with a context.
+        """
+        shape = images.shape[:2]
+        flat = images.flatten(0, 1)
+        if not self.sees_blocks:
+            logits: torch.Tensor = self.backbone.forward_head(self.backbone.forward_features(self.normalise(flat)))
+            return BlockLogits(logits.unflatten(0, shape))
+        is_real = torch.ones(shape, dtype=torch.bool) if is_real is None else is_real
+        positions_mm = torch.zeros(shape, device=flat.device) if positions_mm is None else positions_mm
+        rows = None
+        if not is_real.all():
+            rows = is_real.flatten().nonzero()[:, 0].to(flat.device, non_blocking=True)
+            flat = flat[rows]
+        parts = []
+        for part in self.encode(flat):
+            spread = part
+            if rows is not None:
+                spread = part.new_zeros(is_real.numel(), part.shape[1]).index_copy(0, rows, part)
+            parts.append(spread.unflatten(0, shape))
+        return self.combine(*parts, is_real, positions_mm)
 
 
 def build_network(
@@ -82,6 +192,8 @@ def build_network(
     drop_path_rate: float = 0.0,
     pretrained: str = NONE,
     backbone_args: Mapping[str, Any] = MappingProxyType({}),
+    context: ContextConfig | None = None,
+    pool: PoolConfig | None = None,
 ) -> DescriptorNetwork:
     """A network by the name of its backbone; random weights use torch's generator, which the caller seeds.
 
@@ -92,15 +204,16 @@ def build_network(
         drop_path_rate: stochastic depth; 0 passes no argument, as some backbones have none.
         pretrained: "hub", "none", or the path of a local file (safetensors, or a state dict by torch.save).
         backbone_args: further arguments of the constructor.
+        context, pool: what lets the slices of a block see each other; None for nothing.
 
     Raises:
-        ConfigError: unknown backbone, an argument that it does not take, or weights that cannot be downloaded or read
-            or belong to another network.
+        ConfigError: unknown backbone, context or pool, an argument that the backbone does not take, or weights that
+            cannot be downloaded or read or belong to another network.
 
     Example:
         >>> build_network("test_resnet", num_channels=3, num_classes=6, image_size=64)(
-        ...     torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).shape
-        torch.Size([2, 6])
+        ...     torch.zeros(2, 7, 64, 64, 3, dtype=torch.uint8)).slices.shape
+        torch.Size([2, 7, 6])
     """
     row = find_backbone(name)
     arguments: dict[str, Any] = {"in_chans": num_channels, "num_classes": num_classes, "drop_rate": drop_rate}
@@ -119,7 +232,7 @@ def build_network(
     else:
         backbone = _from_file(row, arguments, Path(pretrained))
     mean, std = (_per_channel(backbone.pretrained_cfg[key], num_channels) for key in ("mean", "std"))
-    return DescriptorNetwork(backbone, mean, std)
+    return DescriptorNetwork(backbone, mean, std, context, pool)
 
 
 def _check_arguments(row: Backbone, arguments: dict[str, Any], extra: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def heat_by_definition(predictor, image, index):
         return output + (raised[:, None, None] if is_channels_first else raised)
 
     handle = place.register_forward_hook(raise_maps)
-    predictor.network(image)[0, index].backward()
+    predictor.network(image[None]).slices[0, 0, index].backward()
     handle.remove()
     maps = seen["maps"].detach()
     assert maps.shape[1] >= 7

@@ -58,8 +58,8 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
         run, fold: a finished fold.
 
     Returns:
-        The rows of `oof.parquet`, sorted by study_id and slice_index, with the columns num_slices, volume, the labels
-        (float64), and loss: the weighted log loss of the row in nats.
+        The rows of `oof.parquet`, sorted by study_id and slice_index, with the columns num_slices, position_mm,
+        volume, the labels (float64), and loss: the weighted log loss of the row in nats.
 
     Raises:
         ConfigError: no such run or fold; the message lists the finished ones.
@@ -73,7 +73,7 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
     own = labelled[labelled["fold"] == fold]
     check_predictions(table, task, str(folder / "oof.parquet"), own)
     classes = list(task.classes)
-    facts = own[["slice_id", "num_slices", "volume"]].join(own[classes].astype("float64"))
+    facts = own[["slice_id", "num_slices", "position_mm", "volume"]].join(own[classes].astype("float64"))
     table = table.merge(facts, on="slice_id", validate="one_to_one")
     losses = log_losses(table[task.probability_columns].to_numpy(np.float64), table[classes].to_numpy(np.float64))
     return table.assign(**{LOSS: losses @ task.weight_array()})
@@ -120,8 +120,10 @@ def explain_slices(
     found: dict[str, Explained] = {}
     for relative, of_study in rows.groupby("volume", sort=False):
         volume = prepared.read_volume(str(relative))
+        whole = held_out[held_out["volume"] == relative].sort_values("slice_index")
         positions = of_study["slice_index"].to_numpy()
-        heat, slices = heat_maps(predictor, volume, positions, indices), volume[positions]
+        heat = heat_maps(predictor, volume, positions, indices, whole["position_mm"].to_numpy())
+        slices = volume[positions]
         origin = prepared.origins.get(str(relative))
         if origin is not None:
             slices = restore(slices, origin, TABLE_LOW_HU)

@@ -50,7 +50,10 @@ def write_page(
     pictures = {}
     with Meter("pictures", len(drawn), "studies") as meter:
         for study_id, rows in key_slices.groupby("study_id", sort=False):
-            pictures[study_id] = _draw_slices(predictors, *volumes.of_study(str(study_id)), rows, task)
+            of_study = prediction.slices[prediction.slices["study_id"] == study_id].sort_values("slice_index")
+            positions_mm = of_study["position_mm"].to_numpy()
+            volume, origin = volumes.of_study(str(study_id))
+            pictures[study_id] = _draw_slices(predictors, volume, positions_mm, origin, rows, task)
             meter.advance()
     choice = dict(list(prediction.series_choice.groupby("study_id")))
     blocks = [
@@ -73,14 +76,19 @@ def write_page(
 
 
 def _draw_slices(
-    predictors: list[Predictor], volume: np.ndarray, origin: Origin | None, rows: pd.DataFrame, task: Task
+    predictors: list[Predictor],
+    volume: np.ndarray,
+    positions_mm: np.ndarray,
+    origin: Origin | None,
+    rows: pd.DataFrame,
+    task: Task,
 ) -> list[dict[str, Any]]:
     """Position, probabilities and two pictures (data URLs) of each key slice of a study, in the source picture."""
     positions = rows["slice_index"].to_numpy()
     best = rows[[f"p_{name}" for name in task.subtypes]].to_numpy().argmax(axis=1)
     names = [task.subtypes[index] for index in best]
     wanted = sorted({task.classes.index(name) for name in names})
-    heat = np.mean([heat_maps(predictor, volume, positions, wanted) for predictor in predictors], axis=0)
+    heat = np.mean([heat_maps(predictor, volume, positions, wanted, positions_mm) for predictor in predictors], axis=0)
     shown_slices = volume[positions]
     if origin is not None:
         shown_slices = restore(shown_slices, origin, TABLE_LOW_HU)

@@ -161,16 +161,19 @@ def _describe(
     """Predictions of every network, with `embeds` its embeddings in the same row order, the slices, and the records."""
     values, features = _empty_lists(networks), _empty_lists(networks if embeds else {})
     records = {}
+    all_positions = planned.slices["position_mm"].to_numpy()
+    starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
     with Meter("predict", len(volumes), "studies") as meter:
-        for record, volume in volumes:
+        for start, (record, volume) in zip(starts, volumes, strict=True):
             records[record.key] = record
+            positions = all_positions[start + np.array(record.kept, np.int64)]
             for name, of_run in networks.items() if record.kept else ():
                 for k, predictor in of_run.items():
                     if embeds:
-                        described, seen = predictor.describe_volume(volume)
+                        described, seen = predictor.describe_volume(volume, positions)
                         features[name][k].append(seen)
                     else:
-                        described = predictor.predict_volume(volume)
+                        described = predictor.predict_volume(volume, positions)
                     values[name][k].append(described)
             meter.advance()
     slices = collect_slices(planned, records, task)

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,8 @@ from ichkit.stages.train.fold_inputs import (
     find_state,
     has_embeddings,
     identify,
+    pooled_name,
+    slice_head_name,
 )
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.work.artifacts import (
@@ -105,14 +107,21 @@ def _predict_parts(
 
     predictor = read_predictor(writer.folder, task.device_name)
     num_studies = sum(slices.volume.nunique() for slices in parts.predicted.values())
+    keeps_slice_head = task.config.train.keep_slice_head and predictor.network.context is not None
     advice = f"Use smaller batches: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
     with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
         for name, slices in parts.predicted.items():
-            probabilities, embeddings = _predict_slices(predictor, prepared, slices, meter, stop, embeds=embeds)
+            read = _predict_slices(predictor, prepared, slices, meter, stop)
             if embeds:
-                writer.write_array(embeddings_name(name), embeddings)
-            table = make_predictions(slices, probabilities, prepared.task, None if name == "oof" else task.fold)
+                writer.write_array(embeddings_name(name), read.features)
+            fold = None if name == "oof" else task.fold
+            table = make_predictions(slices, read.probabilities, prepared.task, fold)
             writer.write_table(f"{name}.parquet", table)
+            if keeps_slice_head:
+                alone = make_predictions(slices, read.of_slices, prepared.task, fold)
+                writer.write_table(slice_head_name(name), alone)
+            if predictor.network.pool is not None:
+                writer.write_table(pooled_name(name), read.of_studies)
             if name == "oof":
                 _write_stacks(writer, table, prepared)
                 _log_score(task, table, slices, prepared)
@@ -150,26 +159,47 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
     return {name: manifest.facts[name] for name in kept if name in manifest.facts}
 
 
-def _predict_slices(
-    predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag, *, embeds: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C) float32 probabilities and (N, F) float16 embeddings of the rows, which are sorted as in a store.
+class _Read(NamedTuple):
+    """What a network says of the N rows of a part, in their order.
 
-    Without `embeds`, F = 0.
+    Attributes:
+        probabilities, of_slices: (N, C) float32, see `StudyReading`.
+        features: (N, F) float16.
+        of_studies: study_id, slice_index, p_<class> of the study and w_<class>, the weight of the slice in it; empty
+            without pooling.
     """
-    probabilities = [np.empty((0, prepared.task.num_classes), np.float32)]
-    features = [np.empty((0, predictor.num_features if embeds else 0), np.float16)]
+
+    probabilities: np.ndarray
+    of_slices: np.ndarray
+    features: np.ndarray
+    of_studies: pd.DataFrame
+
+
+def _predict_slices(
+    predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag
+) -> _Read:
+    """Predicts rows that are sorted as in a store."""
+    task = prepared.task
+    none = np.empty((0, task.num_classes), np.float32)
+    probabilities, alone = [none], [none]
+    features = [np.empty((0, predictor.num_features), np.float16)]
+    columns = [*task.probability_columns, *(f"w_{name}" for name in task.classes)]
+    studies = [pd.DataFrame(columns=["study_id", "slice_index"]).reindex(columns=["study_id", "slice_index", *columns])]
     for relative, rows in slices.groupby("volume", sort=False):
         volume, own = prepared.read_volume(str(relative)), rows.slice_index.to_numpy()
-        if embeds:
-            described, seen = predictor.describe_volume(volume)
-            features.append(seen[own])
-        else:
-            described = predictor.predict_volume(volume)
-        probabilities.append(described[own])
+        positions = np.full(len(volume), np.nan)
+        positions[own] = rows.position_mm.to_numpy()
+        study = predictor.read_study(volume, positions)
+        probabilities.append(study.probabilities[own])
+        alone.append(study.of_slices[own])
+        features.append(study.features[own])
+        if study.of_study is not None and study.weights is not None:
+            values = np.column_stack([np.repeat(study.of_study[None], len(own), 0), study.weights[own]])
+            studies.append(rows[["study_id", "slice_index"]].assign(**dict(zip(columns, values.T, strict=True))))
         meter.advance()
         stop.check("the trained weights are saved")
-    return np.concatenate(probabilities), np.concatenate(features)
+    of_studies = pd.concat(studies[1:] or studies, ignore_index=True)
+    return _Read(np.concatenate(probabilities), np.concatenate(alone), np.concatenate(features), of_studies)
 
 
 def _write_stacks(writer: ArtifactWriter, table: pd.DataFrame, prepared: Prepared) -> None:

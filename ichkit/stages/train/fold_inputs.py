@@ -12,7 +12,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
 from ichkit.core.tasks import find_task
-from ichkit.core.train_config import TrainConfig
+from ichkit.core.train_config import NONE, PhaseConfig, TrainConfig
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import embeddings_name
 from ichkit.work.artifacts import digest_file, digest_table, has_artifact, list_differences, read_manifest
@@ -125,6 +125,11 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
     for phase in train["phases"]:
         phase["weights"] = name_weights(phase["weights"], work, fold)
     stored = prepared.manifest.settings
+    positions = {}
+    if config.train.context.kind != NONE:  # the only networks that see them
+        unseen = [slices["position_mm"] for slices in parts.predicted.values()]
+        positions["train_positions"] = digest_table(parts.train[["position_mm"]])
+        positions["positions"] = digest_table(pd.concat(unseen).to_frame())
     return Identity(
         settings={
             "task": config.task,
@@ -138,6 +143,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
             "heldout_slices": digest_table(parts.heldout[_SEEN]),
             "test_slices": digest_table(parts.test[_SEEN]),
             **{f"{name}_slices": digest_table(slices[_SEEN]) for name, slices in parts.external.items()},
+            **positions,
         },
     )
 
@@ -166,6 +172,35 @@ def has_embeddings(folder: Path) -> bool:
     return embeddings_name("oof") in read_manifest(folder).files
 
 
+def slice_head_name(part: str) -> str:
+    """Name of the table of the slice head, beside that of the series head."""
+    return f"slice_{part}.parquet"
+
+
+def pooled_name(part: str) -> str:
+    """Name of the table of pooled studies and the weights of their slices."""
+    return f"study_{part}.parquet"
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings completed with keys that ichkit got later, whose defaults do what was done before."""
+    train = settings.get("train")
+    if not isinstance(train, dict):
+        return settings
+    train, phase = _fill(train, TrainConfig().settings()), PhaseConfig().settings()
+    return {**settings, "train": {**train, "phases": [_fill(found, phase) for found in train["phases"]]}}
+
+
+def _fill(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The values found, and the defaults of keys that are missing, at any depth."""
+    nested = {
+        key: _fill(found[key], value)
+        for key, value in defaults.items()
+        if isinstance(value, dict) and isinstance(found.get(key), dict)
+    }
+    return {**defaults, **found, **nested}
+
+
 def find_state(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> FoldState:
     """What is left to do for a fold.
 
@@ -181,29 +216,20 @@ def find_state(config: Config, prepared: Prepared, work: WorkFolder, run_name: s
         return FoldState.TRAIN
     manifest = read_manifest(folder)
     _refuse_others(folder, Identity(manifest.settings, manifest.inputs), wanted)
-    lacks_embeddings = config.train.embeddings and not has_embeddings(folder)
-    return FoldState.DONE if manifest.inputs == wanted.inputs and not lacks_embeddings else FoldState.PREDICT
+    lacks_table = (config.train.embeddings and not has_embeddings(folder)) or (
+        config.train.keep_slice_head
+        and config.train.context.kind != NONE
+        and slice_head_name("oof") not in manifest.files
+    )
+    return FoldState.DONE if manifest.inputs == wanted.inputs and not lacks_table else FoldState.PREDICT
 
 
 def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
-    settings = found.settings | {"train": _with_later_keys(found.settings.get("train"), TrainConfig().settings())}
-    differences = list_differences(settings, wanted.settings)
-    if found.inputs.get("train_slices") != wanted.inputs["train_slices"]:
+    differences = list_differences(with_defaults(found.settings), wanted.settings)
+    if any(found.inputs.get(name) != wanted.inputs.get(name) for name in ("train_slices", "train_positions")):
         differences.append("the slices or labels of its training part")
     if differences:
         raise ArtifactError(
             f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
             "another --run, or start this run over with `ichkit train --fresh`."
         )
-
-
-def _with_later_keys(found: Any, defaults: dict[str, Any]) -> Any:
-    """Settings completed with keys that ichkit got later, whose defaults do what was done before."""
-    if not isinstance(found, dict):
-        return found
-    filled = {
-        key: _with_later_keys(found[key], value)
-        for key, value in defaults.items()
-        if isinstance(value, dict) and key in found
-    }
-    return {**defaults, **found, **filled}

@@ -14,7 +14,7 @@ from torch import nn
 from ichkit.core.errors import ArtifactError, ConfigError, FoldError
 from ichkit.core.progress import StopFlag, logger
 from ichkit.core.seeding import derive_seed
-from ichkit.core.train_config import TrainConfig
+from ichkit.core.train_config import NONE, HeadsConfig, TrainConfig
 from ichkit.engine.blocks import BlockDataset, VolumeReader
 from ichkit.engine.checkpoint import load_checkpoint
 from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advice
@@ -27,7 +27,7 @@ from ichkit.engine.sampling import SliceIndex
 from ichkit.engine.step import NonFiniteLossError
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
-from ichkit.models.descriptor import DescriptorNetwork, set_prior_bias
+from ichkit.models.descriptor import BEYOND_SLICES, DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
 from ichkit.stages.train.fold_inputs import RUN_PREFIX, FoldTask, Identity, Parts
@@ -97,9 +97,18 @@ def train_network(
         if settings.label_prior_bias and phase.number == 0:
             set_prior_bias(started, prevalence)
         loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
+        heads = _weigh_heads(settings, prepared)
         with memory_advice(_save_memory(settings)):
             loop = TrainingLoop(
-                fabric, started, dataset, loss, phase, task.checkpoint, history=history, shows_meter=task.shows_meter
+                fabric,
+                started,
+                dataset,
+                loss,
+                phase,
+                task.checkpoint,
+                heads=heads,
+                history=history,
+                shows_meter=task.shows_meter,
             )
             if phase.number == first:
                 _announce(task, parts, started, phase.config.weights)
@@ -119,6 +128,15 @@ def train_network(
         INITIAL_WEIGHTS: initial,
     }
     return Trained(network, card, history, facts)
+
+
+def _weigh_heads(settings: TrainConfig, prepared: Prepared) -> HeadsConfig:
+    """The weights of the losses; labels per study are learnt from the pooled logits alone, where there are some."""
+    labels = prepared.manifest.facts.get("folder", {}).get("labels")
+    if settings.pool.kind == NONE or labels != "study":
+        return settings.heads
+    logger.info("train: labels are per study: the logits pooled by %s learn them, slices do not", settings.pool.kind)
+    return settings.heads.model_copy(update={"slices": 0.0, "series": 0.0})
 
 
 def _begin_network(
@@ -147,21 +165,24 @@ def _begin_network(
 
 
 def _copy_weights(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source: str) -> None:
-    """Copies weights into a network, except those of a head for other classes.
+    """Copies weights into a network, except those of a head for other classes and of parts that they lack.
+
+    A network whose slices see each other may start from one without: its context and pool start from random weights.
 
     Raises:
         ConfigError: the weights belong to another architecture.
     """
-    own, head = network.state_dict(), {id(p) for p in network.backbone.get_classifier().parameters()}
-    in_head = {name for name, parameter in network.named_parameters() if id(parameter) in head}
+    own = network.state_dict()
+    in_head, beyond = network.head_names(), {name for name in own if name.startswith(BEYOND_SLICES)}
+    lacks_beyond = not any(name in tensors for name in beyond)
     differing = {name for name in own if name not in tensors or tensors[name].shape != own[name].shape}
-    if set(tensors) - set(own) or differing - in_head:
-        example = min((set(tensors) - set(own)) | (differing - in_head))
+    refused = (set(tensors) - set(own)) | (differing - in_head - (beyond if lacks_beyond else set()))
+    if refused:
         raise ConfigError(
-            f"train.phases: the weights of {source} are another network's ({example} differs). "
-            "Use the backbone and the image size they were trained with."
+            f"train.phases: the weights of {source} are another network's ({min(refused)} differs). "
+            "Use the backbone, the context and the image size they were trained with."
         )
-    if differing:  # a head is copied as a whole or not at all
+    if differing & in_head - beyond:  # heads are copied as a whole or not at all
         tensors = {name: tensor for name, tensor in tensors.items() if name not in in_head}
     network.load_state_dict(tensors, strict=False)
 
@@ -211,7 +232,7 @@ def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels
     """Warns if the batches that workers prefetch may not fit into shared memory, which would kill a worker."""
     if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return
-    batch = settings.batch_blocks * settings.block_size * settings.image_size**2 * num_channels
+    batch = settings.batch_blocks * settings.longest_block * settings.image_size**2 * num_channels
     needed, free = num_workers * _BATCHES_AHEAD * batch, shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         logger.warning(
@@ -228,10 +249,13 @@ def _warn_of_shared_memory(settings: TrainConfig, num_workers: int, num_channels
 def _save_memory(settings: TrainConfig) -> str:
     """Advice for CUDA out of memory, cheapest remedy first."""
     recompute = "" if settings.grad_checkpointing else ", or --set train.grad_checkpointing=true"
+    shorter = ""
+    if settings.sampling == "studies":
+        shorter = f"shorter parts of studies (train.max_slices, now {settings.max_slices}), "
     return (
         f"Use gradient accumulation: --set train.accumulate={2 * settings.accumulate}{recompute}. "
-        f"Or use smaller batches (train.batch_blocks, now {settings.batch_blocks}) or images (train.image_size, now "
-        f"{settings.image_size})."
+        f"Or use {shorter}smaller batches (train.batch_blocks, now {settings.batch_blocks}) or images "
+        f"(train.image_size, now {settings.image_size})."
     )
 
 

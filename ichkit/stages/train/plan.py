@@ -15,14 +15,13 @@ from ichkit.core.errors import ConfigError, FoldError
 from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
-from ichkit.core.train_config import TrainConfig
 from ichkit.engine.phases import list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.show.plan import NOT_KNOWN, Plan
 from ichkit.stages.train.fold import STACK_WINDOW
-from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, find_state, identify
+from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, find_state, identify, with_defaults
 from ichkit.validation.folds import check_folds
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
@@ -222,12 +221,6 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     )
 
 
-def _count_full_steps(settings: TrainConfig, num_images: int) -> int:
-    """The number of steps if no block had padding: padding costs no time."""
-    blocks = math.ceil(num_images / settings.block_size)
-    return settings.total_epochs * math.ceil(blocks / settings.batch_blocks)
-
-
 def _seconds_by_history(
     config: Config, work: WorkFolder, prepared: Prepared, num_images: int
 ) -> tuple[float | None, str]:
@@ -236,7 +229,7 @@ def _seconds_by_history(
     for name, folds in inventory.finished_runs.items():
         for fold in folds:
             folder, manifest = inventory.runs[name][fold].folder, inventory.runs[name][fold].manifest
-            if manifest.settings != identify(config, prepared, work, fold).settings:
+            if with_defaults(manifest.settings) != identify(config, prepared, work, fold).settings:
                 continue
             history = read_table(folder / "history.csv")
             # If its tables were written again later, that took less time than training.
@@ -259,6 +252,10 @@ def _seconds_by_rehearsal(
     from ichkit.models.losses import make_loss
 
     settings, task = config.train, prepared.task
+    shape = (settings.batch_blocks, settings.block_size)
+    if settings.sampling == "studies":
+        longest = int(prepared.split("train").groupby("study_id").size().max())
+        shape = (settings.batch_blocks, min(settings.max_slices, longest))
     weights = task.weight_array()
     # An arbitrary prevalence: the value of the loss does not change the time.
     loss = make_loss(settings.loss, weights / weights.sum(), np.full(task.num_classes, 0.1))
@@ -270,8 +267,12 @@ def _seconds_by_rehearsal(
             fabric.setup_module(network).module,
             loss,
             settings,
-            num_blocks=settings.batch_blocks,
+            shape=shape,
             num_channels=make_rendering(config.channels).num_channels,
             num_classes=task.num_classes,
         )
-    return tried.seconds * sum(_count_full_steps(settings, num_images) for num_images in trained)
+    if settings.sampling == "studies":
+        return tried.seconds * settings.total_epochs * sum(trained) / math.prod(shape)
+    # As if no block had padding, which costs no time.
+    steps = [math.ceil(math.ceil(num_images / shape[1]) / shape[0]) for num_images in trained]
+    return tried.seconds * settings.total_epochs * sum(steps)
