@@ -59,11 +59,6 @@ class SliceIndex:
     def __len__(self) -> int:
         return len(self.position)
 
-    @property
-    def num_studies(self) -> int:
-        """Number of studies."""
-        return len(np.unique(self.first))
-
     def centres(self, beyond: int) -> "Candidates":
         """Every slice as a centre, and `beyond` positions before and after each study."""
         begins, lengths = np.unique(self.first, return_counts=True)

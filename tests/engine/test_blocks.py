@@ -57,6 +57,44 @@ def test_without_augmentation_a_block_holds_the_stored_slices_and_their_labels(p
         np.testing.assert_array_equal(block.labels.numpy(), labels)
 
 
+@pytest.mark.parametrize("kind", ["windows", "neighbours"])
+@pytest.mark.parametrize("augment", [{}, {"every_second_probability": 1.0}, {"reversed_probability": 1.0}])
+def test_a_block_of_a_study_holds_its_stored_slices_in_the_order_of_the_plan(prepared, slices, kind, augment):
+    dataset = make_dataset(prepared, PLAIN.model_copy(update=augment), kind, sampling="studies", max_slices=6)
+    plan = dataset.plan(0)
+    for number, length in enumerate(plan.lengths):
+        block, rows = dataset[0, number], plan.rows[number, :length]
+        assert len(block.images) == length <= 6
+        volume, places = prepared.read_volume(slices.volume[rows[0]]), slices.slice_index[rows].to_numpy()
+        images = dataset.rendering.render(volume, np.arange(len(volume)))[places]
+        np.testing.assert_array_equal(block.images.numpy(), images)
+        np.testing.assert_array_equal(block.labels.numpy(), slices.loc[rows, list(TASK.classes)].to_numpy(np.float32))
+        np.testing.assert_array_equal(block.positions_mm.numpy(), dataset.index.position_mm[rows])
+
+
+def test_a_batch_of_studies_is_padded_to_its_longest_with_the_last_slices(prepared):
+    dataset = make_dataset(prepared, sampling="studies")
+    lengths = dataset.plan(0).lengths
+    numbers = [int(lengths.argmin()), int(lengths.argmax())]
+    blocks = [dataset[0, number] for number in numbers]
+    short, longest = (len(block.images) for block in blocks)
+    assert short < longest
+    for batched, parts in zip(stack_blocks(blocks), zip(*blocks, strict=True), strict=True):
+        assert batched.shape[:2] == (2, longest)
+        np.testing.assert_array_equal(batched[0, :short], parts[0])
+        np.testing.assert_array_equal(batched[1], parts[1])
+        for place in range(short, longest):
+            np.testing.assert_array_equal(batched[0, place], parts[0][-1])
+
+
+def test_the_slices_of_a_study_share_their_geometry(prepared):
+    dataset = make_dataset(prepared, AugmentConfig(noise_probability=0), sampling="studies")
+    same = np.repeat(prepared.read_volume(prepared.split("train").volume[0])[:1], 9, 0)
+    dataset.reader.read = lambda _relative, first, last: same[first:last]
+    # Four slices are warped as the channels of one image; OpenCV rounds one of two channels otherwise.
+    assert all(len({image.numpy().tobytes() for image in dataset[0, n].images[:4]}) == 1 for n in range(3))
+
+
 def test_the_same_key_gives_the_same_block_in_a_copy_that_went_through_pickle(prepared):
     dataset = make_dataset(prepared, AugmentConfig())
     copy = pickle.loads(pickle.dumps(dataset))
