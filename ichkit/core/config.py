@@ -22,7 +22,7 @@ from ichkit.core.yaml_text import parse_yaml, read_yaml
 _SET = "--set"
 _SEED_LIMIT = 2**63
 _LONGEST_NAME = 4096
-_SHORTHANDS = {"train.context": "kind", "train.pool": "kind"}
+_SHORTHANDS = {"train.context": "kind", "train.pool": "kind", "train.schedule": "kind"}
 """Sections that may be written as one word, and the key that it stands for."""
 
 
