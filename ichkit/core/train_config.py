@@ -87,6 +87,20 @@ class ScheduleConfig(ConfigSection):
     patience: Annotated[int, Field(ge=0)] = 2
 
 
+class ValidationConfig(ConfigSection):
+    """Patients of the training part that are held out from training and evaluated after each epoch.
+
+    `share` is the share of the patients of the training part, one part in round(1 / share); 0 holds out nobody. `keep`
+    is "last" or "best", the weights of the epoch with the best `metric` in each phase. `patience` ends a phase after
+    that many epochs without a better value.
+    """
+
+    share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    keep: Literal["last", "best"] = "last"
+    patience: Count | None = None
+    metric: Literal["weighted_log_loss", "loss", "mean_auc"] = "weighted_log_loss"
+
+
 def _expand_kind(value: Any) -> Any:
     """A section that is written as one word: `context: gru` is `context: {kind: gru}`."""
     return {"kind": value} if isinstance(value, str) else value
@@ -231,6 +245,7 @@ class TrainConfig(ConfigSection):
 
     `backbone_args` are passed to timm. `weight_decay_on` is "weights" (norms, biases and what timm lists for the
     backbone are left out) or "all". `layer_decay` multiplies the learning rate once for each layer away from the head.
+    `curve: heldout` records the scores of the held-out fold after each epoch, for display only.
     """
 
     backbone: str = "resnet50"
@@ -264,6 +279,7 @@ class TrainConfig(ConfigSection):
     augment: AugmentConfig = AugmentConfig()
     cutmix: CutMixConfig = CutMixConfig()
     mixup: MixupConfig = MixupConfig()
+    validation: ValidationConfig = ValidationConfig()
     phases: tuple[PhaseConfig, ...] = ()
     tta: Literal["none", "hflip"] = "none"
     # YAML parses 32 as a number.
@@ -279,6 +295,7 @@ class TrainConfig(ConfigSection):
     predict_batch: Count = runtime(64)
     embeddings: bool = runtime(False)
     keep_slice_head: bool = runtime(False)
+    curve: Literal["none", "heldout"] = runtime("none")
 
     @model_validator(mode="after")
     def _check_blocks(self) -> "TrainConfig":
@@ -294,6 +311,27 @@ class TrainConfig(ConfigSection):
     def _check_phases(self) -> "TrainConfig":
         if self.phases and self.phases[-1].classes is not None:
             raise ValueError("train.phases: the last phase trains on all classes of the task; leave out its `classes`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> "TrainConfig":
+        kinds = {self.schedule.kind, *(phase.schedule.kind for phase in self.phases if phase.schedule is not None)}
+        needs = {
+            "keep: best": self.validation.keep == "best",
+            f"patience: {self.validation.patience}": self.validation.patience is not None,
+            "train.schedule: plateau": "plateau" in kinds,
+        }
+        asked = ", ".join(name for name, is_set in needs.items() if is_set)
+        if asked and not self.validation.share:
+            raise ValueError(
+                f"train.validation.share: is 0, but {asked} needs patients to choose by. Set it to 0.1 or more, which "
+                "holds out a tenth of the patients of the training part"
+            )
+        if asked and self.curve == "heldout":
+            raise ValueError(
+                f"train.curve: the curve of the held-out fold is for display only, and {asked} makes choices during "
+                "training. Use train.curve: none with it"
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from ichkit.core.train_config import HeadsConfig
 from ichkit.engine.blocks import Block, BlockDataset, stack_blocks
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from ichkit.engine.devices import count_loader_workers
+from ichkit.engine.evaluation import Evaluator, describe_scores, find_best, is_out_of_patience, to_value
 from ichkit.engine.phases import Phase
 from ichkit.engine.step import Stepper, StepResult
 from ichkit.engine.step_log import StepLog
@@ -32,6 +33,9 @@ _WARM_STEPS = 2
 _TIMED_STEPS = 5
 _LONG_SECONDS = 3600
 
+VALIDATION = "validation_"
+"""Prefix of the validation scores in `history.csv`."""
+
 
 @dataclass
 class Progress:
@@ -42,6 +46,7 @@ class Progress:
         epoch, step: the next step; epoch counts within the phase, step within the epoch.
         loss_sum, num_images: sums over the finished steps of this epoch.
         history: one row per finished epoch of the run.
+        display: scores of the held-out fold, one row per finished epoch; nothing reads them but the report.
     """
 
     phase: int = 0
@@ -50,6 +55,7 @@ class Progress:
     loss_sum: float = 0.0
     num_images: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    display: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -83,7 +89,9 @@ class TrainingLoop:
         phase: the phase to train.
         checkpoint: the file written after every epoch and on a stop; the step log is beside it.
         heads: weights of the losses, see `Stepper`.
-        history: rows of earlier phases.
+        earlier: history and display of earlier phases.
+        validation: scores the patients of the training part that are held out from training.
+        curve: scores the held-out fold, for display only.
         shows_meter: True for a progress bar; else one line per epoch.
 
     Raises:
@@ -100,12 +108,17 @@ class TrainingLoop:
         checkpoint: Path,
         *,
         heads: HeadsConfig | None = None,
-        history: list[dict[str, float]] | None = None,
+        earlier: Progress | None = None,
+        validation: Evaluator | None = None,
+        curve: Evaluator | None = None,
         shows_meter: bool = True,
     ) -> None:
         self.fabric, self.dataset, self.phase, self.config = fabric, dataset, phase, dataset.config
         self.checkpoint, self.shows_meter = checkpoint, shows_meter and fabric.is_global_zero
-        self.progress = Progress(phase.number, history=list(history or []))
+        earlier = earlier or Progress()
+        self.progress = Progress(phase.number, history=list(earlier.history), display=list(earlier.display))
+        self._validation, self._curve = validation, curve
+        self._best: dict[str, torch.Tensor] | None = None
         self.stepper = Stepper(fabric, network, dataset, loss_function, phase, heads)
         self.batches = self.stepper.batches
         self._loader = fabric.setup_dataloaders(self._make_loader(), use_distributed_sampler=False)
@@ -117,7 +130,7 @@ class TrainingLoop:
         self._label = f"fold {dataset.fold}"
 
     def run(self, stop: StopFlag) -> nn.Module:
-        """Trains from the checkpoint to the last epoch; returns the network for inference.
+        """Trains from the checkpoint to the last epoch; returns the network for inference, of the last or best epoch.
 
         Raises:
             Stopped: a stop was requested; the checkpoint holds the last finished step.
@@ -125,14 +138,24 @@ class TrainingLoop:
             DiskFullError: the checkpoint does not fit on the disk.
         """
         self._resume()
-        steps_left = self._count_steps_left()
+        steps_left = 0 if self._is_over() else self._count_steps_left()
         if steps_left:
             self._log_estimate(steps_left)
         meter = Meter(self._label, steps_left, "steps") if self.shows_meter else None
         with meter or nullcontext():
-            while self.progress.epoch < self.phase.config.epochs:
+            while not self._is_over():
                 self._run_epoch(stop, meter)
+        if self._best is not None:
+            self.stepper.trained.load_state_dict(self._best)
         return self.stepper.trained
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch of the run, counted from 1, whose weights are the result: the best one or the last."""
+        values = self._values()
+        best = find_best(values) if self._best is not None else None
+        own = [row for row in self.progress.history if row["phase"] == self.phase.number + 1]
+        return int(own[-1 if best is None else best]["epoch"])
 
     def describe(self) -> str:
         """Size of an epoch, device and memory, for the log line before the first step."""
@@ -155,6 +178,7 @@ class TrainingLoop:
 
     def _run_epoch(self, stop: StopFlag, meter: Meter | None) -> None:
         progress, epoch = self.progress, self.phase.first_epoch + self.progress.epoch
+        self.stepper.validation_values = self._values()
         self.batches.start(epoch, progress.step)
         self._pace = _Pace(time.monotonic())
         for batch, seconds_waited in _timed(self._loader):
@@ -175,7 +199,12 @@ class TrainingLoop:
             "num_images": progress.num_images,
             **self._pace.measure(),
         }
+        row |= {f"{VALIDATION}{name}": value for name, value in self._evaluate(self._validation).items()}
         progress.history.append(row)
+        if self._curve is not None:
+            progress.display.append({"epoch": epoch + 1, **self._evaluate(self._curve)})
+        if self.config.validation.keep == "best" and find_best(self._values()) == len(self._values()) - 1:
+            self._best = {name: tensor.clone() for name, tensor in self.stepper.trained.state_dict().items()}
         progress.epoch, progress.step, progress.loss_sum, progress.num_images = progress.epoch + 1, 0, 0.0, 0
         self._save()
         logger.info(
@@ -187,8 +216,37 @@ class TrainingLoop:
             row["images_per_second"],
             100 * row["data_wait_share"],
         )
+        if self._validation is not None:
+            scores = {name.removeprefix(VALIDATION): row[name] for name in row if name.startswith(VALIDATION)}
+            logger.info(
+                "%s: validation on %d slices: %s", self._label, self._validation.num_slices, describe_scores(scores)
+            )
+            if self._is_over() and progress.epoch < self.phase.config.epochs:
+                logger.info("%s: stopping early, no better for %d epochs", self._label, self.config.validation.patience)
         if self._must_stop(stop):
             raise Stopped.after(f"{self._label} is saved after epoch {epoch + 1}")
+
+    def _evaluate(self, evaluator: Evaluator | None) -> dict[str, float]:
+        """The scores of the inference weights; the main process computes them for all."""
+        if evaluator is None:
+            return {}
+        scores: dict[str, float] = {}
+        if self.fabric.is_global_zero:
+            scores = evaluator.evaluate(self.stepper.trained, self.fabric.device)
+        return self.fabric.broadcast(scores)
+
+    def _values(self) -> list[float]:
+        """The validation values of the finished epochs of this phase, lower is better; empty without validation."""
+        if self._validation is None:
+            return []
+        rows = [row for row in self.progress.history if row["phase"] == self.phase.number + 1]
+        scores = [{name.removeprefix(VALIDATION): value for name, value in row.items()} for row in rows]
+        return [to_value(one, self.config.validation.metric) for one in scores]
+
+    def _is_over(self) -> bool:
+        """Whether the last epoch is done, or training has run out of patience."""
+        is_last = self.progress.epoch >= self.phase.config.epochs
+        return is_last or is_out_of_patience(self._values(), self.config.validation)
 
     def _record(self, result: StepResult | None) -> None:
         """Adds the result of a step to the mean of the epoch and to the step log."""
@@ -254,7 +312,8 @@ class TrainingLoop:
     def _save(self) -> None:
         self._record(self.stepper.finish())
         if self.fabric.is_global_zero:
-            save_checkpoint(self.checkpoint, {"progress": vars(self.progress), **self.stepper.state()})
+            state = {"progress": vars(self.progress), "best": self._best, **self.stepper.state()}
+            save_checkpoint(self.checkpoint, state)
         self.fabric.barrier()
 
     def _resume(self) -> None:
@@ -264,9 +323,11 @@ class TrainingLoop:
             return
         self.progress = Progress(**state["progress"])
         self.stepper.load_state(state)
+        best = state.get("best")
+        self._best = None if best is None else {name: tensor.to(self.fabric.device) for name, tensor in best.items()}
         epoch = self.phase.first_epoch + self.progress.epoch
         self._step_log.drop_from(epoch, self.progress.step)
-        if self.progress.epoch < self.phase.config.epochs:
+        if not self._is_over():
             logger.info("%s: resuming at epoch %d, step %d", self._label, epoch + 1, self.progress.step)
 
 

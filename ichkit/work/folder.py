@@ -9,6 +9,8 @@ from ichkit.core.errors import ConfigError
 
 # Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
 WEIGHTS_NAME, CARD_NAME, STEP_LOG_NAME = "model.safetensors", "model.json", "steps.jsonl"
+# Scores of the held-out fold after each epoch, where `train.curve` asked for them; no choice may read it.
+HELDOUT_CURVE_NAME = "heldout_curve_for_display_only.csv"
 _MAX_NAME = 200
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 """Names that are no files on Windows, with any suffix: a work folder may be copied there."""

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.commands import do
 from support.pixels import make_pixel_work
@@ -17,6 +18,7 @@ from support.training import TINY, config, read_files
 from ichkit.core.errors import ConfigError
 from ichkit.engine.ranks import Ranks
 from ichkit.stages.train import run as train
+from ichkit.work.artifacts import read_manifest
 from ichkit.work.places import partial_of
 
 EXACT = (
@@ -67,6 +69,23 @@ def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path)
     assert set(read_files(together.fold("run", 0))) == set(read_files(alone.fold("run", 0)))
     assert "epoch 1 of 7" in told[0]
     assert "epoch 1 of 7" not in told[1]
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_epoch_that_one_chooses(tmp_path):
+    changes = (*EXACT, "train.validation={share: 0.5, keep: best, patience: 2}", "train.learning_rate=0.03")
+    alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
+    do(train, config(*changes), alone, run_name="run", folds=[0])
+    port = free_port()
+    processes = [start(together, rank, port, changes) for rank in range(2)]
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    ours, theirs = (pd.read_csv(work.fold("run", 0) / "history.csv") for work in (alone, together))
+    assert ours.epoch.tolist() == theirs.epoch.tolist()
+    np.testing.assert_allclose(theirs.validation_loss, ours.validation_loss, atol=1e-4)
+    kept = {read_manifest(work.fold("run", 0)).facts["kept_epoch"] for work in (alone, together)}
+    assert len(kept) == 1
+    assert kept != {7}
 
 
 @pytest.mark.slow

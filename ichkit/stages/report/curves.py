@@ -73,16 +73,34 @@ def draw_reliability(curve: pd.DataFrame, before: pd.DataFrame | None) -> Figure
     return figure
 
 
+_VALIDATION: dict[str, Any] = {"marker": "s", "mfc": "none", "lw": 0.9, "ms": 5}
+_HELD_OUT: dict[str, Any] = {"marker": "x", "lw": 0.9, "ms": 5}
+
+
 @in_style
-def draw_training(histories: Mapping[int, pd.DataFrame]) -> Figure:
-    """The training loss of each fold by epoch; fold to `history.csv`."""
+def draw_training(histories: Mapping[int, pd.DataFrame], heldout: Mapping[int, pd.DataFrame]) -> Figure:
+    """The training and validation loss of each fold by epoch.
+
+    Args:
+        histories: fold to `history.csv`.
+        heldout: fold to the scores of the held-out fold, which are for display only; may be empty.
+    """
     figure, axes = make_figure(4.6, 2.7)
     for number, (fold, history) in enumerate(histories.items()):
         style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": 1.5, "ms": 3}
         style["ls"] = _DASHES[number % len(_DASHES)]
-        axes.plot(history.epoch, history.loss, marker="o" if len(history) < 30 else "", label=f"fold {fold}", **style)
+        few = len(history) < 30
+        axes.plot(history.epoch, history.loss, marker="o" if few else "", label=f"fold {fold}", **style)
+        if "validation_loss" in history:
+            axes.plot(history.epoch, history.validation_loss, **style | _VALIDATION)
+        if fold in heldout:
+            axes.plot(heldout[fold].epoch, heldout[fold].loss, **style | _HELD_OUT)
+    if any("validation_loss" in history for history in histories.values()):
+        axes.plot([], [], color=MUTED, label="validation", **_VALIDATION)
+    if heldout:
+        axes.plot([], [], color=MUTED, label="held-out (display only)", **_HELD_OUT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel="training loss")
+    axes.set(xlabel="epoch", ylabel="training loss" if len(axes.lines) == len(histories) else "loss")
     axes.legend(fontsize=8, ncols=2)
     return figure
 

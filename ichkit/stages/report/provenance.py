@@ -1,6 +1,7 @@
 """Report sections: training, data, and how to reproduce the results."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
 from ichkit.stages.report.curves import draw_training
 from ichkit.stages.report.report_data import ReportData
 from ichkit.work.artifacts import Manifest, list_differences, package_versions, read_manifest, read_table
+from ichkit.work.folder import HELDOUT_CURVE_NAME
 
 _CONFIG_FILE = "report.yaml"
 
@@ -25,10 +27,16 @@ def make_training(report: ReportData) -> Section:
         last = {k: history.loss.iloc[-1] for k, history in histories.items()}
         ends = ", ".join(f"fold {k} {format_number(loss, 4)}" for k, loss in last.items())
         alt = f"Training loss of {run.name} by epoch; after the last: {ends}."
-        charts.append(Chart(to_svg(draw_training(histories), f"training-{number}", alt), f"{run.name}, loss by epoch."))
+        heldout = {k: read_table(path) for k in run.folds if (path := _heldout_curve(report, run.name, k)).is_file()}
+        figure = to_svg(draw_training(histories, heldout), f"training-{number}", alt)
+        charts.append(Chart(figure, f"{run.name}, loss by epoch."))
         rows += [_training_row(report, run.name, k, history) for k, history in histories.items()]
-    columns = ("run and fold", "network", "epochs", "images per epoch", "last training loss", "minutes", "device")
-    note = "Training loss is measured on augmented training images. No epoch was selected by a score."
+    losses = ("last training loss", "last validation loss", "weights of epoch")
+    columns = ("run and fold", "network", "epochs", "images per epoch", *losses, "minutes", "device")
+    note = (
+        "Training loss is measured on augmented training images, validation loss on patients of the training part that "
+        "were held out from training. A curve of the held-out fold is for display only: no choice uses it."
+    )
     table = Table("Training, fold by fold", columns, rows, note=note, num_text=2)
     return Section("training", "Training curves", [Charts(charts), table])
 
@@ -92,9 +100,15 @@ def _training_row(report: ReportData, run: str, fold: int, history: pd.DataFrame
     facts = read_manifest(report.work.fold(run, fold)).facts
     images = f"{int(history.num_images.iloc[-1]):,}" if "num_images" in history else NOTHING
     minutes = format_number(facts["seconds"] / 60, 1) if "seconds" in facts else NOTHING
-    loss = format_number(history.loss.iloc[-1], 4)
-    network = str(facts.get("backbone", NOTHING))
-    return [f"{run} {fold}", network, str(len(history)), images, loss, minutes, str(facts.get("device", NOTHING))]
+    losses = [history[name].iloc[-1] if name in history else None for name in ("loss", "validation_loss")]
+    shown = [NOTHING if loss is None else format_number(loss, 4) for loss in losses]
+    network, kept = str(facts.get("backbone", NOTHING)), str(facts.get("kept_epoch", len(history)))
+    device = str(facts.get("device", NOTHING))
+    return [f"{run} {fold}", network, str(len(history)), images, *shown, kept, minutes, device]
+
+
+def _heldout_curve(report: ReportData, run: str, fold: int) -> Path:
+    return report.work.fold(run, fold) / HELDOUT_CURVE_NAME
 
 
 def _audit_tables(audit: dict[str, Any]) -> list[Table]:

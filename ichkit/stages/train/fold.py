@@ -15,6 +15,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
 from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stages.train.fold_inputs import (
+    KEPT_EPOCH,
     STARTED_NAME,
     FoldState,
     FoldTask,
@@ -35,7 +36,7 @@ from ichkit.work.artifacts import (
     read_manifest,
     write_bytes_atomically,
 )
-from ichkit.work.folder import CARD_NAME, STEP_LOG_NAME, WEIGHTS_NAME
+from ichkit.work.folder import CARD_NAME, HELDOUT_CURVE_NAME, STEP_LOG_NAME, WEIGHTS_NAME
 from ichkit.work.locks import holding
 from ichkit.work.schemas import make_predictions
 
@@ -139,6 +140,8 @@ def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", 
     used |= {"prepare": _stored(prepared), "train": config.train.settings()}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
     writer.write_bytes("history.csv", encode_table(pd.DataFrame(trained.history), ".csv"))
+    if trained.display:
+        writer.write_bytes(HELDOUT_CURVE_NAME, encode_table(pd.DataFrame(trained.display), ".csv"))
     journal = writer.folder / STEP_LOG_NAME
     writer.write_bytes(STEP_LOG_NAME, journal.read_bytes() if journal.is_file() else b"")
 
@@ -155,7 +158,7 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
     for name in manifest.files:
         if not name.endswith((".parquet", ".npy")):
             writer.write_bytes(name, read_bytes(task.folder / name, manifest.sha256_of(name)))
-    kept = ("backbone", "num_parameters", "num_train_slices", INITIAL_WEIGHTS)
+    kept = ("backbone", "num_parameters", "num_train_slices", "num_validation_slices", KEPT_EPOCH, INITIAL_WEIGHTS)
     return {name: manifest.facts[name] for name in kept if name in manifest.facts}
 
 

@@ -1,7 +1,7 @@
 """One fold of a run: its paths, its inputs, and whether it is up to date with them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,21 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError
+from ichkit.core.errors import ArtifactError, FoldError
+from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import NONE, PhaseConfig, TrainConfig
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import embeddings_name
+from ichkit.validation.folds import deal_patients
 from ichkit.work.artifacts import digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
 from ichkit.work.places import partial_of
 
 STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
 RUN_PREFIX = "run:"
+KEPT_EPOCH = "kept_epoch"
+
 # The inputs of a network without labels; the volume's name is a digest of its content.
 _SEEN = ["slice_id", "study_id", "slice_index", "volume"]
 
@@ -89,12 +93,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class Parts:
-    """The slices of one fold by part, each sorted by study_id and slice_index; external sets by name."""
+    """The slices of one fold by part, each sorted by study_id and slice_index; external sets by name.
+
+    `train` is the whole training part until `hold_validation` takes the validation patients from it.
+    """
 
     train: pd.DataFrame
     heldout: pd.DataFrame
     test: pd.DataFrame
     external: dict[str, pd.DataFrame]
+    validation: pd.DataFrame | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, fold: int) -> "Parts":
@@ -108,10 +116,36 @@ class Parts:
             external={name: prepared.split(name) for name in prepared.external_sets()},
         )
 
+    def hold_validation(self, config: Config, fold: int) -> "Parts":
+        """The parts with the patients of `train.validation` taken from the training part; the same for every phase.
+
+        Raises:
+            FoldError: the training part has too few patients.
+        """
+        share, num_patients = config.train.validation.share, self.train.patient_id.nunique()
+        if not share:
+            return self
+        num_parts = round(1 / share)
+        if num_patients < num_parts:
+            raise FoldError(
+                f"train.validation.share: expected at least {num_parts} patients in the training part of fold {fold} "
+                f"to hold out one part in {num_parts}, found {num_patients}. Use a larger share, or 0 for none."
+            )
+        seed = derive_seed(config.seed, "validation", fold)
+        part = deal_patients(self.train, num_parts, find_task(config.task).classes, seed)
+        kept, held = (self.train[rows].reset_index(drop=True) for rows in (part > 0, part == 0))
+        return replace(self, train=kept, validation=held)
+
     @property
     def predicted(self) -> dict[str, pd.DataFrame]:
         """The parts to predict, by the name of their table."""
         return {"oof": self.heldout, "test": self.test, **self.external}
+
+
+def describe_validation(parts: Parts) -> str:
+    """Slices and patients of the validation part; it must have one."""
+    assert parts.validation is not None
+    return f"{len(parts.validation)} of {parts.validation.patient_id.nunique()} patients for validation"
 
 
 def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) -> Identity:

@@ -18,8 +18,9 @@ from ichkit.core.train_config import NONE, HeadsConfig, TrainConfig
 from ichkit.engine.blocks import BlockDataset, VolumeReader
 from ichkit.engine.checkpoint import load_checkpoint
 from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advice
+from ichkit.engine.evaluation import Evaluator
 from ichkit.engine.inference import ModelCard, encode_weights
-from ichkit.engine.loop import TrainingLoop
+from ichkit.engine.loop import Progress, TrainingLoop
 from ichkit.engine.parallel import SHARED_MEMORY
 from ichkit.engine.phases import Phase, list_phases
 from ichkit.engine.ranks import Ranks
@@ -30,7 +31,7 @@ from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import BEYOND_SLICES, DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
-from ichkit.stages.train.fold_inputs import RUN_PREFIX, FoldTask, Identity, Parts
+from ichkit.stages.train.fold_inputs import KEPT_EPOCH, RUN_PREFIX, FoldTask, Identity, Parts, describe_validation
 from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
@@ -47,12 +48,14 @@ class Trained:
         network: for inference.
         card: the settings to rebuild it.
         history: one row per epoch.
+        display: scores of the held-out fold after each epoch, for display only.
         facts: about the network, for the manifest.
     """
 
     network: nn.Module
     card: ModelCard
     history: list[dict[str, float]]
+    display: list[dict[str, float]]
     facts: dict[str, Any]
 
 
@@ -65,12 +68,13 @@ def train_network(
         Stopped: a stop was requested; the checkpoint holds the step reached.
         ConfigError: the loss is not finite, memory ran out, or a part of the config cannot be used.
         ArtifactError: the run of the initial weights is unfinished or has seen the held-out fold.
-        FoldError: there are no slices to train on.
+        FoldError: there are no slices to train on, or too few patients for validation.
     """
     if parts.train.empty:
         raise FoldError(
             f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or re-create the folds."
         )
+    parts = parts.hold_validation(task.config, task.fold)
     config, settings, stored = task.config, task.config.train, prepared.manifest.settings
     card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps)
     fabric = make_fabric(settings, ranks, task.gpu)
@@ -79,7 +83,7 @@ def train_network(
     rendering = make_rendering(config.channels)
     first = load_checkpoint(task.checkpoint)["progress"]["phase"] if task.checkpoint.exists() else 0
     network: nn.Module | None = None  # as the last phase left it
-    history: list[dict[str, float]] = []
+    progress = Progress()
     initial = ""
     for phase in list_phases(settings, prepared.task.classes):
         classes = phase.config.classes
@@ -99,6 +103,14 @@ def train_network(
         loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
         heads = _weigh_heads(settings, prepared)
         with memory_advice(_save_memory(settings)):
+            evaluator = partial(
+                Evaluator,
+                reader=reader,
+                card=card,
+                classes=classes,
+                weights=weights / weights.sum(),
+                loss_function=loss,
+            )
             loop = TrainingLoop(
                 fabric,
                 started,
@@ -107,7 +119,9 @@ def train_network(
                 phase,
                 task.checkpoint,
                 heads=heads,
-                history=history,
+                earlier=progress,
+                validation=None if parts.validation is None else evaluator(parts.validation),
+                curve=evaluator(parts.heldout) if settings.curve == "heldout" and len(parts.heldout) else None,
                 shows_meter=task.shows_meter,
             )
             if phase.number == first:
@@ -118,16 +132,18 @@ def train_network(
                 network = loop.run(stop)
             except NonFiniteLossError as error:
                 raise _explain(error, task, parts) from error
-        history = loop.progress.history
+        progress = loop.progress
     assert network is not None  # there is at least one phase
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = {
         "backbone": settings.backbone,
         "num_parameters": num_parameters,
         "num_train_slices": len(parts.train),
+        "num_validation_slices": 0 if parts.validation is None else len(parts.validation),
+        KEPT_EPOCH: loop.kept_epoch,
         INITIAL_WEIGHTS: initial,
     }
-    return Trained(network, card, history, facts)
+    return Trained(network, card, progress.history, progress.display, facts)
 
 
 def _weigh_heads(settings: TrainConfig, prepared: Prepared) -> HeadsConfig:
@@ -209,7 +225,7 @@ def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.T
 def _announce(task: FoldTask, parts: Parts, network: DescriptorNetwork, initial: str) -> None:
     settings = task.config.train
     logger.info(
-        "fold %d: %s, %.2f M parameters, weights %s; %d slices of %d patients to train on, %d held out",
+        "fold %d: %s, %.2f M parameters, weights %s; %d slices of %d patients to train on, %d held out%s",
         task.fold,
         settings.backbone,
         sum(parameter.numel() for parameter in network.parameters()) / 1e6,
@@ -217,6 +233,7 @@ def _announce(task: FoldTask, parts: Parts, network: DescriptorNetwork, initial:
         len(parts.train),
         parts.train.patient_id.nunique(),
         len(parts.heldout),
+        "" if parts.validation is None else f", {describe_validation(parts)}",
     )
 
 

@@ -21,7 +21,15 @@ from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.show.plan import NOT_KNOWN, Plan
 from ichkit.stages.train.fold import STACK_WINDOW
-from ichkit.stages.train.fold_inputs import FoldState, FoldTask, Parts, find_state, identify, with_defaults
+from ichkit.stages.train.fold_inputs import (
+    FoldState,
+    FoldTask,
+    Parts,
+    describe_validation,
+    find_state,
+    identify,
+    with_defaults,
+)
 from ichkit.validation.folds import check_folds
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
@@ -111,7 +119,9 @@ class TrainPlan(Plan):
 
     @cached_property
     def _parts(self) -> dict[int, Parts]:
-        return {task.fold: Parts.of(self.prepared, task.fold) for task in self.tasks}
+        return {
+            task.fold: Parts.of(self.prepared, task.fold).hold_validation(self.config, task.fold) for task in self.tasks
+        }
 
     @cached_property
     def _network(self) -> "DescriptorNetwork":
@@ -214,10 +224,11 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     blocks = count_blocks(settings, len(parts.train), parts.train.study_id.nunique())
     epochs = settings.total_epochs
     steps = epochs * math.ceil(blocks / settings.batch_blocks)
+    validation = "" if parts.validation is None else f"{describe_validation(parts)}, "
     begun = "starts over (--fresh): " if is_removed and task.folder.exists() else ""
     return (
         f"fold {task.fold}: {begun}{epochs} epochs of {len(parts.train)} slices of "
-        f"{parts.train.patient_id.nunique()} patients, about {steps} steps; then predicts {others}"
+        f"{parts.train.patient_id.nunique()} patients, {validation}about {steps} steps; then predicts {others}"
     )
 
 
