@@ -72,12 +72,13 @@ class EvaluateConfig(ConfigSection):
 
 
 class PhantomConfig(ConfigSection):
-    """Size of the phantom."""
+    """Size and difficulty of the phantom; `difficulty` is a row of `phantom.difficulty.DIFFICULTIES`."""
 
     studies: Count = 60
     test_studies: Count = 15
     cq500_studies: Count = 20
     size: Annotated[int, Field(ge=64)] = 512
+    difficulty: str = "demo"
 
 
 class Config(ConfigSection):

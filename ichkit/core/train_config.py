@@ -246,6 +246,9 @@ class TrainConfig(ConfigSection):
     `backbone_args` are passed to timm. `weight_decay_on` is "weights" (norms, biases and what timm lists for the
     backbone are left out) or "all". `layer_decay` multiplies the learning rate once for each layer away from the head.
     `curve: heldout` records the scores of the held-out fold after each epoch, for display only.
+
+    With `adapts_to_length`, `batch_blocks`, `ema_decay` and `cutmix.probability` are upper limits; a run of few steps
+    has smaller ones (`engine.length`).
     """
 
     backbone: str = "resnet50"
@@ -276,6 +279,7 @@ class TrainConfig(ConfigSection):
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_prior_bias: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    adapts_to_length: bool = False
     augment: AugmentConfig = AugmentConfig()
     cutmix: CutMixConfig = CutMixConfig()
     mixup: MixupConfig = MixupConfig()

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from ichkit.phantom.anatomy import BRAIN, DURA, FLUID, SULCUS_CELL_MM, VENTRICLE
+from ichkit.phantom.difficulty import DEMO, Difficulty
 from ichkit.phantom.landmarks import (
     CORONAL_SUTURE_MM,
     INNER_RADII_MM,
@@ -22,6 +23,7 @@ LENS, BLOB, LAYER, SULCI, CRESCENT, ALONG_FALX, ON_TENT = range(7)
 # Class of each shape: its position in SUBTYPES.
 CLASS_OF_SHAPE = np.array([0, 1, 2, 3, 4, 4, 4])
 _OEDEMA_HU = 19.0
+_OCCIPITAL_MM = 50.0  # blood level in the tips of the occipital horns
 
 
 class Bleed(NamedTuple):
@@ -48,28 +50,51 @@ class Bleed(NamedTuple):
     rim_mm: float
 
 
-def draw_bleeds(generator: np.random.Generator, subtypes: tuple[str, ...]) -> np.ndarray:
-    """(n, 10) float64, one `Bleed` per row, one or two for each requested subtype."""
-    rows = [bleed for subtype in subtypes for bleed in _DRAWERS[subtype](generator)]
+def draw_bleeds(generator: np.random.Generator, subtypes: tuple[str, ...], difficulty: Difficulty = DEMO) -> np.ndarray:
+    """(n, 10) float64, one `Bleed` per row, one or more for each requested subtype."""
+    rows: list[Bleed] = []
+    for subtype in subtypes:
+        num_places = 1 + (difficulty.second_share > 0 and generator.random() < difficulty.second_share)
+        for _ in range(num_places):
+            drawn = _DRAWERS[subtype](generator, difficulty)
+            rows += drawn if difficulty.size_factor == (1, 1) else _resize(generator, drawn, difficulty)
     return np.array(rows, np.float64).reshape(-1, len(Bleed._fields))
 
 
-def _draw_hu(generator: np.random.Generator) -> float:
-    # One in twenty is isodense: some days old, or a patient with little haemoglobin.
-    return generator.uniform(42, 50) if generator.random() < 1 / 20 else generator.uniform(58, 85)
+def _resize(generator: np.random.Generator, bleeds: list[Bleed], difficulty: Difficulty) -> list[Bleed]:
+    """The bleeds of one place, all larger or smaller by the same factor, stretched along each axis."""
+    size = np.exp(generator.uniform(*np.log(difficulty.size_factor)))
+    spread = np.log(difficulty.stretch)
+    fx, fy, fz = size * np.exp(generator.uniform(-spread, spread, 3))
+    # A thin sheet of blood still covers much of the surface; a little blood in a ventricle lies at its back.
+    wide = size**-0.5
+    return [
+        bleed._replace(y=bleed.y + (1 - size) * (_OCCIPITAL_MM - bleed.y))
+        if bleed.shape == LAYER
+        else bleed._replace(rx=bleed.rx * fx, ry=bleed.ry * fy * wide, rz=bleed.rz * fz * wide)
+        if bleed.shape in (CRESCENT, ALONG_FALX, ON_TENT)
+        else bleed._replace(rx=bleed.rx * fx, ry=bleed.ry * fy, rz=bleed.rz * fz)
+        for bleed in bleeds
+    ]
 
 
-def _draw_epidural(generator: np.random.Generator) -> list[Bleed]:
+def _draw_hu(generator: np.random.Generator, difficulty: Difficulty) -> float:
+    # Isodense blood is some days old, or of a patient with little haemoglobin.
+    is_old = generator.random() < difficulty.old_share
+    return generator.uniform(*(difficulty.old_hu if is_old else difficulty.fresh_hu))
+
+
+def _draw_epidural(generator: np.random.Generator, difficulty: Difficulty) -> list[Bleed]:
     side = generator.choice([-1.0, 1.0])
     y = generator.uniform(CORONAL_SUTURE_MM + 6, LAMBDOID_SUTURE_MM - 14)
     z = generator.uniform(-8, 50)
     v, w = y / INNER_RADII_MM[1], max(z, 0.0) / INNER_RADII_MM[2]
     x = side * INNER_RADII_MM[0] * (1 + 0.1 * v) * np.sqrt(max(1 - v * v - w * w, 0.01))
     radius = generator.uniform(24, 33)
-    return [Bleed(LENS, x, y, z, generator.uniform(18, 30), radius, radius, side, _draw_hu(generator), 0)]
+    return [Bleed(LENS, x, y, z, generator.uniform(18, 30), radius, radius, side, _draw_hu(generator, difficulty), 0)]
 
 
-def _draw_intraparenchymal(generator: np.random.Generator) -> list[Bleed]:
+def _draw_intraparenchymal(generator: np.random.Generator, difficulty: Difficulty) -> list[Bleed]:
     side = generator.choice([-1.0, 1.0])
     place = generator.random()
     if place < 0.4:  # basal ganglia and thalamus, where hypertension bleeds
@@ -79,18 +104,18 @@ def _draw_intraparenchymal(generator: np.random.Generator) -> list[Bleed]:
     else:  # cerebellum
         x, y, z = generator.uniform(10, 28), generator.uniform(42, 52), generator.uniform(-38, -24)
     rx, ry, rz = generator.uniform(13, 21), generator.uniform(15, 27), generator.uniform(14, 23)
-    return [Bleed(BLOB, side * x, y, z, rx, ry, rz, side, _draw_hu(generator), generator.uniform(3, 7))]
+    return [Bleed(BLOB, side * x, y, z, rx, ry, rz, side, _draw_hu(generator, difficulty), generator.uniform(3, 7))]
 
 
-def _draw_intraventricular(generator: np.random.Generator) -> list[Bleed]:
+def _draw_intraventricular(generator: np.random.Generator, difficulty: Difficulty) -> list[Bleed]:
     # Blood sinks to the back in a patient who lies on it; a cast fills one ventricle to the front.
     if generator.random() < 0.3:
-        return [Bleed(LAYER, 0, -60, 5, 0, 0, 0, generator.choice([-1.0, 1.0]), _draw_hu(generator), 0)]
-    return [Bleed(LAYER, 0, generator.uniform(-20, 26), 5, 0, 0, 0, 0, _draw_hu(generator), 0)]
+        return [Bleed(LAYER, 0, -60, 5, 0, 0, 0, generator.choice([-1.0, 1.0]), _draw_hu(generator, difficulty), 0)]
+    return [Bleed(LAYER, 0, generator.uniform(-20, 26), 5, 0, 0, 0, 0, _draw_hu(generator, difficulty), 0)]
 
 
-def _draw_subarachnoid(generator: np.random.Generator) -> list[Bleed]:
-    hu = _draw_hu(generator)
+def _draw_subarachnoid(generator: np.random.Generator, difficulty: Difficulty) -> list[Bleed]:
+    hu = _draw_hu(generator, difficulty)
     side = generator.choice([-1.0, 1.0])
     if generator.random() < 0.65:  # aneurysm: basal cisterns and both Sylvian fissures
         reach = generator.uniform(45, 65)
@@ -100,9 +125,9 @@ def _draw_subarachnoid(generator: np.random.Generator) -> list[Bleed]:
     return [Bleed(SULCI, side * 45, y, z, reach, reach, generator.uniform(18, 30), side, hu, 0)]
 
 
-def _draw_subdural(generator: np.random.Generator) -> list[Bleed]:
+def _draw_subdural(generator: np.random.Generator, difficulty: Difficulty) -> list[Bleed]:
     side = generator.choice([-1.0, 1.0])
-    hu = _draw_hu(generator)
+    hu = _draw_hu(generator, difficulty)
     place = generator.random()
     if place < 0.75:
         y, z = generator.uniform(-15, 15), generator.uniform(0, 50)

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
+from ichkit.phantom.difficulty import DEMO, Difficulty
 from ichkit.phantom.render import Grid, Pose, smooth
 
 _PETROUS_LEVEL_MM = -32.0
@@ -23,6 +24,7 @@ class Scan:
         cupping_hu: how much brighter the brain is near the skull than in its centre.
         petrous_hu: depth of the dark band between the petrous bones.
         motion_rate, spot_rate: share of slices with motion and with a bright spot, drawn for each slice.
+        kernel: from -1, soft, through 0, standard, to 1, sharp.
         metal: (x, y, z) of a piece of metal in head millimetres, or None.
     """
 
@@ -32,24 +34,26 @@ class Scan:
     petrous_hu: float
     motion_rate: float
     spot_rate: float
+    kernel: float
     metal: tuple[float, float, float] | None
 
 
-def draw_scan(generator: np.random.Generator) -> Scan:
+def draw_scan(generator: np.random.Generator, difficulty: Difficulty = DEMO) -> Scan:
     """The quality of a random study."""
     uniform = generator.uniform
-    restless = generator.random() < 0.15
+    restless = generator.random() < difficulty.restless_share
     metal = None
     if generator.random() < 0.1:
         low = generator.random() < 0.5  # teeth below, a clip or an electrode in the head
         metal = (uniform(-35, 35), uniform(-50, 0), uniform(-62, -52) if low else uniform(-20, 40))
     return Scan(
-        noise_hu=uniform(3, 6),
-        offset_hu=generator.normal(0, 2.5),
-        cupping_hu=uniform(0, 6),
-        petrous_hu=uniform(4, 16),
-        motion_rate=0.25 if restless else 0.02,
-        spot_rate=uniform(0.05, 0.25),
+        noise_hu=uniform(*difficulty.noise_hu),
+        offset_hu=generator.normal(0, difficulty.offset_hu),
+        cupping_hu=uniform(*difficulty.cupping_hu),
+        petrous_hu=uniform(*difficulty.petrous_hu),
+        motion_rate=difficulty.motion_rate if restless else 0.02,
+        spot_rate=uniform(*difficulty.spot_rate),
+        kernel=0.0 if difficulty.kernel == (0, 0) else uniform(*difficulty.kernel),
         metal=metal,
     )
 
@@ -71,7 +75,7 @@ def finish_slice(
         noise_factor: factor on the noise; above 1 for thin slices.
         sharp: True for a bone kernel: no smoothing, stronger and finer noise.
     """
-    image = 3 * hounsfield - 2 * smooth(hounsfield) if sharp else hounsfield
+    image = 3 * hounsfield - 2 * smooth(hounsfield) if sharp else _reconstruct(hounsfield, scan.kernel)
     rows, columns = image.shape
     x = (grid.x - pose.centre_mm[0] + grid.spacing * np.arange(columns, dtype=np.float32))[None, :]
     y = (grid.y - pose.centre_mm[1] + grid.spacing * grid.tilt_cos * np.arange(rows, dtype=np.float32))[:, None]
@@ -90,7 +94,15 @@ def finish_slice(
         added += streaks
     white = generator.standard_normal(image.shape, dtype=np.float32)
     deviation = scan.noise_hu * noise_factor * (2.5 if sharp else 8 / 3)
-    return _store(image, added, white if sharp else smooth(white), deviation)
+    return _store(image, added, white if sharp else _reconstruct(smooth(white), scan.kernel), deviation)
+
+
+def _reconstruct(image: np.ndarray, kernel: float) -> np.ndarray:
+    """(H, W) float32 after a kernel from -1, soft, to 1, sharp; 0 changes nothing. Noise weakens or grows with it."""
+    if kernel == 0:
+        return image
+    filtered: np.ndarray = image + np.float32(kernel) * (image - smooth(image))
+    return filtered
 
 
 def _draw_spot(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def write_study(task: tuple[StudyToDraw, int]) -> dict[str, Any]:
     study, number = task
     plan = study.plan
     generator = make_generator(study.seed, "phantom", plan.part, plan.index)
-    scene = draw_scene(generator, draw_patient(plan, study.seed), plan.subtypes)
+    scene = draw_scene(generator, draw_patient(plan, study.seed), plan.subtypes, study.difficulty)
     shape = (study.size, study.size)
     tilt = round(generator.uniform(5, 15), 3) if generator.random() < 0.4 else 0.0
     steps = np.arange(0, 150 + generator.uniform(-6, 8), 5.0)

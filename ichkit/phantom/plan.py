@@ -9,6 +9,7 @@ import numpy as np
 from ichkit.core.progress import logger
 from ichkit.core.seeding import make_generator
 from ichkit.phantom.bleeds import SUBTYPES
+from ichkit.phantom.difficulty import DEMO, Difficulty
 
 POSITIVE_SHARE = 0.4
 MIN_POSITIVES = 3
@@ -59,6 +60,7 @@ class StudyToDraw:
         root: unfinished folder of the data set.
         masks: folder for the masks, or None.
         size: rows and columns of a slice.
+        difficulty: of the phantom.
     """
 
     plan: StudyPlan
@@ -66,6 +68,7 @@ class StudyToDraw:
     masks: Path | None
     size: int
     seed: int
+    difficulty: Difficulty = DEMO
 
 
 def plan_part(part: str, count: int, seed: int) -> list[StudyPlan]:

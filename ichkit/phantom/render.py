@@ -64,9 +64,15 @@ class Drawn:
     area_mm2: np.ndarray
 
 
-def draw_pose(generator: np.random.Generator, centre_z_mm: float) -> Pose:
-    """A random pose: rotated by a few degrees about each axis and a few millimetres off centre."""
-    yaw, nod, roll = np.deg2rad([generator.normal(0, 5), generator.normal(0, 5), generator.normal(0, 3)])
+def draw_pose(generator: np.random.Generator, centre_z_mm: float, turn_degrees: float = 5.0) -> Pose:
+    """A random pose: rotated by a few degrees about each axis and a few millimetres off centre.
+
+    Args:
+        turn_degrees: standard deviation of the rotation about the axes of height and width.
+    """
+    yaw, nod, roll = np.deg2rad(
+        [generator.normal(0, turn_degrees), generator.normal(0, turn_degrees), generator.normal(0, 3)]
+    )
     cz, sz, cx, sx, cy, sy = np.cos(yaw), np.sin(yaw), np.cos(nod), np.sin(nod), np.cos(roll), np.sin(roll)
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -83,6 +89,7 @@ def draw_slice(
     pose: Pose,
     lattice: np.ndarray,
     bleeds: np.ndarray,
+    lookalikes: np.ndarray | None = None,
 ) -> Drawn:
     """One slice of a head.
 
@@ -95,6 +102,7 @@ def draw_slice(
         shape: (rows, columns).
         lattice: (n, n, n) float32 of `draw_lattice`.
         bleeds: (n, 10) float64 of `draw_bleeds`.
+        lookalikes: (m, 10) float64 of `draw_lookalikes`, drawn below the bleeds and not in the mask; None for none.
     """
     forget_stale_kernels()
     stretch = np.array(INNER_RADII_MM) / np.array([head.width, head.length, head.height])
@@ -107,7 +115,8 @@ def draw_slice(
     sampled = np.empty(shape, np.float32)
     shapes = np.full(shape, -1, np.int8)
     table = (grid.x - pose.centre_mm[0], grid.y - pose.centre_mm[1], grid.spacing)
-    _rasterise(starts, along_row, along_column, head, lattice, bleeds, table, sampled, shapes)
+    under = np.empty((0, bleeds.shape[1])) if lookalikes is None else lookalikes
+    _rasterise(starts, along_row, along_column, head, lattice, bleeds, under, table, sampled, shapes)
     bits = _gather_bits(shapes) if len(bleeds) else np.zeros(shape, np.uint8)
     counts = np.array([np.count_nonzero(bits & 1 << c) for c in range(len(SUBTYPES))])
     return Drawn(smooth(sampled), bits, counts * grid.spacing**2)
@@ -149,6 +158,7 @@ def _rasterise(
     head: Head,
     lattice: np.ndarray,
     bleeds: np.ndarray,
+    lookalikes: np.ndarray,
     table: tuple[float, float, float],
     sampled: np.ndarray,
     shapes: np.ndarray,
@@ -167,9 +177,12 @@ def _rasterise(
             hu, kind, depth = tissue_at(x, y, z, sulcus_factor(x, y, z, bleeds), head, lattice)
             if kind == AIR and hu < -990:
                 hu = _headrest(table[0] + j * table[2], table[1] + i * table[2])
-            elif bleeds.shape[0] > 0:
-                hu, shape = bleed_at(x, y, z, kind, depth, hu, bleeds, lattice)
-                shapes[i, j] = shape
+            else:
+                if lookalikes.shape[0] > 0:
+                    hu, _ = bleed_at(x, y, z, kind, depth, hu, lookalikes, lattice)
+                if bleeds.shape[0] > 0:
+                    hu, shape = bleed_at(x, y, z, kind, depth, hu, bleeds, lattice)
+                    shapes[i, j] = shape
             sampled[i, j] = hu
 
 

@@ -27,6 +27,7 @@ from ichkit.phantom.study import (
     draw_steps,
     draw_visible,
     label_slices,
+    read_labels,
     write_masks,
 )
 from ichkit.work.artifacts import encode_table
@@ -70,12 +71,12 @@ def write_study(task: StudyToDraw) -> dict[str, Any]:
     """Draws one study, writes its files, and returns its description for `phantom.json`, slices from the bottom up."""
     plan = task.plan
     generator = make_generator(task.seed, "phantom", plan.part, plan.index)
-    scene = draw_scene(generator, draw_patient(plan, task.seed), plan.subtypes)
-    steps, thickness = draw_steps(generator)
+    scene = draw_scene(generator, draw_patient(plan, task.seed), plan.subtypes, task.difficulty)
+    steps, thickness = draw_steps(generator, task.difficulty)
     if plan.has_ties:  # some table positions were scanned twice
         again = generator.choice(len(steps), 3, replace=False)
         steps = np.sort(np.concatenate([steps, steps[again]]))
-    tilt = round(generator.uniform(5, 20), 3) if generator.random() < 0.5 else 0.0
+    tilt = round(generator.uniform(*task.difficulty.tilt_degrees), 3) if generator.random() < 0.5 else 0.0
     shape = (task.size, task.size * 9 // 8) if plan.is_oblong else (task.size, task.size)
     stack = draw_stack(generator, scene.pose, shape, steps[:_MAX_SLICES], thickness, tilt)
     scene, drawn = draw_visible(generator, scene, stack, plan.subtypes)
@@ -93,6 +94,10 @@ def write_study(task: StudyToDraw) -> dict[str, Any]:
         (task.root / FOLDERS[plan.part] / f"{slice_ids[k]}.dcm").write_bytes(data)
     if task.masks is not None:
         write_masks(task.masks / f"{_study_id(plan, task.seed)}.npz", slice_ids, drawn)
+    labels = label_slices(drawn)
+    if task.difficulty.end_error > 0:  # of a generator of its own, so that the pictures are those without errors
+        reader = make_generator(task.seed, "phantom", plan.part, "labels", plan.index)
+        labels = read_labels(reader, labels, task.difficulty)
     return {
         **asdict(plan),
         "study_id": _study_id(plan, task.seed),
@@ -101,7 +106,7 @@ def write_study(task: StudyToDraw) -> dict[str, Any]:
         "transfer_syntax": style.transfer_syntax,
         "truncated": slice_ids[cut] if plan.is_truncated else None,
         "slice_ids": slice_ids,
-        "labels": label_slices(drawn).tolist(),
+        "labels": labels.tolist(),
     }
 
 

@@ -9,14 +9,16 @@ import numpy as np
 from ichkit.core.seeding import make_generator
 from ichkit.phantom.bleeds import BLOB, CRESCENT, LENS, SUBTYPES, draw_bleeds
 from ichkit.phantom.confounders import Scan, draw_scan
+from ichkit.phantom.difficulty import DEMO, Difficulty
 from ichkit.phantom.head import Head, draw_head
 from ichkit.phantom.lattice import draw_lattice
+from ichkit.phantom.lookalikes import draw_lookalikes
 from ichkit.phantom.plan import StudyPlan
 from ichkit.phantom.render import Drawn, Grid, Pose, draw_pose, draw_slice
 
 MIN_AREA_MM2 = 40.0
 _BOTTOM_MM, _TOP_MM = -62.0, 90.0
-_MAX_ATTEMPTS = 20
+_MAX_ATTEMPTS = 60
 _MAX_SHIFT_MM = 9.0
 
 
@@ -29,6 +31,8 @@ class Scene:
     bleeds: np.ndarray
     pose: Pose
     scan: Scan
+    difficulty: Difficulty = DEMO
+    lookalikes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,16 @@ def draw_patient(plan: StudyPlan, seed: int) -> Head:
     return draw_head(make_generator(seed, "phantom", plan.part, "patient", plan.patient))
 
 
-def draw_scene(generator: np.random.Generator, head: Head, subtypes: tuple[str, ...]) -> Scene:
-    """A head in a random scanner, with the requested bleeds."""
+def draw_scene(
+    generator: np.random.Generator, head: Head, subtypes: tuple[str, ...], difficulty: Difficulty = DEMO
+) -> Scene:
+    """A head in a random scanner, with the requested bleeds and the look-alikes of a difficulty."""
     lattice = draw_lattice(generator)
-    pose = draw_pose(generator, generator.uniform(100, 300))
-    scan = draw_scan(generator)
-    return _with_effects(Scene(head, lattice, draw_bleeds(generator, subtypes), pose, scan), generator)
+    pose = draw_pose(generator, generator.uniform(100, 300), difficulty.turn_degrees)
+    scan = draw_scan(generator, difficulty)
+    bleeds = draw_bleeds(generator, subtypes, difficulty)
+    lookalikes = draw_lookalikes(generator, difficulty.lookalikes) if difficulty.lookalikes else None
+    return _with_effects(Scene(head, lattice, bleeds, pose, scan, difficulty, lookalikes), generator)
 
 
 def draw_stack(
@@ -84,14 +92,16 @@ def draw_stack(
     return Stack(grids, shape, thickness_mm)
 
 
-def draw_steps(generator: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Table positions (S,) in mm from the first slice, and the slice thickness: mostly 5 mm, sometimes thin or mixed.
+def draw_steps(generator: np.random.Generator, difficulty: Difficulty = DEMO) -> tuple[np.ndarray, float]:
+    """Table positions (S,) in mm from the first slice, and the slice thickness: mostly 5 mm, sometimes another.
 
     Source: 86 % of RSNA gaps exceed 4.5 mm, 9 % lie at 2-3.5 mm, and a gap may vary inside a series.
     """
     kind = generator.random()
     extent = _TOP_MM - _BOTTOM_MM + generator.uniform(-6, 6)
     gap = float(generator.choice([4.8, 5.0, 5.0, 5.1, 5.5]))
+    if kind < difficulty.thick_share:
+        return np.arange(0, extent, 7.5), 7.5
     if kind < 0.86:
         return np.arange(0, extent, gap), 5.0
     if kind < 0.94:
@@ -102,7 +112,16 @@ def draw_steps(generator: np.random.Generator) -> tuple[np.ndarray, float]:
 def draw_slices(scene: Scene, stack: Stack) -> list[Drawn]:
     """All slices of a series, before noise."""
     return [
-        draw_slice(grid, stack.thickness_mm, stack.shape, scene.head, scene.pose, scene.lattice, scene.bleeds)
+        draw_slice(
+            grid,
+            stack.thickness_mm,
+            stack.shape,
+            scene.head,
+            scene.pose,
+            scene.lattice,
+            scene.bleeds,
+            scene.lookalikes,
+        )
         for grid in stack.grids
     ]
 
@@ -116,6 +135,30 @@ def label_slices(slices: list[Drawn]) -> np.ndarray:
     return np.column_stack([found, found.any(1)]).astype(np.uint8)
 
 
+def read_labels(generator: np.random.Generator, labels: np.ndarray, difficulty: Difficulty) -> np.ndarray:
+    """(S, 6) uint8 labels as readers give them, with the errors of a difficulty.
+
+    The end of a bleed is placed a slice too early or too late, a bleed is overlooked, or takes the name of another.
+
+    Args:
+        labels: (S, 6) uint8 of `label_slices`, slices in order.
+    """
+    read = labels[:, : len(SUBTYPES)].copy()
+    for subtype in np.flatnonzero(read.any(0)):
+        column = read[:, subtype].copy()
+        ends = np.flatnonzero(np.diff(column))
+        beside = np.unique([ends, ends + 1])
+        wrong = beside[generator.random(len(beside)) < difficulty.end_error]
+        column[wrong] = 1 - column[wrong]
+        fate = generator.random()
+        name = int(generator.integers(len(SUBTYPES)))
+        read[:, subtype] = 0
+        if fate >= difficulty.missed_share:
+            is_confused = fate < difficulty.missed_share + difficulty.confused_share
+            read[:, name if is_confused else subtype] |= column
+    return np.column_stack([read, read.any(1)]).astype(np.uint8)
+
+
 def draw_visible(
     generator: np.random.Generator, scene: Scene, stack: Stack, subtypes: tuple[str, ...]
 ) -> tuple[Scene, list[Drawn]]:
@@ -125,7 +168,7 @@ def draw_visible(
         shown = label_slices(slices)[:, : len(SUBTYPES)].max(0)
         if all(shown[SUBTYPES.index(name)] for name in subtypes):
             return scene, slices
-        scene = _with_effects(replace(scene, bleeds=draw_bleeds(generator, subtypes)), generator)
+        scene = _with_effects(replace(scene, bleeds=draw_bleeds(generator, subtypes, scene.difficulty)), generator)
     raise AssertionError(f"bleeds are drawn large enough to show, yet {subtypes} did not in {_MAX_ATTEMPTS} attempts")
 
 

@@ -12,9 +12,11 @@ import numpy as np
 from ichkit.core.config import Config
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, logger, stop_on_signal
+from ichkit.core.rows import find_row
 from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
 from ichkit.phantom import cq500, rsna
 from ichkit.phantom.confounders import finish_slice
+from ichkit.phantom.difficulty import DEMO, DIFFICULTIES
 from ichkit.phantom.head import draw_head
 from ichkit.phantom.plan import StudyToDraw, plan_part
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
@@ -39,6 +41,7 @@ class PhantomOptions:
         studies, test_studies: RSNA studies with and without published labels; about 32 slices each.
         cq500_studies: studies in the CQ500 layout, one to five series each; 0 for no such folder.
         size: rows and columns of a slice, at least 64.
+        difficulty: a row of `difficulty.DIFFICULTIES`.
         keep_masks: also write `out/masks/<data set>/*.npz`, slice id to (H, W) uint8, bit c for class c of
             `bleeds.SUBTYPES`.
         workers: number of processes; None for the value of the config, else one per core.
@@ -50,6 +53,7 @@ class PhantomOptions:
     cq500_studies: int | None = None
     size: int | None = None
     seed: int | None = None
+    difficulty: str | None = None
     keep_masks: bool = False
     workers: int | None = None
 
@@ -79,8 +83,11 @@ class PhantomPlan(Plan):
         if not self.missing:
             return (f"{self.out}: up to date, nothing to do",)
         (num_rsna, num_cq500), settings = self.counts, next(iter(self.missing.values()))
-        size, seed = settings["size"], settings["seed"]
-        return (f"draws {num_rsna} studies as RSNA 2019 and {num_cq500} as CQ500, {size} x {size} pixels, seed {seed}",)
+        size, seed, difficulty = settings["size"], settings["seed"], settings.get("difficulty", DEMO.name)
+        return (
+            f"draws {num_rsna} studies as RSNA 2019 and {num_cq500} as CQ500, {size} x {size} pixels, seed {seed}, "
+            f"difficulty {difficulty}",
+        )
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -107,6 +114,9 @@ def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> P
     _check_folder(options.out)
     num_cq500 = counts.pop("cq500_studies")
     common = {"version": _VERSION, "size": size, "seed": seed, "keep_masks": options.keep_masks}
+    difficulty = options.difficulty or config.phantom.difficulty
+    if find_row(DIFFICULTIES, difficulty, "phantom.difficulty") != DEMO:
+        common["difficulty"] = difficulty
     asked = {"rsna": {**common, **counts}}
     if num_cq500:
         asked["cq500"] = {**common, "cq500_studies": num_cq500}
@@ -224,7 +234,8 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
     parts = {"rsna": ("train", "test"), "cq500": ("cq500",)}[name]
     counts = {"train": "studies", "test": "test_studies", "cq500": "cq500_studies"}
     plans = [plan for part in parts for plan in plan_part(part, settings[counts[part]], seed)]
-    tasks = [StudyToDraw(plan, partial, masks, size, seed) for plan in plans]
+    difficulty = DIFFICULTIES[settings.get("difficulty", DEMO.name)]
+    tasks = [StudyToDraw(plan, partial, masks, size, seed, difficulty) for plan in plans]
     if name == "rsna":
         for folder in rsna.FOLDERS.values():
             (partial / folder).mkdir()

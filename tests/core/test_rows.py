@@ -12,6 +12,8 @@ from ichkit.imaging.steps import STEPS
 from ichkit.imaging.windows import CHANNELS
 from ichkit.models.descriptor import BACKBONES
 from ichkit.models.losses import LOSSES
+from ichkit.phantom.difficulty import DIFFICULTIES
+from ichkit.phantom.lookalikes import LOOKALIKES
 from ichkit.sources.table import SOURCES
 from ichkit.stacking.strengths import STRENGTHS
 from ichkit.stacking.table import STACKERS
@@ -23,6 +25,8 @@ TABLES = {
     "BACKBONES": BACKBONES,
     "CENTRES": CENTRES,
     "CHANNELS": CHANNELS,
+    "DIFFICULTIES": DIFFICULTIES,
+    "LOOKALIKES": LOOKALIKES,
     "LOSSES": LOSSES,
     "METRICS": METRICS,
     "OPTIMIZERS": OPTIMIZERS,

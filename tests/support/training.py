@@ -13,6 +13,9 @@ TINY = (
     "train.epochs=2",
     "train.ema_decay=0.9",
     "train.learning_rate=0.003",
+    # The paper's sampling: it has padding and CutMix, which resuming and several processes must get right.
+    "train.sampling=blocks",
+    "train.adapts_to_length=false",
     "train.accelerator=cpu",
     "train.threads=1",
 )

@@ -105,6 +105,23 @@ def test_the_history_has_a_row_for_each_epoch_and_the_config_can_be_used_again(w
     assert json.loads((work.fold("run", 0) / "model.json").read_text())["backbone"] == "test_byobnet"
 
 
+def test_a_short_run_says_and_keeps_what_its_settings_became(fresh_work, caplog):
+    settings = ("train.epochs=1", "train.adapts_to_length=true", "train.batch_blocks=16", "train.ema_decay=0.999")
+    plan = train.plan(config(*settings), fresh_work, train.TrainOptions("run", [0]))
+    with caplog.at_level(logging.INFO, logger="ichkit"):
+        manifest = train_fold(fresh_work, *settings)
+    adapted = manifest.facts["adapted"]
+    assert adapted["batch_blocks"] == 4
+    assert adapted["cutmix.probability"] == 0
+    assert 0.5 <= adapted["ema_decay"] < 0.999
+    said = f"batch_blocks 4, cutmix.probability 0, ema_decay {adapted['ema_decay']:g}"
+    assert said in " ".join(plan.steps)
+    assert caplog.text.count(said) == 1
+    assert f"about {manifest.facts['num_steps']} steps" in " ".join(plan.steps)
+    again = load_config(str(fresh_work.fold("run", 0) / "config.yaml"))
+    assert again.train.settings() == config(*settings).train.settings()
+
+
 def test_training_again_does_nothing(work):
     before = read_files(work.fold("run", 0))
     train_fold(work)

@@ -158,7 +158,8 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
     for name in manifest.files:
         if not name.endswith((".parquet", ".npy")):
             writer.write_bytes(name, read_bytes(task.folder / name, manifest.sha256_of(name)))
-    kept = ("backbone", "num_parameters", "num_train_slices", "num_validation_slices", KEPT_EPOCH, INITIAL_WEIGHTS)
+    trained = ("backbone", "num_parameters", "num_steps", "adapted", "num_train_slices", "num_validation_slices")
+    kept = (*trained, KEPT_EPOCH, INITIAL_WEIGHTS)
     return {name: manifest.facts[name] for name in kept if name in manifest.facts}
 
 

@@ -20,6 +20,7 @@ from ichkit.engine.checkpoint import load_checkpoint
 from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advice
 from ichkit.engine.evaluation import Evaluator
 from ichkit.engine.inference import ModelCard, encode_weights
+from ichkit.engine.length import adapt_to_length
 from ichkit.engine.loop import Progress, TrainingLoop
 from ichkit.engine.parallel import SHARED_MEMORY
 from ichkit.engine.phases import Phase, list_phases
@@ -75,7 +76,9 @@ def train_network(
             f"train: fold {task.fold} leaves no slices to train on. Prepare more patients, or re-create the folds."
         )
     parts = parts.hold_validation(task.config, task.fold)
-    config, settings, stored = task.config, task.config.train, prepared.manifest.settings
+    config, stored = task.config, prepared.manifest.settings
+    adapted = adapt_to_length(config.train, len(parts.train), parts.train.study_id.nunique(), ranks.world)
+    settings = adapted.config
     card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps)
     fabric = make_fabric(settings, ranks, task.gpu)
     num_workers = count_loader_workers(settings, fabric.device)
@@ -127,7 +130,8 @@ def train_network(
             if phase.number == first:
                 _announce(task, parts, started, phase.config.weights)
                 _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
-            logger.info("fold %d: %s%s", task.fold, _name_phase(phase, prepared.task.classes), loop.describe())
+            name = _name_phase(phase, prepared.task.classes)
+            logger.info("fold %d: %s%s%s", task.fold, name, loop.describe(), adapted.describe())
             try:
                 network = loop.run(stop)
             except NonFiniteLossError as error:
@@ -136,6 +140,8 @@ def train_network(
     assert network is not None  # there is at least one phase
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = {
+        "num_steps": adapted.num_steps,
+        "adapted": adapted.changes,
         "backbone": settings.backbone,
         "num_parameters": num_parameters,
         "num_train_slices": len(parts.train),

@@ -219,16 +219,15 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     others = f"{len(parts.heldout)} held out, {len(parts.test)} test, {outside} slices"
     if not task.trains:
         return f"fold {task.fold}: predicts again with its weights: {others}"
-    from ichkit.engine.sampling import count_blocks  # imports torch, which the plan of finished folds does not need
+    from ichkit.engine.length import adapt_to_length  # imports torch, which the plan of finished folds does not need
 
-    blocks = count_blocks(settings, len(parts.train), parts.train.study_id.nunique())
-    epochs = settings.total_epochs
-    steps = epochs * math.ceil(blocks / settings.batch_blocks)
+    adapted = adapt_to_length(settings, len(parts.train), parts.train.study_id.nunique())
     validation = "" if parts.validation is None else f"{describe_validation(parts)}, "
     begun = "starts over (--fresh): " if is_removed and task.folder.exists() else ""
     return (
-        f"fold {task.fold}: {begun}{epochs} epochs of {len(parts.train)} slices of "
-        f"{parts.train.patient_id.nunique()} patients, {validation}about {steps} steps; then predicts {others}"
+        f"fold {task.fold}: {begun}{settings.total_epochs} epochs of {len(parts.train)} slices of "
+        f"{parts.train.patient_id.nunique()} patients, {validation}about {adapted.num_steps} "
+        f"steps{adapted.describe()}; then predicts {others}"
     )
 
 
