@@ -1,5 +1,8 @@
 """One step of training: accumulation, clipping, freezing."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,12 @@ from support.simulated import TASK
 from ichkit.core.config import ChannelsConfig
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import StopFlag
-from ichkit.core.train_config import CutMixConfig, PhaseConfig, TrainConfig
+from ichkit.core.seeding import make_generator
+from ichkit.core.train_config import CutMixConfig, HeadsConfig, PhaseConfig, TrainConfig
 from ichkit.engine import step_cost
 from ichkit.engine.blocks import BlockDataset, VolumeReader, stack_blocks
 from ichkit.engine.devices import make_fabric, memory_advice
+from ichkit.engine.mixes import apply_mix, draw_mix
 from ichkit.engine.phases import list_phases
 from ichkit.engine.sampling import SliceIndex
 from ichkit.engine.step import Stepper
@@ -23,6 +28,12 @@ from ichkit.models.freezing import list_stages
 from ichkit.models.losses import make_loss
 
 WITHOUT_BATCH_STATISTICS = "test_convnext"
+EXACT = {"backbone": WITHOUT_BATCH_STATISTICS, "precision": "64", "optimizer": "sgd", "learning_rate": 0.1}
+BLOCKS = {
+    "transformer": {"context": {"kind": "transformer", "width": 16, "dropout": 0.0}},
+    "gru": {"context": {"kind": "gru", "width": 16, "dropout": 0.0}},
+    "attention": {"context": {"kind": "conv", "width": 16, "dropout": 0.0}, "pool": "attention"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +41,17 @@ def prepared(tmp_path_factory):
     return Prepared.open(make_pixel_work(tmp_path_factory.mktemp("work")).prepared, TASK)
 
 
-def make_stepper(prepared, **train):
+def make_stepper(prepared, heads=None, **train):
     settings = {"backbone": "test_byobnet", "image_size": 32, "batch_blocks": 2, "accelerator": "cpu", "epochs": 2}
     config = TrainConfig(**{**settings, "pretrained": "none", "ema_decay": None, **train})
     index = SliceIndex.of(prepared.split("train"), TASK.classes)
     reader, rendering = VolumeReader(prepared.folder), make_rendering(ChannelsConfig())
     dataset = BlockDataset(index, reader, rendering, config, seed=0, fold=0)
     torch.manual_seed(0)
-    network = build_network(config.backbone, num_channels=3, num_classes=6, image_size=32)
+    parts = {"context": config.context, "pool": config.pool}
+    network = build_network(config.backbone, num_channels=3, num_classes=6, image_size=32, **parts)
     loss = make_loss("weighted-bce", TASK.weight_array(), np.full(6, 0.1))
-    return Stepper(make_fabric(config), network, dataset, loss, list_phases(config, TASK.classes)[0])
+    return Stepper(make_fabric(config), network, dataset, loss, list_phases(config, TASK.classes)[0], heads)
 
 
 def do_steps(stepper, count):
@@ -55,9 +67,119 @@ def weights_of(stepper):
     return {name: value.clone() for name, value in stepper.trained.state_dict().items()}
 
 
-def test_a_step_in_parts_is_the_step_of_the_whole_batch(prepared):
-    options = {"backbone": WITHOUT_BATCH_STATISTICS, "precision": "64", "optimizer": "sgd", "learning_rate": 0.1}
+@pytest.mark.parametrize("sampling", ["blocks", "studies"])
+def test_a_network_of_single_slices_is_trained_as_before_there_were_others(prepared, sampling):
+    """The step of version 0.1.0, written out: pixels mixed, flattened, padding left out, one loss."""
+    stepper = make_stepper(prepared, batch_blocks=3, accumulate=2, sampling=sampling)
+    torch.manual_seed(0)
+    network = build_network("test_byobnet", num_channels=3, num_classes=6, image_size=32).train()
+    backbone, optimizer = network.backbone, torch.optim.Adam(network.parameters(), foreach=True)
+    network.to(memory_format=torch.channels_last)
+    losses, expected = do_steps(stepper, 3), []
+    plan = stepper.dataset.plan(0)
+    for step, numbers in enumerate(stepper.batches.numbers[:3]):
+        blocks = stack_blocks([stepper.dataset[0, int(number)] for number in numbers])
+        images, labels = blocks.images, blocks.labels
+        mix = draw_mix(len(numbers), 32, 32, stepper.config, make_generator(0, "cutmix", 0, 0, step))
+        if mix is not None:
+            images, labels = apply_mix(images, labels, mix)
+        is_real = torch.from_numpy(plan.is_real[numbers, : images.shape[1]])
+        images, labels = images[is_real], labels[is_real]
+        optimizer.zero_grad()
+        rate = 0.5 * (1 + math.cos(math.pi * step / stepper.total_steps))
+        optimizer.param_groups[0]["lr"] = stepper.phase.config.learning_rate * rate
+        found = []
+        for some, wanted in zip(images.chunk(2), labels.chunk(2), strict=True):
+            logits = backbone.forward_head(backbone.forward_features(network.normalise(some)))
+            loss = stepper.loss_function(logits, wanted) * (len(some) / len(images))
+            loss.backward()
+            found.append(loss.detach())
+        optimizer.step()
+        expected.append(torch.stack(found).sum().item())
+    assert losses == expected
+    own = network.state_dict()
+    same = {name: torch.equal(value, own[name]) for name, value in weights_of(stepper).items()}
+    assert same == dict.fromkeys(own, True)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_the_loss_of_a_padded_batch_is_that_of_its_studies_read_alone(prepared, kind):
+    options = {**EXACT, **BLOCKS[kind], "sampling": "studies", "batch_blocks": 4, "cutmix": CutMixConfig(probability=0)}
+    stepper = make_stepper(prepared, **options)
+    for parameter in stepper.trained.parameters():  # a context starts at zero
+        torch.nn.init.normal_(parameter, std=0.05)
+    network = copy.deepcopy(stepper.trained).double()
+    (loss,) = do_steps(stepper, 1)
+    numbers = stepper.batches.numbers[0]
+    lengths = stepper.dataset.plan(0).lengths[numbers]
+    assert len(set(lengths.tolist())) > 1
+    alone, studies, weigh = [], [], stepper.loss_function
+    for number in numbers:
+        block = stepper.dataset[0, int(number)]
+        with torch.no_grad():
+            logits = network(block.images[None], None, block.positions_mm[None].double())
+        alone.append([len(block.images) * weigh(each[0], block.labels) for each in (logits.slices, logits.series)])
+        if logits.study is not None:
+            studies.append(weigh(logits.study.logits, block.labels.amax(0, keepdim=True)))
+    of_slices, of_series = (sum(each) / lengths.sum() for each in zip(*alone, strict=True))
+    expected = (of_slices + 2 * of_series) / 3
+    if studies:
+        expected = (of_slices + 2 * of_series + sum(studies) / len(studies)) / 4
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_head_of_weight_zero_has_no_part_in_the_loss_and_every_parameter_a_gradient(prepared):
+    options = {**EXACT, **BLOCKS["attention"], "sampling": "studies", "cutmix": CutMixConfig(probability=0)}
+    stepper = make_stepper(prepared, HeadsConfig(slices=0, series=0), **options)
+    torch.nn.init.normal_(stepper.trained.series.weight)
+    seen, calculate = [], stepper.loss_function
+    stepper.loss_function = lambda logits, labels: seen.append(calculate(logits, labels)) or seen[-1]
+    (loss,) = do_steps(stepper, 1)
+    assert len({value.item() for value in seen}) == 3
+    assert loss == pytest.approx(seen[2].item())
+    assert all(parameter.grad is not None for parameter in stepper.trained.parameters())
+    assert stepper.trained.pool.score.weight.grad.any()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_step_of_studies_in_parts_is_the_step_of_all(prepared, kind):
+    options = {**EXACT, **BLOCKS[kind], "sampling": "studies", "batch_blocks": 4}
     whole, divided = (make_stepper(prepared, **options, accumulate=number) for number in (1, 3))
+    np.testing.assert_allclose(do_steps(divided, 2), do_steps(whole, 2), rtol=1e-6)
+    ours, theirs = weights_of(divided), weights_of(whole)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_cost_of_studies_is_the_memory_of_the_longest_and_the_time_of_the_mean(prepared, monkeypatch):
+    seen = {}
+
+    def record(_fabric, _network, _loss, _config, *, shape, **_others):
+        seen["shape"] = shape
+        return step_cost.StepCost(10.0, 1000)
+
+    monkeypatch.setattr("ichkit.engine.step.measure_step_cost", record)
+    stepper = make_stepper(prepared, sampling="studies", batch_blocks=4, **BLOCKS["gru"])
+    plan, numbers = stepper.dataset.plan(0), stepper.batches.numbers
+    cost = stepper.measure_cost()
+    assert math.prod(seen["shape"]) == max(len(own) * plan.lengths[own].max() for own in numbers)
+    mean = plan.lengths.sum() / len(numbers)
+    assert mean < math.prod(seen["shape"])
+    assert cost == step_cost.StepCost(pytest.approx(10.0 * mean / math.prod(seen["shape"])), 1000)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_measuring_a_step_of_studies_counts_their_slices_and_the_context(prepared, kind):
+    stepper = make_stepper(prepared, sampling="studies", batch_blocks=4, **BLOCKS[kind])
+    before = weights_of(stepper)
+    whole = stepper.measure_cost()
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(stepper).items())
+    single = make_stepper(prepared, sampling="studies", batch_blocks=4).measure_cost()
+    assert single.activation_bytes < whole.activation_bytes < 1.5 * single.activation_bytes
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(prepared):
+    whole, divided = (make_stepper(prepared, **EXACT, accumulate=number) for number in (1, 3))
     # The library hands logits on as float32 whatever the network computes in.
     np.testing.assert_allclose(do_steps(divided, 2), do_steps(whole, 2), rtol=1e-6)
     ours, theirs = weights_of(divided), weights_of(whole)
