@@ -54,7 +54,7 @@ def _show_demo(settings: Settings, folder: Path) -> None:
     config = load_config(settings.config_name if settings.is_config_named else _DEMO, settings.overrides)
     for words in read_pipeline(_DEMO, _commands()):
         click.echo(f"ichkit {' '.join(words)}")
-    num_bytes = plan(config, None, PhantomOptions(folder / "phantom")).num_bytes
+    num_bytes = plan(config, None, PhantomOptions(folder / "phantom")).forecast().num_bytes or 0
     click.echo(f"All outputs go to {folder}; the phantom alone takes about {format_bytes(num_bytes)}.")
     click.echo("Nothing was written (--dry-run).")
 

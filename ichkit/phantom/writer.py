@@ -20,7 +20,7 @@ from ichkit.phantom.difficulty import DEMO, DIFFICULTIES
 from ichkit.phantom.head import draw_head
 from ichkit.phantom.plan import StudyToDraw, plan_part
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
-from ichkit.show.plan import Plan
+from ichkit.show.plan import Forecast, Plan
 from ichkit.work.artifacts import encode_json, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import holding
@@ -72,33 +72,21 @@ class PhantomPlan(Plan):
     workers: int | None
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """Number of studies to draw in the RSNA 2019 and in the CQ500 layout."""
-        rsna, cq500 = (self.missing.get(name, {}) for name in _ROOTS)
-        return rsna.get("studies", 0) + rsna.get("test_studies", 0), cq500.get("cq500_studies", 0)
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """One line with the studies to draw."""
-        if not self.missing:
-            return (f"{self.out}: up to date, nothing to do",)
-        (num_rsna, num_cq500), settings = self.counts, next(iter(self.missing.values()))
-        size, seed, difficulty = settings["size"], settings["seed"], settings.get("difficulty", DEMO.name)
-        return (
-            f"draws {num_rsna} studies as RSNA 2019 and {num_cq500} as CQ500, {size} x {size} pixels, seed {seed}, "
-            f"difficulty {difficulty}",
-        )
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The unfinished data sets."""
         return tuple(self.out / name for name in self.missing)
 
-    @property
-    def num_bytes(self) -> float:
-        """Estimated size: about 33 slices per RSNA study, about 80 per CQ500 study with all series."""
-        (num_rsna, num_cq500), size = self.counts, next((part["size"] for part in self.missing.values()), 0)
-        return (33 * num_rsna + 80 * num_cq500) * 2 * size * size
+    def forecast(self) -> Forecast:
+        """The studies to draw: about 33 slices per RSNA study, about 80 per CQ500 study with all series."""
+        if not self.missing:
+            return Forecast((f"{self.out}: up to date, nothing to do",), 0)
+        rsna, cq500 = (self.missing.get(name, {}) for name in _ROOTS)
+        num_rsna, num_cq500 = rsna.get("studies", 0) + rsna.get("test_studies", 0), cq500.get("cq500_studies", 0)
+        settings = next(iter(self.missing.values()))
+        size, seed, difficulty = settings["size"], settings["seed"], settings.get("difficulty", DEMO.name)
+        counts = f"draws {num_rsna} studies as RSNA 2019 and {num_cq500} as CQ500"
+        step = f"{counts}, {size} x {size} pixels, seed {seed}, difficulty {difficulty}"
+        return Forecast((step,), (33 * num_rsna + 80 * num_cq500) * 2 * size * size)
 
 
 def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> PhantomPlan:
@@ -205,7 +193,7 @@ def _is_finished(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _check_room(plan: PhantomPlan) -> None:
-    needed, free = plan.num_bytes, shutil.disk_usage(plan.out).free
+    needed, free = plan.forecast().num_bytes or 0, shutil.disk_usage(plan.out).free
     logger.info("phantom: needs about %.1f GB, %.1f GB are free.", needed / 1e9, free / 1e9)
     if needed > free:
         raise DiskFullError(

@@ -2,6 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.core.progress import format_seconds
@@ -10,37 +11,38 @@ from ichkit.show.table import Table
 NOT_KNOWN = "unknown before it starts"
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a command would do, and what it needs.
+
+    Attributes:
+        steps: one line each, in order.
+        num_bytes: disk space of the outputs, an estimate or upper bound; None if unknown.
+        seconds: estimated time; None without a measurement.
+        basis: the basis of the estimated time, or why there is none.
+    """
+
+    steps: tuple[str, ...]
+    num_bytes: float | None = None
+    seconds: float | None = None
+    basis: str = NOT_KNOWN
+
+
 class Plan(ABC):
     """The first half of a command, which checks its inputs; `run` is the second half.
 
-    Each command has a subclass, a frozen dataclass of its checked inputs. The properties are computed on access,
-    because `run` needs none of them.
+    Each command has a subclass, a frozen dataclass of its checked inputs. `writes` and `forecast` are computed on
+    request, because `run` needs neither.
     """
-
-    @property
-    @abstractmethod
-    def steps(self) -> tuple[str, ...]:
-        """One line each, in order."""
 
     @property
     @abstractmethod
     def writes(self) -> tuple[Path, ...]:
         """Files and folders that would be created or replaced; empty if everything is up to date."""
 
-    @property
-    def num_bytes(self) -> float | None:
-        """Disk space of the outputs, an estimate or upper bound; None if unknown."""
-        return None
-
-    @property
-    def seconds(self) -> float | None:
-        """Estimated time; None without a measurement."""
-        return None
-
-    @property
-    def basis(self) -> str:
-        """The basis of the estimated time, or why there is none."""
-        return NOT_KNOWN
+    @abstractmethod
+    def forecast(self) -> Forecast:
+        """Steps, disk space and time."""
 
     @property
     def is_idle(self) -> bool:
@@ -54,10 +56,11 @@ def render(plan: Plan, command: str) -> Table:
     Args:
         command: as typed, for the title.
     """
-    lines = [("does", step) for step in plan.steps]
-    lines += [("writes", str(path)) for path in plan.writes]
+    forecast, writes = plan.forecast(), plan.writes
+    lines = [("does", step) for step in forecast.steps]
+    lines += [("writes", str(path)) for path in writes]
     if not plan.is_idle:
-        lines += [("disk", _describe_disk(plan)), ("time", _describe_time(plan))]
+        lines += [("disk", _describe_disk(forecast.num_bytes, writes[0])), ("time", _describe_time(forecast))]
     labels = ["", *(label for label, _ in lines)]
     rows = [["" if label == before else label, text] for before, (label, text) in zip(labels, lines, strict=False)]
     note = "Nothing was written (--dry-run)."
@@ -82,12 +85,13 @@ def format_bytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e3:.0f} kB"
 
 
-def _describe_disk(plan: Plan) -> str:
-    free = shutil.disk_usage(nearest_folder(plan.writes[0])).free
-    needed = NOT_KNOWN if plan.num_bytes is None else f"about {format_bytes(plan.num_bytes)}"
-    short = "; NOT ENOUGH DISK SPACE" if plan.num_bytes is not None and plan.num_bytes > free else ""
+def _describe_disk(num_bytes: float | None, path: Path) -> str:
+    free = shutil.disk_usage(nearest_folder(path)).free
+    needed = NOT_KNOWN if num_bytes is None else f"about {format_bytes(num_bytes)}"
+    short = "; NOT ENOUGH DISK SPACE" if num_bytes is not None and num_bytes > free else ""
     return f"{needed}; {format_bytes(free)} free{short}"
 
 
-def _describe_time(plan: Plan) -> str:
-    return plan.basis if plan.seconds is None else f"about {format_seconds(plan.seconds)}, {plan.basis}"
+def _describe_time(forecast: Forecast) -> str:
+    known = "" if forecast.seconds is None else f"about {format_seconds(forecast.seconds)}, "
+    return known + forecast.basis

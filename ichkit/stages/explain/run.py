@@ -13,7 +13,7 @@ from ichkit.core.progress import format_count, logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.pictures import encode_png
 from ichkit.imaging.store import Prepared
-from ichkit.show.plan import Plan
+from ichkit.show.plan import Forecast, Plan
 from ichkit.show.table import Table
 from ichkit.stages.explain.held_out import (
     Explained,
@@ -83,15 +83,14 @@ class ExplainPlan(Plan):
     chosen: pd.DataFrame
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """How many slices, and by which networks."""
-        folds = ", ".join(map(str, sorted(self.chosen["fold"].unique())))
-        return (f"{len(self.chosen)} held-out slices of {self.run_name}, by the networks of folds {folds}",)
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The folder of the pictures."""
         return (self.options.out,)
+
+    def forecast(self) -> Forecast:
+        """How many slices, and by which networks."""
+        folds = ", ".join(map(str, sorted(self.chosen["fold"].unique())))
+        return Forecast((f"{len(self.chosen)} held-out slices of {self.run_name}, by the networks of folds {folds}",))
 
 
 def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None) -> ExplainPlan:

@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
 from ichkit.core.tasks import Task, find_task
-from ichkit.show.plan import Plan
+from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
-from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest
+from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_bytes, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME, WorkFolder
 
 DEFAULT_FOLDER = Path("export")
@@ -67,34 +67,15 @@ class ExportPlan(Plan):
     parts: tuple[Part, ...]
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """How many files of how many folders."""
-        return (f"{self.model.name}: {len(self._sizes)} files of {len(self.parts)} folders",)
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The exported folder."""
         return (self.folder,)
 
-    @property
-    def num_bytes(self) -> float:
-        """Of the files."""
-        return sum(self._sizes)
-
-    @property
-    def seconds(self) -> float:
-        """None to speak of."""
-        return 0
-
-    @property
-    def basis(self) -> str:
-        """Why that is so."""
-        return "files are copied"
-
-    @property
-    def _sizes(self) -> list[int]:
-        found = [part.manifest.files.get(name) for part in self.parts for name in part.names]
-        return [digest.num_bytes for digest in found if digest is not None]
+    def forecast(self) -> Forecast:
+        """The number of files and folders, and the size of the files."""
+        files = [file for part in self.parts for name, file in part.manifest.files.items() if name in part.names]
+        step = f"{self.model.name}: {len(files)} files of {len(self.parts)} folders"
+        return Forecast((step,), sum(file.num_bytes for file in files), 0, "files are copied")
 
 
 def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan:
@@ -131,7 +112,8 @@ def run(plan: ExportPlan) -> Manifest:
     settings: dict[str, Any] = {"runs": {}, "stack": None}
     inputs = {}
     for part in plan.parts:
-        _copy_files(writer, part)
+        for name in part.names:
+            writer.write_bytes(f"{part.below}/{name}", read_bytes(part.source / name, part.manifest.sha256_of(name)))
         inputs[part.below] = part.manifest.settings_digest
         if part.run is None:
             settings["stack"] = part.manifest.settings
@@ -170,22 +152,6 @@ def _list_parts(model: Model) -> tuple[Part, ...]:
         names = tuple(name for name in manifest.files if not name.endswith(_TABLES))
         parts.append(Part(model.stack, manifest, names, f"stacks/{model.stack.resolve().name}", None))
     return tuple(parts)
-
-
-def _copy_files(writer: ArtifactWriter, part: Part) -> None:
-    """Copies files of an artifact and compares each with its digest."""
-    for name in part.names:
-        try:
-            data = (part.source / name).read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"{part.source / name}: missing. `ichkit verify` lists what is damaged.") from error
-        target = f"{part.below}/{name}"
-        writer.write_bytes(target, data)
-        if writer.files[target] != part.manifest.files.get(name):
-            raise ArtifactError(
-                f"{part.source / name}: changed since it was written (SHA-256 differs). "
-                "`ichkit verify` lists what is damaged."
-            )
 
 
 def _refuse_other_content(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task, find_task
-from ichkit.show.plan import Plan, format_bytes
+from ichkit.show.plan import Forecast, Plan, format_bytes
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import image_files
 from ichkit.sources.series import read_override
@@ -82,21 +82,20 @@ class PredictPlan(Plan):
         return model_of(self.scoring.work, choose_source(self.scoring))
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """The files, then the model."""
-        chosen = "the best complete source, once it is scored"
-        if self.model is not None:
-            chosen = f"{self.model.name}: {sum(len(folds) for folds in self.model.runs.values())} networks"
-        size = format_bytes(self.images["num_bytes"].sum())
-        return (f"{len(self.images)} files that may be images, {size}", f"with {chosen}")
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The scores, where they are made again; the tables and the page."""
         scores = () if self.scoring is None else self.scoring.writes
         names = [f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice")]
         names += ["predictions.json", *(["predictions.html"] if self.options.has_page else [])]
         return (*scores, *(self.options.out / name for name in names))
+
+    def forecast(self) -> Forecast:
+        """The files, then the model."""
+        chosen = "the best complete source, once it is scored"
+        if self.model is not None:
+            chosen = f"{self.model.name}: {sum(len(folds) for folds in self.model.runs.values())} networks"
+        size = format_bytes(self.images["num_bytes"].sum())
+        return Forecast((f"{len(self.images)} files that may be images, {size}", f"with {chosen}"))
 
 
 def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPlan:

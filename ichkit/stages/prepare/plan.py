@@ -16,7 +16,7 @@ from ichkit.core.roles import Role
 from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.imaging.steps import find_step
-from ichkit.show.plan import Plan, format_bytes, nearest_folder
+from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import digest_tables, scan_files
 from ichkit.sources.series import read_override
@@ -85,55 +85,6 @@ class ListedSource:
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Disk and time that `prepare` needs, estimated from file sizes alone.
-
-    Attributes:
-        num_files, num_bytes: of the images.
-        disk_bytes: upper bound of the store's size.
-        workers: number of processes.
-        seconds: wall time, if the disk is fast enough.
-    """
-
-    num_files: int
-    num_bytes: int
-    disk_bytes: float
-    workers: int
-    seconds: float
-
-    @classmethod
-    def of(cls, listings: list[ListedSource], config: Config) -> "Needs":
-        """The needs of some sources."""
-        num_files = sum(len(item.images) for item in listings)
-        num_bytes = sum(int(item.images["num_bytes"].sum()) for item in listings)
-        # Two bytes per stored pixel; headers are short.
-        read_pixels = num_bytes / 2
-        written_pixels = num_files * config.prepare.size**2 if config.prepare.size else read_pixels
-        workers = config.prepare.workers or count_cores()
-        seconds = read_pixels * _SECONDS_PER_PIXEL / workers
-        return cls(num_files, num_bytes, written_pixels * _BYTES_PER_PIXEL, workers, seconds)
-
-    def log(self, work: WorkFolder) -> None:
-        """Logs the files, the disk needed at most and free, and the time."""
-        free = shutil.disk_usage(nearest_folder(work.root)).free
-        logger.info(
-            "prepare: %s, %.2f GB, on %s; at most %.2f GB of disk, %.2f GB free",
-            format_count(self.num_files, "file"),
-            self.num_bytes / 1e9,
-            format_count(self.workers, "process", "processes"),
-            self.disk_bytes / 1e9,
-            free / 1e9,
-        )
-        logger.info(
-            "prepare: about %s if the disk reads %.0f MB/s",
-            format_seconds(self.seconds),
-            self.num_bytes / 1e6 / max(self.seconds, 1e-9),
-        )
-        if self.disk_bytes > free:
-            logger.warning("prepare: the disk may be too small; if it fills up, finished studies are kept")
-
-
-@dataclass(frozen=True)
 class PreparePlan(Plan):
     """What `prepare` found; no DICOM header is read yet.
 
@@ -162,15 +113,17 @@ class PreparePlan(Plan):
     seen: Look
 
     @property
-    def needs(self) -> Needs:
-        """Disk and time needed."""
-        return Needs.of(self.listings, self.config)
+    def writes(self) -> tuple[Path, ...]:
+        """The store."""
+        return () if self.current is not None else (self.work.prepared,)
 
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The sources, the folds, and what becomes of the store that is there."""
+    def forecast(self) -> Forecast:
+        """The sources, the folds, and what happens to an existing store; estimated from file sizes alone.
+
+        Disk space is an upper bound; time is that of all processes, if the disk is fast enough.
+        """
         if self.current is not None:
-            return ("prepare: up to date, nothing to do",)
+            return Forecast(("prepare: up to date, nothing to do",))
         steps = [
             f"{item.source.name}: {len(item.images)} files of {item.root}, "
             f"{format_bytes(item.images['num_bytes'].sum())}"
@@ -187,27 +140,38 @@ class PreparePlan(Plan):
             steps.append("the input files have changed: studies that are prepared already are reused")
         elif self.options.fresh and self.work.prepared.exists():
             steps.append(f"removes {self.work.prepared} first (--fresh)")
-        return tuple(steps)
+        num_files, read_bytes = self.count_images()
+        size, workers = self.config.prepare.size, self.config.prepare.workers or count_cores()
+        # Two bytes per stored pixel; headers are short.
+        written_pixels = num_files * size**2 if size else read_bytes / 2
+        return Forecast(
+            tuple(steps),
+            written_pixels * _BYTES_PER_PIXEL,
+            read_bytes / 2 * _SECONDS_PER_PIXEL / workers,
+            f"on {format_count(workers, 'process', 'processes')}, if the disk is fast enough",
+        )
 
-    @property
-    def writes(self) -> tuple[Path, ...]:
-        """The store."""
-        return () if self.current is not None else (self.work.prepared,)
+    def count_images(self) -> tuple[int, int]:
+        """Number and total size in bytes of the image files."""
+        sizes = [item.images["num_bytes"] for item in self.listings]
+        return sum(map(len, sizes)), sum(int(of_source.sum()) for of_source in sizes)
 
-    @property
-    def num_bytes(self) -> float:
-        """The most that the store takes."""
-        return self.needs.disk_bytes
-
-    @property
-    def seconds(self) -> float:
-        """Of all processes, where the disk is fast enough."""
-        return self.needs.seconds
-
-    @property
-    def basis(self) -> str:
-        """How many processes."""
-        return f"on {format_count(self.needs.workers, 'process', 'processes')}, if the disk is fast enough"
+    def log_needs(self) -> None:
+        """Logs the files, the disk space needed at most and free, and the time."""
+        (num_files, num_bytes), forecast = self.count_images(), self.forecast()
+        needed, seconds = forecast.num_bytes or 0, forecast.seconds or 0
+        free = shutil.disk_usage(nearest_folder(self.work.root)).free
+        logger.info(
+            "prepare: %s, %.2f GB; at most %.2f GB of disk, %.2f GB free",
+            format_count(num_files, "file"),
+            num_bytes / 1e9,
+            needed / 1e9,
+            free / 1e9,
+        )
+        speed = num_bytes / 1e6 / max(seconds, 1e-9)
+        logger.info("prepare: about %s %s (%.0f MB/s)", format_seconds(seconds), forecast.basis, speed)
+        if needed > free:
+            logger.warning("prepare: the disk may be too small; if it fills up, finished studies are kept")
 
 
 def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None) -> PreparePlan:

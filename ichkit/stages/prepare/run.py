@@ -56,7 +56,7 @@ def run(plan: PreparePlan) -> Manifest:
         return plan.current
     if plan.is_update:
         logger.info("prepare: the input files have changed; updating the store")
-    plan.needs.log(work)
+    plan.log_needs()
     writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh, keeps=("folds.csv",))
     write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(plan.settings))
     if plan.folds is not None:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.core.config import Config
-from ichkit.core.progress import logger
+from ichkit.core.progress import format_count, logger
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show import page
 from ichkit.show.blocks import Section
 from ichkit.show.html import TABLE_TEMPLATE
-from ichkit.show.plan import Plan
+from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.external import make_external
@@ -75,23 +75,16 @@ class ReportPlan(Plan):
     scoring: EvaluatePlan | None
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """The missing scores, then the page."""
-        scoring = self.scoring
-        before = () if scoring is None or scoring.is_current else scoring.steps
-        num_sources = 0 if scoring is None else len(scoring.sources)
-        return (*before, f"one page about {evaluate.count_sources(num_sources)}")
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The scores, if they are out of date, and the page."""
         return (*(() if self.scoring is None else self.scoring.writes), self.work.report)
 
-    @property
-    def num_bytes(self) -> float | None:
-        """The size of the existing page, if there is one and the scores are up to date."""
-        is_scored = self.scoring is None or self.scoring.is_current
-        return self.work.report.stat().st_size if is_scored and self.work.report.is_file() else None
+    def forecast(self) -> Forecast:
+        """The missing scores, then the page; the size of the existing page, if the scores are up to date."""
+        scoring, page = self.scoring, self.work.report
+        before = () if scoring is None or scoring.is_current else scoring.forecast().steps
+        step = f"one page about {format_count(0 if scoring is None else len(scoring.sources), 'source')}"
+        return Forecast((*before, step), page.stat().st_size if not before and page.is_file() else None)
 
 
 def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None) -> ReportPlan:

@@ -2,8 +2,8 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
-from ichkit.core.progress import Meter, logger
+from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.roles import Role, title_of
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
-from ichkit.show.plan import Plan
+from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.scores.score_source import (
     FACTS_SUFFIX,
     SourceScores,
@@ -100,14 +100,13 @@ class FilePlan(Plan):
     task: Task
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """The comparison of the two files."""
-        return (f"scores {self.submission} against {self.truth}; prints a table and writes no file",)
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """Nothing."""
         return ()
+
+    def forecast(self) -> Forecast:
+        """The comparison of the two files."""
+        return Forecast((f"scores {self.submission} against {self.truth}; prints a table and writes no file",))
 
 
 @dataclass(frozen=True)
@@ -143,40 +142,27 @@ class EvaluatePlan(Plan):
         return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, old, settings)]
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """The sources to score."""
-        if self.is_current:
-            return (f"scores of {count_sources(len(self.sources))}: up to date, nothing to do",)
-        names = ", ".join(source.name for source in self.stale)
-        return (
-            f"scores {len(self.stale)} of {count_sources(len(self.sources))} ({names})",
-            f"{self.config.evaluate.num_draws} bootstrap samples of patients for each interval",
-        )
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The folder of the scores."""
         return () if self.is_current else (self.work.scores,)
 
-    @property
-    def num_bytes(self) -> float | None:
-        """Extrapolated from the existing scores; None without any."""
-        if self.old is None:
-            return None
-        return (
-            sum(file.num_bytes for file in self.old.files.values()) * len(self.sources) / len(self.old.facts["sources"])
-        )
-
-    @property
-    def seconds(self) -> float | None:
-        """Extrapolated from the sources scored before; None without any."""
-        each = None if self.old is None else self.old.facts.get("seconds_per_source")
-        return None if each is None else each * len(self.stale)
-
-    @property
-    def basis(self) -> str:
-        """What the time is extrapolated from."""
-        return "unknown: no source has been scored yet" if self.seconds is None else "by the time of earlier sources"
+    def forecast(self) -> Forecast:
+        """The sources to score; disk space and time extrapolated from the existing scores."""
+        stale, counted = self.stale, format_count(len(self.sources), "source")
+        steps: tuple[str, ...] = (f"scores of {counted}: up to date, nothing to do",)
+        if not self.is_current:
+            steps = (
+                f"scores {len(stale)} of {counted} ({', '.join(source.name for source in stale)})",
+                f"{self.config.evaluate.num_draws} bootstrap samples of patients for each interval",
+            )
+        num_bytes = each = None
+        if self.old is not None:
+            share = len(self.sources) / len(self.old.facts["sources"])
+            num_bytes = share * sum(file.num_bytes for file in self.old.files.values())
+            each = self.old.facts.get("seconds_per_source")
+        if each is None:
+            return Forecast(steps, num_bytes, basis="unknown: no source has been scored yet")
+        return Forecast(steps, num_bytes, each * len(stale), "by the time of earlier sources")
 
 
 @dataclass(frozen=True)
@@ -187,33 +173,25 @@ class ScoredPlan(Plan):
 
     @property
     @abstractmethod
-    def own_steps(self) -> tuple[str, ...]:
-        """Its own steps, after scoring."""
-
-    @property
-    @abstractmethod
     def own_writes(self) -> tuple[Path, ...]:
         """Its own files."""
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The missing scores, then its own steps."""
-        return (*(() if self.scoring.is_current else self.scoring.steps), *self.own_steps)
 
     @property
     def writes(self) -> tuple[Path, ...]:
         """The scores, if they are out of date, and its own files."""
         return (*self.scoring.writes, *self.own_writes)
 
-    @property
-    def seconds(self) -> float | None:
-        """Time of the scoring only; writing is not timed."""
-        return None if self.scoring.is_current else self.scoring.seconds
+    def after_scoring(self, steps: Sequence[str], num_bytes: int | None = None) -> Forecast:
+        """The missing scores, then its own steps; time of the scoring only, because writing is not timed.
 
-    @property
-    def basis(self) -> str:
-        """As for the scoring."""
-        return "unknown; everything is scored" if self.scoring.is_current else self.scoring.basis
+        Args:
+            steps, num_bytes: its own.
+        """
+        if self.scoring.is_current:
+            return Forecast(tuple(steps), num_bytes, basis="unknown; everything is scored")
+        scores = self.scoring.forecast()
+        total = None if scores.num_bytes is None or num_bytes is None else scores.num_bytes + num_bytes
+        return replace(scores, steps=(*scores.steps, *steps), num_bytes=total)
 
 
 def plan(config: Config, work: WorkFolder, options: EvaluateOptions | None = None) -> EvaluatePlan | FilePlan:
@@ -262,7 +240,7 @@ def run(plan: EvaluatePlan) -> Manifest:
     config, work, prepared, sources, old = plan.config, plan.work, plan.prepared, plan.sources, plan.old
     if plan.is_current:
         assert old is not None
-        logger.info("evaluate: the scores of %s are up to date", count_sources(len(sources)))
+        logger.info("evaluate: the scores of %s are up to date", format_count(len(sources), "source"))
         return old
     kept = _still_valid(work, sources, prepared.manifest, old, plan.settings)
     missing = {name: _missing_studies(prepared, name) for name in prepared.external_sets()}
@@ -289,11 +267,6 @@ def run(plan: EvaluatePlan) -> Manifest:
     return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
 
 
-def count_sources(number: int) -> str:
-    """E.g. "1 source", "3 sources"."""
-    return f"{number} {'source' if number == 1 else 'sources'}"
-
-
 def make_current(plan: EvaluatePlan) -> None:
     """Computes missing scores; logs nothing if there are none. Raises as `run`."""
     if not plan.is_current:
@@ -310,8 +283,9 @@ def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
     prepared = read_manifest(work.prepared)
     if manifest.inputs != _inputs_of(sources, prepared):
         raise ArtifactError(
-            f"{work.scores}: expected the scores of the current tables of {count_sources(len(sources))}, found scores "
-            f"of {count_sources(len(manifest.facts['sources']))} with other tables. Run `{MADE_BY}`."
+            f"{work.scores}: expected the scores of the current tables of {format_count(len(sources), 'source')}, "
+            f"found scores of {format_count(len(manifest.facts['sources']), 'source')} with other tables. Run "
+            f"`{MADE_BY}`."
         )
     names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
     scores, reliability, comparisons = (read_table(work.scores / name, manifest.sha256_of(name)) for name in names)
@@ -438,7 +412,7 @@ def _read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
 
 def _announce(num_to_score: int, num_sources: int, is_remade: bool, missing: Mapping[str, list[str]]) -> None:
     why = ": inputs changed" if is_remade else ""
-    logger.info("evaluate: scoring %d of %s%s", num_to_score, count_sources(num_sources), why)
+    logger.info("evaluate: scoring %d of %s%s", num_to_score, format_count(num_sources, "source"), why)
     for name, studies in missing.items():
         if studies:
             message = "evaluate: %s studies without slices, not scored: %d (listed in the manifest)"

@@ -10,6 +10,7 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError
 from ichkit.core.roles import STANDARD_EXTERNAL
 from ichkit.core.tasks import Task
+from ichkit.show.plan import Forecast
 from ichkit.show.table import Table
 from ichkit.stages.scores import evaluate, tables
 from ichkit.stages.scores.book import ScoreBook, external_studies, open_book
@@ -54,15 +55,14 @@ class LeaderboardPlan(evaluate.ScoredPlan):
     options: LeaderboardOptions
 
     @property
-    def own_steps(self) -> tuple[str, ...]:
-        """The leaderboard."""
-        return ("rebuilds the leaderboard from the artifacts",)
-
-    @property
     def own_writes(self) -> tuple[Path, ...]:
         """The note of the submission whose scores are recorded, and leaderboard.csv."""
         folder, record = self.options.submissions, self.options.record
         return (*(() if record is None else (note_path(folder, record),)), folder / BOARD_NAME)
+
+    def forecast(self) -> Forecast:
+        """The leaderboard, after the missing scores."""
+        return self.after_scoring(("rebuilds the leaderboard from the artifacts",))
 
 
 def plan(config: Config, work: WorkFolder, options: LeaderboardOptions | None = None) -> LeaderboardPlan:

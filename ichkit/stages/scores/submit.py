@@ -10,6 +10,7 @@ from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.imaging.store import Prepared
+from ichkit.show.plan import Forecast
 from ichkit.stages.scores import evaluate, leaderboard
 from ichkit.stages.scores.book import ScoreBook
 from ichkit.stages.scores.upload import SITE, find_command
@@ -64,26 +65,18 @@ class SubmitPlan(evaluate.ScoredPlan):
     source: Source | None
 
     @property
-    def own_steps(self) -> tuple[str, ...]:
-        """The rows to write, and the upload."""
-        name = "the best complete source, once all are scored" if self.source is None else self.source.name
-        sends = (f"uploads the file to {SITE}, unless it was uploaded before",) if self.options.uploads else ()
-        return (f"{len(self.sample)} rows of {name}", *sends)
-
-    @property
     def own_writes(self) -> tuple[Path, ...]:
         """The CSV, its note, and the leaderboard."""
         folder = self.options.submissions
         name = "NAME" if self.source is None else self.source.name
         return (folder / f"{name}.csv", note_path(folder, name), folder / leaderboard.BOARD_NAME)
 
-    @property
-    def num_bytes(self) -> float | None:
-        """Upper bound of the CSV, plus the scores if they are out of date."""
-        if self.scoring.num_bytes is None and not self.scoring.is_current:
-            return None
-        own = int(self.sample["ID"].str.len().sum()) + len(self.sample) * _LABEL_BYTES
-        return own + (0 if self.scoring.is_current else self.scoring.num_bytes or 0)
+    def forecast(self) -> Forecast:
+        """The rows to write, with an upper bound of their size, and the upload, after the missing scores."""
+        name = "the best complete source, once all are scored" if self.source is None else self.source.name
+        sends = (f"uploads the file to {SITE}, unless it was uploaded before",) if self.options.uploads else ()
+        num_bytes = int(self.sample["ID"].str.len().sum()) + len(self.sample) * _LABEL_BYTES
+        return self.after_scoring((f"{len(self.sample)} rows of {name}", *sends), num_bytes)
 
 
 def plan(config: Config, work: WorkFolder, options: SubmitOptions | None = None) -> SubmitPlan:

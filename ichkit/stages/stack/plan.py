@@ -12,7 +12,7 @@ from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task, find_task
-from ichkit.show.plan import Plan
+from ichkit.show.plan import Forecast, Plan
 from ichkit.stacking.inputs import ChainPlan, Inputs, plan_chains, read_inputs
 from ichkit.stacking.table import find_stacker
 from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
@@ -65,50 +65,33 @@ class StackPlan(Plan):
         return plan_chains(self.inputs, self.task, self.config.stack.num_parts, self.config.seed)
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """The runs with their rows, then the fits."""
-        if self.current is not None:
-            return (f"stack {self.final.name}: up to date, nothing to do",)
-        inputs, num_fits = self.inputs, len(self.chains) * len(self.stackers)
-        outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
-        return (
-            f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
-            f"{len(inputs.test)} test, {outside}",
-            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.chains)} fold models",
-        )
-
-    @property
     def writes(self) -> tuple[Path, ...]:
         """The folder of the stack."""
         return () if self.current is not None else (self.final,)
 
-    @property
-    def num_bytes(self) -> float | None:
-        """Estimated from the first stack of the same stackers, by number of rows."""
-        if self._like is None:
-            return None
-        num_bytes = sum(file.num_bytes for file in self._like.files.values())
-        num_rows: int = self._like.facts["num_slices"]
-        return num_bytes * len(self.inputs.train) / num_rows
+    def forecast(self) -> Forecast:
+        """The runs with their rows, then the fits; estimated from the first stack of the same stackers.
 
-    @property
-    def seconds(self) -> float | None:
-        """Estimated from the same stack, by number of rows and fold models."""
-        if self._like is None:
-            return None
-        facts = self._like.facts
-        seconds: float = facts["seconds"] / facts["num_slices"] / len(facts["chains"])
-        return seconds * len(self.inputs.train) * len(self.chains)
+        Disk space by number of rows; time also by number of fold models.
+        """
+        if self.current is not None:
+            return Forecast((f"stack {self.final.name}: up to date, nothing to do",))
+        inputs, num_fits, like = self.inputs, len(self.chains) * len(self.stackers), self._find_like()
+        outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
+        steps = (
+            f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
+            f"{len(inputs.test)} test, {outside}",
+            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.chains)} fold models",
+        )
+        if like is None:
+            return Forecast(steps, basis="unknown: there is no stack of these stackers to compare with")
+        share = len(inputs.train) / like.facts["num_slices"]
+        num_bytes = share * sum(file.num_bytes for file in like.files.values())
+        seconds = share * like.facts["seconds"] / len(like.facts["chains"]) * len(self.chains)
+        return Forecast(steps, num_bytes, seconds, f"measured on {like.facts['name']}")
 
-    @property
-    def basis(self) -> str:
-        """The stack that was measured."""
-        if self._like is None:
-            return "unknown: there is no stack of these stackers to compare with"
-        return f"measured on {self._like.facts['name']}"
-
-    @cached_property
-    def _like(self) -> Manifest | None:
+    def _find_like(self) -> Manifest | None:
+        """The first stack of these stackers that was timed; None if there is none."""
         inventory = take_inventory(self.work)
         for name in inventory.finished_stacks:
             manifest = inventory.stacks[name].manifest

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from ichkit.engine.phases import list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
-from ichkit.show.plan import NOT_KNOWN, Plan
+from ichkit.show.plan import NOT_KNOWN, Forecast, Plan
 from ichkit.stages.train.fold import STACK_WINDOW
 from ichkit.stages.train.fold_inputs import (
     FoldState,
@@ -78,71 +77,41 @@ class TrainPlan(Plan):
     ranks: Ranks
 
     @property
-    def steps(self) -> tuple[str, ...]:
+    def writes(self) -> tuple[Path, ...]:
+        """The folders of the folds with something to do."""
+        return tuple(task.folder for task in self.tasks)
+
+    def forecast(self) -> Forecast:
         """The network, then what is done for each fold.
+
+        Disk space of the weights, the checkpoint (weights, two moments, EMA weights) and the tables. Time by a finished
+        fold of the same settings, scaled by the number of images; without one, by a trial step.
 
         Raises:
             ConfigError: no such backbone.
         """
         if not self.tasks:
-            return (f"{self.options.run_name}, folds {', '.join(map(str, self.folds))}: up to date, nothing to do",)
-        settings = self.config.train
-        network = f"{settings.backbone}, {self._num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"
-        is_removed = self.options.fresh
-        return (network, *(_describe_fold(task, self._parts[task.fold], is_removed=is_removed) for task in self.tasks))
-
-    @property
-    def writes(self) -> tuple[Path, ...]:
-        """The folders of the folds with something to do."""
-        return tuple(task.folder for task in self.tasks)
-
-    @property
-    def num_bytes(self) -> float:
-        """Weights, the checkpoint while it trains (weights, two moments, their average), and the numbers of tables."""
-        copies = 4 + (self.config.train.ema_decay is not None)
-        num_numbers = 0
-        for task in self.tasks:
-            parts = self._parts[task.fold]
-            num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
-            num_numbers += copies * self._num_parameters + num_rows * self.prepared.task.num_classes
-        return num_numbers * _BYTES_PER_NUMBER
-
-    @property
-    def seconds(self) -> float | None:
-        """By a finished fold of the same settings, images for images; without one, by a step that is tried."""
-        return self._time[0]
-
-    @property
-    def basis(self) -> str:
-        """Which of the two it is."""
-        return self._time[1]
-
-    @cached_property
-    def _parts(self) -> dict[int, Parts]:
-        return {
-            task.fold: Parts.of(self.prepared, task.fold).hold_validation(self.config, task.fold) for task in self.tasks
-        }
-
-    @cached_property
-    def _network(self) -> "DescriptorNetwork":
-        """With random weights."""
+            folds = ", ".join(map(str, self.folds))
+            return Forecast((f"{self.options.run_name}, folds {folds}: up to date, nothing to do",))
         from ichkit.engine.inference import ModelCard
 
-        stored = self.prepared.manifest.settings
-        return ModelCard.of(self.config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps).build()
-
-    @cached_property
-    def _num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self._network.parameters())
-
-    @cached_property
-    def _time(self) -> tuple[float | None, str]:
-        trained = [len(self._parts[task.fold].train) for task in self.tasks if task.trains]
-        seconds, basis = _seconds_by_history(self.config, self.work, self.prepared, sum(trained))
+        config, settings, stored = self.config, self.config.train, self.prepared.manifest.settings
+        network = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps).build()
+        num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        steps = [f"{settings.backbone}, {num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"]
+        num_numbers, trained = 0, []
+        for task in self.tasks:
+            parts = Parts.of(self.prepared, task.fold).hold_validation(config, task.fold)
+            steps.append(_describe_fold(task, parts, is_removed=self.options.fresh))
+            num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
+            num_numbers += (4 + (settings.ema_decay is not None)) * num_parameters
+            num_numbers += num_rows * self.prepared.task.num_classes
+            trained += [len(parts.train)] if task.trains else []
+        seconds, basis = _seconds_by_history(config, self.work, self.prepared, sum(trained))
         if seconds is None and trained:
-            seconds = _seconds_by_rehearsal(self.config, self.prepared, self._network, trained)
+            seconds = _seconds_by_rehearsal(config, self.prepared, network, trained)
             basis = "one fold after another, measured on a trial step; reading and prediction are extra"
-        return seconds, basis
+        return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis)
 
 
 def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
