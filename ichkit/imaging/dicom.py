@@ -24,7 +24,6 @@ HEAD_BYTES = (16_384, 1_048_576, 16_777_216)
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NO_PADDING = -1
 _PIXEL_TAG = b"\xe0\x7f\x10\x00"
-_UNDEFINED_LENGTH = 0xFFFFFFFF
 _META_BEGINS = 132
 _MAX_MM = 1e5
 """A hundred metres: no patient lies there."""
@@ -44,13 +43,7 @@ _UNITS = ("HU_MOD", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 
 
 class UnreadableError(DataError):
-    """A file that cannot be taken; the message is the reason in `rejected.csv` and holds nothing from its header.
-
-    Attributes:
-        header: what the header says, where it could be read and only the pixels are at fault.
-    """
-
-    header: "Header | None" = None
+    """A file that cannot be used; the message is the reason in `rejected.csv` and holds nothing from its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +156,6 @@ class _Place:
     is_deflated: bool = False
 
 
-def read_header(read_head: _ReadHead, num_bytes: int) -> Header:
-    """The header of a file of one CT slice; see `read_slices`."""
-    ((header, reason),) = read_slices(read_head, num_bytes)
-    if header is None or reason:
-        error = UnreadableError(reason)
-        error.header = header
-        raise error
-    return header
-
-
 def read_slices(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
     """The headers of all CT slices in one file: one, or one a frame of an Enhanced CT.
 
@@ -192,7 +175,7 @@ def read_slices(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
         header = _read_ordinary(read_head(HEAD_BYTES[0]), num_bytes)
         return [(header, "")] if header is not None else _read_any(read_head, num_bytes)
     except UnreadableError as error:
-        return [(error.header, str(error))]
+        return [(None, str(error))]
 
 
 def inflate(data: bytes) -> bytes:
@@ -388,43 +371,16 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
     turn = in_plane_turn(orientation)
     if turn & TRANSPOSE:
         rows, columns, spacing_row, spacing_col = columns, rows, spacing_col, spacing_row
-    header = Header(
-        rows,
-        columns,
-        stored,
-        high_bit,
-        _whole(dataset, "PixelRepresentation", 0),
-        _pattern(dataset, "PixelPaddingValue"),
-        _pattern(dataset, "PixelPaddingRangeLimit"),
-        slope,
-        intercept,
-        spacing_row,
-        spacing_col,
-        turn,
-        frame,
-        syntax,
-        pixel_offset,
-        pixel_bytes,
-        _why_raw(dataset),
-        _id(dataset, "SOPInstanceUID"),
-        _id(dataset, "StudyInstanceUID"),
-        _id(dataset, "SeriesInstanceUID"),
-        _id(dataset, "PatientID"),
-        _kind(dataset),
-        x,
-        y,
-        z,
-        row_x,
-        row_y,
-        row_z,
-        column_x,
-        column_y,
-        column_z,
-        _count(dataset, "InstanceNumber"),
-        _count(dataset, "AcquisitionNumber"),
-        _id(dataset, "FrameOfReferenceUID"),
-    )
-    return header, reason
+    signed = _whole(dataset, "PixelRepresentation", 0)
+    padding = _pattern(dataset, "PixelPaddingValue"), _pattern(dataset, "PixelPaddingRangeLimit")
+    values = (rows, columns, stored, high_bit, signed, *padding, slope, intercept, spacing_row, spacing_col)
+    where = (turn, frame, syntax, pixel_offset, pixel_bytes)
+    uids = _id(dataset, "SOPInstanceUID"), _id(dataset, "StudyInstanceUID"), _id(dataset, "SeriesInstanceUID")
+    texts = (_why_raw(dataset), *uids, _id(dataset, "PatientID"), _kind(dataset))
+    place_mm = (x, y, z, row_x, row_y, row_z, column_x, column_y, column_z)
+    numbers = _count(dataset, "InstanceNumber"), _count(dataset, "AcquisitionNumber")
+    frame_uid = _id(dataset, "FrameOfReferenceUID")
+    return Header(*values, *where, *texts, *place_mm, *numbers, frame_uid), reason
 
 
 def _locate_pixels(place: _Place, expected: int, frame: int) -> tuple[str, int, int]:

@@ -79,16 +79,7 @@ def fill_hounsfield(
     Returns:
         is_padded, and the share of pixels from 0 to 80 HU: about 0 outside the head, so that blank slices show.
     """
-    table = _hounsfield_table(
-        header.bits_stored,
-        header.high_bit,
-        header.pixel_representation,
-        *_padding_of(stored, header),
-        header.slope,
-        header.intercept,
-        repair,
-        *hull_hu,
-    )
+    table = _hounsfield_table(*_pixel_values(stored, header), repair, *hull_hu)
     is_padded, num_brain = _look_up(stored, table, hounsfield)
     return bool(is_padded), num_brain / stored.size
 
@@ -118,14 +109,7 @@ def hounsfield_extent(stored: np.ndarray, header: StoredPixels) -> tuple[float, 
     Args:
         stored: (H, W) uint16 bit patterns.
     """
-    entries = _plain_table(
-        header.bits_stored,
-        header.high_bit,
-        header.pixel_representation,
-        *_padding_of(stored, header),
-        header.slope,
-        header.intercept,
-    )[stored[::_EXTENT_STEP, ::_EXTENT_STEP]]
+    entries = _plain_table(*_pixel_values(stored, header))[stored[::_EXTENT_STEP, ::_EXTENT_STEP]]
     if np.isnan(entries).all():
         return None
     return float(np.nanmin(entries)), float(np.nanmax(entries))
@@ -238,6 +222,12 @@ def _are_padding(values: np.ndarray, signed: int, padding_value: int, padding_li
     if signed:
         patterns = np.where(patterns >= 32768, patterns - 65536, patterns)
     return (patterns >= min(meant)) & (patterns <= max(meant))
+
+
+def _pixel_values(stored: np.ndarray, header: StoredPixels) -> tuple[int, int, int, int, int, float, float]:
+    """What the HU of a slice's pixels depend on: the first arguments of the tables below."""
+    layout = header.bits_stored, header.high_bit, header.pixel_representation
+    return (*layout, *_padding_of(stored, header), header.slope, header.intercept)
 
 
 def _padding_of(stored: np.ndarray, header: StoredPixels) -> tuple[int, int]:

@@ -23,9 +23,13 @@ def brain_picture(slice_hu: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB, all three channels the same grey.
     """
-    table = window_table(*BRAIN_WINDOW)
-    grey = table[np.clip(slice_hu, TABLE_LOW_HU, TABLE_HIGH_HU).astype(np.int32) - TABLE_LOW_HU]
-    return np.repeat(grey[..., None], 3, axis=2)
+    return window_picture(slice_hu, *BRAIN_WINDOW)
+
+
+def window_picture(slice_hu: np.ndarray, level: float, width: float) -> np.ndarray:
+    """A slice through a window, otherwise as `brain_picture`."""
+    places = np.clip(slice_hu, TABLE_LOW_HU, TABLE_HIGH_HU).astype(np.int32) - TABLE_LOW_HU
+    return np.repeat(window_table(level, width)[places][..., None], 3, axis=2)
 
 
 def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -144,16 +144,10 @@ def scan_files(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return files.sort_values("relative", ignore_index=True), pd.DataFrame(refused, columns=["relative", "reason"])
 
 
-def file_ref(row: _Row) -> FileRef:
-    """The reference of one row with `FILE_COLUMNS`."""
-    relative, container, *numbers = row
-    return FileRef(relative, container, *map(int, numbers))
-
-
 def file_refs(files: pd.DataFrame) -> list[FileRef]:
     """A reference for each row."""
     columns = [files[name].to_list() for name in FILE_COLUMNS]
-    return [file_ref(row) for row in zip(*columns, strict=True)]
+    return [FileRef(*row) for row in zip(*columns, strict=True)]
 
 
 def digest_tables(files: pd.DataFrame, patterns: Collection[str]) -> str:

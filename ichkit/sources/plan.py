@@ -118,12 +118,6 @@ def are_among(values: pd.Series, known: pd.Series) -> np.ndarray:
     return are_known
 
 
-def split_duplicates(index: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(first of each, the others with their reason), in the order of the relative path."""
-    is_copy = index.duplicated(by)
-    return index[~is_copy], index[is_copy].assign(reason="duplicate of another file")
-
-
 def make_rejected(index: pd.DataFrame, **columns: str | Sequence[str] | pd.Series) -> pd.DataFrame:
     """Rows of an index as a `rejected` table; keyword arguments fill or replace columns."""
     table = index.assign(file=index["relative"], **columns)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
+from ichkit.sources.copies import COPY
 from ichkit.sources.files import FileRef, find_one
 from ichkit.sources.plan import (
     NO_PATIENT,
@@ -17,7 +18,6 @@ from ichkit.sources.plan import (
     add_reason,
     are_among,
     make_rejected,
-    split_duplicates,
 )
 from ichkit.work.artifacts import digest_table
 
@@ -69,7 +69,8 @@ def plan_rsna(found: Found) -> SourcePlan:
     index = add_reason(index, (index["study_id"] == "") | (index["series_id"] == ""), NO_UID)
     index = add_reason(index, is_train & (index["patient_id"] == ""), NO_PATIENT)
     good = index[index["reason"] == ""]
-    good, copies = split_duplicates(good, ["split", "slice_id"])
+    is_copy = good.duplicated(["split", "slice_id"])
+    good, copies = good[~is_copy], good[is_copy].assign(reason=COPY)
     unlabelled = good[(good["split"] == "train") & ~are_among(good["slice_id"], labels["slice_id"])]
     good = good.drop(unlabelled.index)
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no label in the label file")]

@@ -1,6 +1,6 @@
 """Every predictor that a work folder holds, first or second stage, behind one row: what can be scored and submitted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +27,8 @@ class Source:
         runs: the first-stage runs behind it.
         folds: first-stage folds it was scored on, ascending.
         path: its run folder or out-of-fold table, relative to the work folder.
-        oof_paths: one table per fold of a run, one for a stack.
-        test_paths: likewise.
-        external_paths: likewise, by external set, the standard one first.
+        tables: "oof", "test" and every external set, the standard one first, to its tables: one per fold of a run, one
+            for a stack.
         digests: SHA-256 of each table, keyed by its path relative to the work folder.
         data: where the scans came from: "rsna", "phantom", "folder".
         config_digest: digest of the settings it was made from.
@@ -43,9 +42,7 @@ class Source:
     runs: tuple[str, ...]
     folds: tuple[int, ...]
     path: str
-    oof_paths: tuple[Path, ...]
-    test_paths: tuple[Path, ...]
-    external_paths: dict[str, tuple[Path, ...]]
+    tables: Mapping[str, tuple[Path, ...]]
     digests: dict[str, str]
     data: str
     config_digest: str
@@ -66,7 +63,7 @@ class Source:
 
     def paths(self, split: str) -> tuple[Path, ...]:
         """The tables of "oof", "test" or an external set; none of a set that it has not predicted."""
-        return {OUT_OF_FOLD: self.oof_paths, TEST: self.test_paths, **self.external_paths}.get(split, ())
+        return self.tables.get(split, ())
 
     def read(self, path: Path) -> pd.DataFrame:
         """One of its tables, as it was when the work folder was looked through.
@@ -92,9 +89,6 @@ class _Identity(NamedTuple):
     folds: tuple[int, ...]
     path: str
     is_outdated: bool
-
-
-_Paths = dict[str, tuple[Path, ...]]
 
 
 def find_sources(work: WorkFolder, task: Task) -> list[Source]:
@@ -140,7 +134,7 @@ def load_out_of_fold(source: Source) -> pd.DataFrame:
         ArtifactError: a table cannot be read.
         ContractError: a table breaks the contract of predictions.
     """
-    table = pd.concat([source.read(path) for path in source.oof_paths]).sort_values(KEY, ignore_index=True)
+    table = pd.concat([source.read(path) for path in source.paths(OUT_OF_FOLD)]).sort_values(KEY, ignore_index=True)
     check_predictions(table, source.task, f"{source.path} (out of fold)")
     return table
 
@@ -149,7 +143,7 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
     """The predictions for "test" or an external set, fold = -1: for a run the arithmetic mean of its folds' models.
 
     Args:
-        split: "test", or one of `source.external_paths`.
+        split: "test", or an external set among `source.tables`.
 
     Raises:
         ArtifactError: a table cannot be read.
@@ -171,11 +165,12 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
 
 def _run_source(inventory: Inventory, run: str, folds: list[int], task: Task) -> Source:
     manifests = {entry.folder: entry.manifest for entry in (inventory.runs[run][k] for k in folds)}
-    external = _sets_of_all(_tables_behind("", held) for held in manifests.values())
-    splits = (OUT_OF_FOLD, TEST, *external)
-    paths: _Paths = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in splits}
+    for folder, manifest in manifests.items():
+        _check_artifact(folder, manifest, task)
+    splits = _sets_of_all(_tables_behind("", held) for held in manifests.values())
+    tables = {split: tuple(folder / f"{split}.parquet" for folder in manifests) for split in splits}
     identity = _Identity(run, "base", (run,), tuple(folds), f"runs/{run}", is_outdated=False)
-    return _make_source(inventory.work, task, manifests, paths, identity)
+    return _make_source(inventory.work, task, manifests, tables, identity)
 
 
 def _stack_sources(inventory: Inventory, stack: str, task: Task) -> list[Source]:
@@ -189,21 +184,25 @@ def _stack_sources(inventory: Inventory, stack: str, task: Task) -> list[Source]
             f"{folder}: its manifest lacks {error}. Remove the folder and run its command again."
         ) from error
     is_outdated = inventory.is_outdated(stack)
-    external = _sets_of_all(_tables_behind(f"{kind}_", manifest) for kind in kinds)
+    _check_artifact(folder, manifest, task)
+    splits = _sets_of_all(_tables_behind(f"{kind}_", manifest) for kind in kinds)
     sources = []
     for kind in kinds:
-        splits = (OUT_OF_FOLD, TEST, *external)
-        paths: _Paths = {split: (folder / f"{kind}_{split}.parquet",) for split in splits}
+        tables = {split: (folder / f"{kind}_{split}.parquet",) for split in splits}
         path = f"stacks/{stack}/{kind}_oof.parquet"
         identity = _Identity(f"{stack}-{kind}", kind, runs, folds, path, is_outdated)
-        sources.append(_make_source(inventory.work, task, {folder: manifest}, paths, identity))
+        sources.append(_make_source(inventory.work, task, {folder: manifest}, tables, identity))
     return sources
 
 
 def _sets_of_all(tables: Iterable[set[str]]) -> tuple[str, ...]:
-    """The external sets that every fold or every kind has a table of; the standard one counts as one of them."""
+    """Out of fold, test, and the external sets that every fold or every kind has a table of.
+
+    The standard external set is always among them.
+    """
     groups = list(tables)
-    return order_external(set.intersection(*groups) - {OUT_OF_FOLD, TEST}) if groups else (STANDARD_EXTERNAL,)
+    external = order_external(set.intersection(*groups) - {OUT_OF_FOLD, TEST}) if groups else (STANDARD_EXTERNAL,)
+    return (OUT_OF_FOLD, TEST, *external)
 
 
 def _tables_behind(prefix: str, manifest: Manifest) -> set[str]:
@@ -216,17 +215,17 @@ def _make_source(
     work: WorkFolder,
     task: Task,
     manifests: dict[Path, Manifest],
-    paths: _Paths,
+    tables: Mapping[str, tuple[Path, ...]],
     identity: _Identity,
 ) -> Source:
     """The row of one predictor, with what its manifests say about it.
 
     Args:
         manifests: by artifact folder.
-        paths: by split; each lies directly in one of those folders.
+        tables: by split; each lies directly in one of those folders.
     """
     digests = {}
-    for path in (path for group in paths.values() for path in group):
+    for path in (path for group in tables.values() for path in group):
         held = manifests[path.parent].files
         if path.name not in held:
             raise ArtifactError(
@@ -234,25 +233,11 @@ def _make_source(
                 "damaged."
             )
         digests[path.relative_to(work.root).as_posix()] = held[path.name].sha256
-    for folder, manifest in manifests.items():
-        check_sizes(folder, manifest)
-        lacking = {"data", "task"} - manifest.facts.keys()
-        if lacking:
-            raise ArtifactError(
-                f"{folder}: its manifest lacks {sorted(lacking)}. Remove the folder and run its command again."
-            )
-        if manifest.facts["task"] != task.name:
-            raise ArtifactError(
-                f'{folder}: expected the task "{task.name}", found "{manifest.facts["task"]}". Use the config it was '
-                "made with, or another --work folder."
-            )
     newest = max(manifests.values(), key=lambda manifest: manifest.created_utc)
     settings = sorted({manifest.settings_digest for manifest in manifests.values()})
     return Source(
         **identity._asdict(),
-        oof_paths=paths["oof"],
-        test_paths=paths["test"],
-        external_paths={name: found for name, found in paths.items() if name not in (OUT_OF_FOLD, TEST)},
+        tables=tables,
         digests=digests,
         data="+".join(sorted({str(manifest.facts["data"]) for manifest in manifests.values()})),
         config_digest=settings[0] if len(settings) == 1 else digest_of(settings),
@@ -260,3 +245,18 @@ def _make_source(
         git_commit=newest.git_commit,
         task=task,
     )
+
+
+def _check_artifact(folder: Path, manifest: Manifest, task: Task) -> None:
+    """Refuses an artifact with damaged files, an incomplete manifest, or of another task."""
+    check_sizes(folder, manifest)
+    lacking = {"data", "task"} - manifest.facts.keys()
+    if lacking:
+        raise ArtifactError(
+            f"{folder}: its manifest lacks {sorted(lacking)}. Remove the folder and run its command again."
+        )
+    if manifest.facts["task"] != task.name:
+        raise ArtifactError(
+            f'{folder}: expected the task "{task.name}", found "{manifest.facts["task"]}". Use the config it was made '
+            "with, or another --work folder."
+        )

@@ -64,11 +64,6 @@ def make_table_coherent(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     return table.assign(**dict(zip(columns, coherent.T, strict=True)))
 
 
-def count_incoherent(probabilities: np.ndarray, task: Task) -> int:
-    """How many of the N rows of (N, C) probabilities have a covered class above the class that covers it."""
-    return int(_violations(np.asarray(probabilities), _stars(task)).sum())
-
-
 @dataclass(frozen=True)
 class _Star:
     """Column of a covering class, and the columns it covers."""

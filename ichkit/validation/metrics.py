@@ -1,4 +1,4 @@
-"""Scores in float64: log loss per class, the competition's weighted log loss, areas under ROC and precision curves."""
+"""Scores in float64: log loss per class, the competition's weighted log loss, area under the ROC curve."""
 
 import numba
 import numpy as np
@@ -74,31 +74,6 @@ def roc_auc_by_class(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     return np.array([roc_auc(y, p) for y, p in zip(labels.T, probabilities.T, strict=True)])
 
 
-def average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The precision at every positive, averaged over the positives; rows of equal score are let in together.
-
-    Args:
-        labels: (N,) of 0 and 1, or NaN where unknown (left out).
-        probabilities: (N,) scores of any scale.
-
-    Returns:
-        NaN without a positive, and where a labelled row's score is NaN.
-
-    Source: the step-wise area under the precision-recall curve, not interpolated, as in scikit-learn.
-    """
-    y, p = np.asarray(labels, np.float64), np.asarray(probabilities)
-    y, p = y[~np.isnan(y)], p[~np.isnan(y)]
-    if np.isnan(p).any():
-        return float("nan")
-    order = np.argsort(-p, kind="stable")
-    return float(_precision_of_sorted(p[order], y[order] > 0))
-
-
-def average_precision_by_class(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(C,) `average_precision` of each column of (N, C) probabilities and labels."""
-    return np.array([average_precision(y, p) for y, p in zip(labels.T, probabilities.T, strict=True)])
-
-
 def study_maximum(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     """One row per study, sorted by study_id: study_id and for each class the highest probability of its slices.
 
@@ -125,19 +100,3 @@ def _auc_of_sorted(p: np.ndarray, is_positive: np.ndarray) -> float:
     if num_positive == 0 or negatives_below == 0:
         return np.nan
     return twice_won / (2.0 * num_positive * negatives_below)
-
-
-@numba.njit(cache=True)
-def _precision_of_sorted(p: np.ndarray, is_positive: np.ndarray) -> float:
-    """Average precision of scores in descending order; (N,) and (N,)."""
-    hits, total = 0, 0.0
-    start = 0
-    while start < len(p):
-        end, positives = start + 1, int(is_positive[start])
-        while end < len(p) and p[end] == p[start]:
-            positives += is_positive[end]
-            end += 1
-        hits += positives
-        total += positives * (hits / end)
-        start = end
-    return total / hits if hits else np.nan

@@ -26,36 +26,25 @@ class Partition:
     source: str
 
 
-def slice_subgroups(slices: pd.DataFrame) -> dict[str, np.ndarray]:
-    """`<partition>=<part>` to the (N,) bool rows in it, for every part of every row of `SLICE_PARTITIONS`.
+def find_subgroups(table: pd.DataFrame, partitions: dict[str, Partition]) -> dict[str, np.ndarray]:
+    """`<partition>=<part>` to the (N,) bool rows in it, for every part of every partition.
 
     Args:
-        slices: rows of `slices.parquet`, sorted by study_id and slice_index.
+        table: for `SLICE_PARTITIONS` rows of `slices.parquet`, sorted by study_id and slice_index; for
+            `STUDY_PARTITIONS` the columns gap_mm (the median of the study) and batch (missing if unknown).
+        partitions: one of these tables.
     """
-    return _split(slices, SLICE_PARTITIONS)
-
-
-def study_subgroups(studies: pd.DataFrame) -> dict[str, np.ndarray]:
-    """As `slice_subgroups` for studies, by `STUDY_PARTITIONS`.
-
-    Args:
-        studies: gap_mm (the median of the study) and, where it is known, batch.
-    """
-    return _split(studies, STUDY_PARTITIONS)
-
-
-def gap_of_slices(slices: pd.DataFrame) -> pd.Series:
-    """The gap to the next slice in mm; of the last slice of a series, the gap below it; missing for a single slice."""
-    return slices.groupby(["study_id", "series_id"], sort=False).gap_mm.ffill()
-
-
-def _split(table: pd.DataFrame, partitions: dict[str, Partition]) -> dict[str, np.ndarray]:
     groups = {}
     for partition in partitions.values():
         part = partition.part(table)
         for value in sorted(part.dropna().unique()):
             groups[f"{partition.name}={value}"] = (part == value).to_numpy(bool, na_value=False)
     return groups
+
+
+def gap_of_slices(slices: pd.DataFrame) -> pd.Series:
+    """The gap to the next slice in mm; of the last slice of a series, the gap below it; missing for a single slice."""
+    return slices.groupby(["study_id", "series_id"], sort=False).gap_mm.ffill()
 
 
 def _third(slices: pd.DataFrame) -> pd.Series:

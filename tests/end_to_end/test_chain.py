@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.coherent import count_incoherent
 from support.commands import FAST_STACK, SMALL, call
 from support.dicoms import write_series
 
 from ichkit.cli.main import main
 from ichkit.core.tasks import find_task
-from ichkit.validation.coherence import count_incoherent
 
 TASK = find_task("hemorrhage")
 README = Path(__file__).parents[2] / "README.md"

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from support.dicoms import make_dataset, write_slice
+from support.dicoms import make_dataset, read_header, write_slice
 
-from ichkit.imaging.dicom import UnreadableError, read_header
+from ichkit.imaging.dicom import UnreadableError, read_slices
 from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
 
 HULL = (-800, 2000)
@@ -14,7 +14,7 @@ HULL = (-800, 2000)
 
 def read(path):
     data = path.read_bytes()
-    return read_header(lambda length: data[:length], len(data)), data
+    return read_header(data), data
 
 
 def hounsfield(path, repair=True):
@@ -124,14 +124,14 @@ def test_a_header_that_cannot_be_used_is_refused_with_its_reason(tmp_path, tags,
 def test_empty_and_foreign_files_are_refused_with_their_reason(tmp_path):
     for data, reason in ((b"", "empty file"), (b"hello" * 100, "not DICOM"), (b"\0" * 128 + b"DICM", "no")):
         with pytest.raises(UnreadableError, match=reason):
-            read_header(lambda length, data=data: data[:length], len(data))
+            read_header(data)
 
 
 def test_a_truncated_file_keeps_what_its_header_says(tmp_path):
     data = write_slice(tmp_path / "a.dcm", position=(0, 0, 7.5)).read_bytes()[:-10]
-    with pytest.raises(UnreadableError, match="truncated") as caught:
-        read_header(lambda length: data[:length], len(data))
-    assert caught.value.header.position_z == 7.5
+    ((header, reason),) = read_slices(lambda length: data[:length], len(data))
+    assert reason.startswith("truncated")
+    assert header.position_z == 7.5
 
 
 def test_a_series_name_in_utf8_that_does_not_say_so_is_read_as_it_was_written(tmp_path):

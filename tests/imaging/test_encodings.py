@@ -3,7 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
-from support.dicoms import make_dataset
+from support.dicoms import make_dataset, read_header
 from support.encodings import (
     big_endian,
     deflated,
@@ -13,14 +13,14 @@ from support.encodings import (
     without_meta,
 )
 
-from ichkit.imaging.dicom import UnreadableError, read_header
+from ichkit.imaging.dicom import UnreadableError
 from ichkit.imaging.hounsfield import decode_stored, open_file
 
 PIXELS = head_pixels()
 
 
 def decode(data):
-    header = read_header(lambda n: data[:n], len(data))
+    header = read_header(data)
     if header.syntax:
         return decode_stored(open_file(data, header), header), header
     return decode_stored(data[header.pixel_offset :], header), header

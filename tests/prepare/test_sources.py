@@ -9,11 +9,11 @@ import pandas as pd
 import pydicom
 import pytest
 from support.commands import do, phantom_options
-from support.dicoms import make_dataset, write_series, write_slice
+from support.dicoms import make_dataset, read_header, write_series, write_slice
 
 from ichkit.core.errors import ConfigError, DataError
 from ichkit.core.tasks import find_task
-from ichkit.imaging.dicom import UnreadableError, read_header
+from ichkit.imaging.dicom import UnreadableError
 from ichkit.imaging.hounsfield import decode_stored
 from ichkit.imaging.store import Prepared
 from ichkit.sources.cq500 import read_baseline
@@ -281,7 +281,7 @@ def map_refs(files):
 
 def decode_file(path):
     data = path.read_bytes()
-    header = read_header(lambda n: data[:n], len(data))
+    header = read_header(data)
     whole = data[header.pixel_offset : header.pixel_offset + header.pixel_bytes] if header.pixel_bytes else data
     return decode_stored(whole, header)
 

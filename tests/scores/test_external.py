@@ -126,15 +126,15 @@ def test_a_source_that_never_predicted_a_set_is_named_with_what_to_do(alone, tmp
 
 
 def test_without_an_umbrella_class_the_first_class_takes_its_place(alone):
-    assert leaderboard.board_columns(NO_UMBRELLA)[12:21] == [
+    book = open_book(alone, TASK)
+    book = ScoreBook(book.tables, [replace(source, task=NO_UMBRELLA) for source in book.sources])
+    assert leaderboard.make_board(book, alone, alone.root / "submissions").columns[12:21].to_list() == [
         "cv_auc_epidural",
         "cq500_auc_epidural",
         *(f"cq500_auc_{name}" for name in TASK.classes[1:]),
         "cq500_auc_mean",
         "cq500_low_epidural",
     ]
-    book = open_book(alone, TASK)
-    book = ScoreBook(book.tables, [replace(source, task=NO_UMBRELLA) for source in book.sources])
     board = tables.board(book)
     assert board.columns[4:7] == ("AUC epidural", "CQ500\nepidural", "CQ500\nmean")
     auc = book.find(book.sources[0], "roc_auc", "epidural")

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from support.coherent import count_incoherent
 from support.commands import do
 from support.scored import headlines
 from support.simulated import TASK, make_stack, make_work, rewrite_prepared, rewrite_tables
@@ -15,7 +16,7 @@ from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DataError
 from ichkit.stages.scores import evaluate, submit
 from ichkit.validation.catalog import find_sources, load_split, pick_source
-from ichkit.validation.coherence import count_incoherent, make_coherent
+from ichkit.validation.coherence import make_coherent
 from ichkit.validation.notes import read_note, record_scores, write_note
 from ichkit.work.artifacts import digest_file, read_table
 from ichkit.work.folder import WorkFolder

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from support.coherent import count_incoherent
 from support.commands import do
 from support.simulated import TASK, add_external_set, flip_labels, make_work, rewrite_slices
 from support.training import read_files
@@ -16,7 +17,6 @@ from ichkit.stacking import chain as chain_module
 from ichkit.stacking.chain import predict_chains, read_chains
 from ichkit.stacking.inputs import choose_runs
 from ichkit.stages.stack import run as stack
-from ichkit.validation.coherence import count_incoherent
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.places import partial_of

@@ -7,6 +7,8 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from ichkit.imaging.dicom import Header, UnreadableError, read_slices
+
 
 def make_dataset(
     stored: np.ndarray,
@@ -77,3 +79,11 @@ def _tissue_and_air(stored: int) -> np.ndarray:
     pixels = np.full((8, 8), stored, np.uint16)
     pixels[0, 0] = 24
     return pixels
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a file of one CT slice; raises its reason where the slice cannot be used."""
+    ((header, reason),) = read_slices(lambda length: data[:length], len(data))
+    if header is None or reason:
+        raise UnreadableError(reason)
+    return header

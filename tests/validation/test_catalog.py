@@ -44,11 +44,11 @@ def test_runs_come_by_their_name_and_stacks_by_name_and_kind(work):
 
 def test_the_digests_of_a_source_are_those_of_its_files(work):
     for source in find_sources(work, TASK):
-        assert len(source.digests) == 3 * len(source.oof_paths)
+        assert len(source.digests) == 3 * len(source.paths("oof"))
         for name, digest in source.digests.items():
             assert digest_file(work.root / name) == digest
         assert source.digests_of(work, "test").keys() == {
-            path.relative_to(work.root).as_posix() for path in source.test_paths
+            path.relative_to(work.root).as_posix() for path in source.paths("test")
         }
 
 
@@ -109,7 +109,7 @@ def test_a_run_of_another_task_is_refused_by_both_names(work):
 def test_every_external_set_that_all_folds_have_is_a_part_of_a_source(work):
     add_external_set(work, "site")
     run, stack = (pick_source(find_sources(work, TASK), name) for name in ("a", "a+b-fusion"))
-    assert list(run.external_paths) == list(stack.external_paths) == ["cq500", "site"]
+    assert list(run.tables) == list(stack.tables) == ["oof", "test", "cq500", "site"]
     assert [path.name for path in run.paths("site")] == ["site.parquet"] * 5
     assert [path.name for path in stack.paths("site")] == ["fusion_site.parquet"]
     assert len(run.digests) == 4 * 5
@@ -124,5 +124,5 @@ def test_a_set_that_one_fold_lacks_is_no_part_of_its_run(work):
     del manifest["files"]["site.parquet"]
     path.write_bytes(encode_json(manifest))
     sources = find_sources(work, TASK)
-    assert list(pick_source(sources, "a").external_paths) == ["cq500"]
-    assert list(pick_source(sources, "b").external_paths) == ["cq500", "site"]
+    assert list(pick_source(sources, "a").tables) == ["oof", "test", "cq500"]
+    assert list(pick_source(sources, "b").tables) == ["oof", "test", "cq500", "site"]

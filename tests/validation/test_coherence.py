@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize
+from support.coherent import count_incoherent
 from support.simulated import TASK
 
 from ichkit.core.tasks import Task
 from ichkit.stacking.rows import to_logits, to_probabilities
-from ichkit.validation.coherence import count_incoherent, make_coherent, make_logits_coherent
+from ichkit.validation.coherence import make_coherent, make_logits_coherent
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.work.schemas import make_predictions
 

@@ -7,8 +7,6 @@ import sklearn.metrics
 
 from ichkit.core.tasks import find_task
 from ichkit.validation.metrics import (
-    average_precision,
-    average_precision_by_class,
     log_loss_by_class,
     roc_auc,
     roc_auc_by_class,
@@ -33,32 +31,6 @@ def test_auc_is_its_definition_over_all_pairs_and_that_of_scikit_learn(digits, d
     p = np.round(0.3 * y + rng.random(500), digits).astype(dtype)
     assert roc_auc(y, p) == pytest.approx(plain_auc(y, p), abs=1e-12)
     assert roc_auc(y, p) == pytest.approx(sklearn.metrics.roc_auc_score(y, p), abs=1e-9)
-
-
-def plain_precision(y: np.ndarray, p: np.ndarray) -> float:
-    """The definition: the precision among all rows that score at least as high, averaged over the positives."""
-    return float(np.mean([y[p >= score].mean() for score in p[y == 1]]))
-
-
-@pytest.mark.parametrize("digits", [1, 2, 12], ids=["many ties", "some ties", "no ties"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_average_precision_is_its_definition_and_that_of_scikit_learn(digits, dtype):
-    rng = np.random.default_rng(digits)
-    y = (rng.random(500) < 0.2).astype(float)
-    p = np.round(0.3 * y + rng.random(500), digits).astype(dtype)
-    assert average_precision(y, p) == pytest.approx(plain_precision(y, p), abs=1e-12)
-    assert average_precision(y, p) == pytest.approx(sklearn.metrics.average_precision_score(y, p), abs=1e-9)
-    both = average_precision_by_class(np.stack([p, -p], 1), np.stack([y, 1 - y], 1))
-    assert both == pytest.approx([average_precision(y, p), average_precision(1 - y, -p)], abs=0)
-
-
-def test_average_precision_is_the_prevalence_where_all_scores_are_equal_and_nan_without_a_positive():
-    y = np.array([1.0, 0, 0, 0])
-    assert average_precision(y, np.full(4, 0.5)) == 0.25
-    assert np.isnan(average_precision(np.zeros(4), np.arange(4.0)))
-    assert average_precision(np.ones(4), np.arange(4.0)) == 1.0
-    assert average_precision(np.array([0, np.nan, 1]), np.array([0.1, 0.9, 0.2])) == 1.0
-    assert np.isnan(average_precision(np.array([0, 1.0]), np.array([0.1, np.nan])))
 
 
 def test_auc_stays_under_any_rising_change_of_scale_and_turns_with_the_sign():

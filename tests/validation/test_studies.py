@@ -9,7 +9,7 @@ from support.simulated import TASK
 
 from ichkit.validation.published import PUBLISHED, find_published
 from ichkit.validation.studies import AGGREGATIONS
-from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS, slice_subgroups, study_subgroups
+from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS, find_subgroups
 
 
 def make_predictions(sizes: dict[str, int], seed: int = 0) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def make_slices(**columns) -> pd.DataFrame:
 
 
 def test_slices_fall_into_the_subgroups_worked_out_by_hand():
-    groups = slice_subgroups(make_slices())
+    groups = find_subgroups(make_slices(), SLICE_PARTITIONS)
     rows = {name: np.flatnonzero(inside).tolist() for name, inside in groups.items()}
     assert rows == {
         "padded=no": [6, 7, 8, 9],
@@ -86,10 +86,10 @@ def test_slices_fall_into_the_subgroups_worked_out_by_hand():
 
 def test_studies_fall_into_batches_and_gaps_and_none_where_that_is_not_known():
     studies = pd.DataFrame({"gap_mm": [5.0, 0.6, np.nan], "batch": pd.array(["B1", "B2", None], dtype="str")})
-    rows = {name: np.flatnonzero(inside).tolist() for name, inside in study_subgroups(studies).items()}
+    rows = {name: np.flatnonzero(inside).tolist() for name, inside in find_subgroups(studies, STUDY_PARTITIONS).items()}
     assert rows == {"batch=B1": [0], "batch=B2": [1], "gap_mm=<2": [1], "gap_mm=>=4.5": [0]}
     unknown = studies.assign(batch=pd.array([None] * 3, dtype="str"))
-    assert list(study_subgroups(unknown)) == ["gap_mm=<2", "gap_mm=>=4.5"]
+    assert list(find_subgroups(unknown, STUDY_PARTITIONS)) == ["gap_mm=<2", "gap_mm=>=4.5"]
 
 
 @pytest.mark.parametrize("table", [SLICE_PARTITIONS, STUDY_PARTITIONS], ids=["slices", "studies"])

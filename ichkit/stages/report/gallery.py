@@ -7,8 +7,7 @@ import numpy as np
 from ichkit.core.config import ChannelsConfig
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
-from ichkit.imaging.pictures import fit_picture, paint_heat
-from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
+from ichkit.imaging.pictures import fit_picture, paint_heat, tile_pictures, window_picture
 from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
 from ichkit.show.page import encode_jpeg
 from ichkit.show.table import format_number
@@ -90,12 +89,9 @@ def make_galleries(report: ReportData) -> Section:
             shown = [one for one in own if verdict in (None, one.verdict)]
             cards = [_card(report, one, probabilities[one.row], explained, verdict is None) for one in shown]
             name = report.task.classes[c]
-            blocks += _gallery(name if verdict is None else f"{name}: most confident {verdict}s", cards)
+            of_verdict = name if verdict is None else f"{name}: most confident {verdict}s"
+            blocks.append(Gallery(of_verdict, cards) if cards else Prose(f"{of_verdict}: none."))
     return Section(anchor, title, blocks)
-
-
-def _gallery(title: str, cards: list[Card]) -> list[Block]:
-    return [Gallery(title, cards)] if cards else [Prose(f"{title}: none.")]
 
 
 def _judge(report: ReportData) -> list[Judged]:
@@ -159,9 +155,10 @@ def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, E
         hounsfield = report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
     else:
         hounsfield = found.hounsfield
-    tiles = [_through_window(hounsfield, *window) for _, window in _windows()]
+    tiles = [window_picture(hounsfield, *window) for _, window in _windows()]
     tiles += [] if found is None else [paint_heat(hounsfield, found.heat[one.class_index])]
-    picture = _put_together([fit_picture(tile, _TILE) for tile in tiles])
+    # Four tiles two by two, fewer side by side.
+    picture = tile_pictures([fit_picture(tile, _TILE) for tile in tiles], 2 if len(tiles) == 4 else len(tiles))
     truth = [task.classes[c] for c in np.flatnonzero(report.labels[one.row] == 1)]
     facts = [f"truth: {', '.join(truth) or 'none'}"]
     if found is not None and report.first is not None and report.best is not report.first:
@@ -174,15 +171,3 @@ def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, E
     facts.insert(0, f"{verdict}{place}")
     size = (picture.shape[1], picture.shape[0])
     return Card(encode_jpeg(picture, _QUALITY), size, alt, shorten(row.slice_id), f"{name} {figure}", tuple(facts))
-
-
-def _through_window(hounsfield: np.ndarray, level: float, width: float) -> np.ndarray:
-    """(H, W, 3) uint8, all channels the same grey."""
-    places = np.clip(hounsfield, TABLE_LOW_HU, TABLE_HIGH_HU).astype(np.int32) - TABLE_LOW_HU
-    return np.repeat(window_table(level, width)[places][..., None], 3, axis=2)
-
-
-def _put_together(tiles: list[np.ndarray]) -> np.ndarray:
-    """Four tiles two by two, fewer side by side."""
-    rows = [tiles[:2], tiles[2:]] if len(tiles) == 4 else [tiles]
-    return np.concatenate([np.concatenate(row, axis=1) for row in rows])

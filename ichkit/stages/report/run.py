@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ichkit.core.config import Config
 from ichkit.core.progress import format_count, logger
+from ichkit.core.roles import OUT_OF_FOLD
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show import page
@@ -160,7 +161,7 @@ def _digest(report: ReportData) -> str:
     """First 16 hex digits of the SHA-256 of everything that the page depends on."""
     manifests = [read_manifest(report.work.prepared)]
     for source in report.sources:
-        folders = {path.parent for path in source.oof_paths}
+        folders = {path.parent for path in source.paths(OUT_OF_FOLD)}
         manifests += [read_manifest(folder) for folder in sorted(folders)]
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests

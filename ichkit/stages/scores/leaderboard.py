@@ -1,6 +1,5 @@
 """`ichkit leaderboard`: every source with its scores in one table, rebuilt from the artifacts by each call."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,16 +95,19 @@ def run(plan: LeaderboardPlan) -> pd.DataFrame:
 
 
 def build(work: WorkFolder, submissions: Path, task: Task) -> pd.DataFrame:
-    """One row per source, columns of `board_columns`, sorted by folds (most slices first), then by rank.
+    """One row per source, columns of `leaderboard.csv`, sorted by folds (most slices first), then by rank.
 
     Raises:
         ArtifactError: the scores are missing or older than a source, or a note is damaged.
     """
-    book = open_book(work, task)
-    rows = [_board_row(source, book, work, submissions) for source in book.sources]
-    board = pd.DataFrame(rows, columns=board_columns(task, _further_sets(book)))
+    return make_board(open_book(work, task), work, submissions)
+
+
+def make_board(book: ScoreBook, work: WorkFolder, submissions: Path) -> pd.DataFrame:
+    """The leaderboard of these scores; the columns of external sets besides the standard one come last."""
+    board = pd.DataFrame([_board_row(source, book, work, submissions) for source in book.sources])
     # Only sources that were scored on the same rows are ranked together.
-    board["rank"] = board.groupby("folds", sort=False).cumcount() + 1
+    board.insert(0, "rank", board.groupby("folds", sort=False).cumcount() + 1)
     return board
 
 
@@ -115,31 +117,6 @@ def write(board: pd.DataFrame, submissions: Path) -> Path:
     path = submissions / BOARD_NAME
     write_bytes_atomically(path, encode_table(board, path.suffix))
     return path
-
-
-def board_columns(task: Task, further_sets: Sequence[str] = ()) -> list[str]:
-    """The columns of `leaderboard.csv`, in order.
-
-    Args:
-        further_sets: external sets besides the standard one, whose columns always exist; theirs come last.
-    """
-    main = task.headline_class
-    others = [name for name in task.classes if name != main]
-    external = {
-        dataset: [
-            *(f"{dataset}_auc_{name}" for name in (main, *others, MEAN_CLASS)),
-            *(f"{dataset}_low_{main}", f"{dataset}_high_{main}"),
-        ]
-        for dataset in (STANDARD_EXTERNAL, *further_sets)
-    }
-    return [
-        *("rank", "name", "kind", "data", "source", "cv_weighted_log_loss"),
-        *(f"cv_{name}" for name in task.classes),
-        *(f"cv_auc_{main}", *external[STANDARD_EXTERNAL]),
-        *("folds", "num_slices", "config_digest", "git_commit", "created_utc"),
-        *("public_score", "private_score", "submission"),
-        *(column for dataset in further_sets for column in external[dataset]),
-    ]
 
 
 def render(work: WorkFolder, board: pd.DataFrame, task: Task) -> Table:
@@ -165,7 +142,8 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
     is_present = (
         note is not None and note["tables"] == source.digests_of(work, "test") and is_csv_unchanged(submissions, note)
     )
-    row: dict[str, object] = {
+    further = [name for name in book.external_sets if name != STANDARD_EXTERNAL]
+    return {
         "name": source.name,
         "kind": source.kind,
         "data": source.data,
@@ -173,6 +151,7 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
         "cv_weighted_log_loss": book.loss(source).value,
         **{f"cv_{name}": book.find(source, LOG_LOSS, name).value for name in task.classes},
         f"cv_auc_{main}": book.find(source, ROC_AUC, main).value,
+        **_external_columns(source, book, STANDARD_EXTERNAL),
         "folds": source.folds_label,
         "num_slices": book.loss(source).n,
         "config_digest": source.config_digest,
@@ -181,14 +160,14 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
         "public_score": note["public_score"] if note is not None and is_present else None,
         "private_score": note["private_score"] if note is not None and is_present else None,
         "submission": note["csv"] if note is not None and is_present else None,
+        **{column: value for name in further for column, value in _external_columns(source, book, name).items()},
     }
-    for dataset in (STANDARD_EXTERNAL, *_further_sets(book)):
-        group = external_studies(dataset)
-        aucs = {name: book.find(source, ROC_AUC, name, group) for name in (*task.classes, MEAN_CLASS)}
-        row |= {f"{dataset}_auc_{name}": auc.value for name, auc in aucs.items()}
-        row |= {f"{dataset}_low_{main}": aucs[main].low, f"{dataset}_high_{main}": aucs[main].high}
-    return row
 
 
-def _further_sets(book: ScoreBook) -> list[str]:
-    return [name for name in book.external_sets if name != STANDARD_EXTERNAL]
+def _external_columns(source: Source, book: ScoreBook, dataset: str) -> dict[str, float]:
+    """The AUC of every class on an external set, the headline class first and with its interval last."""
+    task, main, group = source.task, source.task.headline_class, external_studies(dataset)
+    names = (main, *(name for name in task.classes if name != main), MEAN_CLASS)
+    aucs = {name: book.find(source, ROC_AUC, name, group) for name in names}
+    interval = {f"{dataset}_low_{main}": aucs[main].low, f"{dataset}_high_{main}": aucs[main].high}
+    return {f"{dataset}_auc_{name}": auc.value for name, auc in aucs.items()} | interval

@@ -35,7 +35,7 @@ from ichkit.validation.scores import (
     score_rows,
 )
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
-from ichkit.validation.subgroups import ALL, slice_subgroups, study_subgroups
+from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS, find_subgroups
 from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
 from ichkit.work.schemas import check_predictions
@@ -145,7 +145,7 @@ def load_external(source: Source, prepared: Prepared, dataset: str, settings: Ev
         ContractError: the slices differ from the prepared ones, or there is no table of that set.
     """
     slices = prepared.split(dataset)
-    if dataset not in source.external_paths:
+    if not source.paths(dataset):
         raise ContractError(
             f"{source.path} ({dataset}): expected a table of the {len(slices)} prepared slices, found none. The set "
             f"was prepared later: run `{source.remedy}`."
@@ -211,7 +211,7 @@ def _score_out_of_fold(
     chosen = _score_with_thresholds(collector, studies, part[first], source, _BY_STUDY)
     for k in source.folds:
         collector.add(slices.take(fold == k, fold=k), _COMPARED)
-    for name, is_inside in slice_subgroups(train).items():
+    for name, is_inside in find_subgroups(train, SLICE_PARTITIONS).items():
         collector.add(slices.take(is_inside, subgroup=name), _COMPARED)
     return chosen
 
@@ -266,7 +266,8 @@ def _score_external(
         decisions = {aim: decide(rows.probabilities, {0: of_class}, anywhere) for aim, of_class in thresholds.items()}
         collector.add(rows.with_decisions(decisions), _BY_STUDY, is_compared=True)
         collector.add_delong(rows)
-        for name, is_inside in study_subgroups(_study_facts(studies, prepared, dataset)).items():
+        facts = _study_facts(studies, prepared, dataset)
+        for name, is_inside in find_subgroups(facts, STUDY_PARTITIONS).items():
             collector.add(rows.take(is_inside, subgroup=name), (ROC_AUC,))
 
 
