@@ -91,9 +91,9 @@ TARGETS: dict[str, Callable[[bytes], str]] = {"file": try_file, "zip": try_zip, 
 
 def make_seeds(target: str, folder: Path) -> None:
     """Inputs to begin with, made from a phantom of 64 x 64 pixels."""
+    from ichkit import write_phantom
     from ichkit.core.config import load_config
     from ichkit.engine.inference import ModelCard
-    from ichkit.phantom.writer import write_phantom
 
     with tempfile.TemporaryDirectory() as made:
         write_phantom(Path(made), studies=1, test_studies=1, cq500_studies=1, size=64, seed=0, workers=1)

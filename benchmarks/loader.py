@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from measuring import make_parser, report, time_cpu
 
+from ichkit import write_phantom
 from ichkit.core.config import ChannelsConfig, Config, load_config
 from ichkit.core.tasks import find_task
 from ichkit.core.train_config import AugmentConfig, TrainConfig
@@ -25,7 +26,6 @@ from ichkit.engine.sampling import SliceIndex
 from ichkit.imaging import augment
 from ichkit.imaging.store import Prepared, open_volume
 from ichkit.imaging.windows import make_rendering, pad_to_square
-from ichkit.phantom.writer import write_phantom
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.prepare.run import PrepareOptions
 from ichkit.work.folder import WorkFolder

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from measuring import make_parser, report, watch_memory
 
+from ichkit import write_phantom
 from ichkit.core.config import load_config
-from ichkit.phantom.writer import write_phantom
 from ichkit.sources.files import scan_files
 from ichkit.sources.index import read_index
 from ichkit.stages.predict import export

@@ -18,9 +18,9 @@ import numpy as np
 import pydicom
 from measuring import make_parser, report, time_cpu
 
+from ichkit import write_phantom
 from ichkit.engine.parallel import run_tasks
 from ichkit.imaging.store import open_volume
-from ichkit.phantom.writer import write_phantom
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import plan_folder
 from ichkit.sources.index import read_index

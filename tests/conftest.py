@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.commands import TINY, do, phantom_options
 
+from ichkit import write_phantom
 from ichkit.core.config import Config, load_config
-from ichkit.phantom.writer import write_phantom
 from ichkit.stages.prepare import run as prepare
 from ichkit.work.folder import WorkFolder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ichkit
-from ichkit.core.config import config_names, load_config, pipeline_names
+from ichkit.core.config import load_config, shipped_names
 
 PACKAGE = Path(ichkit.__file__).parent
 FLOORS = {
@@ -128,15 +128,15 @@ def test_the_command_line_opens_without_torch_lightgbm_or_albumentations():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", shipped_names("configs"))
 def test_every_shipped_config_loads_and_says_where_it_comes_from(name):
     config = load_config(name)
     assert config.train.block_size % 2 == 1
 
 
 def test_the_shipped_names_are_those_of_the_readme():
-    assert {"default", "demo", "resnet50-midl"} <= set(config_names())
-    assert {"demo", "midl2020"} <= set(pipeline_names())
+    assert {"default", "demo", "resnet50-midl"} <= set(shipped_names("configs"))
+    assert {"demo", "midl2020"} <= set(shipped_names("pipelines"))
 
 
 def test_the_paper_config_has_every_number_of_the_paper():

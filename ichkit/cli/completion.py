@@ -2,12 +2,15 @@
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from ichkit.work.folder import WorkFolder
+
+if TYPE_CHECKING:
+    from ichkit.work.inventory import Inventory
 
 _NAMED_VALUES = {
     "task": "ichkit.core.tasks:TASKS",
@@ -39,42 +42,38 @@ def complete_training_source(_ctx: click.Context, _option: click.Parameter, type
 
 
 def complete_run(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
-    """Runs of `--work`, finished or not."""
-    from ichkit.work.inventory import take_inventory
-
-    return _starting(list(take_inventory(_work(ctx)).runs), typed)
+    """Runs in `--work`, finished or not."""
+    return _starting(list(_inventory(ctx).runs), typed)
 
 
 def complete_runs(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
-    """Runs of `--work` behind those that were typed already, separated by commas."""
-    from ichkit.work.inventory import take_inventory
-
+    """Runs in `--work`, after those that are typed already, separated by commas."""
     before, comma, last = typed.rpartition(",")
-    names = set(take_inventory(_work(ctx)).runs) - {*before.split(",")}
+    names = set(_inventory(ctx).runs) - {*before.split(",")}
     return [f"{before}{comma}{name}" for name in _starting(sorted(names), last)]
 
 
 def complete_source(ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
-    """Whatever of `--work` can be scored and submitted: runs, and every kind of every stack."""
-    from ichkit.work.inventory import take_inventory
-
-    return _starting(take_inventory(_work(ctx)).source_names, typed)
+    """Everything in `--work` that can be scored and submitted: runs, and every kind of every stack."""
+    return _starting(_inventory(ctx).source_names, typed)
 
 
 def complete_model(ctx: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The same names; the shell's own folders where none begins like that."""
+    """The same names, or folders from the shell if none matches."""
     found = [CompletionItem(name) for name in complete_source(ctx, option, typed)]
     return found or [CompletionItem(typed, type="dir")]
 
 
 def complete_setting(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """`section.key=` of every setting; behind the sign, the values of a setting that has a fixed choice of them."""
-    from ichkit.cli.settings import list_settings
+    from ichkit.core.config import Config
+    from ichkit.core.config_errors import list_settings
 
+    settings = list(list_settings(Config))
     key, sign, value = typed.partition("=")
     if not sign:
-        return _starting([f"{name}=" for name in list_settings()], typed)
-    return [f"{key}={choice}" for choice in _starting(_choices(key), value)] if key in list_settings() else []
+        return _starting([f"{name}=" for name in settings], typed)
+    return [f"{key}={choice}" for choice in _starting(_choices(key), value)] if key in settings else []
 
 
 @add_completion_class
@@ -121,7 +120,9 @@ def _starting(names: list[str], typed: str) -> list[str]:
     return [name for name in names if name.startswith(typed)]
 
 
-def _work(ctx: click.Context) -> WorkFolder:
-    """The work folder of the line so far, else of the environment or the default."""
+def _inventory(ctx: click.Context) -> "Inventory":
+    """The inventory of the work folder named in the line so far, in the environment, or by default."""
+    from ichkit.work.inventory import take_inventory
+
     named = ctx.params.get("work")
-    return WorkFolder(named if isinstance(named, Path) else Path("work"))
+    return take_inventory(WorkFolder(named if isinstance(named, Path) else Path("work")))

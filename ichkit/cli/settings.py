@@ -5,22 +5,17 @@ from typing import Any
 
 import yaml
 
-from ichkit.core.config import Config, config_names, find_yaml, pipeline_names
+from ichkit.core.config import Config, find_yaml, shipped_names
+from ichkit.core.config_errors import list_settings
 from ichkit.work.artifacts import list_differences
 
 BASIS = "default"
 """The config that others are compared with, and the default of -c."""
-_SHIPPED = {"configs": config_names, "pipelines": pipeline_names}
 
 
 def list_shipped(folder: str) -> dict[str, str]:
-    """Name to the first comment line of every YAML file that ships in `configs` or `pipelines`, by name.
-
-    Example:
-        >>> sorted(list_shipped("pipelines"))
-        ['ablation-demo', 'demo', 'midl2020']
-    """
-    return {name: _first_comment(name, folder) for name in _SHIPPED[folder]()}
+    """Name to the first comment line of every YAML file that ships in `configs` or `pipelines`, by name."""
+    return {name: _first_comment(name, folder) for name in shipped_names(folder)}
 
 
 def _first_comment(name: str, folder: str) -> str:
@@ -55,21 +50,6 @@ def compare_configs(old: Config, new: Config) -> list[str]:
     return list_differences(as_tree(old), as_tree(new))
 
 
-def list_settings(tree: dict[str, Any] | None = None, section: str = "") -> list[str]:
-    """`section.key` of every value that can be configured, in the order of the sections.
-
-    Example:
-        >>> list_settings()[:2]
-        ['task', 'seed']
-    """
-    tree = as_tree(Config()) if tree is None else tree
-    parts = [
-        list_settings(value, f"{section}{key}.") if isinstance(value, dict) else [f"{section}{key}"]
-        for key, value in tree.items()
-    ]
-    return [name for part in parts for name in part]
-
-
 def find_setting(option: str, command: str = "") -> str | None:
     """The setting whose key, or the initials of whose key, an option spells; None if no setting matches.
 
@@ -82,7 +62,7 @@ def find_setting(option: str, command: str = "") -> str | None:
     """
     word = option.lstrip("-").replace("-", "_")
     sections = {"phantom": ("phantom", "prepare"), "predict": ("prepare",)}.get(command, (command, "train"))
-    settings = sorted(list_settings(), key=lambda name: name.partition(".")[0] not in sections)
+    settings = sorted(list_settings(Config), key=lambda name: name.partition(".")[0] not in sections)
     keys = {name: name.rpartition(".")[2] for name in settings}
     initials = {name: "".join(part[0] for part in key.split("_")) for name, key in keys.items() if "_" in key}
     return next((name for texts in (keys, initials) for name in texts if texts[name] == word), None)

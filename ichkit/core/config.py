@@ -121,21 +121,22 @@ def load_config(name: str = "default", overrides: tuple[str, ...] = ()) -> Confi
         raise ConfigError(explain(error, Config, origins, name)) from error
 
 
-def config_names() -> list[str]:
-    """Names of the shipped configs."""
-    return _yaml_names(shipped_folder("configs"))
-
-
-def pipeline_names() -> list[str]:
-    """Names of the shipped pipelines."""
-    return _yaml_names(shipped_folder("pipelines"))
-
-
 def shipped_folder(name: str) -> Traversable:
     """`configs` or `pipelines`: inside the installed package, or beside it in a checkout that is not installed."""
     if importlib.util.find_spec(f"ichkit.{name}") is not None:
         return importlib.resources.files(f"ichkit.{name}")
     return Path(ichkit.__file__).resolve().parents[1] / name
+
+
+def shipped_names(folder: str) -> list[str]:
+    """Names of the YAML files that ship in `configs` or `pipelines`.
+
+    Example:
+        >>> shipped_names("pipelines")
+        ['ablation-demo', 'demo', 'midl2020']
+    """
+    files = shipped_folder(folder).iterdir()
+    return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
 
 
 def find_yaml(name: str, folder: str) -> Traversable:
@@ -144,13 +145,13 @@ def find_yaml(name: str, folder: str) -> Traversable:
     Raises:
         ConfigError: neither a shipped name nor a file.
     """
-    shipped = shipped_folder(folder)
-    if name in _yaml_names(shipped):
-        return shipped / f"{name}.yaml"
+    shipped = shipped_names(folder)
+    if name in shipped:
+        return shipped_folder(folder) / f"{name}.yaml"
     if _is_file(name):
         return Path(name)
     what, word = folder.removesuffix("s"), shorten(name)
-    raise ConfigError(f'{what}: "{word}" is neither a shipped {what} nor a file. {nearest(word, _yaml_names(shipped))}')
+    raise ConfigError(f'{what}: "{word}" is neither a shipped {what} nor a file. {nearest(word, shipped)}')
 
 
 def _is_file(name: str) -> bool:
@@ -158,10 +159,6 @@ def _is_file(name: str) -> bool:
         return Path(name).is_file()
     except (OSError, ValueError):  # too long for a file name, or with a NUL character
         return False
-
-
-def _yaml_names(folder: Traversable) -> list[str]:
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:

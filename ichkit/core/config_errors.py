@@ -67,14 +67,14 @@ def explain(error: ValidationError, config: type[ConfigSection], origins: Origin
     return "; ".join(dict.fromkeys(lines)) + more
 
 
-def _list_keys(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
-    """The dotted key of every value of a section and its subsections."""
+def list_settings(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
+    """The dotted key of every value of a section and its subsections, in their order."""
     for name, info in section.model_fields.items():
         inside = _section_of(info.annotation)
         if inside is None or inside.__name__ == "PhaseConfig":
             yield prefix + name
         else:
-            yield from _list_keys(inside, f"{prefix}{name}.")
+            yield from list_settings(inside, f"{prefix}{name}.")
 
 
 def _explain_one(problem: ErrorDetails, config: type[ConfigSection], origins: Origins, name: str) -> str:
@@ -108,7 +108,7 @@ def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> 
         parent = inside
     prefix, word = ".".join(place[:-1]), place[-1][:_MAX_WORD]
     close = difflib.get_close_matches(word, list(parent.model_fields), n=1)
-    keys = sorted(_list_keys(config), key=lambda key: (key.count("."), key))
+    keys = sorted(list_settings(config), key=lambda key: (key.count("."), key))
     if close:
         meant = ".".join([*place[:-1], close[0]])
         whole = ".".join([meant, *rest])

@@ -139,11 +139,6 @@ def run(plan: PhantomPlan) -> None:
         raise disk_full(plan.out, error) from error
 
 
-def write_phantom(out: Path, **options: Any) -> None:
-    """Plans and writes a phantom with the default config; keyword arguments as in `PhantomOptions`."""
-    run(plan(Config(), None, PhantomOptions(out, **options)))
-
-
 def _check_counts(size: int, counts: dict[str, int]) -> None:
     if size < 64:
         raise DataError(f"phantom: expected a size of at least 64, found {size}.")

@@ -1,16 +1,19 @@
-"""Rendering of HTML pages with one style sheet, embedded images, no script and no network access."""
+"""HTML pages with one style sheet, embedded images, no script and no network access; all text is escaped."""
 
 import base64
 import functools
 import importlib.resources
+import re
 from typing import Any
 
 import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
-from ichkit.show.html import inline, to_html
+from ichkit.show.table import Table
 
+TABLE_TEMPLATE = "table.html.j2"
 _FRAME = "ichkit.show"
 
 
@@ -23,6 +26,21 @@ def render(room: str, template: str, **values: Any) -> str:
     )
     environment.filters |= {"inline": inline, "table": to_html}
     return environment.get_template(template).render(**values)
+
+
+def to_html(table: Table) -> Markup:
+    """The table as HTML with the style classes of `page.html.j2`."""
+    return Markup(render(_FRAME, TABLE_TEMPLATE, table=table))
+
+
+def inline(text: str) -> Markup:
+    """Escaped text; text between backticks becomes `<code>`.
+
+    Example:
+        >>> str(inline("run `ichkit train` & wait"))
+        'run <code>ichkit train</code> &amp; wait'
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> str:

@@ -1,4 +1,4 @@
-"""Tables as plain data, printed by `show.terminal` and `show.html`, and number formats."""
+"""Tables as plain data, printed by `show.terminal` and `show.page`, and number formats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -46,6 +46,12 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
     return _SHARES[best] * trust(tried[best], patients, support)
 
 
+def choose_shares(base: np.ndarray, corrections: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """(C,) float64 `choose_share` of each class; (n, C) arrays, (n,) patients."""
+    columns = zip(*(np.ascontiguousarray(part.T) for part in (base, corrections, labels)), strict=True)
+    return np.array([choose_share(*column, patients) for column in columns])
+
+
 def count_support(labels: np.ndarray, patients: np.ndarray) -> int:
     """Patients that speak for a class: those with a positive row or those with a negative one, whichever are fewer.
 

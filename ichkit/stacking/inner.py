@@ -9,7 +9,7 @@ import pandas as pd
 from ichkit.core.seeding import make_generator
 from ichkit.core.tasks import Task
 from ichkit.stacking.calibration import Calibration, fit_calibration, no_calibration
-from ichkit.stacking.choice import MIN_PATIENTS, choose_share, count_support
+from ichkit.stacking.choice import MIN_PATIENTS, choose_shares, count_support
 from ichkit.stacking.rows import Rows
 from ichkit.validation.folds import deal_patients
 
@@ -113,12 +113,7 @@ class Training:
     def choose_shares(self, corrections: np.ndarray) -> np.ndarray:
         """(C,) float64 share of (n, C) inner corrections that each class takes."""
         rows, base = self.chosen_rows(), self.inner_base_logits()
-        return np.array(
-            [
-                choose_share(base[rows, c], corrections[rows, c], self.labels[rows, c], self.patients[rows])
-                for c in range(base.shape[1])
-            ]
-        )
+        return choose_shares(base[rows], corrections[rows], self.labels[rows], self.patients[rows])
 
 
 def make_training_part(
@@ -189,12 +184,7 @@ def _choose_shares(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray,
         if fitting.any():
             fit = fit_calibration(logits[fitting], labels[fitting])
             corrections[held] = fit.apply(logits[held]) - logits[held]
-    return np.array(
-        [
-            choose_share(logits[chosen, c], corrections[chosen, c], labels[chosen, c], patients[chosen])
-            for c in range(logits.shape[1])
-        ]
-    )
+    return choose_shares(logits[chosen], corrections[chosen], labels[chosen], patients[chosen])
 
 
 def _draw_patients(patients: np.ndarray, num_patients: int, seed: int) -> np.ndarray:

@@ -1,9 +1,11 @@
 """The table of stackers: each fits a training part and gives a model that predicts; the blend is made of them."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,36 +68,20 @@ def find_stacker(name: str) -> Stacker:
     return find_row(STACKERS, name, "stack.stackers")
 
 
-def _fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[StackerModel, np.ndarray]:
-    # Imported here, because it brings torch, which the boosters' processes must not hold.
-    from ichkit.stacking.fusion import fit_fusion
+def _on_call(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported on its first call: torch must not be loaded where boosters are fitted."""
 
-    return fit_fusion(training, task, config, seed)
+    def call(*args: Any) -> Any:
+        return attrgetter(name)(importlib.import_module(f"ichkit.stacking.{module}"))(*args)
 
-
-def _load_fusion(folder: Path) -> StackerModel:
-    from ichkit.stacking.fusion import FusionModel
-
-    return FusionModel.load(folder)
-
-
-def _fit_sequence(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[StackerModel, np.ndarray]:
-    from ichkit.stacking.sequence import fit_sequence
-
-    return fit_sequence(training, task, config, seed)
-
-
-def _load_sequence(folder: Path) -> StackerModel:
-    from ichkit.stacking.sequence import SequenceModel
-
-    return SequenceModel.load(folder)
+    return call
 
 
 STACKERS = {
     "fusion": Stacker(
         name="fusion",
-        fit=_fit_fusion,
-        load=_load_fusion,
+        fit=_on_call("fusion", "fit_fusion"),
+        load=_on_call("fusion", "FusionModel.load"),
         needs_torch=True,
         takes_embeddings=False,
         description="A small convolutional network over the descriptors of adjacent slices.",
@@ -112,8 +98,8 @@ STACKERS = {
     ),
     "sequence": Stacker(
         name="sequence",
-        fit=_fit_sequence,
-        load=_load_sequence,
+        fit=_on_call("sequence", "fit_sequence"),
+        load=_on_call("sequence", "SequenceModel.load"),
         needs_torch=True,
         takes_embeddings=True,
         description="A recurrent network that reads the descriptors of a whole study from both ends.",

@@ -12,8 +12,8 @@ from click.shell_completion import ShellComplete, get_completion_class
 
 import ichkit
 from ichkit.cli.main import main
-from ichkit.cli.settings import list_settings
-from ichkit.core.config import config_names, pipeline_names
+from ichkit.core.config import Config, shipped_names
+from ichkit.core.config_errors import list_settings
 from ichkit.work.artifacts import ArtifactWriter
 
 BASH = shutil.which("bash")
@@ -52,7 +52,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", ["ichkit train -c ", "ichkit train --config ", "ichkit config show "])
 def test_a_config_is_completed_with_the_shipped_names(line):
-    assert complete(line) == config_names()
+    assert complete(line) == shipped_names("configs")
     assert complete(f"{line}de") == ["default", "demo"]
 
 
@@ -71,7 +71,7 @@ def test_a_config_is_shown_with_its_first_comment():
 
 
 def test_a_pipeline_is_completed_with_the_shipped_names():
-    assert complete("ichkit run ") == pipeline_names()
+    assert complete("ichkit run ") == shipped_names("pipelines")
 
 
 @pytest.mark.parametrize("line", ["ichkit train -c ./my", "ichkit run ./my"])
@@ -119,7 +119,7 @@ def test_a_setting_is_completed_by_key_and_by_value():
 
 
 def test_every_setting_can_be_asked_for_its_values():
-    for key in list_settings():
+    for key in list_settings(Config):
         assert all(value.startswith(f"{key}=") for value in complete(f"ichkit train --set {key}="))
 
 

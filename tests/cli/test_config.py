@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ichkit.cli.main import main
 from ichkit.cli.settings import list_shipped
-from ichkit.core.config import config_names, load_config, pipeline_names
+from ichkit.core.config import load_config, shipped_names
 
 ROOT = Path(__file__).parents[2]
 CHANGES = ("train.epochs=3", 'prepare.rsna="/scans/a: b # c"', "stack.stackers=[sequence]", "train.ema_decay=null")
@@ -39,7 +39,7 @@ def leaves(tree, place=""):
 
 
 @pytest.mark.parametrize("changes", [(), CHANGES])
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", shipped_names("configs"))
 def test_what_show_prints_is_a_config_file_with_the_same_values(name, changes):
     words = [word for change in changes for word in ("--set", change)]
     Path("mine.yaml").write_text(call("config", "show", name, *words))
@@ -65,7 +65,7 @@ def test_show_without_a_name_is_the_default():
 
 def test_list_has_one_line_for_every_shipped_file_with_its_first_comment():
     lines = [line.split(maxsplit=1) for line in call("config", "list").splitlines() if line.startswith("  ")]
-    shipped = [("configs", name) for name in config_names()] + [("pipelines", name) for name in pipeline_names()]
+    shipped = [(folder, name) for folder in ("configs", "pipelines") for name in shipped_names(folder)]
     assert [name for name, _ in lines] == [name for _, name in shipped]
     for (folder, name), (_, comment) in zip(shipped, lines, strict=True):
         assert (ROOT / folder / f"{name}.yaml").read_text().startswith(f"# {comment}\n")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from support.commands import do
 
+from ichkit import write_phantom
 from ichkit.core.config import load_config
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.phantom.bleeds import SUBTYPES
-from ichkit.phantom.writer import write_phantom
 from ichkit.stages.explain.held_out import explain_slices, read_held_out
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.train import run as train

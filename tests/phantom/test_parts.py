@@ -15,6 +15,7 @@ from pydicom.config import settings as pydicom_settings
 from pydicom.datadict import tag_for_keyword
 from scipy import ndimage
 
+from ichkit import write_phantom
 from ichkit.core.errors import DataError
 from ichkit.phantom import render
 from ichkit.phantom.bleeds import SUBTYPES, draw_bleeds
@@ -27,7 +28,6 @@ from ichkit.phantom.plan import plan_part
 from ichkit.phantom.render import Grid, Pose, draw_slice, smooth
 from ichkit.phantom.rsna import make_id
 from ichkit.phantom.study import draw_scene, draw_stack, draw_visible, label_slices
-from ichkit.phantom.writer import write_phantom
 from ichkit.work.places import MARK
 
 # What a scanner of each format must have stored for -1000, -1, 0, 40 and 2000 HU, by hand from the header's meaning;

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from ichkit.show.html import to_html
+from ichkit.show.page import to_html
 from ichkit.show.table import Cell, Table, format_interval, format_number
 from ichkit.show.terminal import Printable
 

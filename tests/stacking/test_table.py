@@ -9,6 +9,7 @@ from support.simulated import TASK, make_work
 
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.stack_config import LightgbmConfig, StackConfig
+from ichkit.stacking import choice
 from ichkit.stacking import inner as inner_module
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.inner import make_training_part
@@ -121,7 +122,7 @@ def test_inner_parts_hold_whole_patients_and_every_row_once(training):
 
 def test_a_held_inner_part_is_calibrated_by_the_others_alone(parts, monkeypatch):
     rows, slices = parts[:2]
-    monkeypatch.setattr(inner_module, "choose_share", lambda *_: 1.0)
+    monkeypatch.setattr(choice, "choose_share", lambda *_: 1.0)
     training = make_training_part(rows, slices, TASK, 3, seed=0)
     mean, inner = rows.mean_logits(), training.inner_base_logits()
     for split in training.splits():

@@ -13,7 +13,7 @@ from ichkit.core.progress import StopFlag
 from ichkit.core.tasks import find_task
 from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
-from ichkit.stacking import inner
+from ichkit.stacking import choice
 from ichkit.stages.predict import run as predict
 from ichkit.stages.stack import run as stack
 from ichkit.stages.train import network as training
@@ -99,7 +99,7 @@ def test_features_are_averaged_over_the_mirrored_image_too(work):
 def test_predict_goes_through_the_embeddings_as_the_stack_did(prepared_work, phantom_root, tmp_path, monkeypatch):
     monkeypatch.setattr(stack, "run_tasks", lambda function, tasks, **_: enumerate(map(function, tasks)))
     # So few patients support no correction; here it is taken whole, or there would be nothing to compare.
-    monkeypatch.setattr(inner, "choose_share", lambda *_: 1.0)
+    monkeypatch.setattr(choice, "choose_share", lambda *_: 1.0)
     changes = ("train.backbone=test_resnet", "stack.stackers=[sequence]", "stack.embeddings.enabled=true")
     changes += ("stack.sequence.epochs=4", "stack.sequence.num_seeds=1", "train.embeddings=true")
     settings = load_config("demo", (*TINY, "prepare.size=null", *changes))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ichkit.core.config import config_names, load_config
+from ichkit.core.config import load_config, shipped_names
 from ichkit.core.errors import ConfigError
 from ichkit.sources.table import SOURCES, training_sources
 from ichkit.stages.doctor.found_data import DataState
@@ -75,7 +75,7 @@ def _after_training(
             return words, f"Fold {k} of {name} is unfinished: the same settings resume it, unless it is running now."
     name, run = max(inventory.runs.items(), key=lambda item: len(item[1].folds))
     # The config of what follows is that of the run, where its name still says which.
-    options = _named(config_name or (name if name in config_names() else None))
+    options = _named(config_name or (name if name in shipped_names("configs") else None))
     count = f"{len(run.folds)} of {len(prepared.folds)} folds of {name}"
     current = [stack for stack in inventory.stacks.values() if stack.folds == run.folds and not stack.is_outdated]
     stacked = {name for stack in current for name in stack.runs}
@@ -103,7 +103,7 @@ def _after_training(
 def train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:
     """What makes `train` go on with a run: other settings than its own would be refused."""
     written = next((path for k in run.folds if (path := work.fold(name, k) / "config.yaml").is_file()), None)
-    if config_name is None and name in config_names() and (written is None or _is_shipped(written, name)):
+    if config_name is None and name in shipped_names("configs") and (written is None or _is_shipped(written, name)):
         return _named(name)
     words = _named(config_name or (None if written is None else str(written)))
     # A run is called after its config unless it is told otherwise.

@@ -69,21 +69,16 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
     Raises:
         ArtifactError: shapes do not match, or a probability is not finite.
     """
-    from ichkit.stacking.chain import predict_chains, read_chains
+    from ichkit.stacking.chain import predict_chains
 
     with refuse_failures(stack or Path("model")):
         slices = _slices()
         volume = np.full((_NUM_SLICES, 64, 64), -1000, np.int16)
-        embeds = stack is not None and read_chains(stack).has_embeddings
         tables: dict[str, dict[int, pd.DataFrame]] = {}
         features: dict[str, dict[int, np.ndarray]] = {}
         for name, of_run in networks.items():
             for k, predictor in of_run.items():
-                if embeds:
-                    probabilities, seen = predictor.describe_volume(volume)
-                    features.setdefault(name, {})[k] = seen
-                else:
-                    probabilities = predictor.predict_volume(volume)
+                probabilities, features.setdefault(name, {})[k] = predictor.describe_volume(volume)
                 if probabilities.shape != (_NUM_SLICES, task.num_classes) or not np.isfinite(probabilities).all():
                     raise ValueError("probabilities")
                 tables.setdefault(name, {})[k] = make_predictions(slices, probabilities, task, fold=k)

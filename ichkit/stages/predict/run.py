@@ -159,7 +159,7 @@ def _describe(
     networks: dict[str, dict[int, Predictor]], planned: PlannedSource, volumes: Volumes, task: Task, *, embeds: bool
 ) -> tuple[dict[str, dict[int, pd.DataFrame]], dict[str, dict[int, np.ndarray]], pd.DataFrame, dict[str, StudyRecord]]:
     """Predictions of every network, with `embeds` its embeddings in the same row order, the slices, and the records."""
-    values, features = _empty_lists(networks), _empty_lists(networks if embeds else {})
+    values, features = _empty_lists(networks), _empty_lists(networks)
     records = {}
     all_positions = planned.slices["position_mm"].to_numpy()
     starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
@@ -169,12 +169,9 @@ def _describe(
             positions = all_positions[start + np.array(record.kept, np.int64)]
             for name, of_run in networks.items() if record.kept else ():
                 for k, predictor in of_run.items():
-                    if embeds:
-                        described, seen = predictor.describe_volume(volume, positions)
-                        features[name][k].append(seen)
-                    else:
-                        described = predictor.predict_volume(volume, positions)
+                    described, seen = predictor.describe_volume(volume, positions)
                     values[name][k].append(described)
+                    features[name][k] += [seen] if embeds else []
             meter.advance()
     slices = collect_slices(planned, records, task)
     order = slices.reset_index(drop=True).sort_values(KEY).index  # as in the tables

@@ -11,7 +11,6 @@ from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show import page
 from ichkit.show.blocks import Section
-from ichkit.show.html import TABLE_TEMPLATE
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
@@ -168,7 +167,7 @@ def _digest(report: ReportData) -> str:
     ]
     made = [manifest.created_utc for manifest in manifests]
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
-    templates = [page.read_template(_ROOM, name) for name in ("page.html.j2", TABLE_TEMPLATE, _TEMPLATE)]
+    templates = [page.read_template(_ROOM, name) for name in ("page.html.j2", page.TABLE_TEMPLATE, _TEMPLATE)]
     return digest_of([read, made, sites, templates, package_versions(), git_commit(), report.config.settings()])
 
 

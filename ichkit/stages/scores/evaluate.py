@@ -138,8 +138,9 @@ class EvaluatePlan(Plan):
     @property
     def stale(self) -> list[Source]:
         """The sources without up-to-date scores."""
-        old, settings = self.old, self.settings
-        return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, old, settings)]
+        if self.old is None or self.old.settings != self.settings:
+            return self.sources
+        return [source for source in self.sources if not _is_scored(source, self.prepared.manifest, self.old)]
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -242,7 +243,7 @@ def run(plan: EvaluatePlan) -> Manifest:
         assert old is not None
         logger.info("evaluate: the scores of %s are up to date", format_count(len(sources), "source"))
         return old
-    kept = _still_valid(work, sources, prepared.manifest, old, plan.settings)
+    kept = _still_valid(plan)
     missing = {name: _missing_studies(prepared, name) for name in prepared.external_sets()}
     num_to_score = len(sources) - len(kept)
     _announce(num_to_score, len(sources), old is not None, missing)
@@ -335,25 +336,18 @@ def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
     return read | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
 
 
-def _still_valid(
-    work: WorkFolder, sources: list[Source], prepared: Manifest, old: Manifest | None, settings: dict[str, Any]
-) -> dict[str, SourceScores]:
+def _still_valid(plan: EvaluatePlan) -> dict[str, SourceScores]:
     """The existing scores, by source, of sources whose tables, labels and settings have not changed."""
-    if old is None or old.settings != settings:
+    old, stale = plan.old, {source.name for source in plan.stale}
+    names = [source.name for source in plan.sources if source.name not in stale]
+    if old is None or not names:
         return {}
-    tables = {part: read_table(work.scores / name, old.sha256_of(name)) for name, part in _TABLES.items()}
-    kept = {}
-    for source in sources:
-        if _is_scored(source, prepared, old, settings):
-            own = {part: table[table.source == source.name] for part, table in tables.items()}
-            kept[source.name] = SourceScores(**own)
-    return kept
+    tables = {part: read_table(plan.work.scores / name, old.sha256_of(name)) for name, part in _TABLES.items()}
+    return {name: SourceScores(**{part: of[of.source == name] for part, of in tables.items()}) for name in names}
 
 
-def _is_scored(source: Source, prepared: Manifest, old: Manifest | None, settings: dict[str, Any]) -> bool:
+def _is_scored(source: Source, prepared: Manifest, old: Manifest) -> bool:
     """True if the old scores are of the current tables of this source."""
-    if old is None or old.settings != settings:
-        return False
     prefixes = ("prepared/", f"{source.name}:")
     before = {name: digest for name, digest in old.inputs.items() if name.startswith(prefixes)}
     return before == _inputs_of([source], prepared)

@@ -115,19 +115,26 @@ def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
 def render(manifest: Manifest) -> list[Table]:
     """The diagnostics as tables: optimism of in-sample scores, calibration, embeddings."""
     facts = manifest.facts
-    made = [_optimism_table(facts)] if facts.get("optimism") else []
+    made = []
+    if facts.get("optimism"):
+        rows = _compare(facts["optimism"], "out_of_fold", "in_sample")
+        title = f"{facts['name']}: weighted log loss out of fold and in sample"
+        note = "In sample: the same rows, by the models that were fitted on them. All other scores are out of fold."
+        made.append(Table(title, ("kind", "out of fold", "in sample", "optimism"), rows, note=note))
     made += [_calibration_table(facts)] if facts.get("calibration") else []
-    return made + ([_embeddings_table(facts)] if facts.get("embeddings") else [])
+    if facts.get("embeddings"):
+        rows = _compare(facts["embeddings"], "without", "with")
+        title = f"{facts['name']}: embeddings, out-of-fold log loss before calibration"
+        made.append(Table(title, ("stacker", "logits alone", "with embeddings", "gain"), rows))
+    return made
 
 
-def _optimism_table(facts: Mapping[str, Any]) -> Table:
-    rows = []
-    for kind, losses in facts["optimism"].items():
-        better = 1 - losses["in_sample"] / losses["out_of_fold"]
-        rows.append([kind, f"{losses['out_of_fold']:.5f}", f"{losses['in_sample']:.5f}", f"{100 * better:.1f} %"])
-    title = f"{facts['name']}: weighted log loss out of fold and in sample"
-    note = "In sample: the same rows, by the models that were fitted on them. All other scores are out of fold."
-    return Table(title, ("kind", "out of fold", "in sample", "optimism"), rows, note=note)
+def _compare(losses: Mapping[str, Mapping[str, float]], first: str, second: str) -> list[list[str]]:
+    """Rows of name, both losses, and the share by which the second is lower."""
+    return [
+        [name, f"{pair[first]:.5f}", f"{pair[second]:.5f}", f"{100 * (1 - pair[second] / pair[first]):.1f} %"]
+        for name, pair in losses.items()
+    ]
 
 
 def _calibration_table(facts: Mapping[str, Any]) -> Table:
@@ -146,15 +153,6 @@ def _calibration_table(facts: Mapping[str, Any]) -> Table:
     title = f"{facts['name']}: out of fold, after and before calibration"
     note = "Fitted on inner patients of the training part. Where it does not help them, it is the identity."
     return Table(title, ("score", *found), rows, note=note)
-
-
-def _embeddings_table(facts: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, losses in facts["embeddings"].items():
-        gain = 1 - losses["with"] / losses["without"]
-        rows.append([name, f"{losses['without']:.5f}", f"{losses['with']:.5f}", f"{100 * gain:.1f} %"])
-    title = f"{facts['name']}: embeddings, out-of-fold log loss before calibration"
-    return Table(title, ("stacker", "logits alone", "with embeddings", "gain"), rows)
 
 
 def _pool(results: Sequence[ChainLogits], parts: Sequence[np.ndarray]) -> np.ndarray:
