@@ -1,4 +1,4 @@
-"""What inside a series does not belong to its one pass over the head: localizers, other planes, repeated passes."""
+"""Slices of a series outside its one pass over the head: localizers, other planes, repeated acquisitions."""
 
 from collections import Counter
 
@@ -13,16 +13,16 @@ SERIES = ["study_id", "series_id"]
 REPEATED = "another acquisition of its series covers the same place"
 OTHER_ORIENTATION = "another orientation than the rest of its series"
 _SAME_PLACE_MM = 0.05
-"""Tables return to a place within some hundredths of a millimetre; the thinnest slices lie 0.2 mm apart."""
+"""Tables return to a position within a few hundredths of a millimetre; the thinnest slices are 0.2 mm apart."""
 _SAME_ORIENTATION_DEGREES = 20.0
-"""A gantry may be tilted differently for the base of the skull; a reformat in another plane stands at 90 degrees."""
+"""The gantry may be tilted differently for the skull base; a reformat in another plane is at 90 degrees."""
 _MIN_PASS_SLICES = 4
 _MIN_SHARED = 0.5
 _REGULAR = 0.1
 
 
 def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(files, strays with their reason): localizers, captures and other orientations, where most of a series is none.
+    """(files, strays with their reason): localizers, captures and other orientations, unless most slices are.
 
     Args:
         files: study_id, series_id, kind and orientation.
@@ -41,11 +41,11 @@ def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(files with one slice for each place of a series, those of other passes with their reason).
+    """(files with one slice for each position of a series, those of other passes with their reason).
 
-    The pass that covers most places is taken, of equal ones the last: a scan is repeated where the first one failed. A
-    series whose slices all stand at one place has no geometry to tell passes by, and stays whole. The files kept have a
-    column `repeats`, how often the places of their series were covered.
+    The pass that covers most positions is used, of equal ones the last, because a scan is repeated if the first one
+    failed. A series whose slices all have one position has no geometry to separate passes and is kept whole. The kept
+    files have a column `repeats`: how often the positions of their series were covered.
 
     Args:
         files: study_id, series_id, position_mm (along one normal for a series), kind, acquisition_number,
@@ -56,7 +56,7 @@ def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     for rows in files.groupby(SERIES, sort=False).indices.values():
         place = _places(positions[rows])
         num_places = place.max(initial=0) + 1
-        # Without repeated places one acquisition is one pass, and so are acquisitions that alternate regularly.
+        # Without repeated positions, one acquisition is one pass, and so are acquisitions that alternate regularly.
         is_unique = num_places == len(rows)
         is_one = is_unique and ((numbers[rows] == numbers[rows[0]]).all() or _is_regular(np.sort(positions[rows])))
         if num_places == 1 or is_one:
@@ -69,13 +69,13 @@ def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _common_normal(normals: np.ndarray) -> np.ndarray:
-    """(3,) the normal that most slices have, to a hundredth."""
+    """(3,) the most frequent normal, rounded to a hundredth."""
     values, counts = np.unique(normals.round(2), axis=0, return_counts=True)
     return values[counts.argmax()] / np.linalg.norm(values[counts.argmax()]) if len(values) else np.zeros(3)
 
 
 def _places(positions_mm: np.ndarray) -> np.ndarray:
-    """(N,) number of the place of each slice, from the feet to the head."""
+    """(N,) number of the position of each slice, from the feet to the head."""
     order = np.argsort(positions_mm, kind="stable")
     steps = np.diff(positions_mm[order], prepend=positions_mm[order[:1]]) > _SAME_PLACE_MM
     places = np.empty(len(positions_mm), np.int64)
@@ -84,17 +84,17 @@ def _places(positions_mm: np.ndarray) -> np.ndarray:
 
 
 def _is_regular(positions_mm: np.ndarray) -> bool:
-    """True where the slices stand at equal distances."""
+    """True if the slices are equally spaced."""
     gaps = np.diff(positions_mm)
     return bool((np.abs(gaps - np.median(gaps)) <= _REGULAR * np.median(gaps)).all())
 
 
 def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
-    """(N,) True for one slice at each place, of the main pass wherever it has one."""
+    """(N,) True for one slice at each position, of the main pass if it has one there."""
     columns = ("kind", "acquisition_number", "instance_number", "slice_id")
     kinds, acquisitions, instances, ids = (series[name].to_list() for name in columns)
     places = place.tolist()
-    # Without numbers of acquisitions, the second slice at a place in the order of instances is of the second pass.
+    # Without acquisition numbers, the second slice at a position, by instance number, belongs to the second pass.
     passes: dict[tuple[str, int, int], list[int]] = {}
     turns: Counter[tuple[str, int, int]] = Counter()
     for row in sorted(range(len(places)), key=lambda row: (places[row], instances[row], ids[row])):
@@ -112,7 +112,7 @@ def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
     low, high = places[rows_of_main[0]], places[rows_of_main[-1]]
     for name, rows in ordered:
         first, last = places[rows[0]], places[rows[-1]]
-        # A pass that was shifted a little shares no place with the main one, and still covers the same head.
+        # A slightly shifted pass shares no position with the main one, but still covers the same head.
         is_shifted = min(last, high) - max(first, low) + 1 >= _MIN_SHARED * (last - first + 1)
         if name[1:] != main[1:] and is_shifted and min(len(rows), len(rows_of_main)) >= _MIN_PASS_SLICES:
             continue

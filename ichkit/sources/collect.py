@@ -1,4 +1,4 @@
-"""Plans and records to the tables of the prepared folder."""
+"""The tables of the prepared folder, from source plans and study records."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,9 @@ _FORMAT = ["bits_stored", "pixel_representation", "intercept"]
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source's plan in order: its tasks, and one row per slice with slice_index before any file failed.
+    """A source's plan, sorted: its decoding tasks, and one row per slice.
+
+    The slice_index is that before any file fails.
 
     Attributes:
         slices: from `order_slices`.
@@ -31,9 +33,9 @@ class PlannedSource:
 
 
 def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], task: Task) -> pd.DataFrame:
-    """The rows of `slices.parquet` of one source, without folds, and `brain_share` and `tilt_degrees` beside them.
+    """The rows of `slices.parquet` of one source, without folds, with `brain_share` and `tilt_degrees`.
 
-    Slices whose files all failed are gone.
+    Slices whose files all failed are omitted.
 
     Args:
         records: by key, one for each of `planned.tasks`.
@@ -71,7 +73,7 @@ def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Tas
 
 
 def collect_failures(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:
-    """`schemas.REJECTED` rows of the files whose pixels failed, although their header was good."""
+    """`schemas.REJECTED` rows of the files with a valid header whose pixels could not be read."""
     parts = []
     for position, key in enumerate(planned.tasks.keys):
         failures = records[key].failures
@@ -103,7 +105,7 @@ def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> 
     def flat(name: str, dtype: type) -> np.ndarray:
         return np.fromiter(itertools.chain.from_iterable(getattr(record, name) for record in done), dtype, total)
 
-    # `planned.slices` is sorted by KEY, and so are the tasks: where a slice stands follows from its study's start.
+    # `planned.slices` and the tasks are sorted by KEY: the row of a slice follows from the first row of its study.
     starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
     table: pd.DataFrame = planned.slices.iloc[np.repeat(starts, counts) + flat("kept", np.int64)].reset_index(drop=True)
     table["volume"] = np.repeat(np.array([record.volume for record in done], object), counts)
@@ -113,7 +115,7 @@ def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> 
 
 
 def _with_labels(table: pd.DataFrame, labels: pd.DataFrame | None, task: Task) -> pd.DataFrame:
-    """The table with a nullable column per class, filled where a label is known, and never in the test split."""
+    """The table with a nullable column per class, filled with known labels, but never in the test split."""
     names = list(task.classes)
     values = np.full((len(table), len(names)), np.nan)
     if labels is not None:

@@ -1,4 +1,4 @@
-"""Files that say they are the same slice: true copies, of which one counts, and others that only share an id."""
+"""Files with the same slice id: copies, of which one is used, and different slices that share an id."""
 
 import hashlib
 
@@ -17,8 +17,8 @@ _PLACE = ["study_id", "series_id", *POSITION, *ORIENTATION, "rows", "columns"]
 def split_copies(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(files with a slice_id each, copies with their reason).
 
-    Files with one id are copies where they lie at the same place and hold the same bytes or the same pixels; of those,
-    the first readable one counts. All others stay, and are told apart by a number behind their id.
+    Files with one id are copies if they have the same position and the same bytes or pixels; the first readable one is
+    used. All others are kept and get a number appended to their id.
 
     Args:
         index: readable files, with study_id, series_id and slice_id.
@@ -36,7 +36,7 @@ def split_copies(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         number = good.groupby("slice_id").cumcount() + 1
         logger.warning(
             "%d files share their SOPInstanceUID with another file but differ in position or content: all are kept, "
-            "with a number behind the id; labels by slice cannot name them",
+            "with a number appended to the id; labels per slice cannot refer to them",
             int(twice.sum()),
         )
         good = good.assign(slice_id=good["slice_id"].mask(twice, good["slice_id"] + "#" + number.astype("str")))
@@ -45,7 +45,7 @@ def split_copies(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _judge(same: pd.DataFrame) -> dict[object, str]:
-    """Row to reason, of files at one place under one id: those that hold what an earlier readable one holds."""
+    """Row to reason, for files of one id and position: those with the content of an earlier readable file."""
     refs = file_refs(same)
     digests = [_digest(ref) for ref in refs]
     if len(set(digests)) == 1 and digests[0]:
@@ -62,7 +62,7 @@ def _judge(same: pd.DataFrame) -> dict[object, str]:
         if any(np.array_equal(pixels, other) for other in seen):
             reasons[row] = COPY
         seen.append(pixels)
-    # With none of them readable, the first goes on and is rejected with its reason where all files are read.
+    # If none is readable, the first is kept here and rejected with its reason when all files are read.
     return reasons if seen else dict.fromkeys(same.index[1:], COPY)
 
 

@@ -1,4 +1,4 @@
-"""CQ500: one folder or zip a study, several series in each, three readers."""
+"""CQ500: one folder or zip file per study, several series in each, three readers."""
 
 import io
 import re
@@ -36,10 +36,10 @@ _LAYOUT_HINT = (
 
 
 def image_files(files: pd.DataFrame) -> pd.DataFrame:
-    """The files of any study, with columns study_id (`CQ500-CT-n`) and series (the folder's name).
+    """The image files of all studies, with columns study_id (`CQ500-CT-n`) and series (the folder's name).
 
     Raises:
-        DataError: no study among them.
+        DataError: there is no study.
     """
     number = files["relative"].str.extract(_STUDY, flags=re.IGNORECASE)[0]
     found = files.assign(study_id="CQ500-CT-" + number).dropna(subset=["study_id"])
@@ -51,7 +51,7 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
 
 
 def plan_cq500(found: Found) -> SourcePlan:
-    """The chosen series of every study, with the readers' majority.
+    """The chosen series of every study, with the majority vote of the readers.
 
     Raises:
         DataError: reads.csv is missing or not as expected.
@@ -62,7 +62,7 @@ def plan_cq500(found: Found) -> SourcePlan:
     study_labels, batches = read_majority(reads, found.task)
     images = found.images[["relative", "split", "study_id", "series"]]
     index = add_positions(found.index.merge(images, on="relative", validate="many_to_one")).assign(dataset=DATASET)
-    # A series is a UID inside a study; folders of the same name in another zip stay apart.
+    # A series is identified by study and UID: folders of the same name in other zip files are other series.
     index["series_id"], index["slice_id"] = index["series_uid"], index["slice_uid"]
     index = add_reason(index, (index["slice_id"] == "") | (index["series_id"] == ""), _NO_UID)
     good, copies = split_copies(index[index["reason"] == ""])
@@ -93,14 +93,14 @@ def plan_cq500(found: Found) -> SourcePlan:
 
 
 def read_majority(ref: FileRef, task: Task) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """study_id and one 0/1 column per class: what at least 2 of 3 readers saw, sorted by study number.
+    """study_id and one 0/1 column per class: the vote of at least 2 of 3 readers, sorted by study number.
 
-    Beside it study_id and batch (B1 or B2) where the file has the column Category, else None.
+    The second table has study_id and batch (B1 or B2), or is None if the file has no column Category.
 
-    `any` is read from the ICH columns: a study may be a hemorrhage by majority without a majority for a subtype.
+    `any` is read from the ICH columns: a study may have a majority for hemorrhage, but for no subtype.
 
     Raises:
-        DataError: a column is missing, a read is not 0 or 1, or a study stands twice.
+        DataError: a column is missing, a read is not 0 or 1, or a study has two rows.
     """
     raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
     wanted = {name: [f"R{r}:{_READER_COLUMNS[name]}" for r in range(1, _NUM_READERS + 1)] for name in task.classes}
@@ -111,7 +111,7 @@ def read_majority(ref: FileRef, task: Task) -> tuple[pd.DataFrame, pd.DataFrame 
     if not reads.isin([0, 1]).all(axis=None):
         raise DataError(f"{ref.relative}: expected reads of 0 or 1 in every R column.")
     if raw["name"].duplicated().any():
-        raise DataError(f"{ref.relative}: study {raw.name[raw.name.duplicated()].iloc[0]} stands twice.")
+        raise DataError(f"{ref.relative}: study {raw.name[raw.name.duplicated()].iloc[0]} has two rows.")
     table = pd.DataFrame({"study_id": raw["name"].str.strip()})
     for name, columns in wanted.items():
         table[name] = (raw[columns].sum(axis=1) * 2 > _NUM_READERS).astype("int8")
@@ -120,10 +120,10 @@ def read_majority(ref: FileRef, task: Task) -> tuple[pd.DataFrame, pd.DataFrame 
 
 
 def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:
-    """study_id and p_<class>: the scores that the data set's own authors publish with it, sorted by study number.
+    """study_id and p_<class>: the predictions that the authors of the data set publish with it, by study number.
 
     Raises:
-        DataError: no column name, or not exactly one column for a class (its abbreviation, as in reads.csv).
+        DataError: no column "name", or not exactly one column for a class (its abbreviation, as in reads.csv).
     """
     raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
     table = pd.DataFrame({"study_id": raw.get("name", pd.Series(dtype="str")).str.strip()})
@@ -133,7 +133,7 @@ def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:
         if len(found) != 1 or "name" not in raw:
             raise DataError(
                 f"{ref.relative}: expected columns name and one for {word}, found {', '.join(raw.columns)}. "
-                "Rename the columns, or move the file away: it is only needed to compare with its scores."
+                "Rename the columns, or move the file away: it is only needed for the comparison with the baseline."
             )
         table[f"p_{name}"] = raw[found[0]].astype("float64")
     return _by_number(table)

@@ -1,4 +1,4 @@
-"""Every study to its volume on a pool of workers, with a record of each so that nothing is done twice."""
+"""Decodes every study to a volume in worker processes; a record of each makes the work resumable."""
 
 import itertools
 import json
@@ -25,24 +25,24 @@ RECORDS_FOLDER = "records"
 def decode_all(
     sources: Sequence[StudyTasks], folder: Path, earlier: Path, *, run: RunTasks, strict: bool, stop: StopFlag
 ) -> dict[str, StudyRecord]:
-    """A record by key for every study: those of earlier calls, and those decoded now.
+    """A record of every study, by key; studies of earlier calls are not decoded again.
 
     Args:
-        folder: where volumes are written.
-        earlier: a finished store, whose volumes are linked where a study has not changed.
-        run: `run_tasks`, or a partial of it with its workers chosen.
+        folder: the folder for the volumes.
+        earlier: a finished store; volumes of unchanged studies are linked from it.
+        run: `run_tasks`, or a partial of it with a number of workers.
         strict: stop at the first file that cannot be read.
 
     Raises:
         DataError: a file cannot be read and `strict` is on.
-        DiskFullError: no room left; finished studies stay, and how many are missing is said.
-        Stopped: after the study at hand was recorded.
+        DiskFullError: the disk is full; finished studies are kept, and the message counts the missing ones.
+        Stopped: a stop was requested; finished studies are kept.
     """
     keys = {key: (tasks, position) for tasks in sources for position, key in enumerate(tasks.keys)}
     records = _earlier_records(folder, earlier, keys)
     left = _Chosen([place for key, place in keys.items() if key not in records])
     if records and len(left):
-        logger.info("prepare: %d of %d studies were finished before", len(records), len(keys))
+        logger.info("prepare: %d of %d studies are finished already", len(records), len(keys))
     store = partial(store_study, folder)
     try:
         with Meter("studies", len(left), "studies") as meter:
@@ -65,11 +65,11 @@ def decode_all(
 
 
 def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> None:
-    """Puts all records into one file of the artifact, names its volumes, and removes what no study needs any more."""
+    """Writes all records into one file, adds the volumes to the artifact, and removes volumes that no study needs."""
     for record in records.values():
         if record.volume:
             writer.record(record.volume, FileDigest(record.sha256, record.num_bytes))
-    # Compact: with 870,000 slices an indented file takes ten times as long and twice the room.
+    # Compact: with 870,000 slices an indented file takes ten times as long and twice the space.
     whole = json.dumps({key: records[key].to_json() for key in sorted(records)}, separators=(",", ":"))
     writer.write_bytes(RECORDS_FILE, whole.encode())
     shutil.rmtree(writer.folder / RECORDS_FOLDER, ignore_errors=True)
@@ -79,7 +79,7 @@ def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> Non
 
 
 class _Chosen(Sequence[StudyTask]):
-    """The tasks at the given places, each built when it is asked for."""
+    """The tasks at some positions, each built on access."""
 
     def __init__(self, places: list[tuple[StudyTasks, int]]) -> None:
         self._places = places
@@ -93,7 +93,7 @@ class _Chosen(Sequence[StudyTask]):
 
 
 def _earlier_records(folder: Path, earlier: Path, keys: Collection[str]) -> dict[str, StudyRecord]:
-    """Records of wanted studies whose volume is whole: of an interrupted call, else of the finished store."""
+    """Records of studies whose volume is complete: of an interrupted call, else of the finished store."""
     found = {}
     if (earlier / RECORDS_FILE).exists():
         for key, raw in json.loads((earlier / RECORDS_FILE).read_text()).items():
@@ -111,7 +111,7 @@ def _is_whole(path: Path, raw: Mapping[str, Any]) -> bool:
 
 
 def _link(old: Path, new: Path, raw: Mapping[str, Any]) -> bool:
-    """Puts a finished volume into the new store without copying it where the disk allows."""
+    """Links a finished volume into the new store, or copies it if the disk allows no links."""
     if not _is_whole(old, raw):
         return False
     if raw["volume"] and not new.exists():
@@ -128,7 +128,7 @@ def _record_path(folder: Path, key: str) -> Path:
 
 
 def without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
-    """The record of a study whose worker died: the slice at fault is found alone and left out."""
+    """The record of a study whose worker died: the slice that kills a worker is found and omitted."""
     probes = [StudyTask(task.key, (files,), task.pixels) for files in task.slices]
     died = {i for i, result in run_tasks(_probe, probes, isolated=True) if isinstance(result, WorkerDied)}
     good = [i for i in range(len(probes)) if i not in died]

@@ -1,4 +1,4 @@
-"""External sets of a user: a tree of DICOM with a label file, to test on and never to learn from."""
+"""External sets of a user: DICOM with a label file, for external validation only."""
 
 import re
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ _OPTION, _FOLDER = "--external", "folder"
 
 @dataclass(frozen=True)
 class ExternalSet:
-    """One external set of a call of `prepare`.
+    """One external set given to `prepare`.
 
     Attributes:
-        name: its `dataset` in every table; it names tables and columns.
+        name: its `dataset` in every table, and part of the names of tables and columns.
         root: a folder or a zip of DICOM.
-        labels: its label file, with slice_id or study_id; None for a source that brings its own.
+        labels: its label file, with slice_id or study_id; None for a source with its own.
     """
 
     name: str
@@ -30,10 +30,10 @@ class ExternalSet:
 
 
 def find_external_source(name: str) -> DataSource:
-    """The row of `SOURCES` for an external set: one of the same name, else any tree of DICOM under that name.
+    """The row of `SOURCES` of that name, else one for any folder of DICOM, with that name.
 
     Raises:
-        ConfigError: the name cannot name tables, or a source of training data has it.
+        ConfigError: the name is invalid, reserved, or that of a source of training data.
 
     Example:
         >>> find_external_source("site").role
@@ -42,18 +42,18 @@ def find_external_source(name: str) -> DataSource:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name):
         raise ConfigError(
             f'{_OPTION}: expected a name of at most 64 letters, digits, "_" and "-", found {name[:64]!r}. '
-            "It names tables and columns; give another."
+            "It becomes part of table and column names; choose another."
         )
     if name in RESERVED_NAMES:
         raise ConfigError(
-            f'{_OPTION}: the name "{name}" is taken ({", ".join(sorted(RESERVED_NAMES))} are). Give another name.'
+            f'{_OPTION}: the name "{name}" is reserved, as are {", ".join(sorted(RESERVED_NAMES))}. Choose another.'
         )
     row = SOURCES.get(name)
     if row is None:
         plan = partial(plan_labelled_folder, dataset=name, role=Role.EXTERNAL)
         return replace(SOURCES[_FOLDER], name=name, plan=plan, role=Role.EXTERNAL, variable="", folders=())
     if row.role is not Role.EXTERNAL:
-        raise ConfigError(f'{_OPTION}: "{name}" is a source of training data. Give the external set another name.')
+        raise ConfigError(f'{_OPTION}: "{name}" is a source of training data. Choose another name.')
     return row
 
 
@@ -64,12 +64,12 @@ def pair_labels(
 
     Args:
         external: each NAME=PATH.
-        labels: each NAME=CSV, where NAME is an external set or "folder", or CSV alone: the only set that still lacks
-            one has it, or the sets in their order.
-        has_folder: own scans are to be learnt from, and need a label file too.
+        labels: each NAME=CSV, where NAME is an external set or "folder"; or CSV alone, for the only set without labels,
+            or for all sets in their order.
+        has_folder: the training data are a folder, which needs a label file too.
 
     Raises:
-        ConfigError: a word that is not NAME=PATH, a name twice, or label files whose set is not clear.
+        ConfigError: not of the form NAME=PATH, a name given twice, or label files whose set is ambiguous.
 
     Example:
         >>> pair_labels(["site=scans"], ["labels.csv"], has_folder=False)[0][0].labels.name
@@ -81,7 +81,7 @@ def pair_labels(
         if not (name and sign and path):
             raise ConfigError(f'{_OPTION}: expected NAME=PATH, e.g. site=scans/, found "{text}".')
         if name in roots:
-            raise ConfigError(f'{_OPTION}: "{name}" is given twice. Give each set a name of its own.')
+            raise ConfigError(f'{_OPTION}: "{name}" is given twice. Give each set its own name.')
         roots[name] = Path(path)
     named: dict[str, Path] = {}
     unnamed = []
@@ -98,7 +98,7 @@ def pair_labels(
     if len(unnamed) > len(waiting) or (unnamed and len(unnamed) < len(waiting)):
         raise ConfigError(
             f"--labels: found {len(unnamed)} label files without a name for {', '.join(waiting) or 'no set'}. "
-            "Say whose each is: --labels NAME=CSV."
+            "Name the set of each: --labels NAME=CSV."
         )
     named |= dict(zip(waiting, unnamed, strict=False))
     return tuple(ExternalSet(name, root, named.get(name)) for name, root in roots.items()), named.get(_FOLDER)

@@ -1,4 +1,4 @@
-"""Files of a data root, whether they lie in folders or in zips; zip members are read by offset, without a directory."""
+"""The files of a data root, in folders or zip files; zip members are read by offset, without the zip directory."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from ichkit.imaging.dicom import MAX_FILE_BYTES, UnreadableError
 
 FILE_COLUMNS = ["relative", "container", "num_bytes", "zip_offset", "zip_bytes", "zip_method", "zip_crc"]
 MAX_RATIO = 1000
-"""A blank CT slice deflates about 500 to 1; a bomb goes far beyond that."""
+"""A blank CT slice is compressed about 500 to 1; a zip bomb far more."""
 _RATIO_FREE_BYTES = 16 * 1024**2
 _LOCAL_HEADER_BYTES = 30
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -47,10 +47,10 @@ class FileRef:
     """One file, plain or a zip member.
 
     Attributes:
-        relative: path below the root; a member's stands behind its zip's.
-        container: the plain file, or the zip that holds it.
-        num_bytes: size when unpacked.
-        zip_offset: where the member's local header begins; -1 for a plain file.
+        relative: path below the root; for a zip member, the path of the zip file and that inside it.
+        container: the plain file, or the zip file that contains it.
+        num_bytes: uncompressed size.
+        zip_offset: position of the member's local header; -1 for a plain file.
         zip_bytes, zip_method, zip_crc: compressed size, method and CRC-32 of the member.
     """
 
@@ -63,20 +63,20 @@ class FileRef:
     zip_crc: int = 0
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
-        """`length` bytes from `offset`, or fewer where the file ends.
+        """`length` bytes from `offset`, or fewer at the end of the file.
 
-        A member of a zip is compared with its CRC-32 unless only its first bytes are asked for: what is read further
-        in is pixels, and a damaged member must not become a picture.
+        The CRC-32 of a zip member is checked unless only its first bytes are read: the rest are pixels, and damaged
+        pixels must not be used.
 
         Raises:
-            UnreadableError: gone, larger than `MAX_FILE_BYTES`, or a zip member that is damaged or not as long as its
-                zip says.
+            UnreadableError: missing, larger than `MAX_FILE_BYTES`, or a zip member that is damaged or of another length
+                than its zip file states.
         """
         wanted = max(self.num_bytes - offset, 0) if length is None else length
         if length is None and wanted > MAX_FILE_BYTES:
             raise UnreadableError(f"file is larger than {MAX_FILE_BYTES // 1024**2} MB")
         try:
-            # Unbuffered and without a path object: opening twice a file is a fiftieth of all the time of `prepare`.
+            # Unbuffered and without a path object: opening each file twice takes 2 % of the time of `prepare`.
             with open(self.container, "rb", buffering=0) as file:  # noqa: PTH123
                 if self.zip_offset == _PLAIN:
                     file.seek(offset)
@@ -95,33 +95,33 @@ class FileRef:
         end = min(offset + length, self.num_bytes)
         if offset == 0 and end < self.num_bytes:
             return self._unpack(file, end)
-        # One byte more than the zip promises, so that a member that goes on shows.
+        # One byte more than stated, to detect a member that is longer.
         whole = self._unpack(file, self.num_bytes + 1)
         if len(whole) != self.num_bytes:
-            raise UnreadableError("zip member is not as long as its zip says")
+            raise UnreadableError("zip member has another length than its zip states")
         if zlib.crc32(whole) != self.zip_crc:
             raise UnreadableError("damaged zip member (CRC differs)")
         return whole[offset:end]
 
     def _unpack(self, file: BinaryIO, wanted: int) -> bytes:
-        """The first `wanted` bytes of the member whose data begin where the file stands."""
+        """The first `wanted` bytes of the member whose data begin at the current position."""
         if self.zip_method == zipfile.ZIP_STORED:
             return file.read(min(wanted, self.zip_bytes))
         return _inflate(file, self.zip_bytes, max(wanted, 1))
 
 
 def scan_files(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every file below a root, and what is refused before it is opened.
+    """Every file below a root, and the files rejected before they are opened.
 
     Args:
-        root: a folder, which may hold zips, or one zip.
+        root: a folder, which may contain zip files, or one zip file.
 
     Returns:
-        files with `FILE_COLUMNS`, sorted by relative path; and what is refused with columns relative, reason: folders
-        and files that this user may not read, links to nowhere, other archives, and members of zips.
+        files with `FILE_COLUMNS`, sorted by relative path; and rejected files with columns relative, reason: unreadable
+        folders and files, broken links, other archives, and zip members.
 
     Raises:
-        DataError: nothing there, or a root that this user may not read.
+        DataError: the root does not exist or is not readable.
     """
     if not root.exists():
         raise DataError(f"data: expected a folder or a zip at {root}, found nothing. Check the path.")
@@ -151,13 +151,13 @@ def file_refs(files: pd.DataFrame) -> list[FileRef]:
 
 
 def digest_tables(files: pd.DataFrame, patterns: Collection[str]) -> str:
-    """Digest of the content of the files that may be tables, in the order of their paths.
+    """Digest of the content of the tables, in the order of their paths.
 
     Args:
-        patterns: regular expressions for relative paths; what matches none of them is not opened.
+        patterns: regular expressions for the relative paths of the tables; other files are not opened.
 
     Raises:
-        DataError: one of them cannot be read, or is larger than `MAX_FILE_BYTES`.
+        DataError: a table cannot be read, or is larger than `MAX_FILE_BYTES`.
     """
     is_table = np.zeros(len(files), bool)
     for pattern in patterns:
@@ -172,7 +172,7 @@ def digest_tables(files: pd.DataFrame, patterns: Collection[str]) -> str:
 
 
 def find_one(files: pd.DataFrame, pattern: str) -> FileRef | None:
-    """The file whose relative path matches a regular expression, the one least deep where several do; else None."""
+    """The file whose relative path matches a regular expression; of several the least nested; None without any."""
     found = files[files.relative.str.contains(pattern, regex=True)]
     if found.empty:
         return None
@@ -183,10 +183,10 @@ def find_one(files: pd.DataFrame, pattern: str) -> FileRef | None:
 def _walk(root: Path, refused: list[tuple[str, str]]) -> list[tuple[str, str, int]]:
     """(path below the root with "/", path, bytes) of regular files; linked folders are followed once.
 
-    Devices and pipes are not files. Plain strings, because a path object each is half the time on 870,000 files.
+    Devices and pipes are ignored. Strings, because path objects take half the time for 870,000 files.
 
     Args:
-        refused: folders that this user may not list, files that it may not look at and links to nowhere are added.
+        refused: unreadable folders and files and broken links are added to it.
     """
     found, folders, seen = [], [("", str(root))], set()
     while folders:
@@ -204,7 +204,7 @@ def _walk(root: Path, refused: list[tuple[str, str]]) -> list[tuple[str, str, in
             try:
                 status = entry.stat()
             except OSError as error:
-                reason = "link to nowhere" if entry.is_symlink() else f"cannot be read ({type(error).__name__})"
+                reason = "broken link" if entry.is_symlink() else f"cannot be read ({type(error).__name__})"
                 refused.append((_as_text(prefix + entry.name), reason))
                 continue
             if stat.S_ISDIR(status.st_mode):
@@ -215,12 +215,12 @@ def _walk(root: Path, refused: list[tuple[str, str]]) -> list[tuple[str, str, in
 
 
 def _as_text(relative: str) -> str:
-    """A path as text that any table can hold."""
+    """A path as valid UTF-8 text."""
     return relative.encode("utf-8", "backslashreplace").decode()
 
 
 def _why_packed(relative: str) -> str:
-    """Why a file is refused by its suffix: an archive that is not read; empty for any other."""
+    """Why a file is rejected by its suffix: an unsupported archive; empty for any other."""
     name = relative.lower()
     if name.endswith(_READ_ELSEWHERE):
         return ""
@@ -229,7 +229,7 @@ def _why_packed(relative: str) -> str:
 
 
 def _is_unicode(path: str) -> bool:
-    """False for a name whose bytes on disk are no UTF-8: no table could hold it."""
+    """False for a file name that is not valid UTF-8 and so cannot be stored in a table."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -238,7 +238,7 @@ def _is_unicode(path: str) -> bool:
 
 
 def _inflate(file: BinaryIO, zip_bytes: int, wanted: int) -> bytes:
-    """The first `wanted` bytes of a deflated member; no more of it is read than that takes."""
+    """The first `wanted` bytes of a deflated member; reads no more than needed."""
     inflater, pieces, left = zlib.decompressobj(-zlib.MAX_WBITS), [], wanted
     while left > 0 and zip_bytes > 0 and not inflater.eof:
         packed = file.read(min(zip_bytes, _INFLATE_BYTES))
@@ -258,7 +258,7 @@ def _list_members(path: Path, prefix: str, rows: list[_Row], refused: list[tuple
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         refused.append((prefix.rstrip("/") or path.name, f"zip cannot be read ({type(error).__name__})"))
         return
-    # Members that share their bytes make a small zip unpack to any size, each member's ratio being harmless.
+    # Members that share bytes let a small zip file unpack to any size although each ratio is harmless.
     if sum(info.compress_size for info in members) > num_bytes:
         refused.append((prefix.rstrip("/") or path.name, "zip members overlap"))
         return

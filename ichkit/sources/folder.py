@@ -1,4 +1,4 @@
-"""Any tree of DICOM: studies and series are found by their headers; nothing that names a patient is kept."""
+"""Any folder of DICOM: studies and series are identified by headers; nothing that identifies a patient is kept."""
 
 import hashlib
 from dataclasses import replace
@@ -24,7 +24,7 @@ _COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]
 
 
 def image_files(files: pd.DataFrame) -> pd.DataFrame:
-    """The files that may be images: all but the companions of data sets (licence, read-me, directory, hidden files)."""
+    """The files that may be images: all but licences, read-me files, DICOM directories and hidden files."""
     return files[~files["relative"].str.contains(_COMPANIONS, regex=True)].reset_index(drop=True)
 
 
@@ -53,7 +53,7 @@ def plan_folder(
     index = _add_ids(index, salt)
     good, copies = split_copies(index[index["reason"] == ""])
     number = good.groupby("study_id")["series_id"].rank(method="dense").astype(int)
-    # A series description is free text and may hold a name: series are told apart by number.
+    # A series description is free text and may contain a name: series are numbered.
     names = "series " + number.astype(str)
     taken = take_chosen_series(good, names, FOLDER_RULE, override, why_unusable if judges_hu else None)
     warn_of_tissue_padding(taken.files, dataset)
@@ -72,8 +72,8 @@ def plan_folder(
 def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     """The index with study_id, series_id, slice_id and a digest as patient_id.
 
-    Where an anonymiser emptied the UIDs, a study is what one patient has in one folder, and a series what in it has the
-    same geometry and header; without a patient such files cannot be told apart and are refused.
+    If an anonymiser emptied the UIDs, the files of one patient in one folder are a study, and those with the same
+    geometry and header a series; without a patient such files are rejected.
     """
     patient, study = index["patient_id"], index["study_uid"]
     folder = index["relative"].str.replace(r"/?[^/]*$", "", regex=True)
@@ -88,7 +88,7 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     series_id = index["series_uid"].mask(is_unnamed, _digests(salt, "series", *series_texts))
     series_id = _join_single_slices(index, study_id, series_id, salt)
     slice_id = index["slice_uid"].mask(index["slice_uid"] == "", _digests(salt, "slice", index["relative"]))
-    # Patients without an id are not one patient: each of their studies stands for itself.
+    # Files without a PatientID are not of one patient: each of their studies counts as a patient.
     patient_id = _digests(salt, "patient", patient.mask(patient == "", "\x1e" + study_id))
     return index.assign(study_id=study_id, series_id=series_id, slice_id=slice_id, patient_id=patient_id)
 
@@ -114,9 +114,9 @@ def _join_single_slices(index: pd.DataFrame, study_id: pd.Series, series_id: pd.
 
 
 def _split_shared_studies(study_id: pd.Series, patient: pd.Series) -> pd.Series:
-    """The studies; those under whose UID lie several patients have a number behind it for each patient.
+    """The study of each row; if several patients share a study UID, a number is appended for each patient.
 
-    Copied and anonymised files share UIDs; of two heads in one study, one would disappear behind the other.
+    Copied and anonymised files may share UIDs; without this, two heads would be merged into one study.
     """
     of_patient = pd.DataFrame({"study": study_id, "patient": patient})
     known = of_patient[(study_id != "") & (patient != "")].drop_duplicates().sort_values(["study", "patient"])
@@ -124,8 +124,8 @@ def _split_shared_studies(study_id: pd.Series, patient: pd.Series) -> pd.Series:
     if shared.empty:
         return study_id
     logger.warning(
-        "%d StudyInstanceUIDs stand for several PatientIDs: the files of each patient are a study of their own, with a "
-        "number behind the id; labels by study cannot name them",
+        "%d StudyInstanceUIDs are shared by several PatientIDs: the files of each patient are treated as a study with "
+        "a number appended to the id; labels per study cannot refer to them",
         shared["study"].nunique(),
     )
     number = shared.groupby("study").cumcount() + 1
@@ -145,22 +145,22 @@ def _digests(salt: bytes, purpose: str, *texts: pd.Series) -> list[str]:
 
 
 def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role.TRAINING) -> SourcePlan:
-    """The best axial series of every study that the label file knows.
+    """The best axial series of every study in the label file.
 
-    Labels per study become those of every slice for training alone; an external set keeps them as the study's.
+    For training, study-level labels are copied to all slices (weak labels); an external set keeps them per study.
 
     Args:
         dataset: its name in every table.
-        role: to learn from, or an external set.
+        role: training data or an external set.
 
     Raises:
-        DataError: there is no label file, or it is not as expected, or no scan has a label.
+        DataError: the label file is missing or invalid, or no scan has a label.
     """
     if found.labels is None:
         raise DataError(
             f"{dataset}: expected a label file, found none. Name it with --labels CSV: a column slice_id "
             f"(SOPInstanceUID) or study_id (StudyInstanceUID), and {', '.join(found.task.classes)} of 0 and 1. "
-            "For scans without labels there is `ichkit predict`."
+            "For scans without labels use `ichkit predict`."
         )
     labels, key = read_folder_labels(found.labels, found.task)
     is_training = role is Role.TRAINING
@@ -168,7 +168,7 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
         found.index, found.salt, found.override, needs_patients=is_training, judges_hu=found.judges_hu, dataset=dataset
     )
     files = plan.files.assign(split="train") if is_training else plan.files
-    # A slice of a series that was not chosen has a scan, too.
+    # Labels of slices in series that were not chosen count as having a scan.
     readable = found.index[found.index["reason"] == ""]
     scans = readable["slice_uid" if key == "slice_id" else "study_uid"]
     if len(files):
@@ -176,12 +176,12 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
     is_known = files[key].isin(labels[key])
     unlabelled = files[~is_known].assign(reason="no label in the label file")
     rejected = [plan.rejected, hide_files(make_rejected(unlabelled), found.salt)]
-    # A slab is named by its middle slice and has that slice's label: its files go or stay together.
+    # A slab has the id and the label of its middle slice: its files are kept or dropped together.
     files = files[is_known]
     facts = {**plan.facts, "labels": "slice" if key == "slice_id" else "study"}
     slices, studies = (labels, None) if key == "slice_id" else (None, labels)
     if key == "study_id" and is_training:
-        logger.warning("folder: labels are per study; every slice is given its study's, which is only roughly right")
+        logger.warning("folder: labels are per study and are copied to all slices of the study (weak labels)")
         names = files[["study_id", "slice_id"]].drop_duplicates()
         slices = names.merge(labels, on="study_id").drop(columns="study_id")
     return replace(
@@ -196,10 +196,10 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
 
 
 def hide_files(rejected: pd.DataFrame, salt: bytes) -> pd.DataFrame:
-    """A `rejected` table with digests in place of file names."""
+    """A `rejected` table with file names replaced by digests."""
     return rejected.assign(file=[salted(salt, "file", name) for name in rejected["file"]])
 
 
 def salted(salt: bytes, purpose: str, text: str) -> str:
-    """16 hex digits that stand for a text and cannot be turned back without the salt."""
+    """16 hex digits of a keyed hash of a text; without the salt it cannot be looked up."""
     return hashlib.blake2b(f"{purpose}\x1f{text}".encode(), key=salt, digest_size=8).hexdigest()

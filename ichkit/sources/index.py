@@ -1,4 +1,4 @@
-"""One row per slice: which file it is in and what its header says, read once and kept."""
+"""The index of slices: file and header values of each, cached between calls."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from ichkit.sources.series_names import why_dropped_by_header
 REASON = "reason"
 INDEX_COLUMNS = [*FILE_COLUMNS, *HEADER_COLUMNS, REASON]
 KEPT_COLUMNS = ["relative", "num_bytes", *HEADER_COLUMNS, REASON]
-"""What an artifact keeps of an index: where the data lie on this machine is nobody's business."""
+"""The columns of an index that an artifact keeps: not where the data are on this machine."""
 _FILES_PER_TASK = 256
 _SIDE_BYTES = 1024**2
 _values = attrgetter(*HEADER_COLUMNS)
@@ -32,7 +32,7 @@ _TEXT = ["syntax", "why_raw", "slice_uid", "study_uid", "series_uid", "patient_i
 _WHOLE = ["rows", "columns", "bits_stored", "high_bit", "pixel_representation", "pixel_offset", "pixel_bytes"]
 _WHOLE += ["padding_value", "padding_limit", "turn", "frame", "instance_number", "acquisition_number"]
 _PLACE = "place"
-"""Column of a task's table: which of its files a row is about."""
+"""Column of a task's table: the position of the row's file in the task."""
 _BLANKS = {**dict.fromkeys(_TEXT, ""), **dict.fromkeys(_WHOLE, 0)}
 _DTYPES = {
     **{name: "str" if name in _TEXT else "int64" if name in _WHOLE else "float64" for name in HEADER_COLUMNS},
@@ -43,18 +43,19 @@ _DTYPES = {
 def read_index(
     files: pd.DataFrame, known: pd.DataFrame | None, *, run: RunTasks = run_tasks, stop: StopFlag | None = None
 ) -> pd.DataFrame:
-    """The index of all files: `INDEX_COLUMNS`, `reason` empty where the header is good; a row a slice, or a row a file
-    that cannot be used.
+    """The index of all files, with `INDEX_COLUMNS`: one row per slice, or per file that cannot be used.
+
+    The `reason` is empty if the header is valid.
 
     Args:
         files: `FILE_COLUMNS`.
         known: an earlier index; a file of the same relative path and size is not read again.
-        run: `run_tasks`, or a partial of it with its workers chosen.
-        stop: looked at between tasks.
+        run: `run_tasks`, or a partial of it with a number of workers.
+        stop: checked between tasks.
     """
     files = files.reset_index(drop=True)
     if known is None or not len(known) or not set(KEPT_COLUMNS) <= set(known):
-        # The last: an index that an earlier version kept, when fewer tags were read.
+        # The last condition: an index of an earlier version, which read fewer tags.
         return _name_volumes(_read_headers(files, run, stop))
     joined = files.merge(known[KEPT_COLUMNS], on=["relative", "num_bytes"], how="left", indicator=True)
     is_known = (joined.pop("_merge") == "both").to_numpy()
@@ -65,16 +66,16 @@ def read_index(
 
 
 def refuse_raw(index: pd.DataFrame) -> pd.DataFrame:
-    """The index with a reason for every slice whose header does not say that its values are HU."""
+    """The index with a reason for every slice whose values are not HU according to its header."""
     is_raw = (index[REASON] == "") & (index["why_raw"] != "")
-    return index.assign(reason=index[REASON].mask(is_raw, index["why_raw"] + " (--accept-raw to insist)"))
+    return index.assign(reason=index[REASON].mask(is_raw, index["why_raw"] + " (accepted with --accept-raw)"))
 
 
 def check_decoders(index: pd.DataFrame, *, skip: bool) -> pd.DataFrame:
-    """The index, with a reason for every slice that only a missing package could decode, where those are to be skipped.
+    """The index, with a reason for every slice whose decoder is not installed.
 
     Raises:
-        DataError: there are such slices, and `skip` is off: they are counted before any work.
+        DataError: there are such slices and `skip` is off; the message counts them.
     """
     good = index["syntax"].where(index[REASON] == "", "")
     counts = {str(name): int(count) for name, count in good.value_counts().items() if not has_decoder(str(name))}
@@ -83,18 +84,18 @@ def check_decoders(index: pd.DataFrame, *, skip: bool) -> pd.DataFrame:
     named = ", ".join(f"{count} of {len(index)}: {why_undecodable(name)}" for name, count in sorted(counts.items()))
     if not skip:
         raise DataError(
-            f"images cannot be decoded: {named}. Install the decoders, or go on without these images with "
-            "--skip-undecodable (rejected.csv then names them)."
+            f"images cannot be decoded: {named}. Install the decoders, or skip these images with "
+            "--skip-undecodable (they are listed in rejected.csv)."
         )
-    logger.warning("images are left out: %s", named)
+    logger.warning("images are skipped: %s", named)
     is_lost = good.isin(list(counts))
     return index.assign(reason=index[REASON].mask(is_lost, good.map({name: why_undecodable(name) for name in counts})))
 
 
 def _name_volumes(index: pd.DataFrame) -> pd.DataFrame:
-    """The index with names for NIfTI volumes, which have no uids: the file's, or its path where others share the name.
+    """The index with ids for NIfTI volumes, which have no UIDs: the file name, or the path if names are not unique.
 
-    Study, series and patient are the volume; a slice is its number behind that.
+    Study, series and patient have this id; a slice has its number appended.
     """
     is_volume = index["syntax"] == nifti.SYNTAX
     if not is_volume.any():
@@ -112,30 +113,29 @@ def _name_volumes(index: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_headers(refs: list[FileRef]) -> list[Outcome]:
-    """(header or None, reason or "") of each slice of the files; one whose pixels alone are at fault has both. Runs in
-    a worker.
+    """(header or None, reason or "") of each slice of the files; both if only the pixels are invalid. Runs in a worker.
 
-    A header's `kind` becomes the reason why its series would not be chosen: free text may hold a name, so it is judged
-    where it is read, and goes no further.
+    The `kind` of a header is replaced by the reason why its series would not be chosen: it is free text, which may
+    contain a name and must not be stored.
     """
     return [outcome for ref in refs for outcome in _read_file(ref)]
 
 
 def _read_file(ref: FileRef) -> list[Outcome]:
-    # Ids of RSNA are not legal UIDs: a reader that validates warns four times per file.
+    # RSNA ids are not valid UIDs: a validating reader warns four times per file.
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     try:
         if ref.relative.lower().endswith(nifti.SUFFIXES):
             found = [(None, "not CT")] if _is_other_modality(ref) else nifti.read_slices(partial(ref.read, 0))
         else:
             found = read_slices(partial(ref.read, 0), ref.num_bytes)
-    except UnreadableError as error:  # of the file, not of what is in it
+    except UnreadableError as error:  # the file itself, not its content
         return [(None, str(error))]
     return [(_judge_kind(header), reason) for header, reason in found]
 
 
 def _is_other_modality(volume: FileRef) -> bool:
-    """Whether the side file of a plain NIfTI (BIDS, dcm2niix) says that it is no CT; NIfTI itself cannot say so."""
+    """Whether the JSON file next to a NIfTI file (BIDS, dcm2niix) gives another modality than CT."""
     side = Path(re.sub(r"(?i)\.nii(\.gz)?$", ".json", volume.container))
     try:
         if volume.zip_offset >= 0 or side.stat().st_size > _SIDE_BYTES:
@@ -153,7 +153,7 @@ def _judge_kind(header: Header | None) -> Header | None:
 
 
 class _Batches(Sequence[list[FileRef]]):
-    """The references of some hundred files at a time, each batch built when it is asked for."""
+    """Batches of file references, each built on access."""
 
     def __init__(self, files: pd.DataFrame) -> None:
         self._files = files
@@ -163,18 +163,18 @@ class _Batches(Sequence[list[FileRef]]):
 
     def __getitem__(self, position: int) -> list[FileRef]:  # type: ignore[override]
         if not 0 <= position < len(self):
-            raise IndexError(position)  # the end of an iteration
+            raise IndexError(position)  # ends an iteration
         start = position * _FILES_PER_TASK
         return file_refs(self._files.iloc[start : start + _FILES_PER_TASK])
 
 
 def _read_table(refs: list[FileRef]) -> pd.DataFrame:
-    """`read_headers` as columns, which travel and are kept in a tenth of the room of a tuple each."""
+    """`read_headers` as a table, which takes a tenth of the memory of tuples."""
     return _make_table([_read_file(ref) for ref in refs])
 
 
 def _make_table(found: list[list[Outcome]]) -> pd.DataFrame:
-    """One row an outcome, with the place of its file in the list."""
+    """One row per outcome, with the position of its file in the list."""
     blank = tuple(_BLANKS.get(name, np.nan) for name in HEADER_COLUMNS)
     rows = [
         (*(blank if header is None else _values(header)), reason, place)
@@ -194,7 +194,7 @@ def _read_headers(files: pd.DataFrame, run: RunTasks, stop: StopFlag | None) -> 
             tables[position] = table.assign(place=table[_PLACE] + position * _FILES_PER_TASK)
             meter.advance(len(batches[position]))
             if stop is not None:
-                stop.check("nothing of the headers is kept yet")
+                stop.check("the headers read so far are not saved")
     facts = pd.concat(tables, ignore_index=True) if tables else _make_table([])
     places = facts.pop(_PLACE).to_numpy()
     rows = files if len(places) == len(files) else files.iloc[places].reset_index(drop=True)
@@ -202,7 +202,7 @@ def _read_headers(files: pd.DataFrame, run: RunTasks, stop: StopFlag | None) -> 
 
 
 def _one_by_one(refs: list[FileRef], run: RunTasks) -> list[list[Outcome]]:
-    """The files of a task whose worker died, each in a task of its own, so that the one at fault is named."""
+    """The files of a task whose worker died, one task per file, to find the file that kills a worker."""
     found: list[list[Outcome]] = [[] for _ in refs]
     for position, result in run(read_headers, [[ref] for ref in refs], isolated=True):
         found[position] = [(None, result.reason)] if isinstance(result, WorkerDied) else result

@@ -1,4 +1,4 @@
-"""Label files as people have them: any delimiter, encoding and spelling of 0 and 1; errors name rows, not cells."""
+"""Label files in any delimiter, encoding and spelling of 0 and 1; errors give row numbers, never cell contents."""
 
 import io
 import re
@@ -19,28 +19,28 @@ _SHOWN_ROWS = 5
 
 
 def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
-    """The id column and one 0/1 column per class, sorted by id; and which it is, slice_id or study_id.
+    """The id column and one 0/1 column per class, sorted by id; and the name of the id column, slice_id or study_id.
 
-    Blanks around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab or bar
-    between cells are understood; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may be
-    missing: it is their maximum.
+    Accepted are spaces around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab
+    or bar as delimiter; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may be missing: it
+    is their maximum.
 
     Raises:
-        DataError: not a table, no id, a value that is none of these, an id with different labels, or a class that is 0
-            beside one that it covers.
+        DataError: not a table, no id, another value, an id with different labels, or a class that is 0 while a class
+            that it covers is 1.
     """
     raw = _read_cells(path)
     key = next((name for name in KEYS if name in raw), None)
     derived = [name for name in task.classes if name not in raw and task.covers.get(name)]
     missing = [name for name in task.classes if name not in raw and name not in derived]
     if key is None or missing:
-        # Names of other columns are not shown: in a file without a header they are the cells of its first row.
+        # Other column names are not shown: in a file without a header they are the cells of its first row.
         known = [name for name in raw if name in (*KEYS, *task.classes)]
         raise DataError(
             f"{path}: expected a header with slice_id or study_id, and {', '.join(task.classes)}; found {raw.shape[1]} "
             f"columns, of those names {', '.join(known) or 'none'}. Name the columns in the first row."
         )
-    # A NIfTI volume is known by its file name without the ending, a DICOM file by its UID; people write both with.
+    # Ids are the file name of a NIfTI volume without its suffix, or the UID of a DICOM file; a suffix is accepted.
     ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.(?:nii(?:\.gz)?|dcm|dicom)$", "", regex=True)
     table = pd.DataFrame({key: ids})
     for name in task.classes:
@@ -54,22 +54,22 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
     for name, covered in task.covers.items():
         if name in given:
             contradicts = (table[name] == 0) & (table[list(covered)] == 1).any(axis=1)
-            _refuse(path, contradicts, f"{name} is 0 beside a class that it covers and that is 1")
+            _refuse(path, contradicts, f"{name} is 0 although a class that it covers is 1")
     table = table[[key, *task.classes]].astype(dict.fromkeys(task.classes, "int8"))
     differs = ~table.duplicated() & table[key].duplicated()
-    _refuse(path, differs, f"a {key} stands in an earlier row with different labels")
+    _refuse(path, differs, f"a {key} has different labels in an earlier row")
     unused = raw.shape[1] - 1 - len(given)
     if unused:
-        logger.warning("%s: %d further columns are not used", path, unused)
+        logger.warning("%s: %d other columns are ignored", path, unused)
     return table.drop_duplicates().sort_values(key, ignore_index=True), key
 
 
 def check_matches(path: Path, labels: pd.DataFrame, key: str, scans: pd.Series, taken: pd.Series) -> None:
-    """Says how many labels have no scan and how many scans no label.
+    """Logs the number of labels without a scan and of scans without a label.
 
     Args:
-        scans: ids of all readable files, whatever series was chosen.
-        taken: ids of what is to be used.
+        scans: ids of all readable files, of chosen and other series.
+        taken: ids of the files to be used.
 
     Raises:
         DataError: more than half of the labels have no scan.
@@ -85,11 +85,11 @@ def check_matches(path: Path, labels: pd.DataFrame, key: str, scans: pd.Series, 
     if num_lost:
         logger.warning("%s: %d of %d ids have no scan", path, num_lost, len(labels))
     if unlabelled:
-        logger.warning("%s: %d of %d %s have no label and are left out", path, unlabelled, taken.nunique(), what)
+        logger.warning("%s: %d of %d %s have no label and are omitted", path, unlabelled, taken.nunique(), what)
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
-    """Every cell as text without the blanks around it; columns by their names in lower case."""
+    """Every cell as text without surrounding spaces; column names in lower case."""
     try:
         data = path.read_bytes()
         text = data.decode(_find_encoding(data))
@@ -100,11 +100,11 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if not text.strip("\ufeff \t\r\n\0"):
         raise DataError(f"{path}: expected a table of labels, found an empty file.")
     lines = re.split(r"\r\n|\r|\n", text)
-    # Excel's line that names the delimiter, and empty lines in front, are no header; they count as rows all the same.
+    # Excel's line that names the delimiter, and leading empty lines, are not the header, but count as rows.
     said = re.fullmatch(r"\ufeff?\"?sep=(.)\"?[ \t]*", lines[0], re.IGNORECASE)
     first = next((number for number, line in enumerate(lines) if line.strip() and (number or not said)), 0)
     delimiter = said[1] if said and said[1] in _DELIMITERS else max(_DELIMITERS, key=lines[first].count)
-    # Without the delimiters behind the last cell, which spreadsheets leave.
+    # Spreadsheets may append delimiters after the last cell.
     text = "\n".join(line.rstrip(f"{delimiter} ") for line in lines[first:])
     try:
         with warnings.catch_warnings():
@@ -117,7 +117,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
                 index_col=False,
                 skip_blank_lines=False,
             )
-    # What the parser says holds cells of the row that it stumbled over.
+    # The message of the parser contains cells of the invalid row.
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning):
         raise DataError(
             f"{path}: expected a table with as many cells in every row as in its header, found something else. "
@@ -127,13 +127,13 @@ def _read_cells(path: Path) -> pd.DataFrame:
     raw.index += first
     raw.columns = pd.Index([str(name).strip().strip("\ufeff").lower() for name in raw.columns])
     raw = raw.loc[:, ~raw.columns.duplicated()]
-    # Rows without anything in them, as spreadsheets leave them at the end.
+    # Spreadsheets may append empty rows.
     raw = raw[(raw != "").any(axis=1)]
     return pd.DataFrame({name: raw[name].str.strip() for name in raw})
 
 
 def _find_encoding(data: bytes) -> str:
-    """The encoding that a mark in front names; without one UTF-16 shows by the zero bytes of its ASCII letters."""
+    """The encoding by the byte-order mark; without one UTF-16 is recognised by the zero bytes of ASCII letters."""
     marked = next((name for mark, name in _BOMS if data.startswith(mark)), "")
     if marked or len(data) < 4 or len(data) % 2:
         return marked or "utf-8"
@@ -144,7 +144,7 @@ def _find_encoding(data: bytes) -> str:
 
 
 def _refuse(path: Path, rows: pd.Series, problem: str) -> None:
-    """Raises where any row is marked, by its number as a spreadsheet counts: the header is row 1."""
+    """Raises if any row is marked; rows are numbered as in a spreadsheet, the header is row 1."""
     if not rows.any():
         return
     numbers = [str(number + 2) for number in rows.index[rows]]

@@ -1,4 +1,4 @@
-"""What every source makes of its index: which file is which slice of which study, and what was refused."""
+"""The plan of a source: the slice and study of every file, and the rejected files."""
 
 import hashlib
 import itertools
@@ -19,24 +19,24 @@ from ichkit.work.schemas import REJECTED, SERIES_CHOICE
 PLAN_COLUMNS = ["dataset", "split", "study_id", "patient_id", "series_id", "slice_id", "position_mm"]
 PLAN_COLUMNS += ["tilt_degrees", "slab"]
 TIES = ["instance_number", "acquisition_number", "slice_id"]
-"""What orders slices at one place."""
+"""The order of slices at one position."""
 
 _SHOWN_REASONS = 8
 NO_UID = "no StudyInstanceUID or no SeriesInstanceUID"
-NO_PATIENT = "no PatientID: folds go by patient, and without one patients cannot be told apart"
+NO_PATIENT = "no PatientID, which patient-wise folds need"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Everything a source plans from.
+    """The input of a source's plan.
 
     Attributes:
         files: all files below its root, `FILE_COLUMNS`.
-        images: those that may be images, with what their paths say of them (`DataSource.find_images`).
+        images: those that may be images, with columns derived from their paths (`DataSource.find_images`).
         index: of the images, `INDEX_COLUMNS`.
-        labels: the label file a user named, for a source that has none of its own.
-        override: column study_id and series: series chosen by hand; or None.
-        salt: secret bytes for digests of what may name a person.
+        labels: the label file given by the user, for a source without its own.
+        override: columns study_id and series: manually chosen series; or None.
+        salt: secret bytes for digests of anything that may identify a person.
         judges_hu: of several series, pass over one whose values cannot be HU of a head.
     """
 
@@ -52,22 +52,22 @@ class Found:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """What a source offers.
+    """The slices and labels of a source.
 
     Attributes:
         dataset: its name in every table.
-        files: one row per file to be used: `PLAN_COLUMNS`, `FILE_COLUMNS`, `HEADER_COLUMNS`; files with the same
-            (study_id, slab) make one slice, whose id and place are those of the file named by `slice_id`. With a column
-            `part`, the slices of one part of a study follow each other by position, whatever series they are of.
+        files: one row per file to use: `PLAN_COLUMNS`, `FILE_COLUMNS`, `HEADER_COLUMNS`; files with the same
+            (study_id, slab) make one slice, with the id and position of the file named by `slice_id`. With a column
+            `part`, the slices of one part of a study are ordered by position, across its series.
         rejected: `schemas.REJECTED`.
         series_choice: `schemas.SERIES_CHOICE`.
         labels: slice labels, column slice_id and one per class; or None.
         study_labels: study labels, column study_id and one per class; or None.
-        sample_ids: column ID; empty where there is no sample.
+        sample_ids: column ID; empty without a sample submission.
         facts: counts and names for the manifest.
-        inputs: name to digest of label files and the like.
-        tables: further tables for the artifact, by file name.
-        salt: where file names may name people, the secret of the digests that stand for them; else None.
+        inputs: name to digest of label files and similar inputs.
+        tables: more tables for the artifact, by file name.
+        salt: the secret bytes of digests that replace file names, if these may identify people; else None.
     """
 
     dataset: str
@@ -86,10 +86,10 @@ class SourcePlan:
 def add_positions(index: pd.DataFrame, by: Sequence[str] = ("series_uid",)) -> pd.DataFrame:
     """The index with `position_mm` along the common normal of each series and `tilt_degrees` of that normal.
 
-    Both are NaN where there is no geometry.
+    Both are NaN without geometry.
 
     Args:
-        by: the columns that name a series.
+        by: the columns that identify a series.
     """
     index = index.assign(position_mm=np.nan, tilt_degrees=np.nan)
     usable = (index[ORIENTATION + POSITION].notna().all(axis=1) & (index["rows"] > 0)).to_numpy()
@@ -101,35 +101,35 @@ def add_positions(index: pd.DataFrame, by: Sequence[str] = ("series_uid",)) -> p
     means = np.stack([np.bincount(series, axis) / counts for axis in slice_normals(orientations).T], axis=1)
     normals = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12))[series]
     positions, tilts = np.full((2, len(index)), np.nan)
-    # Rounded far below any scanner's precision, so that ties in the header stay ties.
+    # Rounded far below the precision of any scanner, so that equal positions in the headers stay equal.
     positions[usable] = np.round((where * normals).sum(1), 6)
     tilts[usable] = np.degrees(np.arccos(np.clip(normals[:, 2], -1, 1)))
     return index.assign(position_mm=positions, tilt_degrees=tilts)
 
 
 def add_reason(index: pd.DataFrame, rows: pd.Series, reason: str) -> pd.DataFrame:
-    """The index with a reason for those rows that have none yet."""
+    """The index with a reason for these rows, if they have none yet."""
     return index.assign(reason=index["reason"].mask(rows & (index["reason"] == ""), reason))
 
 
 def are_among(values: pd.Series, known: pd.Series) -> np.ndarray:
-    """(N,) whether each value is one of the known ones, which are unique; on strings many times as fast as `isin`."""
+    """(N,) whether each value is one of the known unique values; for strings many times faster than `isin`."""
     are_known: np.ndarray = pd.Index(known).get_indexer(pd.Index(values)) >= 0
     return are_known
 
 
 def make_rejected(index: pd.DataFrame, **columns: str | Sequence[str] | pd.Series) -> pd.DataFrame:
-    """Rows of an index as a `rejected` table; keyword arguments fill or replace columns."""
+    """Rows of an index as a `rejected` table; keyword arguments set columns."""
     table = index.assign(file=index["relative"], **columns)
     return table.reindex(columns=REJECTED).reset_index(drop=True)
 
 
 def count_reasons(rejected: pd.DataFrame) -> str:
-    """The reasons of a `rejected` table with their counts, the commonest first, as part of a sentence."""
+    """The reasons of a `rejected` table with their counts, most frequent first, as part of a sentence."""
     counts = rejected["reason"].value_counts()
     shown = [f"{count} {reason}" for reason, count in counts.head(_SHOWN_REASONS).items()]
     more = [f"{len(counts) - _SHOWN_REASONS} more reasons"] if len(counts) > _SHOWN_REASONS else []
-    return "; ".join([*shown, *more]) or "there was no file that may be an image"
+    return "; ".join([*shown, *more]) or "there is no file that may be an image"
 
 
 def order_slices(plan: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -140,10 +140,10 @@ def order_slices(plan: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         files: the plan with `slice_index`, sorted by study_id, slice_index, position_mm.
-        slices: one row per slice, the row of the file that names it (a slab's: its middle file), with slice_index.
+        slices: one row per slice, that of its file (for a slab the middle file), with slice_index.
 
-    Series of one study follow each other by series_id, parts by their number; ties in position go by InstanceNumber,
-    AcquisitionNumber and slice_id, in RSNA by slice_id alone.
+    Series of one study are ordered by series_id, parts by number; slices at one position by InstanceNumber,
+    AcquisitionNumber and slice_id, in RSNA by slice_id only.
     """
     series = series_key(plan)
     files = plan.sort_values(["study_id", series, "slab", "position_mm", *TIES], ignore_index=True)
@@ -161,20 +161,20 @@ def order_slices(plan: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def series_key(plan: pd.DataFrame) -> str:
-    """The column whose values follow each other inside a study: its part, or where there are none its series."""
+    """The column that orders slices within a study before their position: `part` if it exists, else the series."""
     return "part" if "part" in plan else "series_id"
 
 
 class StudyTasks(Sequence[StudyTask]):
-    """The tasks of one dataset, one per study, each built when it is asked for.
+    """The decoding tasks of one data set, one per study, each built on access.
 
     Args:
         files: from `order_slices`.
 
     Attributes:
-        study_ids, keys: one a study. A key is a digest of the study's name, its files and how pixels are treated:
-            names on disk are digests, never ids.
-        largest_bytes: of the volumes, the largest before compression, as far as headers tell.
+        study_ids, keys: one per study. A key is a digest of the study's id, its files and the pixel settings; no
+            file name in the store contains an id.
+        largest_bytes: size of the largest volume before compression, according to the headers.
     """
 
     def __init__(self, files: pd.DataFrame, pixels: PixelSettings) -> None:
@@ -208,7 +208,7 @@ class StudyTasks(Sequence[StudyTask]):
         pixels = self._pixels
         treatment = f"PixelSettings(repair={pixels.repair}, hull_hu={pixels.hull_hu}, size={pixels.size})"
         if not (pixels.repair or pixels.judges_hu):
-            # Only an exception is named (--accept-raw): what was refused without it must be decoded again.
+            # Only the exception (--accept-raw) is added: studies rejected without it must be decoded again.
             treatment += ", accepts any values"
         if pixels.steps:
             treatment += f", steps {pixels.steps}"

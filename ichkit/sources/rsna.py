@@ -1,4 +1,4 @@
-"""RSNA 2019 Intracranial Hemorrhage Detection: its folders, its label file, its sample submission."""
+"""RSNA 2019 Intracranial Hemorrhage Detection: image folders, label file, sample submission."""
 
 import io
 import re
@@ -32,15 +32,15 @@ _LAYOUT_HINT = (
 
 
 def image_files(files: pd.DataFrame) -> pd.DataFrame:
-    """The files inside the image folders of the newest stage there, with columns split and slice_id.
+    """The files in the image folders of the newest stage, with columns split and slice_id.
 
     Raises:
-        DataError: no such folder.
+        DataError: there is no such folder.
     """
     parts = files["relative"].str.extract(_IMAGE_FOLDER)
     parts.columns = pd.Index(["stage", "split"])
     found = files.assign(split=parts["split"], stage=parts["stage"]).dropna(subset=["split"])
-    # Label files sit beside the folders, never in them; anything else in them is an image or is refused.
+    # Label files are next to these folders, never in them; every file inside is an image or is rejected.
     if found.empty:
         raise DataError(f"rsna: no image folder among {len(files)} files. {_LAYOUT_HINT}")
     found = found[found["stage"] == found["stage"].max()]
@@ -53,7 +53,7 @@ def plan_rsna(found: Found) -> SourcePlan:
     """Every readable slice of every series of the competition, with its labels.
 
     Raises:
-        DataError: the label file or the sample is missing, or the labels contradict themselves.
+        DataError: the label file or the sample submission is missing, or labels contradict each other.
     """
     files, images, task = found.files, found.images, found.task
     match = re.search(_IMAGE_FOLDER, images["relative"].iloc[0])
@@ -62,7 +62,7 @@ def plan_rsna(found: Found) -> SourcePlan:
     labels, num_rows = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
     sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
     index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="many_to_one")
-    # Ties of position go by slice_id here, whatever the headers say.
+    # Slices at the same position are ordered by slice_id here, not by their headers.
     index = add_positions(index).assign(dataset=DATASET, slab=0, instance_number=0, acquisition_number=0)
     index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
     is_train = index["split"] == "train"
@@ -94,10 +94,10 @@ def plan_rsna(found: Found) -> SourcePlan:
 
 
 def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:
-    """slice_id and one 0/1 column per class, sorted by slice_id; and the rows read, before identical ones are merged.
+    """slice_id and one 0/1 column per class, sorted by slice_id; and the number of rows before duplicates are merged.
 
     Raises:
-        DataError: columns, ids or labels are not as expected; contradicting rows and missing classes are named.
+        DataError: unexpected columns or labels, contradicting rows, or missing classes.
     """
     where = ref.relative
     raw = _read_csv(ref, ["ID", "Label"])
@@ -113,7 +113,7 @@ def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:
         if len(twice):
             raise DataError(
                 f"{where}: {len(twice)} images have two different labels for {name}, e.g. {twice.iloc[0]}. "
-                "Keep the right row of each and run again."
+                "Keep the correct row of each and run again."
             )
         columns[name] = rows.set_index("slice_id")[name]
     table = pd.concat(columns, axis=1).sort_index()
@@ -130,11 +130,11 @@ def read_sample(ref: FileRef) -> pd.DataFrame:
     """Column ID of the sample submission, in its order.
 
     Raises:
-        DataError: no column ID, or an id stands twice.
+        DataError: no column ID, or an id has two rows.
     """
     sample = _read_csv(ref, ["ID"])
     if sample["ID"].duplicated().any():
-        raise DataError(f"{ref.relative}: {sample.ID[sample.ID.duplicated()].iloc[0]} stands twice.")
+        raise DataError(f"{ref.relative}: {sample.ID[sample.ID.duplicated()].iloc[0]} has two rows.")
     return sample
 
 

@@ -1,4 +1,4 @@
-"""Which series of a study is the plain axial head CT: a rule on names, headers and geometry, with its reasons."""
+"""The choice of the plain axial head CT series of a study, by names, headers and geometry, with reasons."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ from ichkit.work.schemas import SERIES_CHOICE
 
 WANTED_GAP_MM = 5.0
 THIN_GAP_MM = 2.0
-"""Below it a series is averaged to slabs: RSNA's own studies go down to 2 mm between slices."""
+"""Series with smaller spacing are averaged to slabs: the smallest spacing in RSNA 2019 is 2 mm."""
 COVERED = "the other half of the head covers the same place"
 _DYNAMIC_REPEATS = 2.5
-"""A scan is repeated once where the patient moved; a place that is covered three times and more is a time series."""
+"""A scan is repeated once if the patient moved; positions covered three times or more are a time series."""
 _HEAD_MM = 200.0
-"""More than any head is high: two series that together are longer are not its two halves."""
+"""More than the height of any head: two series that together are longer are not its two halves."""
 _HALF_ADDS_MM = 15.0
 _HALVES_OVERLAP_MM = 10.0
 _HALVES_APART_MM = 12.0
@@ -49,7 +49,7 @@ _MAX_WARNINGS = 10
 
 @dataclass(frozen=True)
 class SeriesRule:
-    """What a series must have to be chosen.
+    """The requirements on a series.
 
     Attributes:
         min_slices, min_coverage_mm: the minima.
@@ -71,13 +71,13 @@ FOLDER_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, max_coverage_mm=3
 
 @dataclass(frozen=True)
 class ChosenSeries:
-    """What is read of each study.
+    """The files to read of each study.
 
     Attributes:
-        files: of the chosen series, one row a file, with `slab` (files that make one slice), `part` (0: a study is one
-            part, joined halves too) and the slice_id of each slab's middle file.
+        files: of the chosen series, one row per file, with `slab` (files that make one slice), `part` (0: one part
+            per study, even with joined halves) and the slice_id of each slab's middle file.
         choice: `schemas.SERIES_CHOICE`.
-        refused: files inside a chosen series that do not belong to its pass over the head, with their reason.
+        refused: files of a chosen series outside its pass over the head, with their reason.
     """
 
     files: pd.DataFrame
@@ -86,7 +86,7 @@ class ChosenSeries:
 
 
 def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFrame:
-    """One row per (study_id, series_id): its name, the reason most of its headers give, its geometry.
+    """One row per (study_id, series_id): its name, the most frequent reason in its headers, its geometry.
 
     Args:
         index: study_id, series_id, position_mm, orientation, rows, columns, spacing, reference_uid, kind (why its
@@ -102,12 +102,12 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
         rank=index["kind"].map(RANKS).fillna(-1).to_numpy(),
         **{f"normal_{name}": normals[:, axis] for axis, name in enumerate("xyz")},
     )
-    # The reason that most slices give, of equally frequent ones the one that weighs least.
+    # The most frequent reason; of equally frequent ones that with the lowest rank.
     kinds = rows.groupby([*SERIES, "kind", "rank"]).size().rename("count").reset_index()
     kinds = kinds.sort_values([*SERIES, "count", "rank"], ascending=[True, True, False, True])
     rows = rows.sort_values([*SERIES, "position_mm"])
     rows["gap"] = rows.groupby(SERIES)["position_mm"].diff()
-    # Repeated positions are no gap: the spacing is that between different places.
+    # Repeated positions are not gaps: the spacing is that between different positions.
     rows["gap"] = rows["gap"].where(rows["gap"] > 1e-3)
     table = rows.groupby(SERIES, sort=True).agg(
         series=("series", "first"),
@@ -129,16 +129,16 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
 
 
 def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`schemas.SERIES_CHOICE`: at most one chosen series per study (two where they are halves), and each one's reason.
+    """`schemas.SERIES_CHOICE`: at most one chosen series per study (or two halves), and the reason of each series.
 
-    Among the series that pass, the one whose spacing is nearest 5 mm; ties by coverage, then by name.
+    Of the series that pass, the one whose spacing is nearest to 5 mm; ties by coverage, then by name.
 
     Args:
         candidates: from `describe_series`.
-        override: columns study_id and series (its name or its series_id): taken whatever the rule says.
+        override: columns study_id and series (its name or series_id): used regardless of the rule.
 
     Raises:
-        DataError: the override names a series that its study does not have, or two of the same name.
+        DataError: the override names a series that does not exist in its study, or is ambiguous.
     """
     table = candidates.copy()
     judged = [_why_dropped(row, rule) for row in table.itertuples()]
@@ -184,7 +184,7 @@ def take_chosen_series(
     override: pd.DataFrame | None = None,
     judge: Callable[[pd.DataFrame], str] | None = None,
 ) -> ChosenSeries:
-    """The chosen series of every study: its one pass over the head, in slabs where it is thin.
+    """The chosen series of every study: its one pass over the head, in slabs if it is thin.
 
     Args:
         files: study_id, series_id, slice_id, kind, geometry and numbers of each file.
@@ -207,7 +207,7 @@ def take_chosen_series(
     slabs = np.empty(len(kept), np.int64)
     for where in kept.groupby(SERIES, sort=False).indices.values():
         slabs[where] = _slab_numbers(kept["position_mm"].to_numpy()[where])
-    # The slabs of two halves are counted on, so that none holds slices of both.
+    # The slabs of two halves are numbered consecutively, so that none has slices of both.
     number = kept.groupby("study_id", sort=False)["series_id"].rank(method="dense").to_numpy(np.int64)
     kept["slab"] = slabs + (number - 1) * (slabs.max(initial=0) + 1)
     kept["part"] = 0
@@ -220,7 +220,7 @@ def take_chosen_series(
 
 
 def say_choice(choice: pd.DataFrame, source: str) -> None:
-    """Warns of every study whose series is not plainly the right one; studies go by number, in order of id."""
+    """Warns about every study with a doubtful choice; studies are numbered in the order of their ids."""
     numbers = {name: number for number, name in enumerate(sorted(choice["study_id"].unique()), 1)}
     chosen = choice[choice["chosen"]].drop_duplicates("study_id")
     reasons = [
@@ -230,7 +230,7 @@ def say_choice(choice: pd.DataFrame, source: str) -> None:
     ]
     counts = choice["study_id"].value_counts()
     reasons += [
-        (number, f"no axial series of slices; passed over: {counts[name]}")
+        (number, f"no axial series of slices; not used: {counts[name]}")
         for name, number in numbers.items()
         if name not in set(chosen["study_id"])
     ]
@@ -245,31 +245,31 @@ def say_choice(choice: pd.DataFrame, source: str) -> None:
 
 
 def read_override(path: Path) -> pd.DataFrame:
-    """Series chosen by hand: study_id and series, one row a study.
+    """Manually chosen series: study_id and series, one row per study.
 
     Raises:
-        DataError: not a CSV with these columns, or a study stands twice.
+        DataError: not a CSV with these columns, or a study has two rows.
     """
     try:
         table = read_csv(path, dtype="str", keep_default_na=False)[["study_id", "series"]]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path}: expected a CSV with columns study_id, series as series_choice.csv has them: {error}"
+            f"{path}: expected a CSV with columns study_id, series as in series_choice.csv: {error}"
         ) from error
     if table["study_id"].duplicated().any():
         twice = table["study_id"][table["study_id"].duplicated()].iloc[0]
-        raise DataError(f"{path}: study {twice} stands twice; a study has one series.")
+        raise DataError(f"{path}: study {twice} has two rows; a study has one series.")
     return table
 
 
 def check_override(override: pd.DataFrame | None, choices: list[pd.DataFrame]) -> None:
-    """Refuses an override that names studies whose series are not chosen here.
+    """Checks that the studies of an override exist.
 
     Args:
         choices: `schemas.SERIES_CHOICE` of each source.
 
     Raises:
-        DataError: there are such studies.
+        DataError: some do not.
     """
     if override is None:
         return
@@ -277,14 +277,14 @@ def check_override(override: pd.DataFrame | None, choices: list[pd.DataFrame]) -
     unknown = [study for study in override["study_id"] if study not in known]
     if unknown:
         raise DataError(
-            f"series override: {len(unknown)} studies are not among the {len(known)} whose series are chosen, "
+            f"series override: {len(unknown)} studies are not among the {len(known)} studies found, "
             f"e.g. {unknown[0]}. Use the ids of series_choice.csv."
         )
 
 
 _FALLEN = "no better series: "
-_HALF_LEFT = "; half of the head may be in another series, which is not looked at"
-_JOINED = "one of two series that hold a half of the head each"
+_HALF_LEFT = "; half of the head may be in another series, which is not used"
+_JOINED = "one of two series with half of the head each"
 _INTERLEAVED = "one of two series that hold every other slice of the head each"
 _NO_HU_BEFORE = f"; passed over: a series with {NO_HU}"
 _STRAYS = "slices of another orientation are left out"
@@ -330,24 +330,24 @@ def _say_strays(choice: pd.DataFrame, strays: pd.DataFrame) -> pd.DataFrame:
 
 
 def _first_of_each(candidates: pd.DataFrame, **ascending: bool) -> pd.Index:
-    """The row of each study that comes first by these columns."""
+    """The first row of each study in the order of these columns."""
     ordered = candidates.sort_values(list(ascending), ascending=list(ascending.values()))
     return ordered.index[~ordered["study_id"].duplicated()]
 
 
 def _say_fallen(row: int, table: pd.DataFrame, why: pd.Series) -> str:
-    """Why a series that did not pass is taken, and what was passed over for it."""
+    """The reason why a series that did not pass is used, and those of the other series."""
     others = why[(table["study_id"] == table.loc[row, "study_id"]) & (table.index != row)]
     counts = others.value_counts()
     passed_over = ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
-    more = f"; passed over: {passed_over}" if passed_over else ""
+    more = f"; not used: {passed_over}" if passed_over else ""
     return f"no better series: axial, although {why[row]}{more}"
 
 
 def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
-    """The chosen rows and, of each study, the series with the half of its head that the chosen one lacks.
+    """The chosen rows and, for each study, the series with the other half of its head.
 
-    Reasons are written into the table. A half that does not fit into the same volume is left, and said.
+    Reasons are written into the table. A half that does not fit into the same volume is not used, with a note.
     """
     halves = []
     plausible = table[table["axial"] & (table["rank"] <= 0)]
@@ -421,7 +421,7 @@ def _cut_overlap(kept: pd.DataFrame, interleaved: pd.Series) -> tuple[pd.DataFra
 
 
 def _find_series(study: pd.DataFrame, study_id: str, wanted: str) -> int:
-    """The row of a study's candidate with that name or series_id."""
+    """The row of the candidate with that name or series_id."""
     found = study.index[(study["series"] == wanted) | (study["series_id"] == wanted)]
     if len(found) != 1:
         names = ", ".join(sorted(study["series"]))
@@ -431,7 +431,7 @@ def _find_series(study: pd.DataFrame, study_id: str, wanted: str) -> int:
 
 
 def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
-    """(N,) slab of each slice of one series, ascending: one slice a slab, or about 5 mm where the series is thin."""
+    """(N,) slab of each slice of one series, ascending: one slice each, or about 5 mm if the series is thin."""
     gaps = np.diff(positions_mm)
     gaps = gaps[gaps > 1e-3]
     if not len(gaps) or np.median(gaps) >= THIN_GAP_MM:
@@ -440,10 +440,10 @@ def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
 
 
 def _why_dropped(row: Any, rule: SeriesRule) -> tuple[str, int]:
-    """(reason, its rank); an empty reason where the series passes."""
+    """(reason, its rank); an empty reason if the series passes."""
     kind = row.kind
     if kind == CONTRAST and says_no_contrast(row.series):
-        # Scanners write the agent of a study into its plain series too.
+        # Scanners write the contrast agent of a study into its plain series too.
         kind = ""
     reasons = [reason for reason in (why_dropped_by_name(row.series), kind) if reason]
     if reasons:

@@ -1,4 +1,4 @@
-"""What name and header of a CT series say against its being the plain head: words, kernels, contrast, body part."""
+"""Reasons in name and header why a CT series is not a plain head CT: words, kernels, contrast, body part."""
 
 import re
 import unicodedata
@@ -29,7 +29,7 @@ RANKS = {
     LOCALIZER: 9,
     NO_SLICE: 9,
 }
-"""How far from a plain head a series is for each reason; where nothing better is there, the lowest is taken."""
+"""How far from a plain head CT a series is for each reason; without a better series the lowest is used."""
 NEVER = 9
 
 _NO = (
@@ -56,7 +56,7 @@ _NEGATIONS = tuple(
         r"\b(?:non|un|pre|no)[ -]?(?:contrast\w*|con|contr|enhanced?|infused|iv|c|km|inj\w*|kontrast\w*)\b",
         r"\b(?:ncct|nect|nccth?|uninfused|nativ\w*|plain|blanco|pre|nc|kontrastsiz|нативн\w*|бесконтраст\w*)\b|平扫|平掃",
         r"(?<!\w)-\s?c\b|\bc-(?=\s|$)|\biv\s?-(?=\s|$)|(?<!\w)-\s?iv\b",
-        # The name of Siemens' blend of two energies: contrast between tissues, not of an agent.
+        # Siemens' name for the blend of two energies: contrast between tissues, not contrast medium.
         r"\boptimum contrast\b",
     )
 )
@@ -109,7 +109,7 @@ _WORD_RULES: tuple[tuple[str, str], ...] = (
         r"midface|maxillo\w*|maxilla\w*|massif facial|mandib\w*|dental\w*|jaw|kiefer\w*|tmj|iac|iacs|"
         r"temporal ?bones?|temporals?|t ?bones?|petrous|rochers?|mastoid\w*|felsenbein\w*|inner ?ears?|innerear\w*|"
         r"ears?|sella\w*|pituitary|nasal|nose|left|right)\b"
-        # RT and LT name a side, but not beside a number, where they belong to the name of a kernel or a protocol.
+        # RT and LT mean a side, but next to a number they belong to the name of a kernel or protocol.
         r"|(?<![\d.] )(?<![\d.]mm )\b(?:lt|rt)\b(?! ?\d)",
     ),
     (
@@ -164,42 +164,41 @@ _OTHER_PARTS = re.compile(
 
 @lru_cache(maxsize=4096)
 def why_dropped_by_name(name: str) -> str:
-    """The reason a series' name (its folder, its description) rules it out; empty where it does not.
+    """The reason in a series' name (folder or description) to exclude it; empty if there is none.
 
-    Where there are several reasons, the one that is furthest from a plain head (`RANKS`).
+    Of several reasons, the one furthest from a plain head (`RANKS`).
 
     Example:
         >>> why_dropped_by_name("CT PRE CONTRAST BONE"), why_dropped_by_name("AX HEAD WITHOUT CONTRAST 5MM")
         ('bone or high-resolution kernel', '')
     """
-    # "1.25 MMC" and "1.25MMC" read alike.
+    # Treats "1.25 MMC" and "1.25MMC" alike.
     text = _spaced(name)
     text = re.sub(r"(?<=\d)(?=mmc\b)", " ", text)
     words = re.sub(r"[-/ ]+", " ", text).strip()
     reasons = [reason for reason, pattern in _WORDS if pattern.search(words)]
     if _is_contrast(text):
         reasons.append(CONTRAST)
-    # A kernel inside the name has a form that no word has: two letters or a speed beside its number.
+    # A kernel name differs from words: two letters, or a speed letter after its number.
     reasons += [why_dropped_by_kernel(word) for word in words.split() if _is_named_kernel(word)]
     return _furthest(reasons)
 
 
 @lru_cache(maxsize=4096)
 def says_no_contrast(name: str) -> bool:
-    """True where a name says in words that no contrast was given."""
+    """True if a name states that no contrast medium was given."""
     text = _spaced(name)
     return not _is_contrast(text) and any(pattern.search(text) for pattern in _NEGATIONS)
 
 
 @lru_cache(maxsize=4096)
 def why_dropped_by_kernel(kernel: str, maker: str = "") -> str:
-    r"""The reason a convolution kernel (0018,1210) rules a series out: for bone, lung or inner ear, or a localizer's.
+    r"""The reason in a convolution kernel (0018,1210) to exclude a series: bone, lung or inner ear, or a localizer.
 
     Args:
-        kernel: as in the header; of several values, separated by a backslash, the first counts: Siemens' second one is
-            the strength of its iterative reconstruction.
-        maker: Manufacturer (0008,0070); the single letters of Philips are taken as such where no other maker is
-            named.
+        kernel: as in the header; of several values, separated by a backslash, the first is used: Siemens' second value
+            is the strength of its iterative reconstruction.
+        maker: Manufacturer (0008,0070); the single letters of Philips are recognised unless another maker is given.
 
     Source: names of kernels as read in headers of public collections; the sharpness of Siemens' rises with its number.
 
@@ -225,10 +224,10 @@ def why_dropped_by_kernel(kernel: str, maker: str = "") -> str:
 
 @lru_cache(maxsize=4096)
 def why_dropped_by_header(kind: str) -> str:
-    """The reason what a header says of its series rules it out; empty where it does not.
+    """The reason in a header to exclude its series; empty if there is none.
 
-    Its description, or where there is none its protocol, is judged as a name; then ImageType, kernel, contrast agent
-    and body part. Agent and body part only where the name leaves them open: protocols fill them for a whole study.
+    The description, or without one the protocol, is checked as a name; then ImageType, kernel, contrast agent and body
+    part. Agent and body part count only if the name does not contradict: protocols fill them for a whole study.
 
     Args:
         kind: `Header.kind`.
@@ -248,7 +247,7 @@ def why_dropped_by_header(kind: str) -> str:
 
 
 def names_an_agent(text: str) -> bool:
-    """True where ContrastBolusAgent (0018,0010) names one; many scanners write that there was none."""
+    """True if ContrastBolusAgent (0018,0010) names an agent; many scanners write that there was none."""
     text = _plain_letters(text).strip(" '\".")
     if _NO_AGENT.fullmatch(text):
         return False
@@ -256,13 +255,13 @@ def names_an_agent(text: str) -> bool:
 
 
 def _plain_letters(text: str) -> str:
-    """A text in lower case without accents, as people write the same word with and without them."""
+    """A text in lower case without accents."""
     letters = unicodedata.normalize("NFKD", text.casefold())
     return unicodedata.normalize("NFC", "".join(letter for letter in letters if not unicodedata.combining(letter)))
 
 
 def _spaced(name: str) -> str:
-    """A name in plain letters; lines, slanted bars, brackets and the like separate words as spaces do."""
+    """A name in plain letters, with underscores, slashes, brackets and punctuation replaced by spaces."""
     return re.sub(r"[_|\\;:,()\[\]\s]+", " ", _plain_letters(name)).strip()
 
 
@@ -273,7 +272,7 @@ def _is_contrast(text: str) -> bool:
         text = pattern.sub(" ", text)
     if re.search(r"(?<!\w)\+\s?c\b|\bc\s?\+|\biv\s?\+", text):
         return True
-    # The spine at the neck is written with a C that is no contrast.
+    # In "C spine" and "C arm" the C does not mean contrast.
     spaced = re.sub(r"\bc[- ](?=sp)|\bc[- ]arm", "", text)
     return bool(_CONTRAST_WORDS.search(re.sub(r"[-/ ]+", " ", spaced)))
 
@@ -286,7 +285,7 @@ def _is_named_kernel(word: str) -> bool:
 
 
 def _why_dropped_by_image_type(text: str) -> str:
-    """ImageType alone: DERIVED is what scanners write of every reformat, so it says nothing by itself."""
+    """The reason in ImageType; DERIVED alone is not one, because scanners write it for every reformat."""
     words = set(re.split(r"[\\_ ]+", text))
     if "localizer" in words:
         return LOCALIZER
@@ -309,5 +308,5 @@ def _why_dropped_by_body_part(text: str) -> str:
 
 
 def _furthest(reasons: list[str]) -> str:
-    """The first of those reasons that are furthest from a plain head; empty where there is none."""
+    """The reason furthest from a plain head; empty if there is none."""
     return max((reason for reason in reasons if reason), key=RANKS.__getitem__, default="")

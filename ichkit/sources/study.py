@@ -1,4 +1,4 @@
-"""One study from its files to its volume; what runs in a worker."""
+"""Decodes one study from its files to its volume; runs in a worker."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from ichkit.imaging.store import write_volume
 from ichkit.sources.files import FileRef
 
 MAX_VOLUME_BYTES = 2 * 1024**3
-"""1,000 slices of 1024 x 1024; a study beyond it is a mistake or an attack."""
+"""1,000 slices of 1024 x 1024; a larger study is a mistake or an attack."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class PixelSettings:
     """How stored pixels become a volume.
 
     Attributes:
-        repair: mend broken intercepts (RSNA only).
+        repair: repair broken intercepts (RSNA only).
         hull_hu: lowest and highest HU kept.
         size: side of the square every slice is fitted to; None keeps the native size.
-        judges_hu: refuse a study whose values cannot be HU of a head (`why_no_head`).
+        judges_hu: reject a study whose values cannot be HU of a head (`why_no_head`).
         steps: rows of `imaging.steps.STEPS`, done to the volume of native size, before `size`.
     """
 
@@ -51,12 +51,12 @@ class PixelSettings:
 
 @dataclass(frozen=True)
 class StudyTask:
-    """One study to be decoded.
+    """One study to decode.
 
     Attributes:
         key: hex digest of everything the volume depends on; names its file.
-        slices: for each slice of the volume its files, and how their pixels are stored; several files where a thin
-            series is averaged.
+        slices: for each slice of the volume its files, and how their pixels are stored; several files if a thin series
+            is averaged.
     """
 
     key: str
@@ -66,10 +66,10 @@ class StudyTask:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """What came of a task.
+    """The result of a task.
 
     Attributes:
-        volume: path relative to the store, empty where no slice could be read.
+        volume: path relative to the store; empty if no slice could be read.
         kept: positions in `task.slices` of the rows of the volume.
         padded: for each kept slice, whether its scanner padded it.
         brain_share: for each kept slice, the share of its pixels from 0 to 80 HU.
@@ -121,7 +121,7 @@ def store_study(folder: Path, task: StudyTask) -> StudyRecord:
 
 
 def decode_study(task: StudyTask) -> DecodedStudy:
-    """Reads every file of a study into one volume; a file that cannot be read is left out and named.
+    """Reads every file of a study into one volume; a file that cannot be read is omitted and listed as a failure.
 
     A study of mixed matrix sizes gets the largest rows and columns; smaller slices stand in the middle of air. A slice
     whose matrix would swell the volume beyond `MAX_VOLUME_BYTES` is left out like one that cannot be read. Where all
@@ -159,7 +159,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     if reason:
         lost = {(position, inside) for position, inside, _ in failures}
         places = ((position, inside) for position, files in enumerate(task.slices) for inside in range(len(files)))
-        failures += [(*place, f"{reason} (--accept-raw to insist)") for place in places if place not in lost]
+        failures += [(*place, f"{reason} (accepted with --accept-raw)") for place in places if place not in lost]
         return DecodedStudy(volume[:0], [], [], [], sorted(failures))
     volume, origin = _run_steps(task, volume[: len(kept)], kept)
     return DecodedStudy(volume, kept, padded, brain, failures, origin)
@@ -183,12 +183,12 @@ def _run_steps(task: StudyTask, volume: np.ndarray, kept: list[int]) -> tuple[np
 
 
 def is_repaired(header: StoredPixels, pixels: PixelSettings) -> bool:
-    """True where the slice's intercept is broken and mended."""
+    """True if the slice's intercept is broken and to be repaired."""
     return pixels.repair and has_broken_intercept(header.bits_stored, header.pixel_representation, header.intercept)
 
 
 def _volume_shape(task: StudyTask) -> tuple[int, int]:
-    """(H, W) of a study's volume; (0, 0) where even its most common matrix is too large."""
+    """(H, W) of a study's volume; (0, 0) if even its most common matrix is too large."""
     if task.pixels.fits_each and task.pixels.size is not None:
         return task.pixels.size, task.pixels.size
     shapes = Counter((header.rows, header.columns) for files in task.slices for _, header in files)
@@ -205,10 +205,10 @@ def _fits(header: StoredPixels, task: StudyTask, shape: tuple[int, int]) -> bool
 
 
 class _Reader:
-    """Reads the slices of a study one after the other; the last file of several slices stays open.
+    """Reads the slices of a study one after the other; caches the last file, which may hold several slices.
 
     Attributes:
-        extents: lowest and highest HU of each slice so far, where the settings ask for it.
+        extents: lowest and highest HU of each slice so far; empty unless `judges_hu` is set.
     """
 
     def __init__(self, pixels: PixelSettings) -> None:
@@ -217,7 +217,7 @@ class _Reader:
         self._open: tuple[FileRef, bytes | np.ndarray] | None = None
 
     def read_slice(self, ref: FileRef, header: StoredPixels, row: np.ndarray) -> tuple[bool, float]:
-        """Fills one (H, W) row of a volume; returns whether the slice is padded, and its share of brain."""
+        """Fills one (H, W) row of a volume; returns whether the slice is padded, and its brain share."""
         pixels = self._pixels
         if header.syntax:
             stored = decode_stored(self._open_file(ref, header), header)

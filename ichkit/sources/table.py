@@ -1,4 +1,4 @@
-"""Where data may come from: one row a source, and how each is found on this machine."""
+"""The table of data sources, and the search for their data on this machine."""
 
 import os
 from collections.abc import Callable
@@ -22,18 +22,18 @@ class DataSource:
 
     Attributes:
         name: its `dataset` in every table, and its option.
-        find_images: files below the root to the images among them.
-        plan: what was found to a `SourcePlan`.
-        repair: whether broken intercepts are mended.
-        keeps_index: whether headers may be kept for the next call; not where ids and paths may name people.
-        is_required: whether `prepare` cannot do without it.
-        role: training data, one of which `--source` names; or an external set, prepared wherever it is found.
-        variable: environment variable that names its root.
-        folders: where it is looked for after that.
+        find_images: selects the images among the files below the root.
+        plan: makes a `SourcePlan` of the files found.
+        repair: whether broken intercepts are repaired.
+        keeps_index: whether headers may be cached for the next call; not if ids and paths may identify people.
+        is_required: whether missing data are an error.
+        role: training data, selected with `--source`; or an external set, prepared if its data are found.
+        variable: environment variable for its root.
+        folders: default folders, searched if the variable is not set.
         description: one sentence.
-        source: where its layout comes from.
-        tables: patterns of the relative paths of the tables that `plan` reads; their content tells whether there is
-            anything new, and no other table below the root is opened.
+        source: the origin of its layout.
+        tables: patterns of the relative paths of the tables that `plan` reads; their content decides whether the store
+            is up to date, and no other table below the root is opened.
     """
 
     name: str
@@ -81,7 +81,7 @@ SOURCES = {
         role=Role.EXTERNAL,
         variable="ICHKIT_CQ500",
         folders=(Path("data/cq500"), _KAGGLE_INPUT / "cq500"),
-        description="CQ500: studies read by three radiologists, the external test.",
+        description="CQ500: studies read by three radiologists, for external validation.",
         source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
         tables=(cq500.TABLES,),
     ),
@@ -95,7 +95,7 @@ SOURCES = {
         role=Role.TRAINING,
         variable="ICHKIT_FOLDER",
         folders=(Path("data/folder"),),
-        description="Any tree of DICOM with a label file: your own scans, labelled per slice or per study.",
+        description="Any folder of DICOM with a label file: your own scans, labelled per slice or per study.",
         source="chosen here",
         tables=(),
     ),
@@ -103,7 +103,7 @@ SOURCES = {
 
 
 def training_sources() -> list[str]:
-    """Names of the sources that bring training data, the usual one first."""
+    """Names of the sources of training data, the default first."""
     return [name for name, source in SOURCES.items() if source.role is Role.TRAINING]
 
 
@@ -113,10 +113,10 @@ def external_sources() -> list[str]:
 
 
 def locate(source: DataSource, given: Path | None) -> Path | None:
-    """The root of a source: the one given, else its environment variable, else the first of its folders that is there.
+    """The root of a source: the one given, else from its environment variable, else its first existing default folder.
 
     Raises:
-        DataError: a root that was named is not there, or a required source is nowhere.
+        DataError: a given root does not exist, or a required source is not found.
     """
     named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
     if named is not None:
@@ -124,15 +124,14 @@ def locate(source: DataSource, given: Path | None) -> Path | None:
             option = f"--{source.name}" if source.name in _OWN_OPTIONS else f"--external {source.name}=PATH"
             origin = option if given else source.variable
             raise DataError(
-                f"{source.name}: {origin} says {named}, and nothing is there. Expected a folder or a zip; "
-                "check the path."
+                f"{source.name}: expected a folder or a zip file at {named} ({origin}), found nothing. Check the path."
             )
         return named
     found = next((folder for folder in source.folders if folder.exists()), None)
     if found is None and source.is_required:
         places = ", ".join(map(str, source.folders))
         raise DataError(
-            f"{source.name}: no data at {places}. Download it from {source.source} and name it with "
+            f"{source.name}: no data at {places}. Download them from {source.source} and give their path with "
             f"--{source.name} PATH or {source.variable}; or try `ichkit phantom phantom` and "
             f"`ichkit prepare --{source.name} phantom/{source.name}`."
         )
@@ -140,5 +139,5 @@ def locate(source: DataSource, given: Path | None) -> Path | None:
 
 
 def is_phantom(root: Path) -> bool:
-    """True where `ichkit phantom` wrote the data."""
+    """True if `ichkit phantom` wrote the data."""
     return (root / PHANTOM_FILE).is_file()

@@ -1,4 +1,4 @@
-"""Every predictor that a work folder holds, first or second stage, behind one row: what can be scored and submitted."""
+"""The sources of a work folder: every first- or second-stage predictor that can be scored and submitted."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ from ichkit.work.schemas import KEY, check_predictions, make_predictions
 
 @dataclass(frozen=True)
 class Source:
-    """One predictor: the folds of a run, or one kind of table of a stack.
+    """One predictor: the folds of a run, or one kind of prediction of a stack.
 
     Attributes:
         name: `<run>` for a run, else `<stack>-<kind>`.
         kind: "base" for a run, else "fusion", "lightgbm", "blend", ...
-        runs: the first-stage runs behind it.
-        folds: first-stage folds it was scored on, ascending.
+        runs: its first-stage runs.
+        folds: the first-stage folds it was scored on, ascending.
         path: its run folder or out-of-fold table, relative to the work folder.
         tables: "oof", "test" and every external set, the standard one first, to its tables: one per fold of a run, one
             for a stack.
         digests: SHA-256 of each table, keyed by its path relative to the work folder.
-        data: where the scans came from: "rsna", "phantom", "folder".
-        config_digest: digest of the settings it was made from.
-        created_utc: when the newest part of it was finished.
-        git_commit: the commit that made the newest part; empty outside a checkout.
-        is_outdated: a stack whose runs have other descriptors now than those it was made from.
+        data: origin of the scans: "rsna", "phantom", "folder".
+        config_digest: digest of its settings.
+        created_utc: creation time of its newest part.
+        git_commit: the commit of its newest part; empty outside a checkout.
+        is_outdated: True for a stack whose runs have changed since it was made.
     """
 
     name: str
@@ -58,30 +58,30 @@ class Source:
 
     @property
     def remedy(self) -> str:
-        """The command that rewrites its tables."""
+        """The command that updates its tables."""
         return "ichkit train" if self.kind == "base" else "ichkit stack"
 
     def paths(self, split: str) -> tuple[Path, ...]:
-        """The tables of "oof", "test" or an external set; none of a set that it has not predicted."""
+        """The tables of "oof", "test" or an external set; empty for a set without predictions."""
         return self.tables.get(split, ())
 
     def read(self, path: Path) -> pd.DataFrame:
-        """One of its tables, as it was when the work folder was looked through.
+        """One of its tables, unchanged since the sources were listed.
 
         Raises:
-            ArtifactError: it cannot be read, or it is another one now.
+            ArtifactError: it cannot be read, or has changed.
         """
         names = (name for name in self.digests if path.as_posix().endswith(name))
         return read_table(path, self.digests[next(names)])
 
     def digests_of(self, work: WorkFolder, split: str) -> dict[str, str]:
-        """The part of `digests` that belongs to one split."""
+        """The part of `digests` for one split."""
         names = [path.relative_to(work.root).as_posix() for path in self.paths(split)]
         return {name: self.digests[name] for name in names}
 
 
 class _Identity(NamedTuple):
-    """What a source is called and made from; see `Source`."""
+    """Name and parts of a source; see `Source`."""
 
     name: str
     kind: str
@@ -106,8 +106,8 @@ def find_sources(work: WorkFolder, task: Task) -> list[Source]:
     for source in sources:
         if source.name in seen:
             raise ContractError(
-                f'work: {seen[source.name].path} and {source.path} are both called "{source.name}"; a name has one '
-                "source. Rename the run's folder, or remove one of the two."
+                f'work: {seen[source.name].path} and {source.path} are both named "{source.name}"; names must be '
+                "unique. Rename the folder of the run, or remove one of the two."
             )
         seen[source.name] = source
     return sources
@@ -128,7 +128,7 @@ def pick_source(sources: Sequence[Source], name: str) -> Source:
 
 
 def load_out_of_fold(source: Source) -> pd.DataFrame:
-    """The out-of-fold predictions of all its folds, sorted by study_id and slice_index; each row has its own fold.
+    """The out-of-fold predictions of all folds, sorted by study_id and slice_index, each row with its fold.
 
     Raises:
         ArtifactError: a table cannot be read.
@@ -140,14 +140,14 @@ def load_out_of_fold(source: Source) -> pd.DataFrame:
 
 
 def load_split(source: Source, split: str) -> pd.DataFrame:
-    """The predictions for "test" or an external set, fold = -1: for a run the arithmetic mean of its folds' models.
+    """The predictions for "test" or an external set, fold = -1: for a run the arithmetic mean over its fold models.
 
     Args:
         split: "test", or an external set among `source.tables`.
 
     Raises:
         ArtifactError: a table cannot be read.
-        ContractError: a table breaks the contract, or the folds' tables hold different slices.
+        ContractError: a table breaks the contract, or the tables of the folds have different slices.
     """
     paths = source.paths(split)
     tables = [source.read(path) for path in paths]
@@ -156,7 +156,7 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
         if not table.slice_id.equals(tables[0].slice_id):
             raise ContractError(
                 f"{path}: expected the same slices as {paths[0]}, found others ({len(table)} and {len(tables[0])} "
-                f"rows). Run `{source.remedy}` again to remake the tables."
+                f"rows). Run `{source.remedy}` again to update the tables."
             )
     columns = source.task.probability_columns
     mean = np.mean([table[columns].to_numpy(np.float64) for table in tables], axis=0)
@@ -174,7 +174,7 @@ def _run_source(inventory: Inventory, run: str, folds: list[int], task: Task) ->
 
 
 def _stack_sources(inventory: Inventory, stack: str, task: Task) -> list[Source]:
-    """Every kind of a stack."""
+    """The sources of a stack, one for each kind."""
     folder, manifest = inventory.stacks[stack].folder, inventory.stacks[stack].manifest
     kinds = kinds_of(manifest)
     try:
@@ -206,7 +206,7 @@ def _sets_of_all(tables: Iterable[set[str]]) -> tuple[str, ...]:
 
 
 def _tables_behind(prefix: str, manifest: Manifest) -> set[str]:
-    """Names of the parquet tables of an artifact that begin with `prefix`, without it."""
+    """Names of the parquet tables of an artifact that begin with `prefix`, with the prefix removed."""
     names = {name.removesuffix(".parquet") for name in manifest.files if name.endswith(".parquet") and "/" not in name}
     return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
@@ -218,11 +218,11 @@ def _make_source(
     tables: Mapping[str, tuple[Path, ...]],
     identity: _Identity,
 ) -> Source:
-    """The row of one predictor, with what its manifests say about it.
+    """A source with the facts from its manifests.
 
     Args:
         manifests: by artifact folder.
-        tables: by split; each lies directly in one of those folders.
+        tables: by split; each is directly in one of those folders.
     """
     digests = {}
     for path in (path for group in tables.values() for path in group):
@@ -248,7 +248,7 @@ def _make_source(
 
 
 def _check_artifact(folder: Path, manifest: Manifest, task: Task) -> None:
-    """Refuses an artifact with damaged files, an incomplete manifest, or of another task."""
+    """Raises if an artifact has damaged files or an incomplete manifest, or is of another task."""
     check_sizes(folder, manifest)
     lacking = {"data", "task"} - manifest.facts.keys()
     if lacking:

@@ -8,12 +8,12 @@ import pandas as pd
 from ichkit.core.tasks import Task
 from ichkit.work.schemas import PROBABILITY_CLIP
 
-_SMALLEST_WEIGHT = 1e-12  # a class that counts nothing in the score still has a place in a mean
+_SMALLEST_WEIGHT = 1e-12  # for classes of weight 0, so that means over classes are defined
 _MAX_ROUNDS, _TOLERANCE = 1000, 1e-10
 
 
 def make_coherent(probabilities: np.ndarray, task: Task) -> np.ndarray:
-    """The coherent probabilities nearest to the given ones; rows that are coherent already keep every bit.
+    """The coherent probabilities nearest to the given ones; coherent rows are returned unchanged.
 
     Args:
         probabilities: (N, C) float in [0, 1], a column per class of the task.
@@ -90,8 +90,8 @@ def _violations(values: np.ndarray, stars: list[_Star]) -> np.ndarray:
 def _project(logits: np.ndarray, stars: list[_Star], weights: np.ndarray) -> np.ndarray:
     """(n, C) projected logits of rows that violate a star: weighted isotonic regression of the logits.
 
-    One star is projected on exactly. Several that share classes are projected on in turn, with Dykstra's corrections,
-    until nothing moves.
+    The projection on one star is exact. Several stars that share classes are used in turn, with Dykstra's corrections,
+    until the logits converge.
     """
     weights = np.maximum(weights, _SMALLEST_WEIGHT)
     if len(stars) == 1:
@@ -113,8 +113,8 @@ def _project(logits: np.ndarray, stars: list[_Star], weights: np.ndarray) -> np.
 def _project_on_star(logits: np.ndarray, star: _Star, weights: np.ndarray) -> np.ndarray:
     """(n, C) logits nearest to the given ones with the covering class at least as large as each it covers.
 
-    The covering class is pooled with the largest covered ones for as long as that raises the weighted mean: its value
-    is the largest of the means over growing pools, and no covered class keeps more.
+    The covering class is pooled with the largest covered ones as long as that raises the weighted mean: its value is
+    the largest of the means over growing pools, and the upper limit of every covered class.
     """
     order = np.argsort(-logits[:, star.parts], axis=1, kind="stable")
     covered = np.take_along_axis(logits[:, star.parts], order, axis=1)  # (n, parts), from the largest on
@@ -129,6 +129,6 @@ def _project_on_star(logits: np.ndarray, star: _Star, weights: np.ndarray) -> np
 
 
 def _lift(values: np.ndarray, stars: list[_Star]) -> None:
-    """Raises covering classes, in place, over what rounding left above them."""
+    """Raises covering classes, in place, to the classes that rounding left above them."""
     for star in stars:
         values[:, star.whole] = np.maximum(values[:, star.whole], values[:, star.parts].max(axis=1))

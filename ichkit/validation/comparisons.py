@@ -1,4 +1,4 @@
-"""Which differences between sources are real: the same patients drawn for both, DeLong's test for external studies."""
+"""Paired comparisons of sources: bootstrap over the same patients, DeLong's test for external studies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ COMPARISON_DTYPES = {
 
 @dataclass(frozen=True)
 class StudyScores:
-    """Studies and what one source says of them.
+    """Studies with their labels and the predictions of one source.
 
     Attributes:
         place: dataset, split, level, aggregation.
@@ -46,14 +46,14 @@ def compare_pairs(
     task: Task,
     level: float,
 ) -> pd.DataFrame:
-    """Every pair of sources, both ways round, columns of `COMPARISON_DTYPES`: `source` less `other`.
+    """Every ordered pair of sources, with columns of `COMPARISON_DTYPES`: `source` minus `other`.
 
     Args:
-        draws: source to its scores in every draw of the patients: columns of `DRAWS_DTYPES` and `draws`, (D,) each.
-        studies: source to the scores of its external studies, one for each set, the same sets in the same order for
-            every source; none where there are no such sets. Compared by DeLong's test.
+        draws: source to its scores in every bootstrap sample: columns of `DRAWS_DTYPES` and `draws`, (D,) each.
+        studies: source to the scores of its external studies, one for each set, in the same order for every source;
+            empty without external sets. Compared by DeLong's test.
         names: sources scored on the same rows.
-        level: what an interval covers, e.g. 0.95.
+        level: confidence level, e.g. 0.95.
     """
     rows = []
     for one, two in combinations(names, 2):
@@ -61,14 +61,14 @@ def compare_pairs(
         for own, other in zip(studies.get(one, ()), studies.get(two, ()), strict=True):
             found += compare_studies(own, other, task, level)
         named = [{"source": one, "other": two, **row} for row in found]
-        rows += [*named, *map(_turn_round, named)]
+        rows += [*named, *map(_reverse, named)]
     return make_comparisons(rows)
 
 
 def compare_studies(own: StudyScores, other: StudyScores, task: Task, level: float) -> list[dict[str, Any]]:
-    """DeLong's paired test for the AUC of each class on the studies that both score, less `source` and `other`.
+    """DeLong's paired test for the AUC of each class on the studies of both, without the columns `source` and `other`.
 
-    Source: DeLong takes rows as independent; studies of CQ500 are, one for each patient.
+    Source: DeLong's test assumes independent rows; the studies of CQ500 are, one for each patient.
     """
     shared = own.probabilities.index.intersection(other.probabilities.index)
     rows = []
@@ -85,12 +85,12 @@ def compare_studies(own: StudyScores, other: StudyScores, task: Task, level: flo
 
 
 def make_comparisons(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A table of comparisons, also of none."""
+    """A table of comparisons; may be empty."""
     return pd.DataFrame(list(rows), columns=list(COMPARISON_DTYPES)).astype(COMPARISON_DTYPES)
 
 
 def _compare_draws(one: pd.DataFrame, two: pd.DataFrame, level: float) -> Iterator[dict[str, Any]]:
-    """The differences of every score that both have, in the same draws; a class undefined in one of them is NaN."""
+    """The differences of all scores that both have, in the same bootstrap samples; NaN if one is undefined."""
     for row in one.merge(two, on=_SCORE, suffixes=("", "_other")).to_dict("records"):
         assert (row["n"], row["n_positive"]) == (row["n_other"], row["n_positive_other"])
         differences = np.asarray(row["draws"]) - np.asarray(row["draws_other"])
@@ -110,7 +110,7 @@ def _compare_draws(one: pd.DataFrame, two: pd.DataFrame, level: float) -> Iterat
         }
 
 
-def _turn_round(row: dict[str, Any]) -> dict[str, Any]:
-    """The same comparison seen from the other source."""
+def _reverse(row: dict[str, Any]) -> dict[str, Any]:
+    """The same comparison with the sources exchanged."""
     turned = {"source": row["other"], "other": row["source"], "value": row["other_value"], "other_value": row["value"]}
     return {**row, **turned, "difference": -row["difference"], "low": -row["high"], "high": -row["low"]}

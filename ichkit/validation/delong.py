@@ -1,7 +1,7 @@
-"""DeLong's variance of an AUC and his test between two AUCs of the same rows.
+"""DeLong's variance of an AUC and test of the difference between two AUCs on the same rows.
 
-Rows are taken as independent. Slices of one patient are not: an interval from here on slices would be far too narrow,
-and there the patient bootstrap is the honest one. Used for studies of CQ500, where a study is a patient.
+The rows are assumed to be independent. Slices of one patient are not: intervals would be far too narrow, so slices need
+the patient bootstrap. Used for studies of external sets such as CQ500, where each study is of another patient.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class DelongAuc:
-    """An AUC, its variance, and its interval cut off at 0 and 1.
+    """An AUC, its variance, and its interval, clipped to [0, 1].
 
-    Variance and interval are NaN with fewer than two positives or negatives; the interval also where the variance is
-    0, as for an AUC of 1: that says that no pair was out of order, not that none could be.
+    Variance and interval are NaN with fewer than two positives or negatives; the interval also if the variance is 0, as
+    for an AUC of 1, because a variance of 0 in the sample does not mean certainty.
     """
 
     auc: float
@@ -28,7 +28,7 @@ class DelongAuc:
 
 @dataclass(frozen=True)
 class DelongTest:
-    """Two AUCs, the first less the second, its variance and interval, and the two-sided p-value against none."""
+    """Two AUCs, the first minus the second, its variance and interval, and the two-sided p-value."""
 
     auc: float
     other_auc: float
@@ -45,7 +45,7 @@ def delong_auc(labels: np.ndarray, scores: np.ndarray, level: float) -> DelongAu
     Args:
         labels: (N,) of 0 and 1.
         scores: (N,) of any scale.
-        level: the share the interval covers, e.g. 0.95.
+        level: confidence level, e.g. 0.95.
 
     Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988; by midranks as in Sun & Xu, IEEE Signal Processing
         Letters 21, 2014: O(N log N) in place of all pairs.
@@ -56,9 +56,9 @@ def delong_auc(labels: np.ndarray, scores: np.ndarray, level: float) -> DelongAu
 
 
 def delong_test(labels: np.ndarray, scores: np.ndarray, other: np.ndarray, level: float) -> DelongTest:
-    """The AUC of `scores` less that of `other` on the same independent rows.
+    """The AUC of `scores` minus that of `other` on the same independent rows.
 
-    Scores that order the rows alike differ by 0 with p = 1; a difference without variance has no p-value.
+    Scores with the same order of rows differ by 0 with p = 1; a difference with variance 0 has no p-value.
 
     Args:
         labels: (N,) of 0 and 1.
@@ -69,7 +69,7 @@ def delong_test(labels: np.ndarray, scores: np.ndarray, other: np.ndarray, level
     auc, covariance = delong_covariance(labels, np.stack([scores, other]))
     difference = float(auc[0] - auc[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    # Where nothing varies, rounding leaves some 1e-17 of the two variances, of either sign.
+    # If the variance is 0, rounding leaves about 1e-17 of the two variances, with either sign.
     if abs(variance) < _ROUNDING * (covariance[0, 0] + covariance[1, 1]):
         variance = 0.0
     if variance == 0 and abs(difference) < _ROUNDING:
@@ -80,7 +80,7 @@ def delong_test(labels: np.ndarray, scores: np.ndarray, other: np.ndarray, level
 
 
 def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(S,) AUCs of S scores of the same rows and their (S, S) covariance; NaN where too few rows are of a kind.
+    """(S,) AUCs of S scores of the same rows and their (S, S) covariance; NaN with too few positives or negatives.
 
     Args:
         labels: (N,) of 0 and 1.

@@ -1,4 +1,4 @@
-"""Patient-wise folds, balanced over every class and over studies and slices, that never move a patient."""
+"""Patient-wise folds, balanced by class, studies and slices; assigned patients keep their fold."""
 
 from collections.abc import Sequence
 
@@ -21,15 +21,15 @@ def assign_folds(
     seed: int,
     existing: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """A fold for every patient: the known ones keep theirs, new ones are dealt so that the whole stays balanced.
+    """A fold for every patient: known patients keep theirs, new ones are assigned so that the folds are balanced.
 
-    Balanced are, each relative to its mean over folds: studies, slices, positive studies of each class and, where the
-    class columns count slices, positive slices of each class. Rows may come in any order.
+    Balanced are, each relative to its mean over folds: studies, slices, positive studies of each class and, if the
+    class columns count slices, positive slices of each class. Rows may be in any order.
 
     Args:
         patients: one row per study: patient_id; for each class its positive slices, or just 0 and 1 (missing: 0);
             optionally num_slices.
-        existing: patient_id and fold of patients dealt before; they come back unchanged, also those without a study.
+        existing: patient_id and fold of patients assigned before; they are returned unchanged, even without a study.
 
     Returns:
         patient_id and fold (int64), sorted by patient_id.
@@ -52,7 +52,7 @@ def assign_folds(
 
 
 def deal_patients(slices: pd.DataFrame, num_parts: int, classes: Sequence[str], seed: int) -> np.ndarray:
-    """(N,) int64: the part of each slice, dealt by patient with the splitter of the folds, without its warning.
+    """(N,) int64: the part of each slice, assigned by patient as the folds are, without the warning.
 
     Args:
         slices: (N rows) patient_id, study_id and the classes, 0 or 1.
@@ -66,7 +66,7 @@ def deal_patients(slices: pd.DataFrame, num_parts: int, classes: Sequence[str], 
 
 
 def tally_studies(slices: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """One row per study, as `assign_folds` takes them: patient_id, num_slices, positive slices of each class."""
+    """One row per study, for `assign_folds`: patient_id, num_slices, positive slices of each class."""
     by_study = slices.groupby(["patient_id", "study_id"], sort=True)
     counts = by_study[list(classes)].sum().astype("int64")
     counts["num_slices"] = by_study.size()
@@ -74,13 +74,13 @@ def tally_studies(slices: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def check_folds(slices: pd.DataFrame) -> None:
-    """Refuses training slices where a patient has more than one fold, or none.
+    """Checks that every patient of the training slices has exactly one fold.
 
     Args:
-        slices: patient_id and fold; where there is a column `split`, only its "train" rows are looked at.
+        slices: patient_id and fold; with a column `split`, only its "train" rows are checked.
 
     Raises:
-        FoldError: names the first such patient.
+        FoldError: a patient has none or several.
     """
     train = slices[slices["split"] == "train"] if "split" in slices else slices
     without = train.patient_id[train.fold.isna()]
@@ -104,7 +104,7 @@ def _assign(loads: pd.DataFrame, known: pd.Series, num_folds: int, classes: Sequ
     if num_patients < num_folds:
         raise FoldError(
             f"folds: expected at least {num_folds} patients, one for each fold, found {num_patients}. "
-            "Give more studies, or ask for fewer folds (`--set prepare.num_folds=2` needs two patients)."
+            "Prepare more studies, or use fewer folds (`--set prepare.num_folds=2` needs two patients)."
         )
     settled = loads.index.isin(known.index)
     x = _relative(loads.to_numpy(np.float64), num_folds)
@@ -119,12 +119,12 @@ def _assign(loads: pd.DataFrame, known: pd.Series, num_folds: int, classes: Sequ
 
 
 def _check_existing(existing: pd.DataFrame, num_folds: int) -> pd.Series:
-    """The fold of each patient dealt before, by patient_id."""
+    """The fold of each known patient, by patient_id."""
     twice = existing.patient_id[existing.patient_id.duplicated()]
     if len(twice):
         raise FoldError(
-            f"folds: patient {twice.iloc[0]} stands in {int((existing.patient_id == twice.iloc[0]).sum())} rows; "
-            "a patient has one. Mend the file, or run `ichkit prepare --new-folds`."
+            f"folds: patient {twice.iloc[0]} has {int((existing.patient_id == twice.iloc[0]).sum())} rows; "
+            "a patient has one. Correct the file, or run `ichkit prepare --new-folds`."
         )
     foreign = existing[~existing.fold.isin(range(num_folds))]
     if len(foreign):
@@ -146,7 +146,7 @@ def _patient_loads(patients: pd.DataFrame, classes: Sequence[str]) -> pd.DataFra
 
 
 def _relative(loads: np.ndarray, num_folds: int) -> np.ndarray:
-    """Loads in units of a fold's fair share, so that the squared imbalance weighs every column the same."""
+    """Loads relative to the mean of a fold, so that every column has the same weight in the squared imbalance."""
     total = loads.sum(0)
     relative: np.ndarray = loads * np.divide(num_folds, total, out=np.zeros_like(total), where=total > 0)
     return relative
@@ -160,16 +160,16 @@ def _deal_new(
     num_folds: int,
     rng: np.random.Generator,
 ) -> None:
-    """Gives every patient without a fold the one where the squared imbalance grows least, in place."""
+    """Assigns every patient without a fold to the fold where the squared imbalance grows least, in place."""
     positive = loads[[("studies", name) for name in classes]].to_numpy() > 0
     frequency = positive.sum(0)
     rarest = np.where(positive, frequency, len(loads) + 1).min(1, initial=len(loads) + 1)
     order = np.lexsort((rng.random(len(loads)), -loads["slices"].to_numpy(), rarest))
     held = _fold_loads(x, fold, num_folds)
-    # Equal loads go to the fold that this permutation names first, so that another seed deals another way.
+    # Ties are resolved by this permutation, so that another seed gives other folds.
     preference = rng.permutation(num_folds)
     for patient in order[fold[order] < 0]:
-        # The target of a column is the same in every fold, so only the part that is linear in the load differs.
+        # The target of a column is the same in every fold, so only the term linear in the load differs.
         growth = held[preference] @ x[patient]
         chosen = preference[int(np.argmin(growth))]
         fold[patient] = chosen
@@ -177,7 +177,7 @@ def _deal_new(
 
 
 def _improve(x: np.ndarray, fold: np.ndarray, movable: np.ndarray, num_folds: int, rng: np.random.Generator) -> None:
-    """Moves or swaps the patients in `movable`, in place, for as long as the squared imbalance falls."""
+    """Moves or swaps the patients in `movable`, in place, as long as the squared imbalance decreases."""
     if not len(movable):
         return
     held = _fold_loads(x, fold, num_folds)
@@ -198,14 +198,14 @@ def _improve(x: np.ndarray, fold: np.ndarray, movable: np.ndarray, num_folds: in
 
 
 def _fold_loads(x: np.ndarray, fold: np.ndarray, num_folds: int) -> np.ndarray:
-    """(K, F): the summed loads of each fold; patients without a fold count nowhere."""
+    """(K, F): the summed loads of each fold; patients without a fold are ignored."""
     held = np.zeros((num_folds, x.shape[1]))
     np.add.at(held, fold[fold >= 0], x[fold >= 0])
     return held
 
 
 def _best_move(x: np.ndarray, fold: np.ndarray, held: np.ndarray, movable: np.ndarray) -> tuple[float, int, int]:
-    """How much the best single move lowers the squared imbalance, who moves, and where to."""
+    """The decrease of the squared imbalance by the best move, its patient, and the target fold."""
     own = x[movable]
     beside = own @ held.T  # (M, K)
     here = beside[np.arange(len(movable)), fold[movable]]
@@ -217,7 +217,7 @@ def _best_move(x: np.ndarray, fold: np.ndarray, held: np.ndarray, movable: np.nd
 
 
 def _best_swap(x: np.ndarray, fold: np.ndarray, held: np.ndarray, candidates: np.ndarray) -> tuple[float, int, int]:
-    """How much the best swap of two candidates of different folds lowers the squared imbalance, and who they are."""
+    """The decrease of the squared imbalance by the best swap of two candidates of different folds, and these two."""
     own, place = x[candidates], fold[candidates]
     gram = own @ own.T
     squared = np.diag(gram)
@@ -238,8 +238,8 @@ def _warn_of_rare_classes(loads: pd.DataFrame, classes: Sequence[str], num_folds
     rare = [f"{name} {count}" for name, count in counts.items() if count < num_folds]
     if rare:
         logger.warning(
-            "folds: fewer than %d patients are positive for: %s; some folds hold none of them, "
-            "and their scores are undefined there",
+            "folds: fewer than %d patients are positive for: %s; some folds have none of them, "
+            "so scores of these classes are undefined there",
             num_folds,
             ", ".join(rare),
         )

@@ -1,4 +1,4 @@
-"""Intervals from draws: percentiles, and for scores that chance can only raise the same turned round."""
+"""Bootstrap intervals: percentile intervals, and basic intervals for scores that are biased upwards."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ _MAX_SHARE_LEFT_OUT = 0.05
 
 @dataclass(frozen=True)
 class Interval:
-    """Low and high end, NaN where undefined, and how many draws were left out for want of both classes."""
+    """Low and high end, NaN if undefined, and the number of bootstrap samples without both classes."""
 
     low: float
     high: float
@@ -17,10 +17,10 @@ class Interval:
 
 
 def interval_of(draws: np.ndarray, level: float) -> Interval:
-    """The percentile interval of (D,) scores; NaN when over 5 % of the draws are undefined.
+    """The percentile interval of (D,) bootstrap scores; NaN if more than 5 % of them are undefined.
 
     Args:
-        level: the share the interval covers, e.g. 0.95.
+        level: confidence level, e.g. 0.95.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
@@ -32,15 +32,15 @@ def interval_of(draws: np.ndarray, level: float) -> Interval:
     return Interval(float(low), float(high), num_left_out)
 
 
-def turned_interval_of(value: float, draws: np.ndarray, level: float) -> Interval:
-    """The basic interval of a score that is 0 or more: the percentile interval turned round the value, cut off at 0.
+def basic_interval_of(value: float, draws: np.ndarray, level: float) -> Interval:
+    """The basic interval of a score of 0 or more: the percentile interval reflected at the value, clipped at 0.
 
-    For a score that chance can only raise, such as a calibration error: a draw is chancier than the rows it is drawn
-    from by as much as these are chancier than the truth, so the draws lie above the value as far as the value lies
-    above the truth. Where most of a value is chance, its interval would lie below it, and is stretched to hold it.
+    For a score that is biased upwards by chance, such as a calibration error: the bootstrap scores exceed the value by
+    about as much as the value exceeds the true score. If the value is mostly bias, the interval would lie below it, and
+    is extended to contain it.
 
-    Source: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2; stretched by choice,
-        because an interval without its value is taken for a mistake.
+    Source: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2; the extension is chosen
+        here, because an interval that does not contain its value looks like an error.
     """
     straight = interval_of(draws, level)
     if np.isnan(straight.low):
@@ -50,7 +50,7 @@ def turned_interval_of(value: float, draws: np.ndarray, level: float) -> Interva
 
 
 def p_value_of(draws: np.ndarray) -> float:
-    """The two-sided bootstrap p-value of (D,) differences against none: at least 2 / (D + 1), NaN without a draw."""
+    """The two-sided bootstrap p-value of (D,) differences: at least 2 / (D + 1), NaN without any."""
     defined = draws[np.isfinite(draws)]
     if not len(defined):
         return float("nan")

@@ -23,7 +23,7 @@ def log_losses(probabilities: np.ndarray, labels: np.ndarray, clip: float = CLIP
 
 
 def log_loss_by_class(probabilities: np.ndarray, labels: np.ndarray, clip: float = CLIP) -> np.ndarray:
-    """(C,) float64 mean log loss of each class over its labelled rows; NaN for a class without any.
+    """(C,) float64 mean log loss of each class over its labelled rows; NaN for a class without labels.
 
     Args:
         probabilities: (N, C) in [0, 1].
@@ -46,20 +46,20 @@ def weighted_log_loss(probabilities: np.ndarray, labels: np.ndarray, weights: np
     Args:
         weights: (C,) summing to 1.
 
-    Source: RSNA 2019 evaluation page: weights 1/7 per subtype, 2/7 for any; rows weigh the same.
+    Source: RSNA 2019 evaluation page: weights 1/7 per subtype, 2/7 for any; all rows have the same weight.
     """
     return float(log_loss_by_class(probabilities, labels, clip) @ np.asarray(weights, np.float64))
 
 
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The share of (positive, negative) pairs that the probabilities put in order, ties counting half.
+    """The share of (positive, negative) pairs that the probabilities rank correctly, ties counting half.
 
     Args:
-        labels: (N,) of 0 and 1, or NaN where unknown (left out).
+        labels: (N,) of 0 and 1, or NaN where unknown (ignored).
         probabilities: (N,) scores of any scale.
 
     Returns:
-        NaN without a positive or without a negative, and where a labelled row's score is NaN.
+        NaN without positives or negatives, and if the score of a labelled row is NaN.
     """
     y, p = np.asarray(labels, np.float64), np.asarray(probabilities)
     y, p = y[~np.isnan(y)], p[~np.isnan(y)]

@@ -1,4 +1,4 @@
-"""`<name>.json` beside a submission: what the CSV was made from, whether it was uploaded, and the site's scores."""
+"""`<name>.json` next to a submission: provenance of the CSV, its upload, and its Kaggle scores."""
 
 import json
 import math
@@ -14,20 +14,20 @@ _SCORES = ("public_score", "private_score", "recorded_utc")
 
 
 def note_path(submissions: Path, name: str) -> Path:
-    """Where the note of a submission lies."""
+    """The path of the note of a submission."""
     return submissions / f"{name}.json"
 
 
 def note_names(submissions: Path) -> list[str]:
-    """Every submission with a note, by name."""
+    """The names of all submissions with a note, sorted."""
     return sorted(path.stem for path in submissions.glob("*.json"))
 
 
 def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
-    """The note of a submission; None where there is none.
+    """The note of a submission; None if there is none.
 
     Raises:
-        ArtifactError: the file is no note.
+        ArtifactError: the file is not a note.
     """
     path = note_path(submissions, name)
     if not path.exists():
@@ -47,16 +47,16 @@ def read_note(submissions: Path, name: str) -> dict[str, Any] | None:
 
 @holding(lambda given: given["submissions"])
 def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes the note of a submission and returns it; scores recorded for the same CSV stay, others become earlier.
+    """Writes the note of a submission and returns it.
 
-    What is known of an upload stays with the same CSV and goes with another.
+    Recorded scores and the upload are kept for the same CSV; scores of another CSV are moved to `earlier_scores`.
 
     Args:
-        facts: at least csv, sha256 (of the CSV) and tables (path to digest of what it was made from). Where they say
-            what the old note says, the file keeps its bytes, time of creation included.
+        facts: at least csv, sha256 (of the CSV) and tables (path to digest of its inputs). If the existing note has the
+            same facts, the file is unchanged, including its creation time.
 
     Raises:
-        ArtifactError: there is a file of that name that is no note.
+        ArtifactError: an existing file of that name is not a note.
     """
     old = read_note(submissions, name)
     if old is not None and {"name": name, **facts}.items() <= old.items():
@@ -77,11 +77,11 @@ def write_note(submissions: Path, name: str, facts: dict[str, Any]) -> dict[str,
 
 @holding(lambda given: given["submissions"])
 def record_scores(submissions: Path, name: str, public: float | None, private: float | None) -> dict[str, Any]:
-    """Writes the site's scores into the note of a submission and returns it; a score not given stays as it was.
+    """Writes Kaggle scores into the note of a submission and returns it; a score that is not given is kept.
 
     Raises:
         ConfigError: no such submission, no score, or a score that is negative or not finite.
-        ArtifactError: the CSV is not the one that the note describes.
+        ArtifactError: the CSV has changed.
     """
     both = {"public_score": public, "private_score": private}
     given = {key: float(score) for key, score in both.items() if score is not None}
@@ -98,14 +98,14 @@ def record_scores(submissions: Path, name: str, public: float | None, private: f
 
 @holding(lambda given: given["submissions"])
 def record_upload(submissions: Path, name: str, answer: str | None) -> dict[str, Any]:
-    """Writes into the note of a submission that its CSV is being uploaded, or that it was, and returns the note.
+    """Records in the note of a submission that an upload has started or ended, and returns the note.
 
     Args:
-        answer: what the site said, free of secrets; None before the upload, so that one whose end nobody saw is known.
+        answer: the answer of Kaggle without secrets; None before the upload, so that an interrupted one is recognised.
 
     Raises:
         ConfigError: no such submission.
-        ArtifactError: the CSV is not the one that the note describes.
+        ArtifactError: the CSV has changed.
     """
     note = read_present(submissions, name)
     note = {**note, "upload": {"sha256": note["sha256"], "answer": answer, "utc": _now()}}
@@ -114,11 +114,11 @@ def record_upload(submissions: Path, name: str, answer: str | None) -> dict[str,
 
 
 def read_present(submissions: Path, name: str) -> dict[str, Any]:
-    """The note of a submission whose CSV is the one it describes.
+    """The note of a submission whose CSV is unchanged.
 
     Raises:
         ConfigError: no such submission.
-        ArtifactError: the CSV is another or is gone.
+        ArtifactError: the CSV has changed or is missing.
     """
     note = read_note(submissions, name)
     if note is None:
@@ -126,14 +126,14 @@ def read_present(submissions: Path, name: str) -> dict[str, Any]:
         raise ConfigError(f'leaderboard: {submissions} holds no submission "{name}". {shown}')
     if not is_csv_unchanged(submissions, note):
         raise ArtifactError(
-            f"{submissions / note['csv']}: expected the CSV with SHA-256 {note['sha256'][:16]}..., it changed or is "
-            "gone, so it is not known what the score belongs to. Run `ichkit submit` again."
+            f"{submissions / note['csv']}: expected the CSV with SHA-256 {note['sha256'][:16]}..., it has changed or "
+            "is missing, so the score cannot be assigned to it. Run `ichkit submit` again."
         )
     return note
 
 
 def is_csv_unchanged(submissions: Path, note: dict[str, Any]) -> bool:
-    """True where the CSV of a note is there with the digest that the note gives."""
+    """True if the CSV of a note exists and has the digest in the note."""
     path, digest = submissions / note["csv"], str(note["sha256"])
     return path.is_file() and digest_file(path) == digest
 

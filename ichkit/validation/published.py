@@ -1,4 +1,4 @@
-"""What others reported on external sets, to stand beside our own numbers."""
+"""Published results on external sets, for comparison."""
 
 from dataclasses import dataclass
 
@@ -58,5 +58,5 @@ PUBLISHED = {
 
 
 def find_published(dataset: str, task: Task) -> dict[str, Published]:
-    """The published results on an external set, by name; none where nobody published any for this task."""
+    """The published results on an external set for a task, by name; may be empty."""
     return {name: row for name, row in PUBLISHED.items() if (row.dataset, row.task) == (dataset, task.name)}

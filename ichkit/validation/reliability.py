@@ -2,26 +2,26 @@
 
 import numpy as np
 
-# What a bin sums, in the order of the last axis of every array of bins.
+# The sums of a bin, in the order of the last axis of every array of bins.
 COUNT, POSITIVES, PROBABILITY = range(3)
 
 
 def bin_numbers(probabilities: np.ndarray, num_bins: int) -> np.ndarray:
-    """The bin of each probability in [0, 1], of `num_bins` of equal width; 1 falls into the last.
+    """The bin of each probability in [0, 1], of `num_bins` of equal width; 1 is in the last.
 
     Source: bins of equal width, as in Naeini et al., AAAI 2015, and Guo et al., ICML 2017 (15 of them). Chosen here
-        over bins of equal mass, because the classes are rare: with an epidural share of 0.4 %, the topmost of 15
-        equal masses would hold nearly every positive, and probabilities that are too high at 0.2 and too low at 0.9
-        would cancel inside it. A bin of few rows weighs as little as its rows.
+        over bins of equal mass, because the classes are rare: with an epidural prevalence of 0.4 %, the last of 15
+        such bins would contain nearly all positives, and probabilities that are too high at 0.2 and too low at 0.9
+        would cancel in it. The weight of a bin is its number of rows.
     """
     scaled = np.asarray(probabilities, np.float64) * num_bins
     return np.minimum(scaled.astype(np.int64), num_bins - 1)
 
 
 def expected_calibration_error(bins: np.ndarray) -> np.ndarray:
-    """The distance between mean probability and share of positives, averaged over the rows of all bins.
+    """The difference between mean probability and share of positives of a bin, averaged over the rows of all bins.
 
-    Rows by chance alone keep it above zero: with few of them it says little without its interval.
+    Chance alone keeps it above zero: with few rows it is only meaningful with its interval.
 
     Args:
         bins: (..., B, 3) rows, positives and sum of probabilities of each bin.

@@ -1,4 +1,4 @@
-"""The patient bootstrap: how often each patient is drawn, and what is made of it: weighted sums, AUC, precision."""
+"""The patient bootstrap: counts of each patient in each sample, and sums, AUC and average precision by them."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,9 +10,9 @@ import numpy as np
 
 from ichkit.core.seeding import make_generator
 
-# Draws that one pass over the rows serves: 64 one-byte counts of a patient fill one cache line.
+# Bootstrap samples per pass over the rows: 64 one-byte counts of a patient fill one cache line.
 _DRAWS_PER_PASS = 64
-_MOST = 65535  # of the 16-bit counters in which runs of negatives are added up
+_MOST = 65535  # limit of the 16-bit counters that sum runs of negatives
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ranking:
 
     @classmethod
     def of(cls, scores: np.ndarray, labels: np.ndarray, owner: np.ndarray, order: np.ndarray) -> "Ranking":
-        """The ranking of (N,) scores, given their (N,) descending order; rows whose label is NaN are left out."""
+        """The ranking of (N,) scores, given their (N,) descending order; rows whose label is NaN are ignored."""
         rows = order[~np.isnan(labels[order])]
         ordered = scores[rows]
         is_last = np.append(ordered[1:] != ordered[:-1], np.ones(min(len(rows), 1), bool))
@@ -40,12 +40,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Resampled:
-    """What every draw gave.
+    """The scores of every bootstrap sample.
 
     Attributes:
         sums: (D, K) float64, the sums of the drawn groups.
-        roc_auc: (D, R) of every ranking; NaN where a draw lacks positives or negatives.
-        average_precision: (D, R); NaN where a draw lacks positives.
+        roc_auc: (D, R) of every ranking; NaN without positives or negatives in the sample.
+        average_precision: (D, R); NaN without positives in the sample.
     """
 
     sums: np.ndarray
@@ -54,15 +54,14 @@ class Resampled:
 
 
 def resample(sums: np.ndarray, rankings: Sequence[Ranking], *, num_draws: int, seed: int) -> Resampled:
-    """Draws the groups `num_draws` times with replacement, as many as there are, and scores every draw.
+    """Draws G of the G groups with replacement, `num_draws` times, and scores every sample.
 
     Args:
-        sums: (G, K) float64, anything that adds up over the rows of a group.
-        seed: the same seed and number of groups give the same draws, whatever the scores, so that two sources
-            scored on the same rows are drawn alike.
+        sums: (G, K) float64, quantities that are sums over the rows of a group.
+        seed: the same seed and number of groups give the same samples for all sources, so that differences are paired.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 6 and 13, by cluster: a patient's
-        slices come and go together.
+        slices are drawn together.
     """
     with ThreadPoolExecutor(max(1, min(len(rankings), os.cpu_count() or 1))) as pool:
         parts = [_score(counts, sums, rankings, pool.map) for counts in draw_counts(len(sums), num_draws, seed)]
@@ -71,12 +70,12 @@ def resample(sums: np.ndarray, rankings: Sequence[Ranking], *, num_draws: int, s
 
 
 def score_once(sums: np.ndarray, rankings: Sequence[Ranking]) -> Resampled:
-    """The sums and scores of all groups, each once, as the only draw."""
+    """The sums and scores of all groups, each once, as a single sample."""
     return Resampled(*_score(np.ones((len(sums), 1), np.uint8), sums, rankings, map))
 
 
 def draw_counts(num_groups: int, num_draws: int, seed: int) -> Iterator[np.ndarray]:
-    """(G, 64) uint8 tables of how often each group comes up in each draw; the last may have more than were asked."""
+    """(G, 64) uint8 counts of each group in each sample; the last array may have more samples than requested."""
     rng = make_generator(seed, "bootstrap")
     for _ in range(0, num_draws, _DRAWS_PER_PASS):
         yield _count(rng.integers(num_groups, size=(_DRAWS_PER_PASS, num_groups)))
@@ -85,10 +84,10 @@ def draw_counts(num_groups: int, num_draws: int, seed: int) -> Iterator[np.ndarr
 def _score(
     counts: np.ndarray, sums: np.ndarray, rankings: Sequence[Ranking], apply: Callable[..., Iterable[np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(D, K) sums, (D, R) AUC and (D, R) average precision, each group as often as (G, D) counts say.
+    """(D, K) sums, (D, R) AUC and (D, R) average precision, each group weighted by its (G, D) counts.
 
     Args:
-        apply: `map`, or that of a pool; classes do not touch each other, so the result is the same.
+        apply: `map`, or that of a pool; classes are independent, so the result is the same.
     """
     run = _MOST // max(int(counts.max(initial=0)), 1)
     ranks = np.empty((2, counts.shape[1], len(rankings)))
@@ -103,12 +102,12 @@ def _rank(counts: np.ndarray, ranking: Ranking, run: int) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _count(picks: np.ndarray) -> np.ndarray:
-    """(G, D) uint8: how often each of G groups stands in each row of (D, G) picks."""
+    """(G, D) uint8: how often each of G groups occurs in each row of (D, G) picks."""
     num_draws, num_groups = picks.shape
     counts = np.zeros((num_groups, num_draws), np.uint8)
     for d in range(num_draws):
         for pick in picks[d]:
-            # Hundreds of picks of one group among hundreds do not happen; a count that wraps would go unnoticed.
+            # More than 255 picks of one group are practically impossible; an overflow would go unnoticed.
             assert counts[pick, d] < 255
             counts[pick, d] += 1
     return counts
@@ -132,12 +131,12 @@ def _weighted_sums(counts: np.ndarray, sums: np.ndarray) -> np.ndarray:
 def _rank_drawn(
     counts: np.ndarray, owner: np.ndarray, is_positive: np.ndarray, is_last_of_tie: np.ndarray, run: int
 ) -> np.ndarray:
-    """(2, D) AUC and average precision of the rows, each as often as its group was drawn; NaN where undefined.
+    """(2, D) AUC and average precision of the rows, each weighted by the count of its group; NaN if undefined.
 
     Args:
         counts: (G, D) uint8.
         owner, is_positive, is_last_of_tie: (N,) as in `Ranking`.
-        run: rows after which the 16-bit counters of a run of negatives are emptied.
+        run: number of negatives after which the 16-bit counters are emptied.
     """
     num_draws = counts.shape[1]
     pending = np.zeros(num_draws, np.uint16)  # negatives of the present run

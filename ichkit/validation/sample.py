@@ -1,4 +1,4 @@
-"""From a test table to the rows of the sample submission: unreadable slices are filled in and named, gaps refused."""
+"""From a test table to the rows of the sample submission: unreadable slices are imputed and listed."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ichkit.work.schemas import PROBABILITY_CLIP
 
 @dataclass(frozen=True)
 class Imputed:
-    """A slice of the sample whose file could not be read, and what its probabilities are the mean of.
+    """A slice of the sample submission whose file could not be read, and how its probabilities were imputed.
 
     Attributes:
         method: "neighbours" (the nearest predicted slices of its series on either side) or "prevalence" (of each
@@ -28,7 +28,7 @@ class Imputed:
 
 @dataclass(frozen=True)
 class KnownSlices:
-    """What is known of the test split beside its predictions.
+    """The predictions and facts of the test split.
 
     Attributes:
         predictions: a predictions table (N rows).
@@ -44,11 +44,11 @@ class KnownSlices:
 
 
 def fill_sample(sample: pd.DataFrame, known: KnownSlices, task: Task, where: str) -> tuple[pd.DataFrame, list[Imputed]]:
-    """The submission, ID and Label (float32) in the order of the sample, and the slices that were filled in.
+    """The submission, ID and Label (float32) in the order of the sample, and the imputed slices.
 
     Args:
         sample: one column ID of `<slice_id>_<class>`.
-        where: whose predictions these are, for the message.
+        where: the source of the predictions, for the message.
 
     Raises:
         ContractError: a slice of the sample is neither predicted nor among the rejected files.
@@ -60,7 +60,7 @@ def fill_sample(sample: pd.DataFrame, known: KnownSlices, task: Task, where: str
     if len(unexplained):
         raise ContractError(
             f"{where}: expected predictions for the {len(slice_ids)} slices of the sample submission, "
-            f"{len(unexplained)} are missing though no file of theirs was rejected, e.g. {unexplained[0]}. "
+            f"{len(unexplained)} are missing although their files were not rejected, e.g. {unexplained[0]}. "
             "Run `ichkit prepare` on the whole test folder, then `ichkit train`."
         )
     predictions = known.predictions.set_index("slice_id")[task.probability_columns]
@@ -80,9 +80,9 @@ def fill_sample(sample: pd.DataFrame, known: KnownSlices, task: Task, where: str
 
 
 def _nearest_neighbours(slice_id: str, rejected: pd.DataFrame, placed: pd.DataFrame) -> list[str]:
-    """The predicted slices next to a rejected one, below and above; none where its place is not known.
+    """The nearest predicted slices below and above a rejected one; empty if its position is unknown.
 
-    Those of its own series, and where that has none, of its study: a rejected slice may be the whole series.
+    They are of its series or, if that has no predicted slice, of its study.
     """
     places = rejected[rejected.slice_id.eq(slice_id) & rejected.position_mm.notna() & rejected.study_id.notna()]
     if not len(places):

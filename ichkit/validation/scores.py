@@ -1,4 +1,4 @@
-"""One group of rows to its scores: value, interval, number of rows and of positives, as `scores.parquet` holds them."""
+"""The scores of one group of rows: value, interval, number of rows and of positives, as in `scores.parquet`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ichkit.core.tasks import Task
-from ichkit.validation.intervals import Interval, interval_of, turned_interval_of
+from ichkit.validation.intervals import Interval, basic_interval_of, interval_of
 from ichkit.validation.reliability import COUNT, POSITIVES, PROBABILITY, expected_calibration_error, positive_share
 from ichkit.validation.tallies import BINS, LOSS, RANKS, Blocks, ScoredRows, draw_blocks
 from ichkit.validation.thresholds import F1_AIM, HALF_AIM, YOUDEN_AIM, f1_score, sensitivity, specificity
@@ -18,7 +18,7 @@ WEIGHTED_LOG_LOSS, LOG_LOSS, ROC_AUC = "weighted_log_loss", "log_loss", "roc_auc
 AVERAGE_PRECISION, CALIBRATION_ERROR = "average_precision", "calibration_error"
 F1_HALF, F1_BEST = "f1_at_half", "f1_at_best"
 SENSITIVITY, SPECIFICITY = "sensitivity_at_youden", "specificity_at_youden"
-# Without draws: DeLong's interval of an AUC, and the thresholds that were chosen, by what they are for.
+# Without bootstrap samples: DeLong's interval of an AUC, and the chosen thresholds, by criterion.
 DELONG_AUC = "roc_auc_delong"
 THRESHOLD_OF = {F1_AIM: "threshold_best_f1", YOUDEN_AIM: "threshold_youden"}
 PLACE = ["source", "dataset", "split", "level", "aggregation", "subgroup", "fold", "metric", "class"]
@@ -37,14 +37,14 @@ CURVE_DTYPES = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A score that is recomputed in every draw.
+    """A score that is computed for every bootstrap sample.
 
     Attributes:
         name: key in `METRICS`, and the `metric` of `scores.parquet`.
-        block: what it is computed from, a name that `draw_blocks` knows.
-        measure: the blocks of one or of all draws and the task, to (..., C), or (...) for a score over all classes.
-        has_mean: a row for the mean over classes follows, undefined where one of them is.
-        is_turned: chance can only raise it, so its interval is the turned one.
+        block: the statistics it is computed from, a name in `draw_blocks`.
+        measure: computes (..., C), or (...) for a score over all classes, from the blocks and the task.
+        has_mean: adds a row for the mean over classes, undefined if one of them is.
+        is_biased: it is biased upwards by chance, so its interval is the basic one.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Metric:
     description: str
     source: str
     has_mean: bool = False
-    is_turned: bool = False
+    is_biased: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Scored:
     """The scores of one group of rows.
 
     Attributes:
-        rows: the scores, each with the columns of `SCORE_DTYPES` but `source`.
-        draws: (D,) for each of them: the same score in every draw of the patients.
-        curve: a point for each class and bin that holds a row, each with the columns of `CURVE_DTYPES` but `source`;
-            empty unless the calibration error was asked for.
+        rows: the scores, each with the columns of `SCORE_DTYPES` except `source`.
+        draws: (D,) for each of them: the score of every bootstrap sample.
+        curve: a point for each class and non-empty bin, with the columns of `CURVE_DTYPES` except `source`; empty
+            unless the calibration error was requested.
     """
 
     rows: list[dict[str, Any]]
@@ -78,16 +78,16 @@ def score_rows(
     """The scores of a group, each with its interval and counts.
 
     Args:
-        metrics: keys of `METRICS`; one row per class each, but for `WEIGHTED_LOG_LOSS` one over all.
-        num_draws: bootstrap samples; `num_left_out` of them lacked both classes.
-        level: what an interval covers, e.g. 0.95.
+        metrics: keys of `METRICS`; one row per class each, for `WEIGHTED_LOG_LOSS` one over all classes.
+        num_draws: number of bootstrap samples.
+        level: confidence level, e.g. 0.95.
         num_bins: of the calibration error and of the reliability curve.
     """
     asked = {METRICS[name].block for name in metrics}
     whole, drawn = draw_blocks(rows, asked, num_bins=num_bins, num_draws=num_draws, seed=seed)
     counted = (~np.isnan(rows.labels)).sum(0)
     positive = (rows.labels == 1).sum(0)
-    # One patient drawn for himself is the same every time: no interval can be had from him.
+    # All bootstrap samples of a single patient are equal: there is no interval.
     is_single = len(np.unique(rows.members)) < 2
     over_all = (len(rows.labels), int((rows.labels == 1).any(1).sum()))
     table, draws = [], []
@@ -101,7 +101,7 @@ def score_rows(
         if metric.has_mean:
             entries.append((MEAN_CLASS, value.mean(), values.mean(1), *over_all))
         for label, one, many, n, n_positive in entries:
-            interval = _interval(float(one), many, level, metric.is_turned)
+            interval = _interval(float(one), many, level, metric.is_biased)
             if is_single:
                 interval = Interval(np.nan, np.nan, interval.num_left_out)
             numbers = {"value": float(one), "low": interval.low, "high": interval.high}
@@ -112,14 +112,14 @@ def score_rows(
     return Scored(table, draws, curve)
 
 
-def _interval(value: float, draws: np.ndarray, level: float, is_turned: bool) -> Interval:
+def _interval(value: float, draws: np.ndarray, level: float, is_biased: bool) -> Interval:
     if not np.isfinite(value):
         return Interval(np.nan, np.nan, len(draws))
-    return turned_interval_of(value, draws, level) if is_turned else interval_of(draws, level)
+    return basic_interval_of(value, draws, level) if is_biased else interval_of(draws, level)
 
 
 def _curve(rows: ScoredRows, task: Task, whole: Blocks, drawn: Blocks, level: float) -> list[dict[str, Any]]:
-    """The reliability curve of every class: bins that hold a row, with the share of positives and its interval."""
+    """The reliability curve of every class: non-empty bins with the share of positives and its interval."""
     bins, shares = whole[BINS], positive_share(drawn[BINS])  # (C, B, 3), (D, C, B)
     place = {name: rows.place[name] for name in ("dataset", "split", "level", "aggregation")}
     width = 1 / bins.shape[1]
@@ -168,36 +168,36 @@ METRICS = {
         name=F1_HALF,
         block=HALF_AIM,
         measure=lambda blocks, _task: f1_score(blocks[HALF_AIM]),
-        description="F1 where a probability of 0.5 is a yes.",
+        description="F1 at a threshold of 0.5.",
         source="van Rijsbergen, Information Retrieval, 1979, chapter 7",
     ),
     F1_BEST: Metric(
         name=F1_BEST,
         block=F1_AIM,
         measure=lambda blocks, _task: f1_score(blocks[F1_AIM]),
-        description="F1 at the threshold that was best elsewhere.",
+        description="F1 at the best threshold of the other folds.",
         source="as f1_at_half",
     ),
     SENSITIVITY: Metric(
         name=SENSITIVITY,
         block=YOUDEN_AIM,
         measure=lambda blocks, _task: sensitivity(blocks[YOUDEN_AIM]),
-        description="Share of positives found at the threshold whose J was highest elsewhere.",
+        description="Share of positives found at the threshold with the highest J on the other folds.",
         source="Youden, Cancer 3, 1950",
     ),
     SPECIFICITY: Metric(
         name=SPECIFICITY,
         block=YOUDEN_AIM,
         measure=lambda blocks, _task: specificity(blocks[YOUDEN_AIM]),
-        description="Share of negatives left alone at that threshold.",
+        description="Share of negatives below that threshold.",
         source="as sensitivity_at_youden",
     ),
     CALIBRATION_ERROR: Metric(
         name=CALIBRATION_ERROR,
         block=BINS,
         measure=lambda blocks, _task: expected_calibration_error(blocks[BINS]),
-        description="Distance between probability and share of positives, averaged over bins of equal width.",
+        description="Difference between probability and share of positives, averaged over bins of equal width.",
         source="Naeini et al., AAAI 2015; Guo et al., ICML 2017",
-        is_turned=True,
+        is_biased=True,
     ),
 }

@@ -1,4 +1,4 @@
-"""From slices to a study: three ways to make one probability of many, one row each in `AGGREGATIONS`."""
+"""Slice-to-study aggregation: the table `AGGREGATIONS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ MAXIMUM = "maximum"
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How the slices of a study make its score.
+    """A slice-to-study aggregation.
 
     Attributes:
         name: key in `AGGREGATIONS`, and the `aggregation` of `scores.parquet`.
-        score: predictions, task and the number of top slices, to one row per study, sorted by study_id.
+        score: (predictions, task, number of top slices) to one row per study, sorted by study_id.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Aggregation:
 
 
 def top_mean(predictions: pd.DataFrame, task: Task, num_top: int) -> pd.DataFrame:
-    """One row per study: study_id and for each class the mean of its `num_top` highest slices, or of all it has."""
+    """One row per study: study_id and for each class the mean of its `num_top` highest slices, or of all if fewer."""
     study, names = pd.factorize(predictions.study_id, sort=True)
     size = np.bincount(study)
     first = np.cumsum(size) - size
@@ -43,9 +43,9 @@ def top_mean(predictions: pd.DataFrame, task: Task, num_top: int) -> pd.DataFram
 
 
 def noisy_or(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """One row per study: study_id and for each class the probability that not every slice is free of it.
+    """One row per study: study_id and for each class the probability that at least one slice is positive.
 
-    Slices are taken as independent, which neighbours are not, so it is too high, and higher the more slices there are.
+    Slices are assumed independent, which neighbours are not, so it is too high, more so with more slices.
     """
     columns = task.probability_columns
     free = pd.DataFrame(np.log1p(-predictions[columns].to_numpy(np.float64)), predictions.index, columns)
@@ -58,19 +58,19 @@ AGGREGATIONS = {
     MAXIMUM: Aggregation(
         name=MAXIMUM,
         score=lambda predictions, task, _num_top: study_maximum(predictions, task),
-        description="The highest slice; the score of the leaderboard.",
+        description="The maximum over the slices; used for the leaderboard.",
         source="MIDL 2020, section 3.1",
     ),
     "top_mean": Aggregation(
         name="top_mean",
         score=top_mean,
-        description="The mean of the highest slices: one bright artefact alone no longer decides.",
-        source="chosen here, because a bleed rarely shows in a single slice",
+        description="The mean of the highest slices, which is less sensitive to a single artefact.",
+        source="chosen here, because a hemorrhage is rarely visible in a single slice",
     ),
     "noisy_or": Aggregation(
         name="noisy_or",
         score=lambda predictions, task, _num_top: noisy_or(predictions, task),
-        description="The probability that not every slice is free of it, slices taken as independent.",
+        description="The probability of at least one positive slice, with slices assumed independent.",
         source="Pearl, Probabilistic Reasoning in Intelligent Systems, 1988, section 4.3.2",
     ),
 }

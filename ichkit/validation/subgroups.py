@@ -1,4 +1,4 @@
-"""Parts of the data that a pooled score may hide: one row each in `SLICE_PARTITIONS` and `STUDY_PARTITIONS`."""
+"""Subgroups of the data: the tables `SLICE_PARTITIONS` and `STUDY_PARTITIONS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ _GAP_NAMES = ("<2", "2-3.5", "3.5-4.5", ">=4.5")
 
 @dataclass(frozen=True)
 class Partition:
-    """How rows are told apart.
+    """A partition of rows into subgroups.
 
     Attributes:
-        name: what stands before the `=` in the `subgroup` of `scores.parquet`.
-        part: rows of a table to the name of each row's part; missing where a row is in none.
+        name: the part before the `=` in the `subgroup` of `scores.parquet`.
+        part: table to the name of each row's part; missing if a row is in none.
     """
 
     name: str
@@ -59,7 +59,7 @@ def _edge(slices: pd.DataFrame) -> pd.Series:
 
 
 def _gap_part(gap_mm: pd.Series) -> pd.Series:
-    """The name of the bin of each gap; an edge belongs to the bin above it, missing stays missing."""
+    """The name of the bin of each gap; bins include their lower edge, missing gaps stay missing."""
     codes = np.digitize(gap_mm.to_numpy(np.float64), _GAP_EDGES_MM)
     return pd.Series(np.array(_GAP_NAMES)[codes], index=gap_mm.index, dtype="str").where(gap_mm.notna())
 
@@ -68,26 +68,26 @@ SLICE_PARTITIONS = {
     "padded": Partition(
         name="padded",
         part=lambda slices: slices.padded.map({True: "yes", False: "no"}),
-        description="Values outside the scan circle: they mark a group of scanners with fewer bleeds.",
+        description="Padding values outside the scan circle, by a group of scanners with fewer positives.",
         source="RSNA 2019, about a third of the images",
     ),
     "position": Partition(
         name="position",
         part=_third,
         description="Thirds of the study from the feet end.",
-        source="chosen here, because quintiles leave too few rare bleeds in each",
+        source="chosen here, because quintiles would have too few positives of rare classes",
     ),
     "edge": Partition(
         name="edge",
         part=_edge,
-        description="The first and the last slice of a study, which have neighbours on one side only.",
+        description="The first and the last slice of a study, with neighbours on one side only.",
         source="RSNA 2019: positive 0.84 % of the time",
     ),
     "pixel_format": Partition(
         name="pixel_format",
         part=lambda slices: slices.pixel_format,
         description="BitsStored, PixelRepresentation, RescaleIntercept.",
-        source="RSNA 2019: seven of them",
+        source="RSNA 2019: seven formats",
     ),
     "gap_mm": Partition(
         name="gap_mm",
@@ -100,13 +100,13 @@ STUDY_PARTITIONS = {
     "batch": Partition(
         name="batch",
         part=lambda studies: studies.batch,
-        description="B1 and B2, which the authors of CQ500 collected differently.",
+        description="B1 and B2 of CQ500, which were collected differently.",
         source="reads.csv, column Category: 214 and 277 of 491 studies",
     ),
     "gap_mm": Partition(
         name="gap_mm",
         part=lambda studies: _gap_part(studies.gap_mm),
-        description="Median distance between the slices that were used.",
+        description="Median distance between slices.",
         source="the bins of the RSNA slices",
     ),
 }

@@ -1,4 +1,4 @@
-"""What metrics are computed from, for the rows as they are and for every draw of their patients."""
+"""The statistics that metrics are computed from, for all rows and for every bootstrap sample of patients."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,11 +20,11 @@ class ScoredRows:
     """Rows that are scored together.
 
     Attributes:
-        place: what all their scores share: dataset, split, level, aggregation, subgroup, fold.
+        place: dataset, split, level, aggregation, subgroup, fold of their scores.
         probabilities: (N, C) in [0, 1].
         labels: (N, C) float64 of 0 and 1, NaN where unknown.
-        members: (N,) what the bootstrap resamples: the patient of each row, for CQ500 the study.
-        decisions: aim of a threshold to which rows are a yes; needed by the metrics that count them.
+        members: (N,) the unit that the bootstrap resamples: the patient of each row, for CQ500 the study.
+        decisions: criterion of a threshold to the rows predicted positive; needed by the metrics that count them.
     """
 
     place: dict[str, str | int]
@@ -35,7 +35,7 @@ class ScoredRows:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """(C, N) int32: the rows of each class by descending probability, rows of equal ones as they come."""
+        """(C, N) int32: the rows of each class by descending probability, equal ones in their original order."""
         columns = [np.argsort(-column, kind="stable") for column in self.probabilities.T]
         return np.stack(columns).astype(np.int32)
 
@@ -44,10 +44,10 @@ class ScoredRows:
         return self._ordered(replace(self, decisions=decisions), self.order)
 
     def take(self, is_kept: np.ndarray, **place: str | int) -> "ScoredRows":
-        """Some of the rows, without their decisions; (N,) bool. Their order is read off this one, not sorted again.
+        """Some of the rows, by (N,) bool, without their decisions; their order is derived, not sorted again.
 
         Args:
-            place: what is different about theirs.
+            place: the parts of `place` that differ.
         """
         taken = ScoredRows(
             {**self.place, **place}, self.probabilities[is_kept], self.labels[is_kept], self.members[is_kept]
@@ -57,7 +57,7 @@ class ScoredRows:
 
     @staticmethod
     def _ordered(rows: "ScoredRows", order: np.ndarray) -> "ScoredRows":
-        """The rows with their order noted, so that it is not sorted for."""
+        """The rows with their order cached, so that they are not sorted again."""
         vars(rows)["order"] = order
         return rows
 
@@ -65,14 +65,14 @@ class ScoredRows:
 def draw_blocks(
     rows: ScoredRows, asked: set[str], *, num_bins: int, num_draws: int, seed: int
 ) -> tuple[Blocks, Blocks]:
-    """The blocks of all rows, and those of every draw of their members, each with a leading axis D.
+    """The blocks of all rows, and those of every bootstrap sample, with a leading axis D.
 
     Args:
-        asked: of `LOSS`, `RANKS`, `BINS` and the aims in `rows.decisions`.
+        asked: of `LOSS`, `RANKS`, `BINS` and the criteria in `rows.decisions`.
 
     Returns:
         "loss" (C,) mean log losses; for `RANKS` "roc_auc" and "average_precision" (C,); "bins" (C, B, 3) as in
-        `reliability`; for each aim its (C, 4) counts as in `thresholds`, NaN where its threshold is.
+        `reliability`; for each criterion its (C, 4) counts as in `thresholds`, NaN if its threshold is.
     """
     names, member = np.unique(rows.members, return_inverse=True)
     known = ~np.isnan(rows.labels)
@@ -130,7 +130,7 @@ def _tally_bins(rows: ScoredRows, known: np.ndarray, member: np.ndarray, num_gro
 
 
 def _unpack(sums: np.ndarray, shapes: dict[str, tuple[int, ...]], decisions: Mapping[str, Decisions]) -> Blocks:
-    """(D, K) sums as the blocks they were put together from, each with a leading axis D."""
+    """(D, K) sums, split into the blocks they were concatenated from, with a leading axis D."""
     blocks, first = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape))

@@ -1,4 +1,4 @@
-"""Where a probability becomes a yes: thresholds chosen on some rows, and the rates they give on others."""
+"""Decision thresholds, chosen on some rows, and the rates they give on others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,26 +7,26 @@ import numba
 import numpy as np
 
 HALF = 0.5
-# What a threshold is for: a plain half, the best F1, the best Youden's J (sensitivity + specificity - 1).
+# Criteria for a threshold: fixed at 0.5, the best F1, the best Youden's J (sensitivity + specificity - 1).
 HALF_AIM, F1_AIM, YOUDEN_AIM = "half", "best_f1", "youden"
-# What a table of decisions counts, in the order of the last axis of every confusion array.
+# The counts of decisions, in the order of the last axis of every confusion array.
 TRUE_POSITIVE, FALSE_POSITIVE, POSITIVE, NEGATIVE = range(4)
 
 
 def choose_thresholds(
     probabilities: np.ndarray, labels: np.ndarray, order: np.ndarray, part: np.ndarray, parts: Sequence[int]
 ) -> dict[int, dict[str, np.ndarray]]:
-    """For each part the best thresholds on the rows of all others: part to aim to (C,).
+    """For each part the best thresholds on the rows of all others: part to criterion to (C,).
 
-    A row is a yes where its probability is not below the threshold. Candidates are the probabilities of the rows, of
-    equally good ones the highest is taken; NaN where the rows lack positives or negatives.
+    A row is predicted positive if its probability is at least the threshold. Candidates are the probabilities of the
+    rows, of equally good ones the highest; NaN without positives or negatives.
 
     Args:
         probabilities: (N, C) in [0, 1].
-        labels: (N, C) of 0 and 1, or NaN where unknown (left out).
+        labels: (N, C) of 0 and 1, or NaN where unknown (ignored).
         order: (C, N) rows of each class by descending probability.
         part: (N,) the part of each row, e.g. its fold.
-        parts: those that thresholds are wanted for; one that no row is in gets those of all rows.
+        parts: the parts that need thresholds; for a part without rows they are chosen on all rows.
 
     Source: Youden, "Index for rating diagnostic tests", Cancer 3, 1950; van Rijsbergen, "Information Retrieval", 1979.
     """
@@ -42,11 +42,11 @@ def choose_thresholds(
 
 @dataclass(frozen=True)
 class Decisions:
-    """Which rows are a yes.
+    """The rows predicted positive.
 
     Attributes:
         is_yes: (N, C) bool.
-        is_defined: (C,) bool, false where a threshold of the class was NaN.
+        is_defined: (C,) bool, False if a threshold of the class was NaN.
     """
 
     is_yes: np.ndarray
@@ -54,7 +54,7 @@ class Decisions:
 
 
 def decide(probabilities: np.ndarray, thresholds: dict[int, np.ndarray], part: np.ndarray) -> Decisions:
-    """Every row against the thresholds of its part: a yes where its probability is not below.
+    """Compares every row with the thresholds of its part.
 
     Args:
         probabilities: (N, C) in [0, 1].
@@ -81,13 +81,13 @@ def sensitivity(confusion: np.ndarray) -> np.ndarray:
 
 
 def specificity(confusion: np.ndarray) -> np.ndarray:
-    """The share of negatives left alone, of (..., 4) counts; NaN without a negative."""
+    """The share of negatives predicted negative, of (..., 4) counts; NaN without a negative."""
     negatives = confusion[..., NEGATIVE]
     return _share(negatives - confusion[..., FALSE_POSITIVE], negatives, negatives)
 
 
 def _share(part: np.ndarray, whole: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """The part of the whole in float64, NaN where there is none of what is needed."""
+    """The part of the whole in float64, NaN where `needed` is 0."""
     share: np.ndarray = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=needed > 0)
     return share
 

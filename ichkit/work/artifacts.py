@@ -1,4 +1,4 @@
-"""Artifact folders: written beside their final place, manifest last, then renamed; a folder without one is not read."""
+"""Artifact folders: written next to their final place, manifest last, then renamed; without a manifest none is read."""
 
 import contextlib
 import functools
@@ -69,9 +69,9 @@ class Manifest:
 
     Attributes:
         kind: "prepared", "fold", "stack", "scores", "export", "phantom".
-        settings: what was configured; other settings make another artifact.
-        inputs: name to digest of everything read.
-        facts: results that later stages and readers need without opening the files.
+        settings: the settings that determine the artifact.
+        inputs: name to digest of everything that was read.
+        facts: results that later stages need without opening the files.
         files: path relative to the folder to its digest.
     """
 
@@ -135,10 +135,10 @@ def digest_table(frame: pd.DataFrame) -> str:
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> FileDigest:
-    """Writes a file beside its final place, syncs it and renames it; returns its digest, taken from the bytes written.
+    """Writes a file next to its final place, syncs it and renames it; returns the digest of the written bytes.
 
     Raises:
-        DiskFullError: no room left; the old file, if there was one, is untouched.
+        DiskFullError: the disk is full; an existing file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -149,7 +149,7 @@ def write_bytes_atomically(path: Path, data: bytes) -> FileDigest:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # its folder may not be there
+        with contextlib.suppress(OSError):  # its folder may be missing
             temporary.unlink(missing_ok=True)
         raise disk_full(path, error) from error
     return FileDigest(hashlib.sha256(data).hexdigest(), len(data))
@@ -177,20 +177,20 @@ def encode_array(array: np.ndarray) -> bytes:
 
 
 class ArtifactWriter:
-    """Writes one artifact folder in `<final>.partial` and puts it in place when it is whole.
+    """Writes one artifact folder in `<final>.partial` and renames it when it is complete.
 
-    It holds the lock of the folder until it is committed or forgotten; a command that reads first and writes then holds
-    it from before its first look (`locks.hold`), and the writer shares it.
+    It holds the lock of the folder until it is committed or deleted. A command that reads before it writes takes the
+    lock before it reads (`locks.hold`), and the writer shares it.
 
     Args:
-        final: the folder it will be.
+        final: the folder to create or replace.
         kind: the manifest's kind.
-        resume: keep what `<final>.partial` already holds; otherwise start from an empty folder.
-        keeps: files of an earlier `<final>.partial` that stay in any case, and at every moment.
+        resume: keep the content of `<final>.partial`; otherwise start from an empty folder.
+        keeps: files of an earlier `<final>.partial` that are never removed.
 
     Raises:
-        ArtifactError: something that ichkit did not write is at one of the two places.
-        DiskFullError: no room left.
+        ArtifactError: one of the two folders was not written by ichkit.
+        DiskFullError: the disk is full.
     """
 
     def __init__(self, final: Path, kind: str, *, resume: bool = False, keeps: tuple[str, ...] = ()) -> None:
@@ -207,7 +207,7 @@ class ArtifactWriter:
         self._lock.close()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes one file and notes its digest."""
+        """Writes one file and records its digest."""
         self.files[name] = write_bytes_atomically(self.folder / name, data)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -223,7 +223,7 @@ class ArtifactWriter:
         self.write_bytes(name, encode_array(array))
 
     def record(self, name: str, digest: FileDigest) -> None:
-        """Notes a file that a worker wrote inside `folder`, with the digest the worker took."""
+        """Records a file that a worker wrote inside `folder`, with the digest that the worker computed."""
         self.files[name] = digest
 
     def discard(self, name: str) -> None:
@@ -232,7 +232,7 @@ class ArtifactWriter:
         self.files.pop(name, None)
 
     def commit(self, *, settings: dict[str, Any], inputs: dict[str, str], facts: dict[str, Any]) -> Manifest:
-        """Writes the manifest and renames the folder to its final place; an older one there is replaced."""
+        """Writes the manifest and renames the folder to its final name; an existing artifact is replaced."""
         manifest = Manifest(
             kind=self.kind,
             settings=settings,
@@ -250,18 +250,18 @@ class ArtifactWriter:
 
 
 def has_artifact(folder: Path) -> bool:
-    """True where a whole artifact is; nothing on disk is changed."""
+    """True if there is a complete artifact; nothing on disk is changed."""
     return any((folder / MANIFEST_NAME).is_file() for _ in _looks(folder))
 
 
 def _looks(folder: Path) -> Iterator[None]:
-    """Once and, where a writer may be between its two renames, again until it is not."""
+    """Yields once per look: again while a writer may be between its two renames."""
     yield
     deadline = time.monotonic() + _SECONDS_TO_LOOK_AGAIN
     for number in itertools.count(1):
         is_between = is_marked(set_aside_of(folder)) and time.monotonic() < deadline
         if not is_between and (number > _MIN_LOOKS or not lock_path(folder).exists()):
-            # The successor may have come since the look before.
+            # The new folder may have appeared since the previous look.
             yield
             return
         time.sleep(0.001)
@@ -269,7 +269,7 @@ def _looks(folder: Path) -> Iterator[None]:
 
 
 def maker_of(folder: Path) -> str:
-    """The command that makes the artifact at this place."""
+    """The command that creates the artifact in this folder."""
     if folder.parent.parent.name == "runs":
         return "ichkit train"
     places = {"stacks": "ichkit stack"}
@@ -278,7 +278,7 @@ def maker_of(folder: Path) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a whole artifact; nothing on disk is changed.
+    """The manifest of a complete artifact; nothing on disk is changed.
 
     Raises:
         ArtifactError: the folder is missing, unfinished, or from a newer format.
@@ -309,10 +309,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_whole(folder: Path, read: Callable[[Manifest], _T]) -> _T:
-    """What `read` makes of the files of an artifact, all of one writing: read again where another came meanwhile.
+    """The result of `read` on one version of an artifact: it is repeated if the artifact is replaced meanwhile.
 
     Args:
-        read: takes the manifest, and raises ArtifactError for a file that is not the one that it lists.
+        read: takes the manifest; raises ArtifactError for a file that differs from the manifest.
 
     Raises:
         ArtifactError: as `read_manifest`, or a file is damaged.
@@ -329,7 +329,7 @@ def read_whole(folder: Path, read: Callable[[Manifest], _T]) -> _T:
 
 
 def find_damage(folder: Path, manifest: Manifest, *, reads: bool = True) -> list[str]:
-    """One line for each file that is missing, unexpected in size or, where files are read, changed since written."""
+    """One line for each file that is missing, of unexpected size or (with `reads`) changed since it was written."""
     damage = []
     for name, digest in manifest.files.items():
         path = folder / name
@@ -343,29 +343,29 @@ def find_damage(folder: Path, manifest: Manifest, *, reads: bool = True) -> list
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """Refuses an artifact with a file that is missing or of another size than when it was written.
+    """Checks that every file of an artifact exists and has its original size.
 
     Raises:
-        ArtifactError: names the first such file and says how many there are.
+        ArtifactError: names the first file that does not, and their number.
     """
     _refuse_damage(find_damage(folder, manifest, reads=False))
 
 
 def check_digests(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Refuses an artifact of which one of these files is missing or not the one that was written.
+    """Checks that these files of an artifact exist and are unchanged.
 
     Raises:
-        ArtifactError: names the first such file.
+        ArtifactError: names the first file that is not.
     """
     for name in names:
         read_bytes(folder / name, manifest.sha256_of(name))
 
 
 def read_bytes(path: Path, sha256: str) -> bytes:
-    """The bytes of a file of an artifact, compared with the digest that its manifest gives.
+    """The bytes of a file of an artifact, compared with the digest in its manifest.
 
     Raises:
-        ArtifactError: it is missing, or not the one that was written.
+        ArtifactError: it is missing or has changed.
     """
     try:
         data = path.read_bytes()
@@ -383,7 +383,7 @@ def _refuse_damage(damage: list[str]) -> None:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -392,7 +392,7 @@ def read_table(path: Path, sha256: str | None = None, **options: Any) -> pd.Data
     """A parquet or CSV table of an artifact.
 
     Args:
-        sha256: the digest that its manifest gives; None reads it unchecked.
+        sha256: the digest in its manifest; None skips the check.
         options: for pandas.
 
     Raises:
@@ -406,7 +406,7 @@ def read_table(path: Path, sha256: str | None = None, **options: Any) -> pd.Data
 
 
 def git_commit() -> str:
-    """The commit of the checkout this package runs from; empty outside a checkout of its own."""
+    """The commit of the checkout that this package runs from; empty if it is installed."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return ""
@@ -421,7 +421,7 @@ def git_commit() -> str:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the bytes of a result."""
+    """Versions of Python and of the packages that determine the bytes of a result."""
     versions = {"python": platform.python_version()}
     for name in _REPORTED_PACKAGES:
         try:

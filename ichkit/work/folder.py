@@ -7,7 +7,7 @@ from pathlib import Path
 from ichkit.core.config_errors import shorten
 from ichkit.core.errors import ConfigError
 
-# Inside the folder of a fold: weights, what rebuilds their network, and how each step of training went.
+# Inside the folder of a fold: weights, model card, and step log of the training.
 WEIGHTS_NAME, CARD_NAME, STEP_LOG_NAME = "model.safetensors", "model.json", "steps.jsonl"
 # Scores of the held-out fold after each epoch, where `train.curve` asked for them; no choice may read it.
 HELDOUT_CURVE_NAME = "heldout_curve_for_display_only.csv"
@@ -17,7 +17,7 @@ _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 def is_name(name: str) -> bool:
-    """True for what may name a run or a stack, and so a folder; see `check_name`.
+    """True for a valid name of a run or stack; see `check_name`.
 
     Example:
         >>> [is_name(name) for name in ("resnet50+demo", "../up", "=cmd", "demo.old")]
@@ -29,13 +29,13 @@ def is_name(name: str) -> bool:
 
 
 def check_name(name: str, what: str = "name") -> str:
-    """The name of a run or a stack: given, from a config's file name, or read back from disk.
+    """The name of a run or stack, if it is valid.
 
     Args:
-        what: named in the message, e.g. "--run".
+        what: the option or field, for the message, e.g. "--run".
 
     Raises:
-        ConfigError: it cannot name a folder.
+        ConfigError: it is not.
     """
     if not is_name(name):
         raise ConfigError(
@@ -81,7 +81,7 @@ class WorkFolder:
         """The artifact of one fold of one run.
 
         Raises:
-            ConfigError: the name cannot be that of a run.
+            ConfigError: the name is not valid.
         """
         return self.runs / check_name(run, "run") / f"fold{fold}"
 
@@ -89,6 +89,6 @@ class WorkFolder:
         """The artifact of one stack.
 
         Raises:
-            ConfigError: the name cannot be that of a stack.
+            ConfigError: the name is not valid.
         """
         return self.stacks / check_name(name, "stack")

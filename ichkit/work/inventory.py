@@ -1,6 +1,6 @@
-"""The inventory of a work folder: every artifact in it, finished or begun, from one pass that writes nothing.
+"""The inventory of a work folder: every finished or unfinished artifact, from one pass that writes nothing.
 
-`doctor`, `verify`, completion, the catalog of sources, plans and the second stage are views of it.
+`doctor`, `verify`, shell completion, the catalog of sources, plans and the second stage use it.
 """
 
 import re
@@ -21,9 +21,9 @@ class Entry:
     """One artifact of a work folder.
 
     Attributes:
-        folder: where it is, or will be once it is finished.
+        folder: its folder, which exists only once it is finished.
         is_finished: it is complete; its manifest may still be unreadable.
-        is_begun: there is unfinished work on it, which a finished artifact has too while its tables are remade.
+        is_begun: there is unfinished work on it; also true while the tables of a finished artifact are made again.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Entry:
 
     @property
     def manifest(self) -> Manifest:
-        """Its manifest, read from disk once.
+        """Its manifest, read once.
 
         Raises:
             ArtifactError: missing or damaged.
@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def damage(self) -> str:
-        """Why its manifest cannot be read; empty where it can."""
+        """Why its manifest cannot be read; empty if it can."""
         return str(self._read) if isinstance(self._read, ArtifactError) else ""
 
     @cached_property
@@ -58,10 +58,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every artifact of a work folder; names that ichkit would not give, such as copies made by hand, are left out.
+    """Every artifact of a work folder; folders with invalid names, such as manual copies, are ignored.
 
     Attributes:
-        runs: by name and fold, both ascending; a run has at least one fold that was begun.
+        runs: by name and fold, both ascending; every run has at least one finished or unfinished fold.
         stacks: by name, ascending.
     """
 
@@ -73,7 +73,7 @@ class Inventory:
 
     @property
     def finished_runs(self) -> dict[str, list[int]]:
-        """Name to finished folds of every run with at least one."""
+        """Name to finished folds, for every run that has any."""
         folds = {name: [k for k, entry in run.items() if entry.is_finished] for name, run in self.runs.items()}
         return {name: finished for name, finished in folds.items() if finished}
 
@@ -91,7 +91,7 @@ class Inventory:
 
     @property
     def source_names(self) -> list[str]:
-        """What can be scored and submitted: runs with a finished fold, then every kind of every readable stack."""
+        """Sources that can be scored and submitted: runs with a finished fold, then every kind of every stack."""
         stacks = {name: self.stacks[name] for name in self.finished_stacks if not self.stacks[name].damage}
         kinds = [f"{name}-{kind}" for name, entry in stacks.items() for kind in kinds_of(entry.manifest)]
         return [*self.finished_runs, *kinds]
@@ -112,7 +112,7 @@ class Inventory:
         return (entry.folder / name).relative_to(self.work.root).as_posix()
 
     def is_outdated(self, stack: str) -> bool:
-        """True for a stack whose runs have other tables now than those it was made from.
+        """True if the tables of its runs have changed since the stack was made.
 
         Raises:
             ArtifactError: the manifest of the stack cannot be read.
@@ -122,7 +122,7 @@ class Inventory:
 
 
 def take_inventory(work: WorkFolder) -> Inventory:
-    """Looks through a work folder once; nothing on disk is changed and a damaged manifest raises nothing."""
+    """Lists the artifacts of a work folder; writes nothing, and a damaged manifest raises nothing."""
     runs = {folder.name: _list_folds(folder) for folder in _list_artifacts(work.runs) if is_name(folder.name)}
     stacks = {folder.name: _look_at(folder) for folder in _list_artifacts(work.stacks) if is_name(folder.name)}
     return Inventory(
@@ -141,7 +141,7 @@ def _list_folds(run: Path) -> dict[int, Entry]:
 
 
 def _list_artifacts(parent: Path) -> list[Path]:
-    """The folders in a folder, by name, and those of which only unfinished or set-aside work is there."""
+    """The artifact folders in a folder, by name, including those with only unfinished or set-aside work."""
     return sorted({final_of(path) for path in parent.iterdir() if path.is_dir()} if parent.is_dir() else ())
 
 

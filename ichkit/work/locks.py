@@ -1,7 +1,7 @@
-"""One writer at a time: a lock file beside a folder says which process writes there, since when and on which host.
+"""One writer at a time: a lock file next to a folder names the writing process, its host and its start time.
 
-The lock is the kernel's (`flock`, which NFS passes on to its server), not the file's presence: a process that dies, in
-whatever way, frees it, and the next writer takes the file over. Readers never lock.
+The lock is held by the kernel (`flock`, which NFS forwards to its server), not by the existence of the file: if the
+process dies, the lock is released and the next writer reuses the file. Readers never lock.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _held: set[tuple[int, Path]] = set()
 Look = tuple[int, int] | None
-"""By which one writing of an artifact is told from another; None where there is none."""
+"""Identifies one version of an artifact; None if there is none."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -38,7 +38,7 @@ def lock_path(target: Path) -> Path:
 
 
 def look_at(folder: Path) -> Look:
-    """Which writing of an artifact is there now."""
+    """The current version of an artifact."""
     try:
         found = (folder / MANIFEST_NAME).stat()
     except OSError:
@@ -48,18 +48,18 @@ def look_at(folder: Path) -> Look:
 
 @contextlib.contextmanager
 def hold(target: Path, *, waits: bool = True) -> Iterator[bool]:
-    """Inside the block this process alone writes `target`, a file or folder; what a killed writer left is settled.
+    """Inside the block only this process writes `target`, a file or folder; it cleans up after a killed writer.
 
-    Gives True where another writer had to be waited for.
+    Yields True if it had to wait for another writer.
 
-    A process that holds the lock may enter again. Where nothing can be written, nothing is locked.
+    A process that holds the lock may enter again. A read-only folder is not locked.
 
     Args:
-        waits: wait for another writer, and say for whom; else refuse.
+        waits: wait for another writer and log which; otherwise raise.
 
     Raises:
-        ArtifactError: another process writes there and `waits` is off, or its lock file belongs to another user.
-        Stopped: a stop signal while waiting.
+        ArtifactError: another process is writing and `waits` is off, or the lock file belongs to another user.
+        Stopped: a stop signal arrived while waiting.
     """
     target = target.parent.resolve() / target.name
     key = os.getpid(), target
@@ -74,8 +74,8 @@ def hold(target: Path, *, waits: bool = True) -> Iterator[bool]:
             raise disk_full(path, error) from error
         if path.exists() and os.access(path.parent, os.W_OK):
             raise ArtifactError(
-                f"{path}: expected a lock file that this user may write, found one of another user. Wait until that "
-                "command has ended, or remove the file if none is running."
+                f"{path}: expected a lock file of this user, found one of another user. Wait until that command has "
+                "ended, or remove the file if none is running."
             ) from error
         yield False
         return
@@ -85,23 +85,23 @@ def hold(target: Path, *, waits: bool = True) -> Iterator[bool]:
         yield has_waited
     finally:
         _held.discard(key)
-        # Removed while it is held: whoever waits with the old file open finds that its name has gone, and tries again.
+        # Removed while it is held: a process that waits with the old file open sees that it is gone, and tries again.
         with contextlib.suppress(OSError):
             path.unlink()
-        # Worker processes may have inherited the descriptor: unlocking frees it for them too, closing would not.
+        # Worker processes may have inherited the descriptor: unlocking releases it for them too, closing does not.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
         for folder in made:
-            with contextlib.suppress(OSError):  # something is in it now
+            with contextlib.suppress(OSError):  # it is no longer empty
                 folder.rmdir()
 
 
 def holding(place: Callable[[Mapping[str, Any]], Path | None]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Decorates a function that writes, so that it holds the lock of a file or folder from before its first look.
+    """Decorates a function that writes, so that it holds the lock of a file or folder during the call.
 
     Args:
-        place: takes the arguments by name and returns what is locked; None locks nothing.
+        place: takes the arguments by name and returns the file or folder to lock; None locks nothing.
     """
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -123,7 +123,7 @@ class Planned(Protocol):
 
     @property
     def seen(self) -> Look:
-        """Which writing of the artifact was there when the plan was made."""
+        """The version of the artifact when the plan was made."""
 
 
 _PlanT = TypeVar("_PlanT", bound=Planned)
@@ -132,12 +132,12 @@ _PlanT = TypeVar("_PlanT", bound=Planned)
 def alone(
     place: Callable[[_PlanT], Path], again: Callable[[_PlanT], _PlanT]
 ) -> Callable[[Callable[[_PlanT], _T]], Callable[[_PlanT], _T]]:
-    """Decorates a function that carries out a plan, so that it holds the lock of `place(plan)`.
+    """Decorates a function that executes a plan, so that it holds the lock of `place(plan)`.
 
-    The plan was made without the lock: where another process has written there since, it is made again.
+    The plan was made without the lock: if another process has written there since, it is made again.
 
     Args:
-        again: makes a plan again, from what it was made from.
+        again: makes the plan again.
     """
 
     def decorate(function: Callable[[_PlanT], _T]) -> Callable[[_PlanT], _T]:
@@ -153,7 +153,7 @@ def alone(
 
 
 def describe_writer(target: Path) -> str:
-    """Who writes a file or folder, as its lock file says."""
+    """The process that writes a file or folder, according to its lock file."""
     try:
         found = json.loads(lock_path(target).read_text(encoding="utf-8"))
         return f"process {found['process']} on {found['host']}, since {found['since_utc']}"
@@ -162,15 +162,15 @@ def describe_writer(target: Path) -> str:
 
 
 def _acquire(target: Path, path: Path, *, waits: bool) -> tuple[int, list[Path], bool]:
-    """The locked descriptor, the folders made for it, deepest first, and whether it had to be waited for."""
+    """The locked descriptor, the folders created for it, deepest first, and whether it had to wait."""
     has_waited = False
     with stop_on_signal() as stop:
         while True:
             made = _make_folders(path.parent)
             try:
-                # For writing: NFS grants an exclusive lock on nothing else.
+                # Opened for writing: NFS requires it for an exclusive lock.
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another process has just removed a folder that it had made
+            except FileNotFoundError:  # another process has just removed a folder that it had created
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,7 +180,7 @@ def _acquire(target: Path, path: Path, *, waits: bool) -> tuple[int, list[Path],
                 if error.errno not in _NO_LOCKS:
                     os.close(descriptor)
                     raise
-                logger.warning("%s: this disk knows no locks; do not run two commands on it at once", path.parent)
+                logger.warning("%s: no locks on this disk; do not run two commands on it at the same time", path.parent)
                 return descriptor, made, has_waited
             else:
                 if _is_at(descriptor, path):
@@ -190,12 +190,12 @@ def _acquire(target: Path, path: Path, *, waits: bool) -> tuple[int, list[Path],
                 continue
             if not waits:
                 raise ArtifactError(
-                    f"{target}: {describe_writer(target)}, is writing there. Run the command again when it has ended."
+                    f"{target}: {describe_writer(target)}, is writing it. Run the command again when it has ended."
                 )
             if not has_waited:
                 logger.info("waiting for %s, which is writing %s", describe_writer(target), target)
                 has_waited = True
-            stop.check("nothing was begun")
+            stop.check("nothing was started")
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
@@ -213,7 +213,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Writes who holds the lock; a full disk leaves the file empty and the lock as good."""
+    """Writes the owner into the lock file; on a full disk the file stays empty and the lock is still valid."""
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     owner = {"process": os.getpid(), "host": socket.gethostname(), "since_utc": since}
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The columns of every table, and the checks of the inputs of a stage."""
+"""The columns of every table, and checks of the tables that a stage reads."""
 
 from collections.abc import Sequence
 
@@ -86,9 +86,9 @@ def make_predictions(
     """A predictions table, sorted by study_id and slice_index, clipped and float32.
 
     Args:
-        slices: (N rows) with slice_id, study_id, slice_index, and fold where `fold` is None.
+        slices: (N rows) with slice_id, study_id, slice_index, and fold if `fold` is None.
         probabilities: (N, C) float in [0, 1].
-        fold: the fold to write in every row (k for a run's test tables, -1 for averages); None keeps the row's own.
+        fold: the fold of every row (k for a run's test tables, -1 for averages); None takes the column of `slices`.
 
     Raises:
         ContractError: a probability is not finite.
@@ -106,21 +106,21 @@ def make_predictions(
 
 
 def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.DataFrame | None = None) -> None:
-    """Refuses a predictions table that breaks the contract.
+    """Checks a predictions table against the contract.
 
     Args:
-        where: named in the message.
-        slices: the rows it must hold, with slice_id and, for an out-of-fold table, the fold each row must have.
+        where: the table, for the message.
+        slices: the expected rows, with slice_id and, for an out-of-fold table, fold.
 
     Raises:
         ContractError: a column is missing, a slice repeats, the order is wrong, a probability is not inside (0, 1),
-            a slice is missing or foreign, or a row's fold is not its own.
+            a slice is missing or unexpected, or a row has another fold.
     """
     missing = [name for name in predictions_columns(task) if name not in table]
     if missing:
         raise ContractError(f"{where}: expected columns {predictions_columns(task)}, missing {missing}.")
     if table.slice_id.duplicated().any():
-        raise ContractError(f"{where}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} stands in two rows.")
+        raise ContractError(f"{where}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} has two rows.")
     p = table[task.probability_columns].to_numpy(np.float64)
     if not (np.isfinite(p).all() and (p > 0).all() and (p < 1).all()):
         raise ContractError(f"{where}: expected probabilities inside (0, 1).")
@@ -132,7 +132,7 @@ def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.Da
     if foreign:
         raise ContractError(
             f"{where}: expected exactly the {len(slices)} prepared slices, found {len(table)} rows; "
-            f"{len(foreign)} differ, e.g. {min(foreign)}. Run `ichkit train` again to remake the tables."
+            f"{len(foreign)} differ, e.g. {min(foreign)}. Run `ichkit train` again to update the tables."
         )
     if "fold" in slices:
         own = slices.set_index("slice_id").fold.reindex(table.slice_id).to_numpy()
@@ -140,11 +140,11 @@ def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.Da
         if len(wrong):
             row = table.iloc[wrong[0]]
             raise ContractError(
-                f"{where}: slice {row.slice_id} has fold {row.fold}, its own is {own[wrong[0]]}; a second stage on it "
-                "would learn from a model that saw its label. Train the fold again with `ichkit train --fresh`."
+                f"{where}: slice {row.slice_id} has fold {row.fold}, expected {own[wrong[0]]}: it may be predicted by "
+                "a model that was trained on its label. Train the fold again with `ichkit train --fresh`."
             )
 
 
 def is_sorted(table: pd.DataFrame, by: Sequence[str] = KEY) -> bool:
-    """True where the rows stand in ascending order of the columns."""
+    """True if the rows are sorted by the columns, ascending."""
     return table[list(by)].reset_index(drop=True).equals(table[list(by)].sort_values(list(by), ignore_index=True))

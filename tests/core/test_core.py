@@ -111,7 +111,7 @@ def test_a_full_disk_is_said_with_what_to_do_and_leaves_no_half_file(tmp_path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(artifacts.os, "fsync", full)
-    with pytest.raises(DiskFullError, match=r"is full .*MB free\). What was finished stays valid. Free some room"):
+    with pytest.raises(DiskFullError, match=r"is full .*MB free\). Finished work stays valid. Free some space"):
         artifacts.write_bytes_atomically(path, b"new")
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
@@ -201,9 +201,9 @@ def test_predictions_are_sorted_clipped_and_float32():
         (lambda t: t.drop(columns="p_any"), "missing ['p_any']"),
         (lambda t: t.assign(p_any=np.float32(1)), "probabilities inside (0, 1)"),
         (lambda t: t.iloc[::-1], "sorted by study_id, then slice_index"),
-        (lambda t: t.assign(slice_id="a"), "slice a stands in two rows"),
+        (lambda t: t.assign(slice_id="a"), "slice a has two rows"),
         (lambda t: t.iloc[:2], "expected exactly the 3 prepared slices, found 2 rows; 1 differ, e.g. c"),
-        (lambda t: t.assign(fold=1), "slice b has fold 1, its own is 0; a second stage on it would learn from a model"),
+        (lambda t: t.assign(fold=1), "slice b has fold 1, expected 0: it may be predicted by a model"),
     ],
 )
 def test_a_table_that_breaks_the_contract_is_refused(change, message):

@@ -188,7 +188,7 @@ def test_the_report_is_one_file_that_needs_no_network(chain):
 
 
 MISTAKES = [
-    (["prepare", "--rsna", "nowhere"], "--rsna says nowhere, and nothing is there"),
+    (["prepare", "--rsna", "nowhere"], "expected a folder or a zip file at nowhere (--rsna), found nothing"),
     (["train"], "prepared: not found. Run `ichkit prepare` first."),
     (["stack"], "expected at least one finished fold of a run in runs/, found none. Run `ichkit train` first."),
     (["train", "--set", "train.epoch=3"], "--set train.epoch: unknown key, did you mean train.epochs?"),

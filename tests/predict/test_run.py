@@ -111,7 +111,7 @@ def test_predict_reads_the_override_and_refuses_one_that_does_not_fit(tmp_path, 
     root, override = two_series(tmp_path / "scans"), tmp_path / "override.csv"
     override.write_text("study_id,series\n9.9,series 2\n")
     said = call("predict", root, "--model", model, "--series-override", override, "--out", tmp_path / "out", code=2)
-    assert "1 studies are not among the 1 whose series are chosen, e.g. 9.9" in " ".join(said.split())
+    assert "1 studies are not among the 1 studies found, e.g. 9.9" in " ".join(said.split())
     check_override(None, [])
     with pytest.raises(DataError, match="e.g. x"):
         check_override(pd.DataFrame({"study_id": ["x"], "series": ["y"]}), [])

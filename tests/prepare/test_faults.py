@@ -1,4 +1,4 @@
-"""What goes wrong on the way to a store: kills, full disks, planted names, flipped bytes; what was finished stays."""
+"""What goes wrong on the way to a store: kills, full disks, planted names, flipped bytes; finished work stays."""
 
 import contextlib
 import errno
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_finished_studies_valid_and_says_how_many_are_missing
 
     monkeypatch.setattr("ichkit.imaging.store.write_bytes_atomically", write_until_full)
     about = r", about 0\.\d\d GB" if room else ""
-    expected = f"is full .*Free some room.*{room} of 28 studies are finished, {28 - room} are missing{about}"
+    expected = f"is full .*Free some space.*{room} of 28 studies are finished, {28 - room} are missing{about}"
     with pytest.raises(DiskFullError, match=expected):
         do(prepare, tiny_config, work, phantom_options(phantom_root))
     monkeypatch.undo()

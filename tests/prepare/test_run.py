@@ -199,7 +199,7 @@ def test_missing_data_say_where_they_were_looked_for(phantom_root, tiny_config, 
     with pytest.raises(DataError, match="no data at data/rsna.*--rsna PATH or ICHKIT_RSNA.*ichkit phantom"):
         do(prepare, tiny_config, WorkFolder(tmp_path / "work"))
     options = phantom_options(phantom_root, cq500=tmp_path / "nowhere")
-    with pytest.raises(DataError, match="--cq500 says .*nowhere, and nothing is there"):
+    with pytest.raises(DataError, match=r"a zip file at .*nowhere \(--cq500\), found nothing"):
         do(prepare, tiny_config, WorkFolder(tmp_path / "work"), options)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image folder among 0 files. Expected stage_2_train.csv"):

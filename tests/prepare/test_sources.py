@@ -174,7 +174,7 @@ def test_labels_per_study_go_to_every_slice_and_are_said_to_be_rough(tmp_path, t
         ("slice_id,%s\na,1,0,0,0,2\n", "expected 0 or 1 for every class, found something else, in row 2"),
         (
             "slice_id,%s\na,1,0,0,0,0\na,0,0,0,0,0\n",
-            "a slice_id stands in an earlier row with different labels, in row 3",
+            "a slice_id has different labels in an earlier row, in row 3",
         ),
         ("slice_id,%s\nnobody,1,0,0,0,0\n", "1 of its 1 ids in column slice_id are not among the 48 slices found"),
     ],
@@ -376,7 +376,7 @@ def test_scans_without_a_patient_are_no_training_data_and_the_reason_says_why(tm
     store = prepared(work)
     assert "1.2.8" not in set(store.slices["study_id"])
     reasons = store.rejected()["reason"].value_counts().to_dict()
-    assert reasons == {"no PatientID: folds go by patient, and without one patients cannot be told apart": 6}
+    assert reasons == {"no PatientID, which patient-wise folds need": 6}
 
 
 def test_blanks_around_a_patient_id_do_not_move_a_patient_into_another_fold(tmp_path, tiny_config, monkeypatch):

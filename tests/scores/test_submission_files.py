@@ -121,7 +121,7 @@ def test_probabilities_in_place_of_labels_are_refused(files):
 @pytest.mark.parametrize(
     ("content", "error", "words"),
     [
-        (None, DataError, "there is none. Check the path"),
+        (None, DataError, "found none. Check the path"),
         ("", DataError, "it cannot be read"),
         ("ID,Label\n", ContractError, "expected a row for each slice and class, found none"),
         ("Id,Probability\nx,1\n", ContractError, "expected the columns ID and Label, found Id, Probability"),

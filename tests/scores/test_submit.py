@@ -182,7 +182,7 @@ def test_a_gap_that_no_rejected_file_explains_is_refused_and_writes_nothing(work
     sample = pd.read_csv(work.prepared / "sample_ids.csv")
     extra = pd.DataFrame({"ID": [f"ID_lost_{name}" for name in TASK.classes]})
     rewrite_prepared(work, {"sample_ids.csv": pd.concat([sample, extra])})
-    with pytest.raises(ContractError, match=r"1 are missing though no file of theirs was rejected, e.g. ID_lost"):
+    with pytest.raises(ContractError, match=r"1 are missing although their files were not rejected, e.g. ID_lost"):
         do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
     assert not (tmp_path / "out").exists()
 
@@ -221,7 +221,7 @@ def test_a_score_can_only_be_recorded_for_the_file_that_was_submitted(work, tmp_
     with pytest.raises(ConfigError, match=r"each a loss of 0 or more"):
         record_scores(out, "a", -0.1, None)
     made.csv_path.write_text(made.csv_path.read_text() + "\n")
-    with pytest.raises(ArtifactError, match=r"it changed or is gone, so it is not known what the score belongs to"):
+    with pytest.raises(ArtifactError, match=r"it has changed or is missing, so the score cannot be assigned to it"):
         record_scores(out, "a", 0.1, None)
 
 

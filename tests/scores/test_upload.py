@@ -242,7 +242,7 @@ def test_without_the_command_the_message_says_how_to_get_it(out, monkeypatch, tm
 
 def test_a_file_that_was_edited_is_not_sent(site, out):
     (out / "a-blend.csv").write_text("ID,Label\nedited,0.1\n")
-    with pytest.raises(ArtifactError, match=r"it changed or is gone"):
+    with pytest.raises(ArtifactError, match=r"it has changed or is missing"):
         stage.upload(out, "a-blend")
     assert site.calls("submit") == []
 

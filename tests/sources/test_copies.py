@@ -34,7 +34,7 @@ def test_one_study_uid_of_two_patients_is_two_studies_and_both_heads_are_read(tm
     assert plan.files["study_id"].value_counts().to_dict() == {"1.2#1": 20, "1.2#2": 20}
     assert plan.files["patient_id"].nunique() == 2
     assert plan.rejected.empty
-    assert "1 StudyInstanceUIDs stand for several PatientIDs" in caplog.text
+    assert "1 StudyInstanceUIDs are shared by several PatientIDs" in caplog.text
 
 
 def test_files_without_a_patient_id_do_not_split_the_study_of_the_one_patient_named(tmp_path):

@@ -106,7 +106,7 @@ def test_values_that_may_not_be_hounsfield_are_refused_and_can_be_insisted_on(tm
     assert insisted["reason"].to_list() == [""]
     (found,) = refuse_raw(insisted)["reason"]
     assert found.startswith(reason)
-    assert found.endswith("(--accept-raw to insist)") == bool(reason)
+    assert found.endswith("(accepted with --accept-raw)") == bool(reason)
 
 
 NO_HEADS = {

@@ -38,7 +38,7 @@ def test_label_files_go_to_the_set_that_is_named_or_to_the_only_ones_that_lack_o
         (["site"], [], False, 'expected NAME=PATH, e.g. site=scans/, found "site"'),
         (["s=a", "s=b"], [], False, '"s" is given twice'),
         (["s=a"], ["s=l.csv", "s=m.csv"], False, '"s" has two label files'),
-        (["s=a"], ["l.csv"], True, "found 1 label files without a name for s, folder. Say whose each is"),
+        (["s=a"], ["l.csv"], True, "found 1 label files without a name for s, folder. Name the set of each"),
         (["s=a", "t=b"], ["l.csv"], False, "found 1 label files without a name for s, t"),
         (["s=a"], ["s=l.csv", "m.csv"], False, "found 1 label files without a name for no set"),
     ],
@@ -55,9 +55,9 @@ def test_label_files_whose_set_is_not_clear_are_refused(external, labels, has_fo
         ("../up", "expected a name of at most 64 letters"),
         ("a.b", "expected a name of at most 64 letters"),
         ("", "expected a name of at most 64 letters"),
-        ("cq500", 'the name "cq500" is taken'),
-        ("oof", 'the name "oof" is taken'),
-        ("train", 'the name "train" is taken'),
+        ("cq500", 'the name "cq500" is reserved'),
+        ("oof", 'the name "oof" is reserved'),
+        ("train", 'the name "train" is reserved'),
     ],
 )
 def test_a_name_that_cannot_name_tables_is_refused(name, message):

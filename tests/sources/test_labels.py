@@ -85,11 +85,11 @@ SECRET = "NAME^PLANTED"
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([ROWS[0], "1.2.2,0,0,0,0,1,0"], "any is 0 beside a class that it covers and that is 1, in row 3"),
+        ([ROWS[0], "1.2.2,0,0,0,0,1,0"], "any is 0 although a class that it covers is 1, in row 3"),
         ([ROWS[0], f"1.2.2,0,0,{SECRET},0,0,0"], "expected 0 or 1 for every class, found something else, in row 3"),
         ([ROWS[0], "1.2.2,0,0,,0,0,0", ROWS[2]], "expected 0 or 1 for every class, found something else, in row 3"),
         ([ROWS[0], ",0,0,0,0,0,0"], "expected a study_id in every row, found none, in row 3"),
-        ([*ROWS, "1.2.1,0,0,0,0,0,0"], "stands in an earlier row with different labels, in row 5"),
+        ([*ROWS, "1.2.1,0,0,0,0,0,0"], "has different labels in an earlier row, in row 5"),
         ([f"1.2.{i},0,0,0,0,0,7" for i in range(9)], "in row 2, 3, 4, 5, 6 and 4 more"),
         ([ROWS[0], f"{SECRET},0,0,0,0,0,0,0,0,{SECRET}"], "expected a table with as many cells in every row"),
     ],
@@ -112,7 +112,7 @@ def test_which_class_covers_which_is_the_tasks_to_say(tmp_path):
     covers = {"intraparenchymal": ("intraventricular",)}
     task = dataclasses.replace(TASK, name="other", any_class=None, covers=covers)
     read_folder_labels(write(tmp_path / "a.csv", rows=["1,0,1,1,0,1,0"]), task)
-    with pytest.raises(DataError, match="intraparenchymal is 0 beside a class that it covers and that is 1, in row 2"):
+    with pytest.raises(DataError, match="intraparenchymal is 0 although a class that it covers is 1, in row 2"):
         read_folder_labels(write(tmp_path / "b.csv", rows=["1,0,0,1,0,1,0"]), task)
 
 
@@ -120,7 +120,7 @@ def test_further_columns_are_counted_in_one_line(tmp_path, caplog):
     path = write(tmp_path / "l.csv", HEADER + ",sex,age", [row + ",F,71" for row in ROWS])
     with caplog.at_level("WARNING", logger="ichkit"):
         read_folder_labels(path, TASK)
-    assert [record.getMessage() for record in caplog.records] == [f"{path}: 2 further columns are not used"]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: 2 other columns are ignored"]
 
 
 def test_ids_without_scans_and_scans_without_labels_are_counted(tmp_path, caplog):
@@ -130,7 +130,7 @@ def test_ids_without_scans_and_scans_without_labels_are_counted(tmp_path, caplog
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         f"{tmp_path}: 1 of 4 ids have no scan",
-        f"{tmp_path}: 1 of 3 studies have no label and are left out",
+        f"{tmp_path}: 1 of 3 studies have no label and are omitted",
     ]
     more = pd.DataFrame({"study_id": ["a", "x", "y"]})
     with pytest.raises(DataError, match="2 of its 3 ids in column study_id are not among the 4 studies found"):

@@ -88,7 +88,7 @@ def test_a_study_without_an_axial_series_is_said(tmp_path, caplog):
     write_series(tmp_path, 20, orientation=(0, 1, 0, 0, 0, -1))
     with caplog.at_level("WARNING", logger="ichkit"):
         assert chosen(tmp_path)[0] == []
-    assert "study 1: no axial series of slices; passed over: 1" in caplog.text
+    assert "study 1: no axial series of slices; not used: 1" in caplog.text
 
 
 def test_base_and_vertex_in_two_series_are_one_head_from_the_feet_up(tmp_path, caplog):
@@ -100,7 +100,7 @@ def test_base_and_vertex_in_two_series_are_one_head_from_the_feet_up(tmp_path, c
     assert slices["position_mm"].to_list() == [2.5 * i for i in range(20)] + [50 + 5.0 * i for i in range(20)]
     assert slices["slice_index"].to_list() == list(range(40))
     assert slices["series_id"].to_list() == ["1.2.3.2"] * 20 + ["1.2.3.1"] * 20
-    assert "one of two series that hold a half of the head each" in caplog.text
+    assert "one of two series with half of the head each" in caplog.text
 
 
 def test_thin_halves_are_averaged_each_by_itself(tmp_path):
@@ -128,7 +128,7 @@ def test_a_half_that_does_not_fit_is_said_to_be_missing(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="ichkit"):
         took, why = chosen(tmp_path)
     assert took == ["1.2.3.2"]
-    assert why["1.2.3.2"].endswith("half of the head may be in another series, which is not looked at")
+    assert why["1.2.3.2"].endswith("half of the head may be in another series, which is not used")
     assert "half of the head may be in another series" in caplog.text
 
 

@@ -79,7 +79,7 @@ def test_an_unknown_source_is_refused_with_the_nearest_name(work):
 
 def test_a_run_called_like_a_kind_of_a_stack_is_refused(work):
     shutil.copytree(work.runs / "a", work.runs / "a+b-fusion")
-    with pytest.raises(ContractError, match=r'both called "a\+b-fusion"'):
+    with pytest.raises(ContractError, match=r'both named "a\+b-fusion"'):
         find_sources(work, TASK)
 
 

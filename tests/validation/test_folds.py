@@ -136,7 +136,7 @@ def test_a_fold_outside_the_range_is_refused_by_name():
 
 def test_a_patient_that_stands_twice_in_the_given_folds_is_refused_by_name():
     existing = pd.DataFrame({"patient_id": ["ID_x", "ID_x"], "fold": [1, 2]})
-    with pytest.raises(FoldError, match=r"patient ID_x stands in 2 rows"):
+    with pytest.raises(FoldError, match=r"patient ID_x has 2 rows"):
         assign_folds(draw_studies(30, 30), 5, CLASSES, seed=0, existing=existing)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ichkit.validation.intervals import interval_of, p_value_of, turned_interval_of
+from ichkit.validation.intervals import basic_interval_of, interval_of, p_value_of
 from ichkit.validation.reliability import bin_numbers, expected_calibration_error
 from ichkit.validation.resampling import resample
 
@@ -28,7 +28,7 @@ def test_draws_without_both_classes_are_counted_and_over_five_percent_of_them_un
     assert np.isfinite([interval_of(few, 0.95).low, interval_of(few, 0.95).high]).all()
     assert interval_of(many, 0.95).num_left_out == 51
     assert np.isnan([interval_of(many, 0.95).low, interval_of(many, 0.95).high]).all()
-    assert np.isnan(turned_interval_of(0.5, many, 0.95).low)
+    assert np.isnan(basic_interval_of(0.5, many, 0.95).low)
 
 
 def test_a_wider_level_gives_a_wider_interval_around_the_same_draws():
@@ -40,12 +40,12 @@ def test_a_wider_level_gives_a_wider_interval_around_the_same_draws():
 
 def test_the_turned_interval_is_the_percentile_one_turned_round_the_value_never_negative_never_without_it():
     draws = np.linspace(0.2, 0.4, 1001)
-    turned = turned_interval_of(0.25, draws, 0.95)
+    turned = basic_interval_of(0.25, draws, 0.95)
     assert turned.low == pytest.approx(2 * 0.25 - np.quantile(draws, 0.975), abs=1e-12)
     assert turned.high == pytest.approx(2 * 0.25 - np.quantile(draws, 0.025), abs=1e-12)
-    assert turned_interval_of(0.21, draws, 0.95).low == pytest.approx(0.025, abs=1e-12)
-    assert turned_interval_of(0.15, draws, 0.95).low == 0.0
-    assert turned_interval_of(0.15, draws, 0.95).high == 0.15
+    assert basic_interval_of(0.21, draws, 0.95).low == pytest.approx(0.025, abs=1e-12)
+    assert basic_interval_of(0.15, draws, 0.95).low == 0.0
+    assert basic_interval_of(0.15, draws, 0.95).high == 0.15
 
 
 def test_a_calibrated_model_on_few_rows_is_not_called_miscalibrated():
@@ -60,7 +60,7 @@ def test_a_calibrated_model_on_few_rows_is_not_called_miscalibrated():
         drawn = resample(bins.reshape(150, -1), [], num_draws=200, seed=trial).sums.reshape(200, 15, 3)
         draws, value = expected_calibration_error(drawn), float(expected_calibration_error(bins.sum(0)))
         straight += interval_of(draws, 0.95).low < 0.05
-        turned += turned_interval_of(value, draws, 0.95).low < 0.05
+        turned += basic_interval_of(value, draws, 0.95).low < 0.05
     assert straight < 4
     assert turned > 36
 

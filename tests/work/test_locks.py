@@ -107,7 +107,7 @@ def test_folders_that_people_call_old_or_partial_are_left_as_they_are(tmp_path):
         (tmp_path / name / "thesis.tex").write_text("precious")
     before = tree(tmp_path)
     assert not has_artifact(folder)
-    with pytest.raises(ArtifactError, match=r"made\.partial: expected unfinished work of ichkit .* rename it"):
+    with pytest.raises(ArtifactError, match=r"made\.partial: expected unfinished work of ichkit .* Rename it"):
         write(folder, "new")
     assert tree(tmp_path) == before
     (tmp_path / "made.partial").rename(tmp_path / "mine")
@@ -155,7 +155,7 @@ def test_a_lock_says_who_holds_it_and_that_of_a_dead_owner_is_taken_over(tmp_pat
     found = json.loads(lock_path(folder).read_text())
     assert set(found) == {"process", "host", "since_utc"}
     assert found["process"] == owner.pid
-    says = pytest.raises(ArtifactError, match=rf"made: process {owner.pid} on .*, since 20.*, is writing there")
+    says = pytest.raises(ArtifactError, match=rf"made: process {owner.pid} on .*, since 20.*, is writing it")
     with says, hold(folder, waits=False):
         pass
     os.kill(owner.pid, signal.SIGKILL)
