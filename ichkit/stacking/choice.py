@@ -49,7 +49,7 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
 def choose_shares(base: np.ndarray, corrections: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
     """(C,) float64 `choose_share` of each class; (n, C) arrays, (n,) patients."""
     columns = zip(*(np.ascontiguousarray(part.T) for part in (base, corrections, labels)), strict=True)
-    return np.array([choose_share(*column, patients) for column in columns])
+    return np.array([choose_share(own, correction, truth, patients) for own, correction, truth in columns])
 
 
 def count_support(labels: np.ndarray, patients: np.ndarray) -> int:

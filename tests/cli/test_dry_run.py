@@ -11,7 +11,7 @@ from support.simulated import make_stack, make_work
 
 from ichkit.cli.main import main
 from ichkit.core.config import load_config
-from ichkit.show.plan import Plan, render
+from ichkit.show.plan import Forecast, Plan, render
 from ichkit.stages.scores import submit
 from ichkit.work.folder import WorkFolder
 
@@ -183,7 +183,10 @@ def test_a_recipe_is_planned_as_far_as_its_input_is_there(here):
 
 def test_a_disk_that_is_too_small_is_said(tmp_path):
     class Huge(Plan):
-        steps, writes, num_bytes = ("one",), (tmp_path,), 1e18
+        writes = (tmp_path,)
+
+        def forecast(self):
+            return Forecast(("one",), num_bytes=1e18)
 
     table = render(Huge(), "ichkit train")
     assert "NOT ENOUGH DISK SPACE" in " ".join(text.text for _, text in table.lines)

@@ -216,5 +216,4 @@ def test_what_is_needed_is_said_before_it_starts(phantom_root, tmp_path):
     result = CliRunner().invoke(main, list(map(str, words)))
     first = [line for line in result.output.splitlines() if "continuing without" not in line][:2]
     assert "GB free" in first[0]
-    assert "on 1 process;" in first[0]
-    assert "if the disk is fast enough" in first[1]
+    assert "on 1 process, if the disk is fast enough" in first[1]
