@@ -110,8 +110,8 @@ def test_a_model_that_is_no_source_is_left_to_the_folders_of_the_shell():
 
 
 def test_a_setting_is_completed_by_key_and_by_value():
-    assert complete("ichkit train --set train.back") == ["train.backbone=", "train.backend="]
-    assert complete("ichkit train --set train.sampling=") == ["train.sampling=blocks", "train.sampling=slices"]
+    assert complete("ichkit train --set train.back") == ["train.backbone=", "train.backbone_args=", "train.backend="]
+    assert complete("ichkit train --set train.sampling=") == [f"train.sampling={name}" for name in ("blocks", "slices", "studies")]
     assert complete("ichkit train --set stack.calibrate=f") == ["stack.calibrate=false"]
     assert complete("ichkit train --set train.augment.per=s") == ["train.augment.per=slice"]
     assert "task=hemorrhage" in complete("ichkit train --set task=")
@@ -141,7 +141,7 @@ def test_bash_offers_every_value_right_after_the_sign(monkeypatch):
     monkeypatch.setenv("COMP_WORDS", "ichkit train --set train.sampling =")
     monkeypatch.setenv("COMP_CWORD", "4")
     found = get_completion_class("bash")(main, {}, "ichkit", "_ICHKIT_COMPLETE").complete()
-    assert found.split() == ["plain,blocks", "plain,slices"]
+    assert found.split() == ["plain,blocks", "plain,slices", "plain,studies"]
 
 
 def test_looking_changes_nothing_and_a_damaged_stack_is_not_offered(work):
