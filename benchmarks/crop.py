@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.commands import do
 from support.heads import draw_hard_head
 
+from ichkit import write_phantom
 from ichkit.core.config import load_config
 from ichkit.core.tasks import find_task
 from ichkit.imaging.head_box import find_head_box
 from ichkit.imaging.store import Prepared
-from ichkit.phantom.writer import write_phantom
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.train import run as train
 from ichkit.validation.metrics import log_losses

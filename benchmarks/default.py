@@ -22,10 +22,10 @@ from baseline import BATCH, CLASSES, WEIGHTS, fit, predict, read_images
 from measuring import cpu_seconds, report
 from sklearn.metrics import roc_auc_score
 
+from ichkit import write_phantom
 from ichkit.cli.main import main as ichkit
 from ichkit.core.seeding import make_generator
 from ichkit.core.tasks import find_task
-from ichkit.phantom.writer import write_phantom
 from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 

@@ -23,10 +23,10 @@ from measuring import cpu_seconds, report
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.commands import do
 
+from ichkit import write_phantom
 from ichkit.core.config import Config, load_config
 from ichkit.core.progress import StopFlag, logger
 from ichkit.core.tasks import find_task
-from ichkit.phantom.writer import write_phantom
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.stack import run as stack
 from ichkit.stages.train.fold import do_fold

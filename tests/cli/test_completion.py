@@ -111,7 +111,9 @@ def test_a_model_that_is_no_source_is_left_to_the_folders_of_the_shell():
 
 def test_a_setting_is_completed_by_key_and_by_value():
     assert complete("ichkit train --set train.back") == ["train.backbone=", "train.backbone_args=", "train.backend="]
-    assert complete("ichkit train --set train.sampling=") == [f"train.sampling={name}" for name in ("blocks", "slices", "studies")]
+    assert complete("ichkit train --set train.sampling=") == [
+        f"train.sampling={name}" for name in ("blocks", "slices", "studies")
+    ]
     assert complete("ichkit train --set stack.calibrate=f") == ["stack.calibrate=false"]
     assert complete("ichkit train --set train.augment.per=s") == ["train.augment.per=slice"]
     assert "task=hemorrhage" in complete("ichkit train --set task=")

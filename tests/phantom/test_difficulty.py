@@ -10,13 +10,13 @@ import pytest
 from pydicom.config import IGNORE
 from pydicom.config import settings as pydicom_settings
 
+from ichkit import write_phantom
 from ichkit.core.errors import ConfigError
 from ichkit.phantom.bleeds import SUBTYPES, draw_bleeds
 from ichkit.phantom.difficulty import DIFFICULTIES
 from ichkit.phantom.head import draw_head
 from ichkit.phantom.lookalikes import LOOKALIKES, draw_lookalikes
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack, read_labels
-from ichkit.phantom.writer import write_phantom
 
 REAL = DIFFICULTIES["real"]
 SMALL = {"studies": 3, "test_studies": 1, "cq500_studies": 1, "size": 64, "workers": 1}
