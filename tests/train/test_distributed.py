@@ -54,12 +54,23 @@ def losses_of(work):
     return np.array([json.loads(line)["loss"] for line in lines])
 
 
+STUDIES = ("train.sampling=studies", "train.context.width=16", "train.context.dropout=0")
+READERS = {
+    "slices": (),
+    "transformer": ("train.context=transformer", *STUDIES),
+    "gru and attention": ("train.context=gru", "train.pool=attention", *STUDIES),
+    "conv on blocks": ("train.context=conv", "train.context.width=16", "train.context.dropout=0"),
+}
+
+
 @pytest.mark.slow
-def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path):
+@pytest.mark.parametrize("reader", READERS)
+def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path, reader):
+    changes = (*EXACT, *READERS[reader])
     alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
-    do(train, config(*EXACT), alone, run_name="run", folds=[0])
+    do(train, config(*changes), alone, run_name="run", folds=[0])
     port = free_port()
-    processes = [start(together, rank, port, EXACT) for rank in range(2)]
+    processes = [start(together, rank, port, changes) for rank in range(2)]
     told = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     expected = losses_of(alone)
