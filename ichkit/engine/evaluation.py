@@ -11,7 +11,7 @@ from torch import nn
 
 from ichkit.core.train_config import ValidationConfig
 from ichkit.engine.blocks import VolumeReader
-from ichkit.engine.inference import ModelCard, Predictor
+from ichkit.engine.inference import ModelCard, Predictor, spread_positions
 from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.losses import LossFunction
 from ichkit.validation.metrics import roc_auc_by_class, weighted_log_loss
@@ -25,7 +25,7 @@ class Evaluator:
     """Scores a network on labelled slices, predicted as after training: no augmentation, float32, test-time views.
 
     Args:
-        slices: (N rows) volume, slice_index and the classes; grouped by volume.
+        slices: (N rows) volume, slice_index, position_mm and the classes; grouped by volume.
         reader: reads their HU.
         card: how a volume becomes images.
         classes: the classes that the network has.
@@ -45,14 +45,14 @@ class Evaluator:
         self._reader, self._card, self._weights, self._loss = reader, card, weights, loss_function
         self.classes = tuple(classes)
         self._rows = [
-            (str(path), rows.slice_index.to_numpy(), rows[list(classes)].to_numpy(np.float64))
+            (str(path), rows[["slice_index", "position_mm"]], rows[list(classes)].to_numpy(np.float64))
             for path, rows in slices.groupby("volume", sort=False)
         ]
 
     @property
     def num_slices(self) -> int:
         """Number of slices."""
-        return sum(len(own) for _, own, _ in self._rows)
+        return sum(len(rows) for _, rows, _ in self._rows)
 
     def evaluate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Loss, weighted log loss, mean AUC and the AUC of each class; an AUC is NaN where it is not defined.
@@ -63,7 +63,11 @@ class Evaluator:
         trial = copy.deepcopy(network)
         assert isinstance(trial, DescriptorNetwork)
         predictor = Predictor(self._card, trial, device)
-        found = [predictor.predict_volume(self._reader.read(path, 0, _WHOLE))[own] for path, own, _ in self._rows]
+        found = []
+        for path, rows, _ in self._rows:
+            volume = self._reader.read(path, 0, _WHOLE)
+            probabilities = predictor.predict_volume(volume, spread_positions(rows, len(volume)))
+            found.append(probabilities[rows.slice_index.to_numpy()])
         probabilities = np.clip(np.concatenate(found).astype(np.float64), _CLIP, 1 - _CLIP)
         labels = np.concatenate([own for _, _, own in self._rows])
         areas = roc_auc_by_class(probabilities, labels)

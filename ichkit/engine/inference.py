@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -284,6 +285,13 @@ class Predictor:
         rows = np.arange(len(volume))
         for first in range(0, len(rows), self.card.batch_size):
             yield self.rendering.render(volume, rows[first : first + self.card.batch_size])
+
+
+def spread_positions(rows: pd.DataFrame, num_slices: int) -> np.ndarray:
+    """(S,) position_mm of the slices of a study, by slice_index; NaN for slices that are not among the rows."""
+    positions = np.full(num_slices, np.nan)
+    positions[rows["slice_index"].to_numpy()] = rows["position_mm"].to_numpy()
+    return positions
 
 
 def window_starts(num_slices: int, size: int) -> np.ndarray:

@@ -59,7 +59,8 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
 
     if not config.adapts_to_length:
         return Adapted(config, count_steps(config.batch_blocks), {})
-    most = max(config.total_epochs * blocks // MIN_STEPS, MIN_BLOCKS, world)
+    least = 1 if config.sampling == "studies" else MIN_BLOCKS  # one study has as many slices
+    most = max(config.total_epochs * blocks // MIN_STEPS, least, world)
     batch_blocks = min(config.batch_blocks, most)
     num_steps = count_steps(batch_blocks)
     changes: dict[str, float] = {}

@@ -183,6 +183,8 @@ def _predict_slices(
     predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag
 ) -> _Read:
     """Predicts rows that are sorted as in a store."""
+    from ichkit.engine.inference import spread_positions
+
     task = prepared.task
     none = np.empty((0, task.num_classes), np.float32)
     probabilities, alone = [none], [none]
@@ -191,9 +193,7 @@ def _predict_slices(
     studies = [pd.DataFrame(columns=["study_id", "slice_index"]).reindex(columns=["study_id", "slice_index", *columns])]
     for relative, rows in slices.groupby("volume", sort=False):
         volume, own = prepared.read_volume(str(relative)), rows.slice_index.to_numpy()
-        positions = np.full(len(volume), np.nan)
-        positions[own] = rows.position_mm.to_numpy()
-        study = predictor.read_study(volume, positions)
+        study = predictor.read_study(volume, spread_positions(rows, len(volume)))
         probabilities.append(study.probabilities[own])
         alone.append(study.of_slices[own])
         features.append(study.features[own])
