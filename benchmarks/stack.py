@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from descriptors import SLICES, STUDIES, TASK, make_folder
 from joblib.externals.loky import get_reusable_executor
 from measuring import make_parser, report, time_cpu, watch_memory
 
 from ichkit.core.config import Config, load_config
 from ichkit.core.progress import logger
 from ichkit.core.seeding import derive_seed
+from ichkit.phantom.descriptors import COMPETITION_SLICES, COMPETITION_STUDIES, TASK, make_competition
 from ichkit.stacking.inner import make_training_part
 from ichkit.stacking.inputs import plan_chains, read_inputs
 from ichkit.stacking.neighbours import neighbour_stacks
@@ -34,7 +34,7 @@ SETTINGS = ("stack.fusion.num_seeds=1",)
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--studies", type=int, default=STUDIES, help="size of the simulated training set")
+    parser.add_argument("--studies", type=int, default=COMPETITION_STUDIES, help="size of the simulated training set")
     args = parser.parse_args()
     logger.setLevel("INFO")
     if args.data is not None:
@@ -42,7 +42,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = WorkFolder(Path(scratch) / "work")
-        drawn = make_folder(work, args.studies)
+        drawn = make_competition(work, args.studies)
         figures = {**drawn, **time_stages(work), "stacks_seconds": time_stacks()}
     report(figures, args.json)
 
@@ -72,8 +72,8 @@ def time_stages(work: WorkFolder) -> dict[str, float]:
 def time_stacks() -> float:
     """Median seconds of the windows of seven descriptors around each of the competition's slices."""
     rng = np.random.default_rng(0)
-    descriptors = rng.random((SLICES, TASK.num_classes), np.float32)
-    codes = np.arange(SLICES) * STUDIES // SLICES
+    descriptors = rng.random((COMPETITION_SLICES, TASK.num_classes), np.float32)
+    codes = np.arange(COMPETITION_SLICES) * COMPETITION_STUDIES // COMPETITION_SLICES
     neighbour_stacks(descriptors[:100], codes[:100])  # compiles, or loads what was compiled before
     seconds = []
     for _ in range(REPEATS):

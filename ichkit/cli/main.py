@@ -251,7 +251,10 @@ main.add_command(export_command)
 main.add_command(explain_command)
 
 
-@main.command(epilog=epilog("ichkit report"))
+@main.command(epilog=epilog("ichkit report", "ichkit report --label-errors"))
+@click.option(
+    "--label-errors", is_flag=True, help="Also list labels that the out-of-fold predictions contradict (HTML and CSV)."
+)
 @submissions_option
 @common_options
 @planned("ichkit.stages.report.run", "ReportOptions")

@@ -1,6 +1,6 @@
 """Configuration of stage 2."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,8 @@ from ichkit.core.section import ConfigSection, Count, Odd, Positive, Probability
 class NetworkConfig(ConfigSection):
     """Settings that the second-stage networks share; weight decay and number of epochs are chosen on inner patients.
 
-    `epochs` is the maximum number of epochs, `max_visits` the maximum number of rows seen in all epochs together.
+    `epochs` is the maximum number of epochs, `max_visits` the maximum number of rows seen in all epochs together. The
+    weights kept are the mean of those after the last `averaged_epochs` epochs; 1 keeps the last.
     """
 
     epochs: Count = 20
@@ -19,6 +20,7 @@ class NetworkConfig(ConfigSection):
     learning_rate: Positive = 5e-3
     weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = (1e-3, 1e-1)
     num_seeds: Count = 2
+    averaged_epochs: Count = 1
 
 
 class FusionConfig(NetworkConfig):
@@ -26,6 +28,22 @@ class FusionConfig(NetworkConfig):
 
     window: Annotated[Odd, Field(ge=3, le=21)] = 7
     channels: tuple[Count, Count] = (32, 64)
+
+
+class WideConfig(NetworkConfig):
+    """A wide recurrent network, fitted beside the small one and used as far as inner patients support; 0 units: none.
+
+    It also reads the differences to the slices before and after. `accelerator` "auto" takes a GPU if there is one.
+    """
+
+    units: Annotated[int, Field(ge=0, le=1024)] = 0
+    batch_size: Count = 2048
+    learning_rate: Positive = 2e-3
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = (1e-1,)
+    num_seeds: Count = 1
+    averaged_epochs: Count = 5
+    dropout: Probability = 0.2
+    accelerator: Literal["auto", "cpu", "cuda"] = runtime("auto")
 
 
 class SequenceConfig(NetworkConfig):
@@ -37,6 +55,7 @@ class SequenceConfig(NetworkConfig):
     weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = (1e-1,)
     reversal_probability: Probability = 0.5
     thinning_probability: Probability = 0.25
+    wide: WideConfig = WideConfig()
 
 
 class LightgbmConfig(ConfigSection):
@@ -61,7 +80,7 @@ class EmbeddingsConfig(ConfigSection):
     """Penultimate-layer embeddings, aligned to one space; `enabled` needs `train --embeddings`."""
 
     enabled: bool = False
-    size: Count = 32
+    size: Annotated[int, Field(ge=1, le=256)] = 32
     max_anchors: Count = 20_000
 
 
@@ -70,7 +89,7 @@ class StackConfig(ConfigSection):
 
     stackers: tuple[str, ...] = ("fusion", "lightgbm")
     num_parts: Annotated[int, Field(ge=2)] = 5
-    num_inner: Annotated[int, Field(ge=2)] = 3
+    num_inner: Annotated[int, Field(ge=2)] = 4
     calibrate: bool = True
     fusion: FusionConfig = FusionConfig()
     lightgbm: LightgbmConfig = LightgbmConfig()

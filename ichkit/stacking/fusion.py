@@ -11,7 +11,15 @@ from ichkit.core.tasks import Task
 from ichkit.models.axial import AxialFusion
 from ichkit.stacking.inner import Training
 from ichkit.stacking.neighbours import neighbour_rows
-from ichkit.stacking.networks import Batch, CorrectingNetworks, NetworkInputs, fit_networks, seeded, standardisation
+from ichkit.stacking.networks import (
+    CPU,
+    Batch,
+    CorrectingNetworks,
+    NetworkInputs,
+    fit_networks,
+    seeded,
+    standardisation,
+)
 from ichkit.stacking.rows import Rows, to_probabilities
 
 _PREDICT_BATCH = 8192
@@ -55,6 +63,8 @@ def fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) -
 
 class _Windows:
     """Standardised descriptors of rows, gathered window by window as they are needed."""
+
+    device = CPU
 
     def __init__(self, rows: Rows, center: np.ndarray, scale: np.ndarray, window: int, widths: tuple[int, int]) -> None:
         logits = (rows.logits - center) / scale

@@ -1,4 +1,10 @@
-"""Leakage-free inner splits: second-stage models are tuned on patients that their training part holds out."""
+"""Leakage-free inner splits: second-stage models are tuned on patients that their training part holds out.
+
+The held patients of an inner split are those of other first-stage folds, wherever there are several. The network of
+each fold has its own calibration and its own mistakes, and the fold to predict comes from a network that the training
+part does not know. Inner patients dealt at random share their networks with those that were learnt from, so that
+corrections of one network's habits looked like gains.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -110,9 +116,9 @@ class Training:
         """The same training part, as it is where no embeddings were kept."""
         return replace(self, rows=self.rows.without_embeddings())
 
-    def choose_shares(self, corrections: np.ndarray) -> np.ndarray:
-        """(C,) float64 share of (n, C) inner corrections that each class takes."""
-        rows, base = self.chosen_rows(), self.inner_base_logits()
+    def choose_shares(self, corrections: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+        """(C,) float64 share of (n, C) inner corrections of `before`, default the base, that each class takes."""
+        rows, base = self.chosen_rows(), self.inner_base_logits() if before is None else before
         return choose_shares(base[rows], corrections[rows], self.labels[rows], self.patients[rows])
 
 
@@ -122,9 +128,10 @@ def make_training_part(
     """The training part made of these rows, with inner parts dealt by patient and the base calibrated.
 
     Args:
-        slices: (n rows, in the order of `rows`) patient_id, study_id and the labels; no row of the fold to predict.
-            Its index says where the rows stand among all.
-        num_inner: inner parts; two patients are the least that can be dealt, so fewer patients give fewer parts.
+        slices: (n rows, in the order of `rows`) patient_id, study_id, fold and the labels; no row of the fold to
+            predict. Its index says where the rows stand among all.
+        num_inner: most inner parts. The folds of the first stage are the parts, or are spread over them if they are
+            more; of a single fold the patients are dealt, at least one to a part.
         calibrate: False leaves the base as it is.
 
     Raises:
@@ -133,10 +140,10 @@ def make_training_part(
     labels = slices[list(task.classes)].to_numpy(np.float64)
     patients, names = pd.factorize(slices.patient_id, sort=True)
     chosen = _draw_patients(patients, len(names), seed)
-    num_inner = max(2, min(num_inner, int(chosen.sum())))
     parts = np.full(len(rows), -1)
     taking_part = chosen[patients]
-    parts[taking_part] = deal_patients(slices[taking_part], num_inner, task.classes, seed)
+    parts[taking_part] = _deal_parts(slices[taking_part], num_inner, task, seed)
+    num_inner = int(parts.max()) + 1
     calibrations = [no_calibration(task.num_classes)] * (num_inner + 1)
     if calibrate:
         calibrations = _calibrate(rows.mean_logits(), labels, patients, parts, num_inner)
@@ -150,6 +157,16 @@ def make_training_part(
         inner_calibrations=tuple(calibrations[1:]),
         support=np.array([count_support(column[taking_part], patients[taking_part]) for column in labels.T]),
     )
+
+
+def _deal_parts(slices: pd.DataFrame, num_inner: int, task: Task, seed: int) -> np.ndarray:
+    """(n,) int64 inner part of every row: by first-stage fold, or by patient where all are of one fold."""
+    folds, numbers = np.unique(slices.fold.to_numpy(np.int64), return_inverse=True)
+    if len(folds) > 1:
+        by_fold: np.ndarray = numbers % num_inner
+        return by_fold
+    num_parts = max(2, min(num_inner, slices.patient_id.nunique()))
+    return deal_patients(slices, num_parts, task.classes, seed)
 
 
 def _calibrate(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from ichkit.work.artifacts import encode_json
 
 State = Mapping[str, torch.Tensor]
 
-_WEIGHTS = "networks.safetensors"
+CPU = torch.device("cpu")
 _LENGTHS = (0.25, 0.5, 1.0)
 _MIN_STEPS_PER_EPOCH = 4
 _MIN_BATCH = 32
@@ -46,7 +47,13 @@ class Batch:
 
 
 class NetworkInputs(Protocol):
-    """The rows of a training part, or rows to predict, as a kind of network takes them."""
+    """The rows of a training part, or rows to predict, as a kind of network takes them.
+
+    Attributes:
+        device: where the networks run; batches lie there.
+    """
+
+    device: torch.device
 
     def make_network(self, seed: int) -> nn.Module:
         """A new network for these inputs, the same for the same seed."""
@@ -90,6 +97,7 @@ class CorrectingNetworks(ABC):
     """
 
     KIND: ClassVar[str]
+    WEIGHTS: ClassVar[str] = "networks.safetensors"
 
     states: tuple[State, ...]
     center: np.ndarray
@@ -106,8 +114,12 @@ class CorrectingNetworks(ABC):
         logits = np.array(base_logits, np.float64)
         if not self.shares.any() or not len(rows):
             return logits
-        corrected: np.ndarray = logits + self.shares * mean_correction(self.states, self.inputs_of(rows), *logits.shape)
+        corrected: np.ndarray = logits + self.shares * self.correction(rows, logits.shape[1])
         return corrected
+
+    def correction(self, rows: Rows, num_classes: int) -> np.ndarray:
+        """(N, C) float64: what the networks add to the base on average, whole."""
+        return mean_correction(self.states, self.inputs_of(rows), len(rows), num_classes)
 
     def encode(self) -> dict[str, bytes]:
         """File names to bytes, as `load` reads them; the same networks give the same bytes."""
@@ -120,7 +132,7 @@ class CorrectingNetworks(ABC):
             "choice": self.choice,
         }
         tensors = {f"seed{i}.{name}": value for i, state in enumerate(self.states) for name, value in state.items()}
-        return {_WEIGHTS: safetensors.torch.save(tensors), f"{self.KIND}.json": encode_json(note)}
+        return {self.WEIGHTS: safetensors.torch.save(tensors), f"{self.KIND}.json": encode_json(note)}
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -131,7 +143,7 @@ class CorrectingNetworks(ABC):
         """
         try:
             note = json.loads((folder / f"{cls.KIND}.json").read_text())
-            tensors = safetensors.torch.load((folder / _WEIGHTS).read_bytes())
+            tensors = safetensors.torch.load((folder / cls.WEIGHTS).read_bytes())
             prefixes = [f"seed{i}." for i in range(note["num_seeds"])]
             return cls(
                 states=tuple(
@@ -156,38 +168,48 @@ class CorrectingNetworks(ABC):
 
 
 def fit_networks(
-    training: Training, inputs: NetworkInputs, weights: np.ndarray, settings: NetworkConfig, seed: int
+    training: Training,
+    inputs: NetworkInputs,
+    weights: np.ndarray,
+    settings: NetworkConfig,
+    seed: int,
+    before: np.ndarray | None = None,
 ) -> Fitted:
     """Networks whose weight decay, length of training and share per class are chosen on inner patients.
 
     Args:
         inputs: of the training part's rows.
         weights: (C,) of the classes in the loss.
+        before: (n, C) inner logits of a smaller model. The share then says how far to go from that model's logits to
+            these networks', and `inner` are the logits after it. None: from the calibrated base.
     """
+    start = training.inner_base_logits() if before is None else before
     if not training.is_supported.any():
         nothing = np.zeros(training.labels.shape[1])
         choice = {"weight_decay": settings.weight_decay[-1], "passes": 0}
-        return Fitted((), nothing, choice, training.inner_base_logits())
+        return Fitted((), nothing, choice, start)
     with one_thread():
         decay, passes, corrections = _choose_passes(training, inputs, weights, settings, seed)
-        shares = training.choose_shares(corrections)
+        steps = corrections if before is None else training.inner_base_logits() + corrections - before
+        shares = training.choose_shares(steps, before)
         fit = _Fit(inputs, training.base_logits(), training.labels, weights, settings, decay)
         everything = np.arange(len(training.rows))
         states = []
         for number in range(settings.num_seeds if shares.any() else 0):
             *_, network = fit.run(everything, (passes,), derive_seed(seed, "network", number))
-            states.append({name: value.clone() for name, value in network.state_dict().items()})
+            states.append({name: value.cpu().clone() for name, value in network.state_dict().items()})
     choice = {"weight_decay": decay, "passes": passes}
-    return Fitted(tuple(states), shares, choice, training.inner_base_logits() + shares * corrections)
+    return Fitted(tuple(states), shares, choice, start + shares * steps)
 
 
 def correct(network: nn.Module, inputs: NetworkInputs, rows: np.ndarray, num_classes: int) -> np.ndarray:
     """(n, C) float32: what a network adds to the base's logits in the ascending rows."""
     corrections = np.empty((len(rows), num_classes), np.float32)
+    network.eval()
     with torch.inference_mode():
         for batch in inputs.plain_batches(rows):
-            nothing = torch.zeros(len(batch.rows), num_classes)
-            corrections[np.searchsorted(rows, batch.rows)] = network(*batch.inputs, nothing).numpy()
+            nothing = torch.zeros(len(batch.rows), num_classes, device=inputs.device)
+            corrections[np.searchsorted(rows, batch.rows)] = network(*batch.inputs, nothing).cpu().numpy()
     return corrections
 
 
@@ -196,7 +218,7 @@ def mean_correction(states: Sequence[State], inputs: NetworkInputs, num_rows: in
     total = np.zeros((num_rows, num_classes))
     with one_thread():
         for state in states:
-            network = inputs.make_network(0)
+            network = inputs.make_network(0).to(inputs.device)
             network.load_state_dict(state)
             total += correct(network, inputs, np.arange(num_rows), num_classes)
     return total / len(states)
@@ -241,33 +263,47 @@ class _Fit:
     weight_decay: float
 
     def run(self, rows: np.ndarray, ends: Sequence[int], seed: int) -> Iterator[nn.Module]:
-        """The network after each of the ascending numbers of passes, always the same object, trained on.
+        """The network after each of the ascending numbers of passes, the same object each time, trained on.
 
-        Many rows get fewer passes, so that their visits stay within `max_visits`; the learning rate falls to zero over
-        all that the rows may have, not over those asked for.
+        It has the mean weights of its last epochs. Many rows get fewer passes, so that their visits stay within
+        `max_visits`; the learning rate falls to zero over all that the rows may have, not over those asked for.
         """
-        settings = self.settings
-        base, labels = (torch.from_numpy(values.astype(np.float32)) for values in (self.base, self.labels))
-        weights = torch.from_numpy(self.class_weights.astype(np.float32))
+        settings, device = self.settings, self.inputs.device
+        base, labels, weights = (
+            torch.from_numpy(values.astype(np.float32)).to(device)
+            for values in (self.base, self.labels, self.class_weights)
+        )
         batch = min(settings.batch_size, max(_MIN_BATCH, len(rows) // _MIN_STEPS_PER_EPOCH))
         num_batches = -(-len(rows) // batch)
         num_epochs = max(1, min(settings.epochs, settings.max_visits // len(rows)))
         ends = [min(end, num_epochs) for end in ends]
-        network = self.inputs.make_network(seed)
+        network = self.inputs.make_network(seed).to(device)
+        mean = network if settings.averaged_epochs == 1 else self.inputs.make_network(seed).to(device)
+        recent: deque[State] = deque(maxlen=settings.averaged_epochs)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=settings.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_epochs * num_batches)
         for epoch in range(max(ends)):
-            for drawn in self.inputs.draw_batches(rows, num_batches, make_generator(seed, "epoch", epoch)):
-                logits = network(*drawn.inputs, base[drawn.rows])
-                losses = nn.functional.binary_cross_entropy_with_logits(logits, labels[drawn.rows], reduction="none")
-                optimizer.zero_grad()
-                (losses.mean(dim=0) @ weights).backward()
-                optimizer.step()
-                schedule.step()
+            network.train()
+            batches = self.inputs.draw_batches(rows, num_batches, make_generator(seed, "epoch", epoch))
+            with seeded(derive_seed(seed, "dropout", epoch), device):
+                for drawn in batches:
+                    own = torch.from_numpy(drawn.rows).to(device)
+                    logits = network(*drawn.inputs, base[own])
+                    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels[own], reduction="none")
+                    optimizer.zero_grad()
+                    (losses.mean(dim=0) @ weights).backward()
+                    optimizer.step()
+                    schedule.step()
+            if mean is not network:
+                recent.append({name: value.clone() for name, value in network.state_dict().items()})
             for _ in range(ends.count(epoch + 1)):
-                yield network
+                if mean is not network:
+                    mean.load_state_dict(
+                        {name: torch.stack([state[name] for state in recent]).mean(dim=0) for name in recent[0]}
+                    )
+                yield mean
 
 
 def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -288,8 +324,8 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's generator at that seed for as long as the block runs; it is then put back as it was."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Torch's generators at that seed for as long as the block runs; they are then put back as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

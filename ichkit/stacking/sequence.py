@@ -1,17 +1,28 @@
-"""The sequence network on the slices of whole studies: fitted, kept, read back."""
+"""The sequence networks, small and wide, on the slices of whole studies: fitted, kept, read back."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from ichkit.core.stack_config import SequenceConfig, StackConfig
+from ichkit.core.errors import ConfigError
+from ichkit.core.seeding import derive_seed
+from ichkit.core.stack_config import SequenceConfig, StackConfig, WideConfig
 from ichkit.core.tasks import Task
 from ichkit.models.recurrent import SequenceNetwork
 from ichkit.stacking.inner import Training
 from ichkit.stacking.neighbours import study_starts
-from ichkit.stacking.networks import Batch, CorrectingNetworks, NetworkInputs, fit_networks, seeded, standardisation
+from ichkit.stacking.networks import (
+    CPU,
+    Batch,
+    CorrectingNetworks,
+    NetworkInputs,
+    fit_networks,
+    seeded,
+    standardisation,
+)
 from ichkit.stacking.rows import FACTS, Rows, to_probabilities
 
 _PREDICT_STUDIES = 256
@@ -34,19 +45,76 @@ class SequenceModel(CorrectingNetworks):
         return _Studies(rows, self.center, self.scale, SequenceConfig(hidden=self.hidden))
 
 
-def fit_sequence(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[SequenceModel, np.ndarray]:
+@dataclass(frozen=True)
+class WideModel(SequenceModel):
+    """Wide networks on whole studies; their shares say how far a class goes from the small networks to these."""
+
+    KIND = "wide"
+    WEIGHTS = "wide.safetensors"
+
+    def inputs_of(self, rows: Rows) -> NetworkInputs:
+        """The rows as these networks take them."""
+        return _Studies(rows, self.center, self.scale, SequenceConfig(), WideConfig(units=self.hidden))
+
+
+@dataclass(frozen=True)
+class WidenedModel:
+    """Small sequence networks, and wide ones as far as inner patients support them."""
+
+    small: SequenceModel
+    wide: WideModel
+
+    def predict(self, rows: Rows, base_logits: np.ndarray) -> np.ndarray:
+        """(N, C) float64 logits: between those of the small and of the wide networks, class by class."""
+        logits = self.small.predict(rows, base_logits)
+        if not self.wide.shares.any() or not len(rows):
+            return logits
+        step = base_logits + self.wide.correction(rows, logits.shape[1]) - logits
+        widened: np.ndarray = logits + self.wide.shares * step
+        return widened
+
+    def encode(self) -> dict[str, bytes]:
+        """File names to bytes, as `load_sequence` reads them."""
+        return self.small.encode() | self.wide.encode()
+
+
+def load_sequence(folder: Path) -> SequenceModel | WidenedModel:
+    """The networks that `fit_sequence` gave.
+
+    Raises:
+        ArtifactError: a file is missing or is not what was written.
+    """
+    small = SequenceModel.load(folder)
+    if not (folder / f"{WideModel.KIND}.json").is_file():
+        return small
+    return WidenedModel(small, WideModel.load(folder))
+
+
+def fit_sequence(
+    training: Training, task: Task, config: StackConfig, seed: int
+) -> tuple[SequenceModel | WidenedModel, np.ndarray]:
     """The sequence networks of a training part, and their logits for its own inner patients.
 
-    Chosen as in `fit_fusion`: weight decay, length of training and share per class on inner patients.
+    Chosen as in `fit_fusion`: weight decay, length of training and share per class on inner patients. Wide networks
+    are chosen by the same rule, with the small ones in the place of the base: a class without a clear gain keeps them.
 
     Returns:
         The model, and (n, C) float64 logits of the inner networks; NaN for rows that take no part in choices.
+
+    Raises:
+        ConfigError: `wide.accelerator` is "cuda" and there is no GPU.
     """
-    settings = config.sequence
+    settings, wide, weights = config.sequence, config.sequence.wide, task.weight_array()
     center, scale = standardisation(_measured(training.rows))
     studies = _Studies(training.rows, center, scale, settings)
-    fitted = fit_networks(training, studies, task.weight_array(), settings, seed)
-    return SequenceModel(fitted.states, center, scale, fitted.shares, fitted.choice, settings.hidden), fitted.inner
+    fitted = fit_networks(training, studies, weights, settings, seed)
+    small = SequenceModel(fitted.states, center, scale, fitted.shares, fitted.choice, settings.hidden)
+    if not wide.units:
+        return small, fitted.inner
+    studies = _Studies(training.rows, center, scale, settings, wide)
+    widened = fit_networks(training, studies, weights, wide, derive_seed(seed, "wide"), before=fitted.inner)
+    model = WideModel(widened.states, center, scale, widened.shares, widened.choice, wide.units)
+    return WidenedModel(small, model), widened.inner
 
 
 def _measured(rows: Rows) -> np.ndarray:
@@ -55,9 +123,16 @@ def _measured(rows: Rows) -> np.ndarray:
 
 
 class _Studies:
-    """Standardised slices, handed out as whole studies."""
+    """Standardised slices, handed out as whole studies, to the small network or to the wide one."""
 
-    def __init__(self, rows: Rows, center: np.ndarray, scale: np.ndarray, settings: SequenceConfig) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        center: np.ndarray,
+        scale: np.ndarray,
+        settings: SequenceConfig,
+        wide: WideConfig | None = None,
+    ) -> None:
         index, num_slices = rows.facts[:, FACTS.index("slice_index")], rows.facts[:, FACTS.index("num_slices")]
         position = index / np.maximum(num_slices - 1, 1) - 0.5
         parts = (
@@ -65,15 +140,22 @@ class _Studies:
             to_probabilities(rows.logits).reshape(len(rows), -1),
             position[:, None],
         )
-        self.slices = torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))  # (N, channels)
+        self.device = CPU if wide is None else _find_device(wide.accelerator)
+        self.slices = torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32)).to(self.device)  # (N, channels)
         self.starts = study_starts(rows.study_codes)
         self.lengths = np.diff(np.append(self.starts, len(rows)))
-        self.num_classes, self.settings = rows.logits.shape[2], settings
+        self.num_classes, self.settings, self.wide = rows.logits.shape[2], settings, wide
+        self.num_measured = len(center)
 
     def make_network(self, seed: int) -> SequenceNetwork:
         """A new network for these slices, the same for the same seed."""
+        shape = (self.slices.shape[1], self.num_classes)
         with seeded(seed):
-            return SequenceNetwork(self.slices.shape[1], self.num_classes, self.settings.hidden)
+            if self.wide is None:
+                return SequenceNetwork(*shape, self.settings.hidden)
+            return SequenceNetwork(
+                *shape, self.wide.units, num_differenced=self.num_measured, dropout=self.wide.dropout
+            )
 
     def draw_batches(self, rows: np.ndarray, num_batches: int, generator: np.random.Generator) -> Iterator[Batch]:
         """One epoch: every study once, some of them read from the other end, some with every second slice left out."""
@@ -108,4 +190,18 @@ class _Studies:
         padded = np.zeros((len(studies), lengths.max()), np.int64)
         for number, own in enumerate(studies):
             padded[number, : len(own)] = own
-        return Batch(np.concatenate(studies), (self.slices[padded], torch.from_numpy(lengths)))
+        places, lengths = torch.from_numpy(padded).to(self.device), torch.from_numpy(lengths).to(self.device)
+        return Batch(np.concatenate(studies), (self.slices[places], lengths))
+
+
+def _find_device(accelerator: str) -> torch.device:
+    """The device of the wide networks.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            'stack.sequence.wide.accelerator: "cuda", but torch finds no GPU. Use auto or cpu, or run `ichkit doctor`.'
+        )
+    return CPU if accelerator == "cpu" or not torch.cuda.is_available() else torch.device("cuda")

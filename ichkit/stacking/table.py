@@ -99,7 +99,7 @@ STACKERS = {
     "sequence": Stacker(
         name="sequence",
         fit=_on_call("sequence", "fit_sequence"),
-        load=_on_call("sequence", "SequenceModel.load"),
+        load=_on_call("sequence", "load_sequence"),
         needs_torch=True,
         takes_embeddings=True,
         description="A recurrent network that reads the descriptors of a whole study from both ends.",

@@ -77,6 +77,11 @@ class WorkFolder:
         """The HTML report."""
         return self.root / "report.html"
 
+    @property
+    def label_errors(self) -> Path:
+        """The page of suspected label errors; their table is beside it."""
+        return self.root / "label_errors.html"
+
     def fold(self, run: str, fold: int) -> Path:
         """The artifact of one fold of one run.
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from support.simulated import TASK, make_work
 from torch import nn
 
-from ichkit.core.stack_config import FusionConfig, SequenceConfig, StackConfig
+from ichkit.core.errors import ConfigError
+from ichkit.core.stack_config import FusionConfig, SequenceConfig, StackConfig, WideConfig
 from ichkit.models.axial import AxialFusion
 from ichkit.models.recurrent import SequenceNetwork
 from ichkit.stacking.fusion import fit_fusion
@@ -172,3 +173,99 @@ def test_many_rows_are_passed_over_no_more_often_than_the_visits_allow(training)
     capped = fit(epochs=8, max_visits=2 * len(training.rows) + 5)
     assert all(torch.equal(few[name], capped[name]) for name in few)
     assert not torch.equal(few["last.weight"], fit(epochs=8)["last.weight"])
+
+
+def make_wide(**options):
+    return SequenceNetwork(4, TASK.num_classes, hidden=8, num_differenced=3, **options)
+
+
+def test_the_wide_network_also_reads_the_differences_to_both_neighbours():
+    network, plain = wake(make_wide()), SequenceNetwork(10, TASK.num_classes, hidden=8)
+    plain.load_state_dict(network.state_dict())
+    slices, base = make_batch()
+    widened = torch.zeros(len(LENGTHS), 9, 10)
+    widened[:, :, :4] = slices
+    for study, length in enumerate(LENGTHS.tolist()):
+        for place in range(length):
+            own = slices[study, place, :3]
+            before = own - slices[study, place - 1, :3] if place > 0 else torch.zeros(3)
+            after = own - slices[study, place + 1, :3] if place < length - 1 else torch.zeros(3)
+            widened[study, place, 4:] = torch.cat([before, after])
+    with torch.inference_mode():
+        torch.testing.assert_close(network(slices, LENGTHS, base), plain(widened, LENGTHS, base))
+        spoilt = slices.clone()
+        for study, length in enumerate(LENGTHS.tolist()):
+            spoilt[study, length:] = 1e6
+        torch.testing.assert_close(network(spoilt, LENGTHS, base), network(slices, LENGTHS, base))
+
+
+def states_after(training, config, ends):
+    rows = training.rows
+    center, scale = standardisation(rows.logits.reshape(len(rows), -1))
+    inputs = _Studies(rows, center, scale, SequenceConfig(), config)
+    plan = _Fit(inputs, training.base_logits(), training.labels, TASK.weight_array(), config, 0.1)
+    found = plan.run(np.arange(len(rows)), ends, seed=1)
+    return [{name: value.clone() for name, value in network.state_dict().items()} for network in found]
+
+
+def test_the_weights_kept_are_the_mean_of_the_last_epochs(training):
+    settings = {"units": 12, "epochs": 6, "learning_rate": 0.02, "accelerator": "cpu"}
+    each = states_after(training, WideConfig(averaged_epochs=1, **settings), range(1, 7))
+    early, late = states_after(training, WideConfig(averaged_epochs=3, **settings), (2, 6))
+    for name in late:
+        torch.testing.assert_close(early[name], torch.stack([state[name] for state in each[:2]]).mean(dim=0))
+        torch.testing.assert_close(late[name], torch.stack([state[name] for state in each[3:]]).mean(dim=0))
+    assert not torch.equal(late["last.weight"], each[-1]["last.weight"])
+
+
+def test_dropout_is_drawn_from_the_seed_alone_and_only_in_training(training):
+    settings = {"units": 12, "epochs": 2, "learning_rate": 0.02, "accelerator": "cpu", "averaged_epochs": 1}
+    (first,) = states_after(training, WideConfig(dropout=0.5, **settings), (2,))
+    torch.rand(7)
+    (again,) = states_after(training, WideConfig(dropout=0.5, **settings), (2,))
+    (without,) = states_after(training, WideConfig(dropout=0.0, **settings), (2,))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["last.weight"], without["last.weight"])
+    config = StackConfig.model_validate({"sequence": {"epochs": 2, "wide": settings | {"dropout": 0.5}}})
+    model, _ = fit_sequence(training, TASK, config, 5)
+    base = training.base_logits()
+    wide = dataclasses.replace(model.wide, shares=np.ones(TASK.num_classes))
+    kept = dataclasses.replace(model, wide=wide) if wide.states else pytest.fail("expected wide networks")
+    assert kept.predict(training.rows, base).tobytes() == kept.predict(training.rows, base).tobytes()
+
+
+def test_classes_whose_inner_patients_do_not_support_the_wide_network_keep_the_small_one(training):
+    settings = {"epochs": 6, "num_seeds": 1, "learning_rate": 0.03, "hidden": 8}
+    config = StackConfig.model_validate({"sequence": {**settings, "wide": {"units": 16, "learning_rate": 30.0}}})
+    alone, alone_inner = fit_sequence(training, TASK, StackConfig.model_validate({"sequence": settings}), 5)
+    spoilt, inner = fit_sequence(training, TASK, config, 5)
+    assert not spoilt.wide.shares.any()  # such a learning rate gains nothing
+    base = training.base_logits()
+    assert spoilt.predict(training.rows, base).tobytes() == alone.predict(training.rows, base).tobytes()
+    assert inner.tobytes() == alone_inner.tobytes()
+
+
+def test_a_share_of_one_takes_the_wide_network_whole_and_shares_between_lie_between(training):
+    config = StackConfig.model_validate(
+        {"sequence": {"epochs": 4, "hidden": 8, "wide": {"units": 16, "epochs": 8, "learning_rate": 0.01}}}
+    )
+    model, _ = fit_sequence(training, TASK, config, 5)
+    assert model.wide.shares.any()
+    base, rows = training.base_logits(), training.rows
+    small, wide = model.small.predict(rows, base), base + model.wide.correction(rows, TASK.num_classes)
+    np.testing.assert_allclose(model.predict(rows, base), small + model.wide.shares * (wide - small), atol=1e-9)
+    whole = dataclasses.replace(model, wide=dataclasses.replace(model.wide, shares=np.ones(TASK.num_classes)))
+    np.testing.assert_allclose(whole.predict(rows, base), wide, atol=1e-9)
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_said(training, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = StackConfig.model_validate({"sequence": {"epochs": 1, "wide": {"units": 8, "accelerator": "cuda"}}})
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        fit_sequence(training, TASK, config, 5)
+
+
+@pytest.mark.parametrize(("section", "value"), [("wide", {"units": 1025}), ("wide", {"units": -1})])
+def test_more_than_1024_units_are_refused(section, value):
+    with pytest.raises(ValidationError, match="units"):
+        SequenceConfig.model_validate({section: value})

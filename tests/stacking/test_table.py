@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from support.simulated import TASK, make_work
 
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
@@ -14,6 +15,7 @@ from ichkit.stacking import inner as inner_module
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.inner import make_training_part
 from ichkit.stacking.rows import log_losses_of_logits, make_rows
+from ichkit.stacking.sequence import WidenedModel
 from ichkit.stacking.table import STACKERS, find_stacker
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import KEY
@@ -43,10 +45,27 @@ def training(parts):
     return make_training_part(parts[0], parts[1], TASK, 3, seed=0)
 
 
-@pytest.fixture(scope="module", params=sorted(STACKERS))
+WIDE = CONFIG.model_validate(
+    CONFIG.model_dump(mode="json")
+    | {
+        "sequence": {
+            **CONFIG.sequence.model_dump(mode="json"),
+            "wide": {"units": 24, "epochs": 8, "learning_rate": 0.01},
+        }
+    }
+)
+FITS = {name: (STACKERS[name], CONFIG) for name in sorted(STACKERS)} | {"wide": (STACKERS["sequence"], WIDE)}
+
+
+@pytest.fixture(scope="module", params=FITS)
 def fitted(request, training):
-    stacker = STACKERS[request.param]
-    return stacker, *stacker.fit(training, TASK, CONFIG, 5)
+    stacker, config = FITS[request.param]
+    return stacker, *stacker.fit(training, TASK, config, 5)
+
+
+@pytest.fixture
+def config(fitted):
+    return WIDE if isinstance(fitted[1], WidenedModel) else CONFIG
 
 
 def test_a_row_says_what_it_is(fitted):
@@ -86,9 +105,10 @@ def test_a_model_that_is_not_there_is_an_artifact_error(fitted, tmp_path):
         fitted[0].load(tmp_path / "nowhere")
 
 
-def test_the_same_inputs_fit_the_same_bytes(fitted, training):
+def test_the_same_inputs_fit_the_same_bytes(fitted, training, config):
     stacker, model, inner = fitted
-    again, inner_again = stacker.fit(training, TASK, CONFIG, 5)
+    torch.rand(3)  # whatever state torch's generator is in
+    again, inner_again = stacker.fit(training, TASK, config, 5)
     assert again.encode() == model.encode()
     assert inner_again.tobytes() == inner.tobytes()
 
@@ -102,10 +122,10 @@ def test_a_study_is_predicted_the_same_among_others_and_alone(fitted, training, 
     np.testing.assert_allclose(model.predict(rows.take(alone), base[alone]), together, rtol=0, atol=1e-5)
 
 
-def test_a_training_part_without_a_positive_raises_no_probability(fitted, training):
+def test_a_training_part_without_a_positive_raises_no_probability(fitted, training, config):
     stacker, _, _ = fitted
     silent = dataclasses.replace(training, labels=np.zeros_like(training.labels))
-    model, inner = stacker.fit(silent, TASK, CONFIG, 5)
+    model, inner = stacker.fit(silent, TASK, config, 5)
     base = silent.base_logits()
     assert np.isfinite(inner[silent.chosen_rows()]).all()
     assert (model.predict(silent.rows, base).mean(axis=0) <= base.mean(axis=0)).all()

@@ -20,7 +20,8 @@ TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive
 _VERDICTS = (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE)
 _NUM_OF_MAIN, _NUM_OF_OTHER = 4, 2
 _TILE, _QUALITY = 168, 80
-_WINDOW_NAMES = ("brain", "subdural", "bone")
+WINDOWS = tuple(zip(("brain", "subdural", "bone"), ChannelsConfig().windows, strict=True))
+"""Name to (level, width) in HU of the windows that pictures of a slice are shown in."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _explain(report: ReportData, judged: list[Judged]) -> dict[str, Explained]:
 
 
 def _text(report: ReportData, has_heat: bool) -> str:
-    windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in _windows())
+    windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in WINDOWS)
     text = (
         f"Out-of-fold predictions of {report.best.name}, most confident first, at most one slice per study. A slice "
         "is predicted positive at or above the threshold with the best F1 on the other folds. Windows, row by row "
@@ -144,10 +145,6 @@ def _text(report: ReportData, has_heat: bool) -> str:
     return text + windows + heat
 
 
-def _windows() -> list[tuple[str, tuple[float, float]]]:
-    return list(zip(_WINDOW_NAMES, ChannelsConfig().windows, strict=True))
-
-
 def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, Explained], with_verdict: bool) -> Card:
     task, row = report.task, report.rows.iloc[one.row]
     found, name = explained.get(row.slice_id), task.classes[one.class_index]
@@ -155,7 +152,7 @@ def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, E
         hounsfield = report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
     else:
         hounsfield = found.hounsfield
-    tiles = [window_picture(hounsfield, *window) for _, window in _windows()]
+    tiles = [window_picture(hounsfield, *window) for _, window in WINDOWS]
     tiles += [] if found is None else [paint_heat(hounsfield, found.heat[one.class_index])]
     # Four tiles two by two, fewer side by side.
     picture = tile_pictures([fit_picture(tile, _TILE) for tile in tiles], 2 if len(tiles) == 4 else len(tiles))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.core.config import Config
+from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import OUT_OF_FOLD
 from ichkit.core.tasks import find_task
@@ -16,6 +17,7 @@ from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.external import make_external
 from ichkit.stages.report.gallery import make_galleries
+from ichkit.stages.report.label_errors import write_label_errors
 from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.report_data import ReportData
@@ -55,9 +57,15 @@ _SCORED = (
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Options of `report`: the folder of the submissions whose Kaggle scores are shown."""
+    """Options of `report`.
+
+    Attributes:
+        submissions: the folder of the submissions whose Kaggle scores are shown.
+        label_errors: also write the page and the table of suspected label errors.
+    """
 
     submissions: Path = Path("submissions")
+    label_errors: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,25 +85,34 @@ class ReportPlan(Plan):
     @property
     def writes(self) -> tuple[Path, ...]:
         """The scores, if they are out of date, and the page."""
-        return (*(() if self.scoring is None else self.scoring.writes), self.work.report)
+        page_path = self.work.label_errors
+        label_errors = (page_path, page_path.with_suffix(".csv")) if self.options.label_errors else ()
+        return (*(() if self.scoring is None else self.scoring.writes), self.work.report, *label_errors)
 
     def forecast(self) -> Forecast:
         """The missing scores, then the page; the size of the existing page, if the scores are up to date."""
         scoring, page = self.scoring, self.work.report
         before = () if scoring is None or scoring.is_current else scoring.forecast().steps
         step = f"one page about {format_count(0 if scoring is None else len(scoring.sources), 'source')}"
-        return Forecast((*before, step), page.stat().st_size if not before and page.is_file() else None)
+        steps = (*before, step, *(("suspected label errors of the best source",) if self.options.label_errors else ()))
+        return Forecast(steps, page.stat().st_size if not before and page.is_file() else None)
 
 
 def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None) -> ReportPlan:
     """The plan of a report; writes nothing.
 
     Raises:
-        ArtifactError: nothing is prepared, or an artifact is damaged.
+        ArtifactError: nothing is prepared, an artifact is damaged, or label errors are asked for before training.
     """
+    options = options or ReportOptions()
     prepared = Prepared.open(work.prepared, find_task(config.task))
     scoring = evaluate.plan_scores(config, work) if take_inventory(work).finished_runs else None
-    return ReportPlan(config, work, options or ReportOptions(), prepared, scoring)
+    if options.label_errors and scoring is None:
+        raise ArtifactError(
+            "report --label-errors: expected out-of-fold predictions, found no finished fold in runs/. "
+            "Run `ichkit train` first."
+        )
+    return ReportPlan(config, work, options, prepared, scoring)
 
 
 @holding(lambda given: given["plan"].work.report)
@@ -108,6 +125,8 @@ def run(plan: ReportPlan) -> Path:
         ArtifactError: an artifact is damaged.
     """
     report, work = collect(plan), plan.work
+    if plan.options.label_errors:
+        write_label_errors(report, work.label_errors, work.label_errors.with_suffix(".csv"))
     inputs = _digest(report)
     if _inputs_of(work.report) == inputs:
         logger.info("report: %s is up to date", work.report)
