@@ -1,13 +1,14 @@
 """Inner splits: what a calibration of held patients knows of them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.simulated import TASK, make_work
 
 from ichkit.stacking import inner
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.inner import make_training_part
-from ichkit.stacking.rows import make_rows, to_probabilities
+from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import KEY
 
@@ -40,6 +41,44 @@ def test_a_clear_calibration_is_taken_almost_whole_in_every_part(num_parts):
     np.testing.assert_allclose(whole.slope, fit_calibration(logits, labels).slope, atol=0.1)
     for calibration in inside:
         np.testing.assert_allclose(calibration.slope, 0.5, atol=0.15)
+
+
+def make_slices(folds):
+    """One study of two slices for each patient, in these folds; every other patient is positive."""
+    positive = np.repeat(np.arange(len(folds)) % 2, 2)
+    names = np.repeat([f"p{i}" for i in range(len(folds))], 2)
+    slices = pd.DataFrame({"patient_id": names, "study_id": names, "fold": np.repeat(folds, 2)})
+    return slices.assign(**dict.fromkeys(TASK.classes, positive))
+
+
+def training_of(slices, num_inner):
+    codes = pd.factorize(slices.study_id)[0]
+    nothing = np.zeros((len(slices), 0), np.float32)
+    rows = Rows(np.zeros((len(slices), 1, 6), np.float32), codes, np.zeros((len(slices), 6)), nothing)
+    return make_training_part(rows, slices, TASK, num_inner, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("folds", "num_inner", "expected"),
+    [
+        ([1, 2, 4, 1, 2, 4, 4], 4, [0, 1, 2, 0, 1, 2, 2]),
+        ([0, 1, 2, 3, 4, 0], 3, [0, 1, 2, 0, 1, 0]),
+        ([0, 3, 3, 3], 5, [0, 1, 1, 1]),
+    ],
+    ids=["a part for each fold", "more folds than parts", "two folds"],
+)
+def test_the_inner_parts_are_the_other_folds(folds, num_inner, expected):
+    training = training_of(make_slices(folds), num_inner)
+    assert training.parts.tolist() == np.repeat(expected, 2).tolist()
+    assert len(training.inner_calibrations) == max(expected) + 1
+
+
+@pytest.mark.parametrize(("num_patients", "num_inner", "expected"), [(2, 4, 2), (3, 4, 3), (9, 4, 4), (9, 2, 2)])
+def test_of_a_single_fold_the_patients_are_dealt(num_patients, num_inner, expected):
+    training = training_of(make_slices([3] * num_patients), num_inner)
+    assert sorted(set(training.parts)) == list(range(expected))
+    assert len(training.inner_calibrations) == expected
+    assert pd.Series(training.parts).groupby(training.patients).nunique().eq(1).all()
 
 
 @pytest.mark.parametrize("calibrate", [True, False])

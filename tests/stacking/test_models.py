@@ -128,6 +128,14 @@ def test_the_error_of_a_sum_counts_patients_not_slices():
     assert by_slice == pytest.approx(draws.std(), rel=0.03)
 
 
+def test_the_error_of_a_sum_knows_the_patients_there_are_and_nothing_of_one_alone():
+    # Totals 2 and 8: variance 18, two patients.
+    assert standard_error_of_sum(np.array([1.0, 1.0, 8.0]), np.array([0, 0, 1])) == pytest.approx(6)
+    assert standard_error_of_sum(np.array([1.0, 1.0, 8.0]), np.array([3, 3, 7])) == pytest.approx(6)
+    assert standard_error_of_sum(np.array([1.0, 8.0]), np.array([4, 4])) == np.inf
+    assert trust(np.array([1.0, 8.0]), np.array([4, 4]), 5) == 0.0
+
+
 def test_trust_is_nothing_within_one_error_and_grows_with_the_gain():
     noise, patients = np.random.default_rng(0).normal(size=100), np.arange(100)
     noise -= noise.mean()

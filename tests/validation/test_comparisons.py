@@ -97,6 +97,8 @@ def test_studies_are_compared_by_delong_where_both_score_them_and_the_label_is_k
         test = delong_test(y, mine, theirs, 0.95)
         assert rows.difference[name] == pytest.approx(test.difference, abs=1e-12)
         assert rows.p_value[name] == pytest.approx(test.p_value, abs=1e-12)
+        assert (rows.low[name], rows.high[name]) == pytest.approx((test.low, test.high), abs=1e-12)
+        assert (rows.value[name], rows.other_value[name]) == pytest.approx((test.auc, test.other_auc), abs=1e-12)
         assert rows.n_positive[name] == y.sum()
     everybody = pd.DataFrame(compare_studies(own, own, TASK, 0.95)).set_index("class")
     assert everybody.n["intraventricular"] == 59

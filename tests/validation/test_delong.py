@@ -110,7 +110,8 @@ def test_variances_statistic_and_p_value_are_those_that_proc_publishes():
 def test_scores_that_order_rows_alike_do_not_differ():
     y, scores = draw(80, 12)
     test = delong_test(y, scores[0], np.exp(scores[0]), 0.95)
-    assert (test.difference, test.low, test.high, test.p_value) == (0, 0, 0, 1)
+    assert (test.difference, test.variance, test.low, test.high, test.p_value) == (0, 0, 0, 0, 1)
+    assert test.auc == test.other_auc == pytest.approx(sklearn.metrics.roc_auc_score(y, scores[0]), abs=1e-12)
 
 
 @pytest.mark.parametrize(("num_positive", "num_negative"), [(0, 5), (5, 0), (1, 5), (5, 1)])

@@ -116,6 +116,17 @@ def test_one_slice_studies_without_any_positive_still_get_full_folds_with_a_warn
     assert "ID_" not in caplog.text
 
 
+def test_the_warning_names_the_classes_with_fewer_positive_patients_than_folds_and_counts_patients(caplog):
+    patients = draw_studies(100, 100).assign(epidural=0, subdural=0, subarachnoid=0)
+    patients.loc[[3, 20, 41, 77], "epidural"] = [1, 4, 1, 9]
+    patients.loc[[3, 20, 41, 77, 90], "subdural"] = 1
+    twice = patients.loc[[5]].assign(subarachnoid=2)  # two studies of one patient
+    with caplog.at_level(logging.WARNING, logger="ichkit"):
+        assign_folds(pd.concat([patients, twice, twice]), 5, CLASSES, seed=0)
+    (record,) = [record for record in caplog.records if "positive" in record.getMessage()]
+    assert "fewer than 5 patients are positive for: epidural 4, subarachnoid 1;" in record.getMessage()
+
+
 def test_unknown_labels_count_as_negative():
     patients = draw_studies(40, 40)
     unknown = patients.astype(dict.fromkeys(CLASSES, "Int8"))

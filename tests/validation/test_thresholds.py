@@ -81,6 +81,14 @@ def test_thresholds_without_positives_or_negatives_elsewhere_are_nan_and_decide_
     assert decisions.is_defined.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_thresholds_need_both_labels_elsewhere(label):
+    p, y, part = draw(60, 6)
+    y[part != 2] = label
+    chosen = choose(p, y, part, [2])[2]
+    assert np.isnan([chosen[F1_AIM], chosen[YOUDEN_AIM]]).all()
+
+
 def test_a_row_is_a_yes_at_the_threshold_of_its_own_part():
     p = np.array([[0.3], [0.3], [0.7], [0.7]])
     decisions = decide(p, {0: np.array([0.3]), 1: np.array([0.5])}, np.array([0, 1, 0, 1]))
