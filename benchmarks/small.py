@@ -5,11 +5,10 @@ into five parts. The bases are weak, strong, or uneven: the network of each fold
 bleeds are missed or seen where there are none, whole studies at a time. Every stacker, the calibrated base and the
 blend are compared with the run, out of fold: the mean ratio of the losses over the seeds, and the largest.
 
-With `--json` the figures are written after every base and size; those that the file has already are kept.
+With `--plays FILE` an interrupted call goes on where it stopped.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from ichkit.stacking.rows import log_losses_of_logits, make_rows
 from ichkit.stacking.table import BASE, BLEND, STACKERS
 from ichkit.validation.coherence import make_logits_coherent
 
+KEYS = ["base", "size", "seed"]
 KINDS = (BASE, *STACKERS, BLEND)
 BASES = {
     "weak": {"noise": 1.0, "slope": 0.5, "offset": -2.5, "contrast": 4.0},
@@ -40,6 +40,7 @@ BASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plays", type=Path, help="CSV of single ratios; those that it has are not computed again")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--sizes", default="5,10,20,40,80", help="numbers of patients")
@@ -48,26 +49,30 @@ def main() -> None:
     args = parser.parse_args()
     logger.setLevel("ERROR")
     torch.set_num_threads(1)
+    plays = pd.read_csv(args.plays) if args.plays is not None and args.plays.is_file() else pd.DataFrame(columns=KEYS)
+    for size in map(int, args.sizes.split(",")):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            for base in args.bases.split(","):
+                if (plays[KEYS] == [base, size, seed]).all(axis=1).any():
+                    continue
+                found = {**dict(zip(KEYS, (base, size, seed), strict=True)), **play(base, size, seed, args.folds)}
+                plays = pd.concat([plays, pd.DataFrame([found])] if len(plays) else [pd.DataFrame([found])])
+                if args.plays is not None:
+                    plays.to_csv(args.plays, index=False)
+    report(summarise(plays), args.json)
+
+
+def summarise(plays: pd.DataFrame) -> dict[str, float]:
+    """By base and size: the number of seeds, the run's mean loss, and mean and largest ratio of every kind."""
     figures: dict[str, float] = {}
-    if args.json is not None and args.json.is_file():
-        kept = json.loads(args.json.read_text())
-        figures = {name: value for name, value in kept.items() if name.startswith(("mean_", "worst_", "num_", "loss_"))}
-    for base in args.bases.split(","):
-        for size in map(int, args.sizes.split(",")):
-            seeds = range(args.first_seed, args.first_seed + args.seeds)
-            ratios = pd.DataFrame([play(base, size, seed, args.folds) for seed in seeds])
-            figures[f"num_seeds_{base}_{size}"] = len(ratios)
-            figures[f"loss_{base}_{size}"] = float(ratios["run"].mean())
-            for kind in KINDS:
-                figures[f"mean_{kind}_{base}_{size}"] = float(ratios[kind].mean())
-                figures[f"worst_{kind}_{base}_{size}"] = float(ratios[kind].max())
-            for name in ("mean", "worst"):
-                own = [value for key, value in figures.items() if key.startswith(f"{name}_") and key[-1].isdigit()]
-                figures[f"{name}_of_all"] = max(own)
-            print(base, size, ratios.mean().round(4).to_dict(), ratios.max().round(4).to_dict(), flush=True)
-            if args.json is not None:
-                report(figures, args.json)
-    report(figures, args.json)
+    for (base, size), own in plays.groupby(["base", "size"]):
+        figures |= {f"num_seeds_{base}_{size}": len(own), f"loss_{base}_{size}": float(own["run"].mean())}
+        for kind in KINDS:
+            figures[f"mean_{kind}_{base}_{size}"] = float(own[f"ratio_{kind}"].mean())
+            figures[f"worst_{kind}_{base}_{size}"] = float(own[f"ratio_{kind}"].max())
+    for name in ("mean", "worst"):
+        figures[f"{name}_of_all"] = max(value for key, value in figures.items() if key.startswith(f"{name}_"))
+    return figures
 
 
 def play(base: str, num_patients: int, seed: int, num_folds: int) -> dict[str, float]:
@@ -111,7 +116,7 @@ def play(base: str, num_patients: int, seed: int, num_folds: int) -> dict[str, f
         return float(log_losses_of_logits(logits, labels).mean(axis=0) @ weights)
 
     own = loss(rows.mean_logits())
-    return {"run": own, **{kind: loss(logits) / own for kind, logits in found.items()}}
+    return {"run": own, **{f"ratio_{kind}": loss(logits) / own for kind, logits in found.items()}}
 
 
 if __name__ == "__main__":
