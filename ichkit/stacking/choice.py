@@ -12,8 +12,9 @@ Source: chosen here by `benchmarks/small.py`; with fewer, the patients there are
 """
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Gains below this quantile of Student's distribution count as none. Its degrees of freedom are those of the patients of
-# the rarer label, because they carry most of a gain and of its error.
-_CONFIDENCE = 0.9
+# the rarer label, because they carry most of a gain and of its error. Six classes of several stackers are tested:
+# at 0.9 the worst loss of axial fusion to its run on 20 simulated patients was 0.5 %, at 0.95 it was 0.1 %.
+_CONFIDENCE = 0.95
 
 
 def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float:
@@ -73,7 +74,7 @@ def trust(gains: np.ndarray, patients: np.ndarray, support: int) -> float:
         gains: (n,) loss of the base less loss of the candidate.
         support: patients of the rarer label, two or more.
 
-    Source: 1 - (doubt * error / gain)^2, after the positive part of James and Stein (1961); doubt is the 90 % quantile
+    Source: 1 - (doubt * error / gain)^2, after the positive part of James and Stein (1961); doubt is the 95 % quantile
         of Student's distribution, so that the gain's one-sided interval is clear of 0.
 
     Example:

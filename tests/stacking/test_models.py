@@ -148,11 +148,11 @@ def test_trust_is_worked_out_by_hand_and_falls_with_the_patients_of_the_rarer_la
     # Totals 0, 2, 0, 2, ...: mean 1, variance 64 / 63; the sum of 64 is 64 with an error of sqrt(64 * 64 / 63).
     gains, patients = np.tile([0.0, 2.0], 32), np.arange(64)
     error = 64 / np.sqrt(63)
-    for support, quantile in ((2, 3.077684), (6, 1.475884), (31, 1.310415)):
+    for support, quantile in ((2, 6.313752), (6, 2.015048), (31, 1.697261)):
         assert trust(gains, patients, support) == pytest.approx(1 - (quantile * error / 64) ** 2, abs=1e-6)
-    # Four patients: a sum of 4 with an error of sqrt(16 / 3) is 1.73 errors: clear of 1.476 and not of 1.886.
-    assert trust(gains[:4], patients[:4], 6) == pytest.approx(1 - (1.475884**2 * 16 / 3) / 16, abs=1e-6)
-    assert trust(gains[:4], patients[:4], 3) == 0.0
+    # Four patients: a sum of 4 with an error of sqrt(16 / 3) is 1.73 errors: clear of 1.697 and not of 2.015.
+    assert trust(gains[:4], patients[:4], 31) == pytest.approx(1 - (1.697261**2 * 16 / 3) / 16, abs=1e-6)
+    assert trust(gains[:4], patients[:4], 6) == 0.0
 
 
 def test_support_counts_patients_of_the_rarer_label_and_not_their_slices():
