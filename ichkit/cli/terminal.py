@@ -159,7 +159,7 @@ def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
 
 def _shorten_error(error: click.ClickException) -> click.ClickException:
     """The same error; its message has no longer word than `_cut_words` leaves."""
-    error.message = _cut_words(error.message)
+    vars(error)["message"] = _cut_words(error.message)  # final by its type since click 8.2
     return error
 
 

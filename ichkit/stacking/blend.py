@@ -1,4 +1,4 @@
-"""Convex weights per class on the members' logits, or the best member alone."""
+"""Blending: convex weights per class of the members' logits, or the best member alone."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _SMALLEST_WEIGHT = 1e-6
 
 @dataclass(frozen=True)
 class Blend:
-    """What each member counts for in each class.
+    """The weight of each member in each class.
 
     Attributes:
         members: names, in the order of the weights.
@@ -29,12 +29,12 @@ class Blend:
 
 
 def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], tolerance: float = 0.0) -> Blend:
-    """The convex weights of least log loss, class by class.
+    """The convex weights with the lowest log loss, class by class.
 
     Args:
         logits: (members, n, C) of inner models for the inner patients of one fold's training part, and of no others.
         labels: (n, C) of 0 and 1.
-        tolerance: share of the best member's loss that mixing must gain; otherwise that member stands alone.
+        tolerance: relative gain in loss over the best member that a mix needs; otherwise that member is used alone.
 
     Example:
         >>> sure = np.array([[[2.0], [-2.0]], [[-2.0], [2.0]]])
@@ -48,10 +48,11 @@ def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], 
 
 
 def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.ndarray:
-    """(members,) weights for (members, n) logits; the loss is convex in them, so the order of members is all that ties
-    are decided by: the first of equal members stands alone.
+    """(members,) weights for (members, n) logits; the loss is convex in them.
+
+    Of equal members the first is used.
     """
-    # Imported here: only fitting needs it, and `predict` starts sooner without.
+    # Imported here: only fitting needs it, and `predict` starts faster without it.
     from scipy.optimize import minimize
 
     num_members = len(logits)

@@ -1,6 +1,6 @@
-"""LightGBM on neighbours' descriptors: one booster per class, on top of the calibrated base, as weak as it must be.
+"""LightGBM on the descriptors of neighbouring slices: one regularised booster per class, on top of the calibrated base.
 
-LightGBM itself is imported where it is trained; what it wrote is read by `stacking.trees`.
+LightGBM is imported only for fitting; `stacking.trees` evaluates its models.
 """
 
 import json
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 BASE = "base"
 _NOTE = "lightgbm.json"
 _CHECK_EVERY = 5
-# From here on a tree's histograms count the rows with large gradients and a draw of the rest: at 600,000 rows and 200
-# columns that took a quarter less time and cost no loss.
+# With more rows, trees use the rows with large gradients and a sample of the others (GOSS): at 600,000 rows and 200
+# columns that took a quarter less time at the same loss.
 _MANY_ROWS = 100_000
 
 
@@ -40,11 +40,11 @@ class BoostedModel:
     Attributes:
         task: what they predict.
         names: the columns of the features, in order.
-        window: slices that the features span.
+        window: number of slices that the features span.
         groups: names of the feature groups.
-        texts: per class, the booster as LightGBM text; empty where the calibrated base was chosen.
-        strengths: per class, the chosen strength; `base` where no tree is left.
-        shares: (C,) float64 in [0, 1], how much of its trees each class takes.
+        texts: per class, the booster as LightGBM text; empty if the calibrated base was chosen.
+        strengths: per class, the chosen preset; `base` without trees.
+        shares: (C,) float64 in [0, 1], the share of the trees of each class.
     """
 
     task: Task
@@ -68,7 +68,7 @@ class BoostedModel:
         return logits
 
     def importance(self) -> np.ndarray:
-        """(F, C) float64: the share of a class's gain in loss that splits on each column brought; 0 without trees."""
+        """(F, C) float64: the share of a class's gain in loss by splits on each column; 0 without trees."""
         gains = np.zeros((len(self.names), len(self.texts)))
         for column, text in enumerate(self.texts):
             if text:
@@ -95,7 +95,7 @@ def load_boosted(folder: Path) -> BoostedModel:
     """The boosters that `BoostedModel.encode` wrote.
 
     Raises:
-        ArtifactError: a file is missing or is not what was written.
+        ArtifactError: a file is missing or damaged.
     """
     try:
         note = json.loads((folder / _NOTE).read_text())
@@ -119,14 +119,14 @@ def load_boosted(folder: Path) -> BoostedModel:
 def fit_boosted(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[BoostedModel, np.ndarray]:
     """Boosters for every class, and their logits for the training part's own inner patients.
 
-    Strength and number of rounds are those of least loss on inner patients; then each class takes the share of its
-    trees that those patients support, none where the gain on the calibrated base is not clear.
+    Preset and number of rounds are those with the lowest loss on inner patients; then the trees of each class are
+    shrunk by the significance of their gain over the calibrated base on these patients.
 
     Returns:
-        The model, and (n, C) float64 logits of the inner models; NaN for rows that take no part in choices.
+        The model, and (n, C) float64 logits of the inner models; NaN for rows that are not used for choices.
 
     Raises:
-        ConfigError: an unknown strength.
+        ConfigError: an unknown preset.
     """
     settings = config.lightgbm
     candidates = _candidates(settings.strengths, len(training.rows))
@@ -165,10 +165,10 @@ def fit_boosted(training: Training, task: Task, config: StackConfig, seed: int) 
 
 
 class _Search:
-    """The search for strength and number of rounds, one class after another, on the inner patients alone.
+    """The search for preset and number of rounds, one class after another, on the inner patients only.
 
     Args:
-        whole: the binned features of all rows; inner parts share its bins, which know no label.
+        whole: the binned features of all rows; inner parts share its bins, which do not depend on labels.
         held: per split, the features of its held rows.
     """
 
@@ -183,7 +183,7 @@ class _Search:
         self.held_sets = [whole.subset(split.held.tolist()).construct() for split in self.splits]
 
     def choose(self, column: int, candidates: Sequence[str], seed: int) -> tuple[str, int, np.ndarray]:
-        """Of one class: the strength of least loss, its number of rounds, and the (n,) inner corrections with them."""
+        """For one class: the preset with the lowest loss, its number of rounds, and the (n,) inner corrections."""
         base, labels = self.inner[self.rows, column], self.training.labels[self.rows, column]
         self._set_targets(column)
         best, best_loss = (
@@ -196,24 +196,24 @@ class _Search:
             loss = float(log_losses_of_logits(base + corrections[self.rows], labels).mean())
             if loss < best_loss:
                 best, best_loss = (name, num_rounds, corrections), loss
-            # From the strongest on, a weaker one is tried for as long as that helps: each costs a fit per split.
+            # Weaker presets are tried as long as the loss decreases: each costs a fit per split.
             if loss >= before:
                 break
             before = loss
         return best
 
     def _set_targets(self, column: int) -> None:
-        """Points every data set at one class: its labels, and the base calibrated without the held patients."""
+        """Sets the labels of one class in every data set, and the base calibrated without the held-out patients."""
         for split, fitting, held in zip(self.splits, self.fitting_sets, self.held_sets, strict=True):
             start = split.calibration.apply(self.mean)[:, column]
             for dataset, rows in ((fitting, split.fitting), (held, split.held)):
                 dataset.set_label(self.training.labels[rows, column]).set_init_score(start[rows])
 
     def _boost(self, strength: Strength, seed: int) -> tuple[int, np.ndarray]:
-        """Boosts all splits side by side until their pooled loss on held patients no longer falls.
+        """Boosts all splits in parallel until their pooled loss on held-out patients no longer decreases.
 
         Returns:
-            The number of rounds of least pooled loss, and the (n,) sums of the trees for the held patients.
+            The number of rounds with the lowest pooled loss, and the (n,) sums of the trees for held-out patients.
         """
         boosters = [_booster(dataset, strength, self.settings, seed) for dataset in self.fitting_sets]
         for booster, held_set in zip(boosters, self.held_sets, strict=True):
@@ -240,11 +240,11 @@ def _class_seed(seed: int, name: str) -> int:
 
 
 def _candidates(names: Sequence[str], num_rows: int) -> list[str]:
-    """The configured strengths but the base that this many rows may need, from the strongest to the weakest."""
+    """The configured presets without the base that suit this many rows, from the strongest to the weakest."""
     for name in names:
         if name != BASE and name not in STRENGTHS:
             raise ConfigError(
-                f'config: unknown strength "{name}" in stack.lightgbm.strengths. {nearest(name, [BASE, *STRENGTHS])}'
+                f'config: unknown preset "{name}" in stack.lightgbm.strengths. {nearest(name, [BASE, *STRENGTHS])}'
             )
     asked = [name for name in STRENGTHS if name in names]
     fitting = [name for name in asked if (STRENGTHS[name].most_rows or num_rows) >= num_rows]
@@ -274,12 +274,12 @@ def _booster(
 
 
 def _boost(booster: "lightgbm.Booster", num_rounds: int) -> bool:
-    """Adds a tree a round, none where the round's features allow no split; False where no round added one."""
+    """Adds a tree per round, unless no split is possible; False if no round added one."""
     return sum(not booster.update() for _ in range(num_rounds)) > 0
 
 
 def _shared_settings(settings: LightgbmConfig) -> dict[str, str | int | bool]:
-    """What every data set and booster is told; with these the same bytes come for any number of threads."""
+    """The parameters of every data set and booster; they give the same bytes for any number of threads."""
     return {
         "objective": "binary",
         "metric": "binary_logloss",
@@ -287,7 +287,7 @@ def _shared_settings(settings: LightgbmConfig) -> dict[str, str | int | bool]:
         "force_row_wise": True,
         "num_threads": settings.num_threads or 1,
         "max_bin": 63,
-        # Rows that decide where 63 bins lie; LightGBM copies them as float64, and its 200,000 took 0.3 GB.
+        # Rows for choosing the 63 bins; LightGBM copies them as float64, and its default of 200,000 took 0.3 GB.
         "bin_construct_sample_cnt": 50_000,
         "feature_pre_filter": False,
         "verbosity": -1,

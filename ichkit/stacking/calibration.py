@@ -1,4 +1,4 @@
-"""Platt scaling of logits, one slope and one intercept per class, drawn towards leaving the logits as they are."""
+"""Platt scaling of logits, one slope and one intercept per class, with a prior towards the identity."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Calibration:
     """`slope * logit + intercept` per class.
 
     Attributes:
-        slope: (C,) float64, at least `MIN_SLOPE`, so that a calibration never turns an order round.
+        slope: (C,) float64, at least `MIN_SLOPE`, so that a calibration never reverses an order.
         intercept: (C,) float64.
     """
 
@@ -31,26 +31,26 @@ class Calibration:
         return calibrated
 
     def shrink(self, shares: np.ndarray) -> "Calibration":
-        """The calibration that takes (C,) shares of this one's change; at share 0 the logits stay as they are."""
+        """This calibration shrunk to the identity by (C,) shares; at share 0 the logits are unchanged."""
         return Calibration(1 + shares * (self.slope - 1), shares * self.intercept)
 
 
 def no_calibration(num_classes: int) -> Calibration:
-    """The calibration that leaves every logit as it is."""
+    """The identity."""
     return Calibration(np.ones(num_classes), np.zeros(num_classes))
 
 
 def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """The calibration of least penalised log loss on these rows.
+    """The calibration with the lowest penalised log loss on these rows.
 
     Args:
         logits: (N, C) float.
         labels: (N, C) of 0 and 1.
 
-    A normal prior around slope 1 and intercept 0 (standard deviations 0.5 and 1) decides where a class has few
-    positives, and keeps the fit finite where it has none.
+    A normal prior around slope 1 and intercept 0 (standard deviations 0.5 and 1) dominates for a class with few
+    positives, and keeps the fit finite without any.
 
-    Source: Platt 1999; the prior is chosen here, because a folder may hold two bleeding patients of a class.
+    Source: Platt 1999; the prior is chosen here, because a data set may have only two positive patients of a class.
 
     Example:
         >>> fit_calibration(np.full((100, 1), 0.0), np.zeros((100, 1))).intercept.round(1)
@@ -62,7 +62,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
 
 def _fit_class(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(slope, intercept) by damped Newton steps; the penalised loss is strictly convex, so they end."""
+    """(slope, intercept) by damped Newton steps, which converge, because the penalised loss is strictly convex."""
     design = np.stack([logits, np.ones_like(logits)], axis=1)
     precision = np.array([_SLOPE_STD, _INTERCEPT_STD]) ** -2.0
     centre = np.array([1.0, 0.0])

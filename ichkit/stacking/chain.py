@@ -1,4 +1,4 @@
-"""From the descriptors of first-stage models to final probabilities, by the files of a stack alone."""
+"""The fold models of a stack: from descriptors (out-of-fold predictions) to final probabilities."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,15 +26,15 @@ AVERAGED = -1
 
 @dataclass(frozen=True)
 class Chain:
-    """One second-stage model behind one first-stage fold.
+    """One fold model of a stack ("chain"): the second stage that follows the first-stage models of one fold.
 
     Attributes:
-        name: its folder below each stacker's.
-        fold: the first-stage models whose descriptors it reads.
+        name: its folder below that of each stacker.
+        fold: the first-stage fold whose descriptors it reads.
         calibration: of the base.
         calibrations: of each stacker, by name.
         blend: of the calibrated base and the calibrated stackers.
-        task: whose classes the logits are of.
+        task: the task of the logits.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Chain:
     task: Task
 
     def predict_members(self, stack_folder: Path, rows: Rows) -> dict[str, np.ndarray]:
-        """Name to (N, C) float64 logits: the calibrated base, and every stacker as it is before its calibration."""
+        """Name to (N, C) float64 logits: the calibrated base, and every stacker before its calibration."""
         base = self.calibration.apply(rows.mean_logits())
         logits = {BASE: base}
         for name in self.calibrations:
@@ -66,12 +66,12 @@ class Chain:
 
 @dataclass(frozen=True)
 class Chains:
-    """All chains of a stack.
+    """All fold models of a stack.
 
     Attributes:
-        runs: whose descriptors are read, in this order.
-        has_brain_shares: whether they learnt from slices whose share of brain is known, and so must know it.
-        has_embeddings: whether they look at embeddings; their projections then lie in the stack's folder.
+        runs: the runs whose descriptors are read, in this order.
+        has_brain_shares: whether they were fitted with the brain share of slices, and need it for predictions.
+        has_embeddings: whether they use embeddings; the projections are then in the folder of the stack.
     """
 
     task: Task
@@ -82,7 +82,7 @@ class Chains:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The tables a stack gives: its stackers, then the blend."""
+        """The kinds of its predictions: its stackers, then the blend."""
         return (*self.chains[0].calibrations, BLEND)
 
     def encode(self) -> bytes:
@@ -112,10 +112,10 @@ class Chains:
 
 
 def read_chains(stack_folder: Path) -> Chains:
-    """The chains of a stack.
+    """The fold models of a stack.
 
     Raises:
-        ArtifactError: `blend.json` is missing or is not what `Chains.encode` wrote.
+        ArtifactError: `blend.json` is missing or damaged.
     """
     path = stack_folder / BLEND_FILE
     try:
@@ -153,31 +153,30 @@ def predict_chains(
     slices: pd.DataFrame,
     embeddings: Mapping[str, Mapping[int, np.ndarray]] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Predictions of every kind, averaged over the chains: each first-stage fold followed by its second-stage models.
+    """Predictions of every kind, averaged over the fold models: each first-stage fold followed by its second stage.
 
     Args:
-        descriptors: run, then fold, to the predictions table of that first-stage model; more than needed may be there.
+        descriptors: run, then fold, to the predictions table of that first-stage model; others are ignored.
         slices: slice_id, study_id, slice_index, num_slices, position_mm, gap_mm, padded, one row per slice; brain_share
-            where the stack learnt with it.
-        embeddings: run, then fold, to (N, F) features with rows as in that table; where the stack learnt with them.
+            if the stack was fitted with it.
+        embeddings: run, then fold, to (N, F) features with rows as in that table, if the stack was fitted with them.
 
     Returns:
         Kind ("fusion", "lightgbm", "blend", as configured) to a predictions table with fold -1, sorted by study_id
-        and slice_index; the probabilities of the chains are averaged arithmetically. Each chain's are coherent, and so
-        is their mean.
+        and slice_index: the arithmetic mean of the coherent probabilities of the fold models.
 
     Raises:
-        ContractError: descriptors of a run and fold that a chain needs are not given, or hold other slices; or the
-            shares of brain or the embeddings that the stack learnt with are not given.
+        ContractError: descriptors of a needed run and fold are not given, or have other slices; or the brain shares or
+            embeddings that the stack was fitted with are not given.
         ArtifactError: a file of the stack is missing or damaged.
 
-    Source: chosen here: the chains averaged are exactly those whose out-of-fold scores are told.
+    Source: chosen here: these are the same fold models whose out-of-fold scores are reported.
     """
     stack = read_chains(stack_folder)
     if stack.has_brain_shares and BRAIN_SHARE not in slices:
         raise ContractError(
-            f"stack: expected the column {BRAIN_SHARE} of every slice, because {stack_folder.name} learnt with it; "
-            "it is not given."
+            f"stack: expected the column {BRAIN_SHARE} of every slice, because {stack_folder.name} was fitted with it; "
+            "found none."
         )
     slices = slices.sort_values(KEY, ignore_index=True)
     totals = {kind: np.zeros((len(slices), stack.task.num_classes)) for kind in stack.kinds}
@@ -188,7 +187,7 @@ def predict_chains(
         for kind, logits in chain.predict(stack_folder, rows).items():
             totals[kind] += to_probabilities(logits)
     return {
-        # Coherent already but for the last bit, which rounding of sums and sigmoids may turn.
+        # Made coherent again, because rounding of sums and sigmoids may change the last bit.
         kind: make_predictions(slices, make_coherent(total / len(stack.chains), stack.task), stack.task, AVERAGED)
         for kind, total in totals.items()
     }
@@ -202,13 +201,13 @@ def _tables_of(
             found = {name: sorted(tables) for name, tables in descriptors.items()}
             raise ContractError(
                 f"stack: expected descriptors of run {run}, fold {fold}, found {found}. "
-                "Give the tables of every run and fold that the stack was made from."
+                "Give the tables of every run and fold of the stack."
             )
     return [descriptors[run][fold] for run in runs]
 
 
 def projection_path(stack_folder: Path, run: str, fold: int) -> Path:
-    """Where a stack keeps how one network's features come to the shared space."""
+    """The file with the projection of one network's features to the shared space."""
     return stack_folder / "projections" / run / f"fold{fold}.npy"
 
 
@@ -219,15 +218,15 @@ def _project(
     tables: Sequence[pd.DataFrame],
     embeddings: Mapping[str, Mapping[int, np.ndarray]] | None,
 ) -> np.ndarray | None:
-    """(N, E) float32 embeddings of all runs, rows sorted by study_id and slice_index; None where none are looked at."""
+    """(N, E) float32 embeddings of all runs, rows sorted by study_id and slice_index; None if they are not used."""
     if not stack.has_embeddings:
         return None
     parts = []
     for run, table in zip(stack.runs, tables, strict=True):
         if embeddings is None or fold not in embeddings.get(run, {}):
             raise ContractError(
-                f"stack: expected embeddings of run {run}, fold {fold}, because {stack_folder.name} learnt with them; "
-                "they are not given."
+                f"stack: expected embeddings of run {run}, fold {fold}, because {stack_folder.name} was fitted with "
+                "them; found none."
             )
         path = projection_path(stack_folder, run, fold)
         try:

@@ -1,4 +1,4 @@
-"""How much of a correction to keep: all of a clear gain, less of a doubtful one, none of what chance would give."""
+"""Shrinkage of the corrections of a stacker by the significance of their gain on inner patients."""
 
 import numpy as np
 from scipy.special import stdtrit
@@ -6,9 +6,9 @@ from scipy.special import stdtrit
 from ichkit.stacking.rows import log_losses_of_logits
 
 MIN_PATIENTS = 6
-"""Patients with a positive slice of a class, and patients with a negative one, below which the class keeps its base.
+"""Minimum number of patients with a positive and with a negative slice of a class; with fewer it keeps its base.
 
-Source: chosen here by `benchmarks/small.py`; with fewer, the patients there are do not tell the error of a gain.
+Source: chosen here by `benchmarks/small.py`; with fewer patients the error of a gain cannot be estimated.
 """
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Gains below this quantile of Student's distribution count as none. Its degrees of freedom are those of the patients of
@@ -18,19 +18,19 @@ _CONFIDENCE = 0.95
 
 
 def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> float:
-    """The share in [0, 1] of a class's correction that inner patients support; 0 leaves the base.
+    """The share in [0, 1] of a class's correction to use, chosen on inner patients; 0 leaves the base.
 
     Args:
-        base: (n,) float64 logits of the calibrated base on inner patients, by models that saw neither them nor the
-            fold to predict.
-        correction: (n,) what the stacker would add, by such models too.
+        base: (n,) float64 logits of the calibrated base on inner patients, by models that were fitted neither on them
+            nor on the fold to predict.
+        correction: (n,) the correction by the stacker, by such models too.
         labels: (n,) of 0 and 1.
         patients: (n,) int64 codes; slices of one patient are not independent, so errors are by patient.
 
     Below `MIN_PATIENTS` patients of either label the share is 0.
 
-    Source: chosen here, because on 80 patients a stacker taken at its best inner loss was measured to lose to its own
-        base: the best of four shares, shrunk by `trust`.
+    Source: chosen here: the best of four shares, shrunk by `trust`, because on 80 patients a stacker without shrinkage
+        was worse than its own base.
 
     Example:
         >>> patients = np.arange(40)
@@ -54,7 +54,7 @@ def choose_shares(base: np.ndarray, corrections: np.ndarray, labels: np.ndarray,
 
 
 def count_support(labels: np.ndarray, patients: np.ndarray) -> int:
-    """Patients that speak for a class: those with a positive row or those with a negative one, whichever are fewer.
+    """The number of patients with a positive row, or of those with a negative row if that is smaller.
 
     Args:
         labels: (n,) of 0 and 1.
@@ -68,14 +68,14 @@ def count_support(labels: np.ndarray, patients: np.ndarray) -> int:
 
 
 def trust(gains: np.ndarray, patients: np.ndarray, support: int) -> float:
-    """How far a measured gain can be believed, in [0, 1]: nothing where it is not clear of 0, then ever more.
+    """A shrinkage factor in [0, 1] for a measured gain: 0 if it is not significant, increasing with significance.
 
     Args:
-        gains: (n,) loss of the base less loss of the candidate.
+        gains: (n,) loss of the base minus loss of the candidate.
         support: patients of the rarer label, two or more.
 
     Source: 1 - (doubt * error / gain)^2, after the positive part of James and Stein (1961); doubt is the 95 % quantile
-        of Student's distribution, so that the gain's one-sided interval is clear of 0.
+        of Student's distribution, so that it is 0 unless the one-sided interval of the gain excludes 0.
 
     Example:
         >>> trust(np.array([1.0, 1.0, 1.0]), np.array([0, 1, 2]), support=3)

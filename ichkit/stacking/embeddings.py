@@ -1,7 +1,7 @@
 """Penultimate-layer embeddings of the fold networks, aligned to one space.
 
-The networks of different folds learn from different patients, so their features are rotated against each other even
-where training began with the same weights. Slices without labels, which every fold's network has described, say how.
+The networks of different folds are trained on different patients, so their feature spaces differ by a rotation even
+with the same initial weights. It is estimated on slices without labels, which have embeddings from every network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ _BLOCK_ROWS = 8192
 
 @dataclass(frozen=True)
 class Projection:
-    """From one network's features to the shared space.
+    """The projection of one network's features to the shared space.
 
     Attributes:
-        matrix: (F, E) float32: a rotation, then the E directions in which the reference network varies most.
+        matrix: (F, E) float32: a rotation, then the first E principal components of the reference network.
         offset: (E,) float32.
     """
 
@@ -35,7 +35,7 @@ class Projection:
     offset: np.ndarray
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        """(N, E) float32 of (N, F) float16, block by block, so that a file on disk never comes to memory whole."""
+        """(N, E) float32 of (N, F) float16, block by block, so that a file is never loaded completely."""
         projected = np.empty((len(features), len(self.offset)), np.float32)
         for first in range(0, len(features), _BLOCK_ROWS):
             block = slice(first, first + _BLOCK_ROWS)
@@ -43,7 +43,7 @@ class Projection:
         return projected
 
     def as_array(self) -> np.ndarray:
-        """(F + 1, E) float32: the matrix, then the offset; what is stored."""
+        """(F + 1, E) float32: the matrix, then the offset, as stored."""
         return np.concatenate([self.matrix, self.offset[None]])
 
     @classmethod
@@ -54,10 +54,10 @@ class Projection:
 
 @dataclass(frozen=True)
 class Anchored:
-    """The embeddings of one run, in one space.
+    """The embeddings of one run with their projections to the shared space.
 
     Attributes:
-        features: split, then fold, to (N, F) float16, rows as in that table; on disk until they are read.
+        features: split, then fold, to (N, F) float16, rows as in that table; memory-mapped.
         projections: by fold.
         digests: name to SHA-256 of each file.
     """
@@ -67,12 +67,12 @@ class Anchored:
     digests: Mapping[str, str]
 
     def project(self, split: str, fold: int) -> np.ndarray:
-        """(N, E) float32 of one table's rows."""
+        """(N, E) float32 embeddings of the rows of one table."""
         return self.projections[fold].apply(self.features[split][fold])
 
 
 def embeddings_name(split: str) -> str:
-    """The file of a fold's folder that holds the features of "oof", "test" or an external set."""
+    """The file with the embeddings of "oof", "test" or an external set in the folder of a fold."""
     return f"embeddings_{split}.npy"
 
 
@@ -86,11 +86,11 @@ def read_embeddings(
     """The embeddings of a run's folds, checked and aligned.
 
     Args:
-        tables: split, then fold, to the predictions table that the embeddings stand beside.
+        tables: split, then fold, to the predictions table with the same rows.
 
     Raises:
-        ArtifactError: a fold has none or they do not fit its table, its training began with other weights than the
-            other folds', or too few slices without labels are there to align by.
+        ArtifactError: a fold has none or they do not fit its table, its initial weights differ from those of the other
+            folds, or there are too few slices without labels for the alignment.
     """
     manifests = {fold: read_manifest(work.fold(run, fold)) for fold in folds}
     starts = {fold: manifest.facts.get(INITIAL_WEIGHTS) for fold, manifest in manifests.items()}
@@ -114,13 +114,13 @@ def read_embeddings(
 
 
 def fit_projections(anchors: Mapping[int, np.ndarray], config: EmbeddingsConfig) -> dict[int, Projection]:
-    """Per fold, the rotation onto the first fold's space, followed by that space's main directions.
+    """For each fold the rotation to the space of the first fold, followed by the principal components of that space.
 
     Args:
         anchors: fold to (A, F) features of the same slices, none of them labelled.
 
-    Source: Schönemann 1966 (orthogonal Procrustes); main directions by the first fold's anchors, chosen here, because
-        thousands of columns would not fit in memory.
+    Source: Schönemann 1966 (orthogonal Procrustes); principal components of the first fold's anchors, chosen here,
+        because thousands of columns would not fit in memory.
     """
     first = next(iter(anchors))
     rows = np.unique(np.linspace(0, len(anchors[first]) - 1, config.max_anchors).round().astype(np.int64))
@@ -144,7 +144,7 @@ def _open(path: Path, num_rows: int) -> np.ndarray:
         values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{path}: expected embeddings beside the descriptors, found none to read ({error}). Make them with "
+            f"{path}: expected embeddings, cannot read them ({error}). Create them with "
             f"`{TRAINED_BY}`: finished folds keep their weights."
         ) from error
     if values.ndim != 2 or len(values) != num_rows:
@@ -155,7 +155,7 @@ def _open(path: Path, num_rows: int) -> np.ndarray:
 
 
 def _choose_anchors(features: Mapping[str, Mapping[int, np.ndarray]], run: str) -> Mapping[int, np.ndarray]:
-    """The slices that no model learns from, to align by: the test split's, else those of an external set."""
+    """The slices for the alignment, which no model is trained on: the test split, else an external set."""
     unseen = [split for split in features if split != OUT_OF_FOLD]
     for split in unseen:
         num_rows, size = next(iter(features[split].values())).shape
@@ -163,6 +163,6 @@ def _choose_anchors(features: Mapping[str, Mapping[int, np.ndarray]], run: str) 
             return features[split]
     found = ", ".join(f"{len(next(iter(features[split].values())))} of {split}" for split in unseen)
     raise ArtifactError(
-        f"embeddings: expected more than {size} slices without labels to align the folds of run {run} by, found "
+        f"embeddings: expected more than {size} slices without labels to align the folds of run {run}, found "
         f"{found}. Prepare more test or external studies, or switch off stack.embeddings.enabled."
     )

@@ -1,4 +1,4 @@
-"""What the trees look at: every feature by name, in one list."""
+"""The features of the boosted trees, in named groups."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ichkit.stacking.neighbours import neighbour_stacks, running_means, study_st
 from ichkit.stacking.rows import FACTS, Rows
 from ichkit.stacking.summaries import ranks_in_study, study_quantiles
 
-# Runs keep their own columns this far from the slice and share one beyond: five runs would make 570 columns otherwise.
+# Up to this distance runs have their own columns, beyond it their mean: five runs would have 570 columns otherwise.
 _OWN_REACH = 3
 _STEP_REACH = 2
 _QUANTILES = (0.5, 0.75, 0.9)
@@ -22,13 +22,13 @@ _BLOCK_ROWS = 32_768
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """Columns made together.
+    """A group of columns.
 
     Attributes:
         names: (task, number of runs, window) to the names of the columns.
-        make: (rows, window) to (N, F) float; NaN where there is nothing.
+        make: (rows, window) to (N, F) float; NaN if missing.
         description: one sentence.
-        source: where the idea comes from.
+        source: its origin.
     """
 
     names: Callable[[Task, int, int], list[str]]
@@ -64,7 +64,7 @@ def feature_names(task: Task, num_runs: int, window: int, groups: Sequence[str])
 def make_features(rows: Rows, task: Task, window: int, groups: Sequence[str]) -> np.ndarray:
     """(N, F) float32 features of every row; NaN beyond the ends of a study.
 
-    They are made in blocks of whole studies, so that beside the result hardly any memory is needed.
+    They are computed in blocks of whole studies, which needs little memory besides the result.
     """
     found = find_groups(groups)
     features = np.empty((len(rows), len(feature_names(task, rows.num_runs, window, groups))), np.float32)
@@ -180,20 +180,20 @@ FEATURE_GROUPS = {
         names=_neighbour_names,
         make=_neighbours,
         description="Logits of every class in the slice and its neighbours, per run up to three slices away.",
-        source="RSNA 2019, third place: boosted trees on out-of-fold probabilities at +-1 to 9; logits serve as well, "
-        "because a tree sees order alone",
+        source="RSNA 2019, third place: boosted trees on out-of-fold probabilities at +-1 to 9; logits are "
+        "equivalent, because trees depend on the order only",
     ),
     "steps": FeatureGroup(
         names=_step_names,
         make=_steps,
-        description="How far the logits of the slices one and two away lie above the slice's own.",
-        source="chosen here, because a tree needs many splits for a difference",
+        description="Differences between the logits of the slices one and two away and the slice's own.",
+        source="chosen here, because trees need many splits for a difference",
     ),
     "means": FeatureGroup(
         names=_mean_names,
         make=_means,
         description="Logits averaged over three slices, seven, and the window, fewer at the ends.",
-        source="chosen here, because averaging removes the noise of single slices at once",
+        source="chosen here, because averaging reduces the noise of single slices",
     ),
     "study": FeatureGroup(
         names=_study_names,
@@ -204,13 +204,13 @@ FEATURE_GROUPS = {
     "ranks": FeatureGroup(
         names=_rank_names,
         make=_ranks,
-        description="Share of the study's other slices whose logit lies below the slice's own, per class.",
-        source="chosen here, because a doubtful slice is another thing as the worst of a study than as one of many",
+        description="Share of the study's other slices with a lower logit, per class.",
+        source="chosen here, because a medium logit means more as the highest of a study than as one of many",
     ),
     "position": FeatureGroup(
         names=_position_names,
         make=_position,
-        description="Where the slice lies in its study, the gaps to its neighbours, padding group, share of brain.",
+        description="Position of the slice in its study, the gaps to its neighbours, padding group, brain share.",
         source="data: end slices are positive 0.84 % of the time, padded ones half as often as others",
     ),
 }

@@ -1,4 +1,4 @@
-"""What a stack is made from: which runs and folds, their tables checked against the contract, and the chains."""
+"""The inputs of a stack: runs and folds, their checked tables, and the rows of each fold model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,16 +24,16 @@ TRAINED_BY = "ichkit train"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a stack reads, checked.
+    """All inputs of a stack, checked.
 
     Attributes:
         runs: in alphabetical order.
-        folds: the folds whose rows are learnt from and predicted, ascending.
+        folds: the folds that are fitted and predicted, ascending.
         train: prepared slices of those folds, labels included, sorted by study_id and slice_index.
         test: prepared slices, without labels.
-        external: likewise, of each external set by its name.
+        external: prepared slices of each external set, by name.
         tables: split, then run, then fold, to a predictions table.
-        embeddings: run to its embeddings in one space; empty where they are not asked for.
+        embeddings: run to its embeddings in the shared space; empty if they are not enabled.
         digests: name to digest of everything read.
         data: "rsna", "phantom" or "folder".
     """
@@ -50,12 +50,12 @@ class Inputs:
 
     @property
     def unseen(self) -> dict[str, pd.DataFrame]:
-        """The slices of every part that no model learns from, by the name of its tables: test, then external sets."""
+        """The slices that no model is fitted on, by the name of their tables: test, then external sets."""
         return {"test": self.test, **self.external}
 
     @property
     def has_brain_shares(self) -> bool:
-        """True where the store knows the share of brain of its slices."""
+        """True if the store has the brain share of its slices."""
         return BRAIN_SHARE in self.train
 
     def out_of_fold(self, run: str) -> pd.DataFrame:
@@ -75,12 +75,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """One chain to fit.
+    """One fold model to fit.
 
     Attributes:
-        name: `fold<k>`, or `part<p>` where one fold is all there is.
+        name: `fold<k>`, or `part<p>` if there is only one fold.
         fold: the first-stage fold it reads.
-        held: (N,) bool over `Inputs.train`: the rows it predicts; it learns from the others.
+        held: (N,) bool over `Inputs.train`: the rows it predicts; it is fitted on the others.
     """
 
     name: str
@@ -96,11 +96,11 @@ def choose_runs(
     Args:
         finished: every run with at least one finished fold, and its folds.
         all_folds: the folds of `folds.csv`; a run that has them all is complete.
-        requested: runs by name; None takes all complete ones and, where there is none, those with the largest number
-            of folds and the same folds as the first of them by name.
+        requested: runs by name; None selects all complete ones or, without any, those with the largest number of folds
+            and the same folds as the first of them by name.
 
     Raises:
-        ArtifactError: no run at all, a requested one that is not there, or runs that share no fold.
+        ArtifactError: no run, a requested run that does not exist, or runs that share no fold.
 
     Example:
         >>> choose_runs({"a": [0, 1], "b": [0]}, [0, 1], None)
@@ -136,15 +136,14 @@ def choose_runs(
 def read_inputs(
     work: WorkFolder, task: Task, requested: Sequence[str] | None, embeddings: EmbeddingsConfig | None = None
 ) -> Inputs:
-    """Reads and checks everything a stack is made from.
+    """Reads and checks the inputs of a stack.
 
     Args:
-        embeddings: how embeddings are brought into one space; None, or not enabled, leaves them where they are.
+        embeddings: settings of the alignment of embeddings; None, or not enabled, does not read them.
 
     Raises:
-        ArtifactError: nothing prepared or trained, an artifact is damaged, or embeddings are asked for and cannot be
-            brought into one space.
-        ContractError: a table does not hold exactly the prepared slices, or a row's fold is not its own.
+        ArtifactError: nothing prepared or trained, an artifact is damaged, or embeddings cannot be aligned.
+        ContractError: a table does not have exactly the prepared slices with their folds.
         FoldError: a patient has two folds.
     """
     finished = take_inventory(work).finished_runs
@@ -203,17 +202,17 @@ def read_inputs(
 
 
 def _with_brain_shares(prepared: Prepared) -> Prepared:
-    """The store with the share of brain of every slice among its columns."""
+    """The store with the brain share of every slice as a column."""
     key = ["dataset", "slice_id"]
     facts = prepared.slice_facts()[[*key, BRAIN_SHARE]].drop_duplicates(key)
     return replace(prepared, slices=prepared.slices.merge(facts, on=key, how="left"))
 
 
 def plan_chains(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[ChainPlan]:
-    """One chain per fold; where there is one fold, its patients are dealt into parts and each part has a chain.
+    """One fold model per fold; with a single fold, one per part of its patients.
 
     Raises:
-        FoldError: too few patients to learn from some and predict another.
+        FoldError: too few patients.
     """
     train = inputs.train
     if len(inputs.folds) > 1:
@@ -226,7 +225,7 @@ def plan_chains(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[C
     fewest = min(train.patient_id[~plan.held].nunique() for plan in plans)
     if fewest < 2:
         raise FoldError(
-            f"stack: expected at least 2 patients beside those that a model predicts, found {fewest}. "
+            f"stack: expected at least 2 patients to fit each model on, found {fewest}. "
             f"Train more folds (`{TRAINED_BY} --fold all`) or prepare more studies."
         )
     return plans

@@ -1,4 +1,4 @@
-"""Each slice's descriptors together with those of the slices before and after it in its study."""
+"""Windows over the descriptors of adjacent slices of a study."""
 
 import numba
 import numpy as np
@@ -11,14 +11,14 @@ def neighbour_stacks(
 
     Args:
         descriptors: (N, C) float, any finite scale (probabilities or logits), rows sorted by study, then slice_index.
-        study_codes: (N,) integers, equal for rows of one study; a study's rows stand together.
+        study_codes: (N,) integers, equal for rows of one study, which are contiguous.
         window: odd number of slices; the centre stands at position `window // 2`.
-        beyond: what stands for slices beyond the ends of a study; None repeats the end slice.
+        beyond: the value for slices beyond the ends of a study; None repeats the end slice.
 
     Returns:
         (N, window, C) float32, position 0 nearest the feet.
 
-    Source: paper section 2.2 (7 x 6 x 1); the ends are open there: repeated for the network, missing for trees.
+    Source: paper section 2.2 (7 x 6 x 1); ends are not specified there: repeated for the network, missing for trees.
 
     Example:
         >>> neighbour_stacks(np.array([[1.0], [2.0]]), np.array([0, 0]), window=3)[..., 0].tolist()
@@ -37,7 +37,7 @@ def neighbour_stacks(
 def neighbour_rows(study_codes: np.ndarray, window: int) -> np.ndarray:
     """Row numbers of the window centred on every row, ends repeated: (N, window) int64.
 
-    Gathering by these gives `neighbour_stacks` without holding all the windows at once.
+    Gathering by these gives `neighbour_stacks` without keeping all windows in memory.
 
     Example:
         >>> neighbour_rows(np.array([0, 0, 1]), window=3).tolist()
@@ -86,7 +86,7 @@ def study_bounds(study_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def study_starts(study_codes: np.ndarray) -> np.ndarray:
-    """Row number at which each study begins, in order of appearance: int64.
+    """The first row of each study, in order of appearance: int64.
 
     Example:
         >>> study_starts(np.array([5, 5, 2])).tolist()

@@ -1,4 +1,4 @@
-"""What a second stage sees: descriptors of one or more runs for whole studies, and where each slice lies."""
+"""The input of the second stage: descriptors of one or more runs for whole studies, and facts about each slice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ FACTS = (*PREPARED_FACTS, BRAIN_SHARE)
 
 @dataclass(frozen=True)
 class Rows:
-    """N slices of whole studies, sorted by study, then slice_index; no label is among them.
+    """N slices of whole studies, sorted by study, then slice_index; without labels.
 
     Attributes:
         logits: (N, M, C) float32, the descriptors of M runs before the sigmoid.
         study_codes: (N,) int64, equal for rows of one study.
-        facts: (N, 6) float64, the columns of `FACTS`; gap_mm is NaN at the last slice, brain_share where it is unknown.
+        facts: (N, 6) float64, the columns of `FACTS`; gap_mm is NaN at the last slice, brain_share if unknown.
         embeddings: (N, E) float32, penultimate-layer embeddings, aligned to one space; E = 0 without them.
     """
 
@@ -35,12 +35,12 @@ class Rows:
 
     @property
     def num_runs(self) -> int:
-        """How many runs the descriptors come from."""
+        """Number of runs."""
         num_runs: int = self.logits.shape[1]
         return num_runs
 
     def mean_logits(self) -> np.ndarray:
-        """(N, C) float64 mean over the runs: the base that every stacker starts from, not yet calibrated."""
+        """(N, C) float64 mean over the runs: the uncalibrated base of every stacker."""
         mean: np.ndarray = self.logits.mean(axis=1, dtype=np.float64)
         return mean
 
@@ -49,7 +49,7 @@ class Rows:
         return Rows(self.logits[chosen], self.study_codes[chosen], self.facts[chosen], self.embeddings[chosen])
 
     def without_embeddings(self) -> "Rows":
-        """The same rows, as they are where no embeddings were kept."""
+        """The same rows without embeddings."""
         return replace(self, embeddings=self.embeddings[:, :0])
 
 
@@ -64,7 +64,7 @@ def make_rows(
         embeddings: (N, E) of the slices, sorted by study_id and slice_index; None for none.
 
     Raises:
-        ContractError: a table does not hold exactly these slices.
+        ContractError: a table does not have exactly these slices.
 
     Example:
         >>> from ichkit.work.schemas import make_predictions
@@ -84,7 +84,7 @@ def make_rows(
         if not table.slice_id.equals(slices.slice_id):
             raise ContractError(
                 f"descriptors of run {run + 1} of {len(tables)}: expected exactly the {len(slices)} slices given, "
-                f"found {len(table)} rows that are not the same. Run `ichkit train` again to remake the tables."
+                f"found {len(table)} rows of other slices. Run `ichkit train` again to update the tables."
             )
         logits[:, run] = to_logits(table[task.probability_columns].to_numpy(np.float64))
     study_codes, _ = pd.factorize(slices.study_id)

@@ -1,16 +1,16 @@
-"""How strongly boosting is held back: the candidates that inner patients choose from."""
+"""Presets of the regularisation of boosting, of which one is chosen per class on inner patients."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How strongly boosting is held back.
+    """A preset of the regularisation of boosting.
 
     Attributes:
         name: key in `STRENGTHS`.
         settings: LightGBM parameters.
-        most_rows: tried on training parts of at most so many rows, because each costs fits of its own. None for any.
+        most_rows: tried on training parts of at most this many rows, to save time; None for any.
         description: one sentence.
         source: where the numbers come from.
     """
@@ -22,13 +22,13 @@ class Strength:
     source: str
 
 
-# From the strongest to the weakest; `base`, no tree at all, is stronger than any and always a candidate.
+# From the strongest to the weakest; `base`, without trees, is the strongest and always a candidate.
 STRENGTHS = {
     "strong": Strength(
         name="strong",
         settings={"num_leaves": 3, "min_data_in_leaf": 60, "lambda_l2": 10.0, "feature_fraction": 0.3},
         most_rows=30_000,
-        description="Two splits a tree, for tens of studies.",
+        description="Two splits per tree, for tens of studies.",
         source="chosen here on simulated descriptors of 80 patients",
     ),
     "medium": Strength(

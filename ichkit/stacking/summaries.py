@@ -1,4 +1,4 @@
-"""What a slice's logits are among those of its study: quantiles of the study, and the slice's rank in it."""
+"""Quantiles of a study, and the rank of each slice in its study."""
 
 import numba
 import numpy as np
@@ -29,9 +29,9 @@ def study_quantiles(values: np.ndarray, study_codes: np.ndarray, shares: tuple[f
 
 
 def ranks_in_study(values: np.ndarray, study_codes: np.ndarray) -> np.ndarray:
-    """Share of the study's other slices that lie below each slice, ties counting half: (N, C) float32 in [0, 1].
+    """Share of the study's other slices with lower values, ties counting half: (N, C) float32 in [0, 1].
 
-    A study of one slice has nothing to compare with: NaN.
+    NaN for a study of one slice.
 
     Args:
         values: (N, C) float, rows of one study together.

@@ -1,7 +1,7 @@
-"""Sums of boosted trees from LightGBM's text, evaluated by numba: predicting needs neither LightGBM nor its threads.
+"""Sums of boosted trees, read from LightGBM's text and evaluated by numba, without LightGBM.
 
-LightGBM and torch bring an OpenMP each and do not bear each other in one process on every system; so boosters are
-trained in a process of their own, and whoever predicts reads the text.
+LightGBM and torch each load an OpenMP library, which conflict in one process on some systems: boosters are trained in
+their own process, and predictions only need the text.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Trees:
     """The trees of one booster, their nodes and leaves in one row each.
 
     Attributes:
-        node_start: (T + 1,) int64, where each tree's nodes begin.
-        leaf_start: (T + 1,) int64, where each tree's leaves begin.
-        feature: (nodes,) int64, column that a node looks at.
-        threshold: (nodes,) float64, at most this goes left.
-        goes_left_missing: (nodes,) bool, where NaN goes.
+        node_start: (T + 1,) int64, the first node of each tree.
+        leaf_start: (T + 1,) int64, the first leaf of each tree.
+        feature: (nodes,) int64, the column of a node.
+        threshold: (nodes,) float64; values up to it go left.
+        goes_left_missing: (nodes,) bool, whether NaN goes left.
         left, right: (nodes,) int64, the next node of the tree, or ~leaf.
-        leaf_value: (leaves,) float64, already shrunk by the learning rate.
-        gain: (nodes,) float64, how much each split lowered the loss in training.
+        leaf_value: (leaves,) float64, including the learning rate.
+        gain: (nodes,) float64, the gain in training loss by each split.
     """
 
     node_start: np.ndarray
@@ -43,7 +43,7 @@ class Trees:
 
     @property
     def num_trees(self) -> int:
-        """How many trees are summed."""
+        """Number of trees."""
         return len(self.node_start) - 1
 
     def predict(self, features: np.ndarray, num_trees: int | None = None) -> np.ndarray:
@@ -75,13 +75,13 @@ def read_trees(text: str, where: str) -> Trees:
     """The trees of a LightGBM model text with one output and numeric features.
 
     Args:
-        where: named in the message.
+        where: the file, for the message.
 
     Raises:
-        ArtifactError: another version of the format, categorical splits, or text that is cut short.
+        ArtifactError: another version of the format, categorical splits, or truncated text.
 
     Source: LightGBM 4, `src/io/tree.cpp` (Tree::ToString, decision_type bits: 1 categorical, 2 default left, then two
-        bits for what is missing: 0 nothing, 1 zero, 2 NaN).
+        bits for missing values: 0 none, 1 zero, 2 NaN).
     """
     head, *blocks = text.split("\nTree=")
     fields = dict(line.split("=", 1) for line in head.splitlines() if "=" in line)
@@ -110,7 +110,7 @@ def read_trees(text: str, where: str) -> Trees:
         leaf_start=starts("leaf_value"),
         feature=joined("split_feature", np.int64),
         threshold=threshold,
-        # A feature that was never missing in training has kind 0: LightGBM then reads NaN as zero.
+        # A feature without missing values in training has kind 0: LightGBM then treats NaN as zero.
         goes_left_missing=np.where(missing == _MISSING_NAN, (kinds & _DEFAULT_LEFT) > 0, threshold >= 0),
         left=joined("left_child", np.int64),
         right=joined("right_child", np.int64),
@@ -120,10 +120,10 @@ def read_trees(text: str, where: str) -> Trees:
 
 
 def _check_structure(tree: dict[str, str], where: str) -> None:
-    """Refuses a tree whose nodes could lead outside its arrays or in a circle: compiled code looks at no bound.
+    """Checks that the nodes of a tree stay within its arrays and form no circle: compiled code does not check bounds.
 
     Raises:
-        ArtifactError: lines of other lengths, or a child that is neither a later node nor a leaf.
+        ArtifactError: inconsistent lengths, or a child that is neither a later node nor a leaf.
 
     Source: LightGBM 4, `src/io/tree.cpp`, Tree::Split: a node gets a higher number than its parent.
     """
@@ -158,7 +158,7 @@ def _sum_trees(
     leaf_value: np.ndarray,
     totals: np.ndarray,
 ) -> None:
-    """Adds to (N,) totals the leaves that each row of features falls into, tree after tree."""
+    """Adds the leaf values of each row of features to (N,) totals, tree after tree."""
     for row in range(len(features)):
         for tree in range(num_trees):
             first = node_start[tree]

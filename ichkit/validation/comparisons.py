@@ -14,7 +14,7 @@ from ichkit.validation.intervals import interval_of, p_value_of
 from ichkit.validation.scores import ROC_AUC
 
 BOOTSTRAP, DELONG = "bootstrap", "delong"
-BASELINE = "baseline (Chilamkurthy 2018)"  # the `other` of comparisons with the baseline's own CQ500 probabilities
+BASELINE = "published baseline"  # the `other` of comparisons with the probabilities published with an external set
 _SCORE = ["dataset", "split", "level", "aggregation", "metric", "class"]
 DRAWS_DTYPES = {**dict.fromkeys(["source", *_SCORE], "str"), "value": "float64", "n": "int64", "n_positive": "int64"}
 COMPARISON_DTYPES = {

@@ -109,11 +109,17 @@ def test_the_page_needs_nothing_from_elsewhere_and_says_what_the_data_are(page, 
     assert re.findall(r"<(script|link)\b", page) == []
 
 
-def test_an_audit_of_training_slices_alone_has_no_cq500(store):
+def test_an_audit_names_the_external_sets_there_are(store):
+    made = make_audit(with_facts(store), store.studies, pd.DataFrame(columns=["reason"]), store.manifest.facts, TASK)
+    assert list(made["external"]) == ["cq500"]
+    assert made["external"]["cq500"]["prepared"] == len(store.split("cq500")["study_id"].unique())
+
+
+def test_an_audit_of_training_slices_alone_has_no_external_set(store):
     train = with_facts(store)
     train = train[train["split"] == "train"]
     facts = {key: value for key, value in store.manifest.facts.items() if key != "cq500"}
     studies = store.studies[store.studies["split"] == "train"]
     made = make_audit(train, studies, pd.DataFrame(columns=["reason"]), facts, TASK)
-    assert made["cq500"] is None
+    assert made["external"] == {}
     assert made["rejected"] == {}

@@ -282,7 +282,7 @@ def test_a_patient_in_two_folds_is_refused(tmp_path):
 
 def test_too_few_patients_to_learn_from_are_said(tmp_path):
     work = make_work(tmp_path / "work", folds=(0,), num_patients=10)
-    with pytest.raises(FoldError, match="at least 2 patients beside those that a model predicts, found 1"):
+    with pytest.raises(FoldError, match="at least 2 patients to fit each model on, found 1"):
         do(stack, quick_config(), work)
 
 

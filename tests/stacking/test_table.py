@@ -179,7 +179,7 @@ def test_a_stacker_or_strength_that_does_not_exist_is_refused_with_the_nearest(t
     with pytest.raises(ConfigError, match='Did you mean "fusion"'):
         find_stacker("fusoin")
     config = CONFIG.model_copy(update={"lightgbm": LightgbmConfig(strengths=("stronk",))})
-    with pytest.raises(ConfigError, match='unknown strength "stronk".*Did you mean "strong"'):
+    with pytest.raises(ConfigError, match='unknown preset "stronk".*Did you mean "strong"'):
         STACKERS["lightgbm"].fit(training, TASK, config, 5)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
+from ichkit.core.roles import Role, order_external
 from ichkit.core.tasks import Task, find_task
 from ichkit.stages.prepare.audit_page import draw_contact_sheet, render_page
 from ichkit.work.artifacts import ArtifactWriter
@@ -72,7 +73,7 @@ def make_audit(
         "folds": _folds(train, task),
         "slices_per_study": _histogram(studies["num_slices"].to_numpy(), _LENGTH_EDGES),
         "positives_by_position": _positives_by_position(train, task),
-        "cq500": _cq500(slices, facts),
+        "external": _external(slices, facts),
         **({"crop": facts["crop"]} if "crop" in facts else {}),
     }
 
@@ -194,17 +195,19 @@ def _positives_by_position(train: pd.DataFrame, task: Task) -> dict[str, Any]:
     }
 
 
-def _cq500(slices: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any] | None:
-    if "cq500" not in facts:
-        return None
-    own = slices[slices["dataset"] == "cq500"]
-    gaps = own.groupby("study_id")["gap_mm"].median().dropna().to_numpy()
-    return {
-        "labelled": facts["cq500"]["num_reads"],
-        "prepared": int(own["study_id"].nunique()),
-        "missing": facts["cq500"]["missing_studies"],
-        "gap_mm": _histogram(gaps, GAP_EDGES_MM),
-    }
+def _external(slices: pd.DataFrame, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The studies of each external set, by name; the number of labelled ones is None if unknown."""
+    external, found = slices[slices["split"] == Role.EXTERNAL], {}
+    for name in order_external(external["dataset"]):
+        if name in facts:
+            studies = external[external["dataset"] == name].groupby("study_id")["gap_mm"]
+            found[name] = {
+                "labelled": facts[name].get("num_reads"),
+                "prepared": studies.ngroups,
+                "missing": facts[name].get("missing_studies", []),
+                "gap_mm": _histogram(studies.median().dropna().to_numpy(), GAP_EDGES_MM),
+            }
+    return found
 
 
 def _histogram(values: np.ndarray, edges: tuple[float, ...]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import ChannelsConfig
+from ichkit.core.roles import title_of
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import open_volume
 from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
@@ -38,7 +39,8 @@ def render_page(audit: dict[str, Any], sheet: str, task: Task, crop_sheet: str =
     if crop is not None:
         charts["side"] = _bars(crop["side_mm"], "mm")
     shown = {"audit": audit, "charts": charts, "sheet": sheet, "crop": crop, "crop_sheet": crop_sheet, "task": task}
-    return page.render(_ROOM, _TEMPLATE, **shown, max_ids=_MAX_IDS, size=(_WIDTH, _HEIGHT))
+    shown |= {"max_ids": _MAX_IDS, "size": (_WIDTH, _HEIGHT), "title_of": title_of}
+    return page.render(_ROOM, _TEMPLATE, **shown)
 
 
 def draw_contact_sheet(folder: Path, slices: pd.DataFrame, studies: pd.DataFrame, task: Task) -> str:
