@@ -23,7 +23,7 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.commands import do
-from support.heads import draw_hard_head
+from support.heads import draw_hard_head, widen_pictures
 
 from ichkit import write_phantom
 from ichkit.core.config import load_config
@@ -38,7 +38,7 @@ from ichkit.work.folder import WorkFolder
 
 TASK = find_task("hemorrhage")
 SIZES = (96, 128, 128, 256)
-FIELD, NUM_DRAWS = 1.7, 2000
+NUM_DRAWS = 2000
 SETTINGS = (
     "prepare.num_folds=3",
     "prepare.size=null",
@@ -156,26 +156,6 @@ def measure_gain(folder: Path, studies: int, sizes: list[int]) -> dict[str, Any]
     for size in sizes:
         figures |= compare(losses["none", size], losses["head", size], f"gain_{size}")
     return figures
-
-
-def widen_pictures(root: Path, seed: int) -> None:
-    """Puts every slice somewhere into a larger picture of air, at the same place in all slices of a study."""
-    for path in sorted(root.rglob("*.dcm")):
-        with pydicom.config.disable_value_validation():
-            file = pydicom.dcmread(path)
-            rows, columns = file.Rows, file.Columns
-            stored = np.frombuffer(file.PixelData[: 2 * rows * columns], "<u2")
-            if stored.size < rows * columns:
-                continue  # the phantom's truncated file
-            stored = stored.reshape(rows, columns)
-            border = np.concatenate([stored[0], stored[-1], stored[:, 0], stored[:, -1]])
-            wide = np.full((int(rows * FIELD), int(columns * FIELD)), np.bincount(border).argmax(), np.uint16)
-            draw = np.random.default_rng([seed, *str(file.StudyInstanceUID).encode()])
-            top, left = (int(draw.integers(0, size + 1)) for size in np.subtract(wide.shape, stored.shape))
-            wide[top : top + rows, left : left + columns] = stored
-            file.Rows, file.Columns, file.PixelData = *wide.shape, wide.tobytes()
-            file["PixelData"].VR = "OW"
-            file.save_as(path)
 
 
 def read_losses(work: WorkFolder, run: str) -> pd.DataFrame:

@@ -4,19 +4,23 @@ import base64
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from support.commands import do, phantom_options
-from support.dicoms import write_series
+from support.dicoms import write_series, write_slice
+from support.indexes import plan_of
 
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.progress import StopFlag, Stopped
 from ichkit.core.tasks import find_task
-from ichkit.imaging.head_box import find_head_box
+from ichkit.imaging.head_box import Box, find_head_box
 from ichkit.imaging.store import Prepared
+from ichkit.sources.plan import StudyTasks, order_slices
+from ichkit.sources.study import PixelSettings, decode_study
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.prepare.crop_audit import describe_crops, measure_crops, pick_extremes
 from ichkit.work.artifacts import find_damage, read_manifest
@@ -154,6 +158,24 @@ def test_the_audit_counts_the_boxes_and_shows_the_extremes(cropped):
     # Each of the nine pictures has the yellow frame.
     tiles = [shown[y : y + 200, x : x + 200] for y in np.arange(3) * (shown.shape[0] // 3) for x in (0, 200, 400)]
     assert all(((tile[..., 2] > 180) & (tile[..., 0] < 110)).sum() > 100 for tile in tiles)
+
+
+def test_slices_of_two_matrix_sizes_and_pixels_that_are_not_square_share_one_box(tmp_path):
+    y, x = np.mgrid[:80, :60]
+    ball = np.select([np.hypot(y - 40, 2 * (x - 30)) < 30, np.hypot(y - 40, 2 * (x - 30)) < 36], [40, 900], -1000)
+    for i, rows in enumerate((80, 80, 72)):
+        stored = (1024 + ball[:rows]).astype(np.uint16)
+        write_slice(tmp_path / f"{i}.dcm", stored, slice_uid=f"1.{i}", position=(0, 0, 5 * i), spacing=(2.0, 4.0))
+    files = order_slices(plan_of(tmp_path).files)[0]
+    pixels = PixelSettings(False, (-800, 2000), None)
+    whole, part = (decode_study(StudyTasks(files, one)[0]) for one in (pixels, replace(pixels, steps=("head",))))
+    origin = part.origin
+    assert (origin.rows, origin.columns, origin.spacing_row_mm, origin.spacing_col_mm) == (80, 60, 2.0, 4.0)
+    assert abs(2.0 * origin.height - 4.0 * origin.width) <= 4
+    assert 140 < origin.side_mm < 180
+    box = Box(origin.top, origin.left, origin.height, origin.width)
+    np.testing.assert_array_equal(part.volume, box.cut(whole.volume))
+    assert part.brain_share == whole.brain_share
 
 
 def test_the_extremes_are_found_and_a_study_without_a_head_is_no_extreme():

@@ -31,3 +31,7 @@ def test_the_key_of_a_volume_is_that_of_earlier_versions(name):
 
 def test_a_study_taken_with_any_values_has_another_key_than_one_that_is_judged():
     assert key_of(replace(JUDGED, judges_hu=False)) != key_of(JUDGED)
+
+
+def test_a_study_that_is_cropped_has_another_key():
+    assert key_of(replace(JUDGED, steps=("head",))) != key_of(JUDGED)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import pydicom
 from numba import njit
 
 from ichkit.phantom.anatomy import BRAIN, DURA, FLUID, VENTRICLE, tissue_at
@@ -15,6 +16,8 @@ from ichkit.phantom.render import Grid
 from ichkit.phantom.study import Stack, draw_scene, draw_slices
 
 AIR_HU = -1000
+FIELD_FACTOR = 1.7
+"""From the phantom's 215 to 265 mm to pictures of about 400 mm."""
 TROUBLES = (
     "tilt",
     "nod",
@@ -118,6 +121,27 @@ def _fill_brain(first, along_row, along_column, head, lattice, bleeds, inside):
             if x * x / 9000 + y * y / 11500 + z * z / 10000 < 1:
                 kind = tissue_at(x, y, z, sulcus_factor(x, y, z, bleeds), head, lattice)[1]
                 inside[i, j] = kind in (BRAIN, FLUID, VENTRICLE, DURA)
+
+
+def widen_pictures(root, seed):
+    """Puts every slice somewhere into a larger picture of air, at the same place in all slices of a study."""
+    for path in sorted(root.rglob("*.dcm")):
+        with pydicom.config.disable_value_validation():
+            file = pydicom.dcmread(path)
+            rows, columns = file.Rows, file.Columns
+            if len(file.PixelData) < 2 * rows * columns:
+                continue  # the phantom's truncated file
+            stored = np.frombuffer(file.PixelData, "<u2", rows * columns).reshape(rows, columns)
+            border = np.concatenate([stored[0], stored[-1], stored[:, 0], stored[:, -1]])
+            wide = np.full(
+                (int(rows * FIELD_FACTOR), int(columns * FIELD_FACTOR)), np.bincount(border).argmax(), np.uint16
+            )
+            draw = np.random.default_rng([seed, *str(file.StudyInstanceUID).encode()])
+            top, left = (int(draw.integers(0, size + 1)) for size in np.subtract(wide.shape, stored.shape))
+            wide[top : top + rows, left : left + columns] = stored
+            file.Rows, file.Columns, file.PixelData = *wide.shape, wide.tobytes()
+            file["PixelData"].VR = "OW"
+            file.save_as(path)
 
 
 def _about_x(angle):
