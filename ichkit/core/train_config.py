@@ -285,7 +285,8 @@ class TrainConfig(ConfigSection):
     mixup: MixupConfig = MixupConfig()
     validation: ValidationConfig = ValidationConfig()
     phases: tuple[PhaseConfig, ...] = ()
-    tta: Literal["none", "hflip"] = "none"
+    tta: str = "none"
+    tta_average: Literal["probability", "logit"] = "probability"
     # YAML parses 32 as a number.
     precision: Annotated[Literal["auto", "32", "64", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "auto"
     grad_checkpointing: bool = False

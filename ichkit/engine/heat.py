@@ -16,6 +16,7 @@ from torch import nn
 
 from ichkit.core.errors import ConfigError
 from ichkit.engine.inference import Predictor
+from ichkit.imaging.views import View
 from ichkit.imaging.windows import pad_to_square, resize_volume
 from ichkit.models.descriptor import BACKBONES
 
@@ -33,8 +34,8 @@ def heat_maps(
     """The Grad-CAM heat maps of some slices of one study for some classes.
 
     Each map is divided by its own maximum: it shows the location, not the confidence, which is the probability. It is 0
-    everywhere if no region contributes to the class. With test-time augmentation it is the mean over the views. Where
-    slices see each other, it is what the slice contributes to its own logit, with the rest of the study fixed.
+    everywhere if no region contributes to the class. It is that of the plain view, also with test-time augmentation.
+    Where slices see each other, it is what the slice contributes to its own logit, with the rest of the study fixed.
 
     Args:
         predictor: the network of a fold.
@@ -57,7 +58,7 @@ def heat_maps(
     """
     size, reach, rows = predictor.card.image_size, predictor.rendering.reach, np.asarray(rows)
     positions = predictor.centre(len(volume), positions_mm)
-    studies = predictor.encode_study(volume) if predictor.network.sees_blocks else None
+    study = predictor.encode_study(volume, View()) if predictor.network.sees_blocks else None
     low = max(int(np.min(rows)) - reach, 0)
     slab = resize_volume(pad_to_square(volume[low : int(np.max(rows)) + reach + 1]), size)
     images = predictor.rendering.render(slab, rows - low)  # (n, size, size, C)
@@ -65,12 +66,9 @@ def heat_maps(
     parts = []
     for first in range(0, len(images), step):
         some = slice(first, first + step)
-        described = [
-            _weighted_sums(predictor, view, class_indices, rows[some], positions, studies and studies[number])
-            for number, view in enumerate(predictor.views(torch.from_numpy(images[some]).to(predictor.device)))
-        ]
-        parts.append(_merge_views(described))
-    cells = np.concatenate(parts)
+        batch = torch.from_numpy(images[some]).to(predictor.device)
+        parts.append(_relu_and_scale(_weighted_sums(predictor, batch, class_indices, rows[some], positions, study)))
+    cells = torch.cat(parts).cpu().numpy()
     return _fit_to_slices(cells, *volume.shape[1:])
 
 
@@ -92,14 +90,6 @@ def find_layer(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
     fine = [stage for stage in stages if image_size // stage["reduction"] >= _MIN_CELLS]
     stage = fine[-1] if fine else stages[0]
     return backbone.get_submodule(stage["module"]), stage["num_chs"]
-
-
-def _merge_views(sums: list[torch.Tensor]) -> np.ndarray:
-    """(n, K, h, w) float32 in [0, 1] from the sums of each view; the second is mirrored."""
-    heat = _relu_and_scale(sums[0])
-    if len(sums) > 1:
-        heat = _relu_and_scale(heat + _relu_and_scale(sums[1]).flip(3))
-    return heat.cpu().numpy()
 
 
 def _weighted_sums(

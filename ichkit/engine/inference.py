@@ -15,9 +15,11 @@ from torch import nn
 
 from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.rows import find_row
 from ichkit.core.tasks import Task, find_task
 from ichkit.core.train_config import ContextConfig, PoolConfig, check_backbone_args
 from ichkit.imaging.steps import find_step
+from ichkit.imaging.views import TTA_SETS, View
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.context import centre_positions
 from ichkit.models.descriptor import DescriptorNetwork, build_network
@@ -42,8 +44,9 @@ class ModelCard:
         image_size: height and width of the images in pixels.
         prepare_size: `prepare.size` of the training store; slices of a new study are resized to it first.
         hull_hu: HU range of that store; slices of a new study are clipped to it.
-        tta: test-time augmentation, "none" or "hflip".
+        tta: test-time augmentation, a row of `imaging.views.TTA_SETS`.
         batch_size: images per forward pass; recorded because it changes the last bits of a probability.
+        tta_average: what is averaged over the views, "probability" or "logit".
         backbone_args: further arguments of the backbone's constructor.
         steps: steps of that store (`imaging.steps.STEPS`), done to the volume of a new study; none in older cards.
         context, pool: these sections of the config; cards of earlier versions have none.
@@ -58,6 +61,7 @@ class ModelCard:
     hull_hu: tuple[int, int]
     tta: str
     batch_size: int
+    tta_average: str = "probability"
     backbone_args: dict[str, Any] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
     context: dict[str, Any] = field(default_factory=lambda: ContextConfig().settings())
@@ -76,7 +80,8 @@ class ModelCard:
             image_size=config.train.image_size,
             prepare_size=prepare_size,
             hull_hu=hull_hu,
-            tta=config.train.tta,
+            tta=find_row(TTA_SETS, config.train.tta, "train.tta").name,
+            tta_average=config.train.tta_average,
             batch_size=config.train.predict_batch,
             backbone_args=config.train.backbone_args,
             steps=tuple(steps),
@@ -196,26 +201,26 @@ class Predictor:
         Args:
             volume, positions_mm: as for `predict_volume`.
         """
-        positions, read = self.centre(len(volume), positions_mm), []
-        for features, logits in self.encode_study(volume):
-            series, study, weights = self._combine(features, logits, positions)
-            found = [series.sigmoid(), logits.sigmoid(), features]
-            read.append(found if study is None or weights is None else [*found, study.sigmoid(), weights])
-        means = (torch.stack(parts).sum(0) / len(read) for parts in zip(*read, strict=True))
-        probabilities, of_slices, features, *pooled = (mean.cpu().numpy() for mean in means)
-        return StudyReading(probabilities, of_slices, features.astype(np.float16), *pooled)
+        positions = self.centre(len(volume), positions_mm)
+        encoded = [self.encode_study(volume, view) for view in find_row(TTA_SETS, self.card.tta, "tta").views]
+        found = [self._combine(*of_view, positions) for of_view in encoded]
+        study = [of_study for _, of_study, _ in found if of_study is not None]
+        weights = [of_slices for *_, of_slices in found if of_slices is not None]
+        return StudyReading(
+            probabilities=self._average([series for series, *_ in found]),
+            of_slices=self._average([logits for _, logits in encoded]),
+            features=_mean([features for features, _ in encoded]).astype(np.float16),
+            of_study=self._average(study) if study else None,
+            weights=_mean(weights) if weights else None,
+        )
 
     @torch.inference_mode()
-    def encode_study(self, volume: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Features (S, F) and logits (S, K) of the slices of a study, each alone, for each view."""
-        batches = [
-            [self.network.encode(view) for view in self.views(torch.from_numpy(images).to(self.device))]
-            for images in self._render(volume)
-        ]
-        return [
-            (torch.cat([part[0] for part in of_view]).float(), torch.cat([part[1] for part in of_view]).float())
-            for of_view in zip(*batches, strict=True)
-        ]
+    def encode_study(self, volume: np.ndarray, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (S, F) and logits (S, K) of the slices of a study in one view, each slice alone."""
+        shown = view.show(resize_volume(pad_to_square(volume), self.card.image_size))
+        parts = [self.network.encode(torch.from_numpy(images).to(self.device)) for images in self._render(shown)]
+        features, logits = (torch.cat(part).float() for part in zip(*parts, strict=True))
+        return features, logits
 
     def attend(
         self,
@@ -243,10 +248,6 @@ class Predictor:
         features, logits = (whole[grid].index_put(own, part.float()) for whole, part in pairs)
         is_real = torch.ones(grid.shape, dtype=torch.bool)
         return self.network.combine(features, logits, is_real, positions[grid]).descriptor[own]
-
-    def views(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The images of each view of test-time augmentation; (n, H, W, C)."""
-        return [images, images.flip(2)] if self.card.tta == "hflip" else [images]
 
     def centre(self, num_slices: int, positions_mm: np.ndarray | None) -> torch.Tensor:
         """(S,) positions as the network gets them, see `centre_positions`."""
@@ -279,9 +280,16 @@ class Predictor:
         weights[rows[best].T, classes] = found.study.weights[best, :, classes].T
         return series, found.study.logits[best, classes], weights
 
+    def _average(self, logits: Sequence[torch.Tensor]) -> np.ndarray:
+        """Probabilities from the logits of each view."""
+        if self.card.tta_average == "logit":
+            return torch.from_numpy(_mean(logits)).sigmoid().numpy()
+        # Batch by batch: torch computes the elements that do not fill a vector with another last bit.
+        batches = [of_view.split(self.card.batch_size) for of_view in logits]
+        return _mean([torch.cat([part.sigmoid() for part in parts]) for parts in batches])
+
     def _render(self, volume: np.ndarray) -> Iterator[np.ndarray]:
-        """Batches of (n, H, W, C) uint8 images of the slices."""
-        volume = resize_volume(pad_to_square(volume), self.card.image_size)
+        """Batches of (n, H, W, C) uint8 images of slices of the right size."""
         rows = np.arange(len(volume))
         for first in range(0, len(rows), self.card.batch_size):
             yield self.rendering.render(volume, rows[first : first + self.card.batch_size])
@@ -292,6 +300,12 @@ def spread_positions(rows: pd.DataFrame, num_slices: int) -> np.ndarray:
     positions = np.full(num_slices, np.nan)
     positions[rows["slice_index"].to_numpy()] = rows["position_mm"].to_numpy()
     return positions
+
+
+def _mean(parts: Sequence[torch.Tensor]) -> np.ndarray:
+    """The mean over the views."""
+    mean: np.ndarray = (torch.stack(list(parts)).sum(0) / len(parts)).cpu().numpy()
+    return mean
 
 
 def window_starts(num_slices: int, size: int) -> np.ndarray:
@@ -387,8 +401,9 @@ def _check_card(card: ModelCard) -> None:
     ContextConfig(**card.context), PoolConfig(**card.pool)
     if type(card.window) is not int or not 1 <= card.window <= _MAX_WINDOW:
         raise ValueError(f"window must be 1 to {_MAX_WINDOW}")
-    if card.tta not in ("none", "hflip"):
-        raise ValueError('tta must be "none" or "hflip"')
+    find_row(TTA_SETS, str(card.tta), "tta")
+    if card.tta_average not in ("probability", "logit"):
+        raise ValueError('tta_average must be "probability" or "logit"')
 
 
 def _check_weights(card: ModelCard, path: Path) -> None:

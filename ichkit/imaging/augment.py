@@ -12,8 +12,9 @@ from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU
 if TYPE_CHECKING:
     import albumentations
 
-_AIR = 0  # TABLE_LOW_HU, counted from there
-_CHANNELS = 4
+AIR = 0  # TABLE_LOW_HU, counted from there
+CHANNELS = 4
+"""Slices that go through OpenCV as the channels of one image."""
 
 
 class Augmenter:
@@ -47,10 +48,10 @@ class Augmenter:
         """
         # As uint16, which albumentations passes on to OpenCV untouched: half the memory of the float it asks for.
         warped: list[np.ndarray] = []
-        for start in range(0, len(slices_hu), _CHANNELS):
+        for start in range(0, len(slices_hu), CHANNELS):
             self._geometry.set_random_seed(seed)
-            image = self._geometry(image=_to_channels(slices_hu[start : start + _CHANNELS]))["image"]
-            warped.extend(_from_channels(image))
+            image = self._geometry(image=to_channels(slices_hu[start : start + CHANNELS]))["image"]
+            warped.extend(from_channels(image))
         return np.stack(warped)
 
     def change_values(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
@@ -81,14 +82,14 @@ class Augmenter:
         return slices_hu
 
 
-def _to_channels(slices_hu: np.ndarray) -> np.ndarray:
+def to_channels(slices_hu: np.ndarray) -> np.ndarray:
     """(n, H, W) int16 HU to (H, W, n) uint16, counted from the low end of the windows' tables and held to them."""
     held = np.clip(slices_hu, TABLE_LOW_HU, TABLE_HIGH_HU) - np.int16(TABLE_LOW_HU)
     merged: np.ndarray = cv2.merge(list(held.view(np.uint16)))
     return merged
 
 
-def _from_channels(image: np.ndarray) -> list[np.ndarray]:
+def from_channels(image: np.ndarray) -> list[np.ndarray]:
     """The way back: (H, W, n) or (H, W) uint16 to n slices (H, W) int16 HU."""
     return [channel.view(np.int16) + np.int16(TABLE_LOW_HU) for channel in cv2.split(image)]
 
@@ -124,7 +125,7 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
             translate_percent=(-config.shift_fraction, config.shift_fraction),
             interpolation=cv2.INTER_LINEAR,
             border_mode=cv2.BORDER_CONSTANT,
-            fill=_AIR,
+            fill=AIR,
             p=config.rotation_probability,
         )
         steps.append(rotation)
@@ -134,7 +135,7 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
             distort_limit=(-config.distortion_limit, config.distortion_limit),
             interpolation=cv2.INTER_LINEAR,
             border_mode=cv2.BORDER_CONSTANT,
-            fill=_AIR,
+            fill=AIR,
             p=config.distortion_probability,
         )
         steps.append(distortion)
@@ -143,7 +144,7 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
             num_holes_range=config.dropout_holes,
             hole_height_range=config.dropout_size,
             hole_width_range=config.dropout_size,
-            fill=_AIR,
+            fill=AIR,
             p=config.dropout_probability,
         )
         steps.append(dropout)

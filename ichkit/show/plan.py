@@ -20,12 +20,14 @@ class Forecast:
         num_bytes: disk space of the outputs, an estimate or upper bound; None if unknown.
         seconds: estimated time; None without a measurement.
         basis: the basis of the estimated time, or why there is none.
+        memory_bytes: estimated peak memory of the device that computes; None without a measurement.
     """
 
     steps: tuple[str, ...]
     num_bytes: float | None = None
     seconds: float | None = None
     basis: str = NOT_KNOWN
+    memory_bytes: float | None = None
 
 
 class Plan(ABC):
@@ -61,6 +63,10 @@ def render(plan: Plan, command: str) -> Table:
     lines += [("writes", str(path)) for path in writes]
     if not plan.is_idle:
         lines += [("disk", _describe_disk(forecast.num_bytes, writes[0])), ("time", _describe_time(forecast))]
+        if forecast.memory_bytes is not None:
+            lines.append(
+                ("memory", f"about {format_bytes(forecast.memory_bytes)} for weights and activations, per fold")
+            )
     labels = ["", *(label for label, _ in lines)]
     rows = [["" if label == before else label, text] for before, (label, text) in zip(labels, lines, strict=False)]
     note = "Nothing was written (--dry-run)."

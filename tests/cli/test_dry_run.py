@@ -11,8 +11,11 @@ from support.simulated import make_stack, make_work
 
 from ichkit.cli.main import main
 from ichkit.core.config import load_config
+from ichkit.engine.inference import ModelCard
 from ichkit.show.plan import Forecast, Plan, render
 from ichkit.stages.scores import submit
+from ichkit.stages.train import run as train
+from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
 SMALL = ["-c", "demo", *(word for text in (*TINY, "prepare.size=null") for word in ("--set", text))]
@@ -179,6 +182,28 @@ def test_a_recipe_is_planned_as_far_as_its_input_is_there(here):
     assert "phantom: what it would do" in printed
     assert "fold 0: 1 epochs of" in printed  # the store is there
     assert "cannot be planned until the previous commands have run" in printed  # no run is
+
+
+def test_the_plan_of_a_training_has_its_memory_and_counts_every_view_of_the_prediction(here, monkeypatch):
+    from ichkit.engine import step_cost
+
+    cost = step_cost.StepCost(seconds=90.0, activation_bytes=123_000_000)
+    monkeypatch.setattr(step_cost, "measure_step_cost", lambda *_, **__: cost)
+    work, options = WorkFolder(here / "real"), train.TrainOptions(run_name="new", folds=[0])
+    configs = [load_config("demo", (*TINY, f"train.tta={name}")) for name in ("none", "flip-scale-rotate")]
+    plans = [train.plan(config, work, options) for config in configs]
+    plain, augmented = (plan.forecast() for plan in plans)
+    # Ten views cost nine more, each a third of a trained slice's share of a step of 28.
+    slices = read_table(work.prepared / "slices.parquet")
+    num_predicted = ((slices.split != "train") | (slices.fold == 0)).sum()
+    assert augmented.seconds - plain.seconds == pytest.approx(9 * num_predicted * 90 / 28 / 3)
+    assert "with prediction in 10 views" in augmented.basis
+    # Weights, gradients, two moments and their average.
+    num_weights = sum(parameter.numel() for parameter in ModelCard.of(configs[0], None, (0, 1)).build().parameters())
+    assert plain.memory_bytes == 123_000_000 + 5 * 4 * num_weights
+    assert "about 127.0 MB for weights and activations" in " ".join(
+        text.text for _, text in render(plans[0], "ichkit train").lines
+    )
 
 
 def test_a_disk_that_is_too_small_is_said(tmp_path):

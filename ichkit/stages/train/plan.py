@@ -13,10 +13,13 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError, FoldError
 from ichkit.core.progress import logger
 from ichkit.core.roles import title_of
+from ichkit.core.rows import find_row
 from ichkit.core.tasks import find_task
+from ichkit.core.train_config import TrainConfig
 from ichkit.engine.phases import list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
+from ichkit.imaging.views import TTA_SETS
 from ichkit.imaging.windows import make_rendering
 from ichkit.show.plan import NOT_KNOWN, Forecast, Plan
 from ichkit.stages.train.fold import STACK_WINDOW
@@ -35,9 +38,11 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
 
 if TYPE_CHECKING:
+    from ichkit.engine.step_cost import StepCost
     from ichkit.models.descriptor import DescriptorNetwork
 
 _BYTES_PER_NUMBER = 4
+_FORWARD_SHARE = 1 / 3  # a backward pass takes about twice as long as the forward pass
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class TrainPlan(Plan):
         """The network, then what is done for each fold.
 
         Disk space of the weights, the checkpoint (weights, two moments, EMA weights) and the tables. Time by a finished
-        fold of the same settings, scaled by the number of images; without one, by a trial step.
+        fold of the same settings, scaled by the number of images; without one, by a trial step, as is memory.
 
         Raises:
             ConfigError: no such backbone.
@@ -99,19 +104,25 @@ class TrainPlan(Plan):
         network = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps).build()
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
         steps = [f"{settings.backbone}, {num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"]
-        num_numbers, trained = 0, []
+        copies = 4 + (settings.ema_decay is not None)  # weights, gradients, two moments, EMA weights
+        num_numbers, trained, num_predicted, memory = 0, [], 0, None
         for task in self.tasks:
             parts = Parts.of(self.prepared, task.fold).hold_validation(config, task.fold)
             steps.append(_describe_fold(task, parts, is_removed=self.options.fresh))
             num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
-            num_numbers += (4 + (settings.ema_decay is not None)) * num_parameters
-            num_numbers += num_rows * self.prepared.task.num_classes
+            num_numbers += copies * num_parameters + num_rows * self.prepared.task.num_classes
+            num_predicted += sum(map(len, parts.predicted.values()))
             trained += [len(parts.train)] if task.trains else []
         seconds, basis = _seconds_by_history(config, self.work, self.prepared, sum(trained))
         if seconds is None and trained:
-            seconds = _seconds_by_rehearsal(config, self.prepared, network, trained)
-            basis = "one fold after another, measured on a trial step; reading and prediction are extra"
-        return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis)
+            tried, shape = _try_step(config, self.prepared, network)
+            views = len(find_row(TTA_SETS, settings.tta, "train.tta").views)
+            predicting = num_predicted * views * _FORWARD_SHARE * tried.seconds / math.prod(shape)
+            seconds = tried.seconds * _count_steps(settings, trained, shape) + predicting
+            memory = tried.activation_bytes + _BYTES_PER_NUMBER * copies * num_parameters
+            what = "with prediction" if views == 1 else f"with prediction in {views} views"
+            basis = f"one fold after another, measured on a trial step, {what}; reading is extra"
+        return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis, memory)
 
 
 def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
@@ -218,10 +229,8 @@ def _seconds_by_history(
     return None, NOT_KNOWN
 
 
-def _seconds_by_rehearsal(
-    config: Config, prepared: Prepared, network: "DescriptorNetwork", trained: list[int]
-) -> float:
-    """Training time of folds with these numbers of images, measured on a trial step.
+def _try_step(config: Config, prepared: Prepared, network: "DescriptorNetwork") -> "tuple[StepCost, tuple[int, int]]":
+    """Time and memory of a trial step on this device, its number of blocks and of slices in each.
 
     Raises:
         ConfigError: the accelerator, the loss or the network cannot be used as configured.
@@ -241,7 +250,7 @@ def _seconds_by_rehearsal(
     with torch_threads(settings.threads):
         fabric = make_fabric(settings)
         prepare_network(network, settings.model_copy(update={"compile": False}))
-        tried = measure_step_cost(
+        cost = measure_step_cost(
             fabric,
             fabric.setup_module(network).module,
             loss,
@@ -250,8 +259,12 @@ def _seconds_by_rehearsal(
             num_channels=make_rendering(config.channels).num_channels,
             num_classes=task.num_classes,
         )
+    return cost, shape
+
+
+def _count_steps(settings: TrainConfig, trained: list[int], shape: tuple[int, int]) -> float:
+    """Steps of folds with these numbers of images, as if no block had padding, which costs no time."""
     if settings.sampling == "studies":
-        return tried.seconds * settings.total_epochs * sum(trained) / math.prod(shape)
-    # As if no block had padding, which costs no time.
+        return settings.total_epochs * sum(trained) / math.prod(shape)
     steps = [math.ceil(math.ceil(num_images / shape[1]) / shape[0]) for num_images in trained]
-    return tried.seconds * settings.total_epochs * sum(steps)
+    return settings.total_epochs * sum(steps)
