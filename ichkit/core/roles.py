@@ -21,6 +21,29 @@ RESERVED_NAMES = frozenset({OUT_OF_FOLD, TEST, "train", "rsna", STANDARD_EXTERNA
 """Names that an external set cannot have, because other tables or sources use them."""
 
 
+_TRANSDUCTIVE = " transductive"
+
+
+def mark_transductive(data: str) -> str:
+    """The `data` of results by networks that were trained on predictions of the scans they predict (pseudo-labels).
+
+    Example:
+        >>> mark_transductive("rsna")
+        'rsna transductive'
+    """
+    return f"{unmark_transductive(data)}{_TRANSDUCTIVE}"
+
+
+def unmark_transductive(data: str) -> str:
+    """The `data` without the mark: rsna, phantom or folder."""
+    return data.removesuffix(_TRANSDUCTIVE)
+
+
+def is_transductive(data: str) -> bool:
+    """Whether `data`, or any of several joined by +, has the mark."""
+    return _TRANSDUCTIVE in data
+
+
 def title_of(name: str) -> str:
     """An external set's name as text and headings show it: CQ500 in capitals, others unchanged."""
     return name.upper() if name == STANDARD_EXTERNAL else name

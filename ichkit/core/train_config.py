@@ -1,5 +1,6 @@
 """Configuration of stage 1: the 2D network, its input and its training."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -191,8 +192,20 @@ class HeadsConfig(ConfigSection):
     study: Annotated[float, Field(ge=0)] = 1.0
 
 
+OWN_LABELS = "own"
+
+
+def _check_labels(labels: str) -> str:
+    if labels != OWN_LABELS and not re.fullmatch(r"run:.+", labels):
+        raise ValueError('must be "own" or "run:NAME", an earlier run on the same folds')
+    return labels
+
+
 class PhaseConfig(ConfigSection):
     """One phase of a run; None means the value of `train`.
+
+    `labels` are "own", or "run:NAME" to add slices of `pseudo_sets` (the test split or external sets without labels)
+    with the predictions of the same fold of that run as soft labels, about `pseudo_share` of the phase's slices.
 
     `weights` are the initial weights: "keep" (of the previous phase; in the first phase `train.pretrained`), "hub",
     "none", a file, or "run:NAME", the same fold of an earlier run on the same folds. `frozen_stages` is the number of
@@ -201,6 +214,9 @@ class PhaseConfig(ConfigSection):
     """
 
     weights: str = "keep"
+    labels: Annotated[str, AfterValidator(_check_labels)] = OWN_LABELS
+    pseudo_sets: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+    pseudo_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     frozen_stages: Annotated[int, Field(ge=0)] = 0
     classes: tuple[str, ...] | None = None
     epochs: Count | None = None
@@ -219,6 +235,7 @@ class ResolvedPhase:
 
     Attributes:
         weights: initial weights, as in `PhaseConfig`.
+        labels, pseudo_sets, pseudo_share: pseudo-labels, as in `PhaseConfig`.
         frozen_stages: number of frozen backbone stages.
         classes: the labels to train on, in the order of the task.
         spares_norms_and_biases: True if weight decay leaves out norms, biases and what timm lists for the backbone.
@@ -227,6 +244,9 @@ class ResolvedPhase:
     """
 
     weights: str
+    labels: str
+    pseudo_sets: tuple[str, ...]
+    pseudo_share: float
     frozen_stages: int
     classes: tuple[str, ...]
     epochs: int
@@ -366,6 +386,9 @@ class TrainConfig(ConfigSection):
         return tuple(
             ResolvedPhase(
                 weights=self.pretrained if number == 0 and phase.weights == "keep" else phase.weights,
+                labels=phase.labels,
+                pseudo_sets=phase.pseudo_sets,
+                pseudo_share=phase.pseudo_share,
                 frozen_stages=phase.frozen_stages,
                 classes=_order_classes(phase.classes, classes),
                 spares_norms_and_biases=self.weight_decay_on == "weights",

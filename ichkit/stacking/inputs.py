@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ArtifactError, FoldError, nearest
+from ichkit.core.roles import is_transductive, unmark_transductive
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import EmbeddingsConfig
 from ichkit.core.tasks import Task
@@ -186,7 +187,7 @@ def read_inputs(
                 table = read_table(path, digests[where])
                 check_predictions(table, task, where, expected[split])
                 tables[split][run][fold] = table
-    if len(data) > 1:
+    if len({unmark_transductive(one) for one in data}) > 1:
         raise ArtifactError(
             f"stack: expected runs trained on the same data, found {', '.join(sorted(data))}. Name runs of one kind."
         )
@@ -198,7 +199,7 @@ def read_inputs(
             )
             digests |= anchored[run].digests
     test, external = unseen["test"], {name: slices for name, slices in unseen.items() if name != "test"}
-    return Inputs(runs, folds, train, test, external, tables, anchored, digests, data.pop())
+    return Inputs(runs, folds, train, test, external, tables, anchored, digests, max(data, key=is_transductive))
 
 
 def _with_brain_shares(prepared: Prepared) -> Prepared:

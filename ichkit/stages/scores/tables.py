@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from ichkit.core.roles import title_of
+from ichkit.core.roles import is_transductive, title_of
 from ichkit.show.table import NOTHING, Cell, Table, format_interval, format_number
 from ichkit.stages.scores.book import (
     SLICES,
@@ -58,9 +58,17 @@ BY_STUDY = {"AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
 DECISIONS = {"F1 at 0.5": F1_HALF, "F1": F1_BEST, "sensitivity": SENSITIVITY, "specificity": SPECIFICITY}
 
 
+_TRANSDUCTIVE = (
+    "Transductive: networks were trained on predictions (pseudo-labels) of scans that they predict; scores on these "
+    "scans do not hold for new ones."
+)
+
+
 def data_note(data: str) -> str:
     """The note that is shown with every table of scores of these data."""
-    return f"{_PHANTOMS} {NOT_A_DEVICE}" if "phantom" in data else NOT_A_DEVICE
+    notes = [_PHANTOMS] if "phantom" in data else []
+    notes += [_TRANSDUCTIVE] if is_transductive(data) else []
+    return " ".join([*notes, NOT_A_DEVICE])
 
 
 def scored_classes_note(book: ScoreBook, source: Source) -> str:

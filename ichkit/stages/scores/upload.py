@@ -23,6 +23,7 @@ from typing import Any
 
 from ichkit.core.errors import ConfigError, DataError, UploadError
 from ichkit.core.progress import logger
+from ichkit.core.roles import unmark_transductive
 from ichkit.validation.notes import read_note, record_upload
 
 COMPETITION = "rsna-intracranial-hemorrhage-detection"
@@ -131,7 +132,7 @@ def upload(submissions: Path, name: str) -> str:
     note = read_note(submissions, name)
     if note is None:
         raise ConfigError(f'submit --upload: {submissions} holds no submission "{name}". Run `ichkit submit` first.')
-    if note["data"] != "rsna":
+    if unmark_transductive(note["data"]) != "rsna":
         raise DataError(
             f"submit --upload: expected predictions of the competition's test images, found data={note['data']}. "
             f"Kaggle does not know the slices of {submissions / note['csv']}, so nothing was uploaded."

@@ -10,6 +10,7 @@ import yaml
 
 from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, StopFlag, logger
+from ichkit.core.roles import mark_transductive
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS, embeddings_name
@@ -17,6 +18,7 @@ from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stages.train.fold_inputs import (
     KEPT_EPOCH,
     STARTED_NAME,
+    TRANSDUCTIVE,
     FoldState,
     FoldTask,
     Parts,
@@ -85,11 +87,12 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         else:
             facts = _keep_weights(task, writer)
         device = _predict_parts(writer, task, prepared, parts, stop, embeds=embeds)
+    data = prepared.manifest.facts["data"]
     facts = {
         **facts,
         "run": task.run,
         "fold": task.fold,
-        "data": prepared.manifest.facts["data"],
+        "data": mark_transductive(data) if facts.get(TRANSDUCTIVE) else data,
         "task": task.config.task,
         "num_slices": len(parts.heldout),
         "device": device,
@@ -159,7 +162,7 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
         if not name.endswith((".parquet", ".npy")):
             writer.write_bytes(name, read_bytes(task.folder / name, manifest.sha256_of(name)))
     trained = ("backbone", "num_parameters", "num_steps", "adapted", "num_train_slices", "num_validation_slices")
-    kept = (*trained, KEPT_EPOCH, INITIAL_WEIGHTS)
+    kept = (*trained, TRANSDUCTIVE, KEPT_EPOCH, INITIAL_WEIGHTS)
     return {name: manifest.facts[name] for name in kept if name in manifest.facts}
 
 

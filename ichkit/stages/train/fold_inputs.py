@@ -23,9 +23,10 @@ from ichkit.work.places import partial_of
 
 STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
 RUN_PREFIX = "run:"
-KEPT_EPOCH = "kept_epoch"
+KEPT_EPOCH, TRANSDUCTIVE = "kept_epoch", "transductive"
 
 # The inputs of a network without labels; the volume's name is a digest of its content.
+_TRAINED_ON = ("train_slices", "train_positions", "pseudo_labelled")
 _SEEN = ["slice_id", "study_id", "slice_index", "volume"]
 
 
@@ -158,12 +159,19 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
     train["pretrained"] = name_weights(train["pretrained"], work, fold)
     for phase in train["phases"]:
         phase["weights"] = name_weights(phase["weights"], work, fold)
+        phase["labels"] = name_weights(phase["labels"], work, fold)
     stored = prepared.manifest.settings
     positions = {}
     if config.train.context.kind != NONE:  # the only networks that see them
         unseen = [slices["position_mm"] for slices in parts.predicted.values()]
         positions["train_positions"] = digest_table(parts.train[["position_mm"]])
         positions["positions"] = digest_table(pd.concat(unseen).to_frame())
+    pseudo = {}
+    teachers = [(phase.labels, name) for phase in config.train.phases for name in phase.pseudo_sets]
+    if teachers := [(labels, name) for labels, name in teachers if labels.startswith(RUN_PREFIX)]:
+        seen = {"test": parts.test, **parts.external}
+        digests = [digest_table(seen[name][_SEEN]) if name in seen else "" for _, name in teachers]
+        pseudo["pseudo_labelled"] = " ".join(digests)
     return Identity(
         settings={
             "task": config.task,
@@ -178,6 +186,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
             "test_slices": digest_table(parts.test[_SEEN]),
             **{f"{name}_slices": digest_table(slices[_SEEN]) for name, slices in parts.external.items()},
             **positions,
+            **pseudo,
         },
     )
 
@@ -260,7 +269,7 @@ def find_state(config: Config, prepared: Prepared, work: WorkFolder, run_name: s
 
 def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
     differences = list_differences(with_defaults(found.settings), wanted.settings)
-    if any(found.inputs.get(name) != wanted.inputs.get(name) for name in ("train_slices", "train_positions")):
+    if any(found.inputs.get(name) != wanted.inputs.get(name) for name in _TRAINED_ON):
         differences.append("the slices or labels of its training part")
     if differences:
         raise ArtifactError(

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ichkit.core.errors import ArtifactError, ConfigError, FoldError
+from ichkit.core.errors import ConfigError, FoldError
 from ichkit.core.progress import StopFlag, logger
 from ichkit.core.seeding import derive_seed
 from ichkit.core.train_config import NONE, HeadsConfig, TrainConfig
@@ -32,7 +33,16 @@ from ichkit.imaging.windows import make_rendering
 from ichkit.models.descriptor import BEYOND_SLICES, DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
-from ichkit.stages.train.fold_inputs import KEPT_EPOCH, RUN_PREFIX, FoldTask, Identity, Parts, describe_validation
+from ichkit.stages.train.fold_inputs import (
+    KEPT_EPOCH,
+    RUN_PREFIX,
+    TRANSDUCTIVE,
+    FoldTask,
+    Identity,
+    Parts,
+    describe_validation,
+)
+from ichkit.stages.train.pseudo_labels import add_pseudo_labels, learns_from_predictions, refuse_other_folds
 from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
@@ -88,7 +98,10 @@ def train_network(
     network: nn.Module | None = None  # as the last phase left it
     progress = Progress()
     initial = ""
-    for phase in list_phases(settings, prepared.task.classes):
+    phases = list_phases(settings, prepared.task.classes)
+    # Read before the first phase, so that a teacher that does not fit is refused at once.
+    taught = [add_pseudo_labels(task, identity, prepared, parts, phase.config, phase.number) for phase in phases]
+    for phase, slices in zip(phases, taught, strict=True):
         classes = phase.config.classes
         if 0 < phase.number < first:
             continue
@@ -96,7 +109,7 @@ def train_network(
         network, initial = started, initial or hashlib.sha256(encode_weights(started)).hexdigest()[:16]
         if phase.number < first:
             continue
-        index = SliceIndex.of(parts.train, classes)
+        index = SliceIndex.of(slices, classes)
         prevalence = index.labels.mean(0, dtype=np.float64)
         chosen = [prepared.task.classes.index(name) for name in classes]
         weights = prepared.task.weight_array()[chosen]
@@ -135,7 +148,7 @@ def train_network(
             try:
                 network = loop.run(stop)
             except NonFiniteLossError as error:
-                raise _explain(error, task, parts) from error
+                raise _explain(error, task, slices) from error
         progress = loop.progress
     assert network is not None  # there is at least one phase
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -146,6 +159,7 @@ def train_network(
         "num_parameters": num_parameters,
         "num_train_slices": len(parts.train),
         "num_validation_slices": 0 if parts.validation is None else len(parts.validation),
+        TRANSDUCTIVE: learns_from_predictions(task, [phase.config for phase in phases]),
         KEPT_EPOCH: loop.kept_epoch,
         INITIAL_WEIGHTS: initial,
     }
@@ -218,13 +232,7 @@ def _read_run(task: FoldTask, identity: Identity, run: str) -> dict[str, torch.T
     folder = task.work.fold(run, task.fold)
     manifest = read_manifest(folder)
     check_digests(folder, manifest, [WEIGHTS_NAME])
-    for name, what in (("heldout_slices", "holds out other slices"), ("train_slices", "was trained on other slices")):
-        if manifest.inputs.get(name) != identity.inputs[name]:
-            raise ArtifactError(
-                f"train.phases: run:{run} cannot initialise fold {task.fold}: its fold {task.fold} {what}, so "
-                "it may have seen labels that are held out here. Expected an earlier run on the same folds.csv; train "
-                f"`ichkit train --run {run}` again on these folds, or start from weights of other data."
-            )
+    refuse_other_folds(manifest, identity, run, task.fold, "initialise")
     return load_file(folder / WEIGHTS_NAME)
 
 
@@ -282,9 +290,9 @@ def _save_memory(settings: TrainConfig) -> str:
     )
 
 
-def _explain(error: NonFiniteLossError, task: FoldTask, parts: Parts) -> ConfigError:
+def _explain(error: NonFiniteLossError, task: FoldTask, slices: pd.DataFrame) -> ConfigError:
     rows = sorted(set(error.rows))
-    names = ", ".join(parts.train.slice_id.iloc[rows[:_SHOWN_IDS]])
+    names = ", ".join(slices.slice_id.iloc[rows[:_SHOWN_IDS]])
     more = f" and {len(rows) - _SHOWN_IDS} more" if len(rows) > _SHOWN_IDS else ""
     return ConfigError(
         f"train: expected a finite loss, found {error.loss} in fold {task.fold}, epoch {error.epoch + 1}, step "

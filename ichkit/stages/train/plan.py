@@ -32,6 +32,7 @@ from ichkit.stages.train.fold_inputs import (
     identify,
     with_defaults,
 )
+from ichkit.stages.train.pseudo_labels import count_pseudo_slices
 from ichkit.validation.folds import check_folds
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
@@ -202,11 +203,16 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
     from ichkit.engine.length import adapt_to_length  # imports torch, which the plan of finished folds does not need
 
     adapted = adapt_to_length(settings, len(parts.train), parts.train.study_id.nunique())
+    sets, taught = {"test": parts.test, **parts.external}, ""
+    for phase in settings.resolve_phases(find_task(task.config.task).classes):
+        available = sum(len(sets[name]) for name in phase.pseudo_sets if name in sets)
+        if added := count_pseudo_slices(len(parts.train), available, phase):
+            taught += f"about {added} of {', '.join(phase.pseudo_sets)} with labels by {phase.labels} (transductive), "
     validation = "" if parts.validation is None else f"{describe_validation(parts)}, "
     begun = "starts over (--fresh): " if is_removed and task.folder.exists() else ""
     return (
         f"fold {task.fold}: {begun}{settings.total_epochs} epochs of {len(parts.train)} slices of "
-        f"{parts.train.patient_id.nunique()} patients, {validation}about {adapted.num_steps} "
+        f"{parts.train.patient_id.nunique()} patients, {taught}{validation}about {adapted.num_steps} "
         f"steps{adapted.describe()}; then predicts {others}"
     )
 
