@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from descriptors import make_folder
 from loader import TASK
 from measuring import device_name, report
 from train import PAPER_IMAGES, run_epoch
@@ -49,6 +48,7 @@ from ichkit.engine.sampling import SliceIndex
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.models.losses import make_loss
+from ichkit.phantom.descriptors import make_competition
 from ichkit.phantom.writer import write_phantom
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.stack import run as stack
@@ -355,7 +355,7 @@ def measure_stack(bench: Bench) -> dict[str, Any]:
     small = ("stack.fusion.epochs=1", "stack.fusion.num_seeds=1", "stack.num_inner=2", "stack.stackers=[fusion]")
     small = small if bench.is_tiny else ()
     work = WorkFolder(bench.scratch / "stack")
-    make_folder(work, studies)
+    make_competition(work, studies)
     config = load_config("podium", ("stack.embeddings.enabled=false", *small))
     began = time.perf_counter()
     made = stack.run(stack.plan(config, work))

@@ -109,7 +109,7 @@ TTA_SETS = {
         name="zoom",
         views=(View(zoom=1.12),),
         description="The slice magnified by 1.12, as the default's random crops magnify on average.",
-        source="Touvron et al., NeurIPS 2019 (FixRes), section 3; the factor is measured (docs/method.md)",
+        source="Touvron et al., NeurIPS 2019 (FixRes), section 3; the factor is measured (docs/training.md)",
     ),
     "rotate": TtaSet(
         name="rotate",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,21 +17,29 @@ from support.commands import FAST_STACK, TINY, call
 from ichkit.core.config import find_yaml, load_config
 
 ROOT = Path(__file__).parents[2]
-TOY_BACKBONES = ("test_convnext", "test_vit", "test_resnet")
-TOY = ("prepare.size=null", "train.pretrained=none", "stack.lightgbm.max_rounds=5", "stack.num_inner=2")
+TOY_BACKBONES = {"convnext": "test_convnext", "swin": "test_vit", "resnet50": "test_resnet"}
+TOY = (
+    "prepare.size=null",
+    "train.pretrained=none",
+    "stack.lightgbm.max_rounds=5",
+    "stack.num_inner=2",
+    "stack.sequence.epochs=2",
+    "stack.sequence.wide.epochs=2",
+    "stack.sequence.wide.units=8",
+)
 
 
 def toy_options():
     overrides = [word for text in (*TINY, *TOY) for word in ("--set", text)]
-    return [*overrides, *FAST_STACK, "--set", "stack.sequence.epochs=2"]
+    return [*overrides, *FAST_STACK]
 
 
 def write_toy_recipe(folder: Path) -> Path:
     """The podium recipe with a toy backbone for each of its networks."""
-    commands, backbones = yaml.safe_load(find_yaml("podium", "pipelines").read_text())["commands"], iter(TOY_BACKBONES)
+    commands = yaml.safe_load(find_yaml("podium", "pipelines").read_text())["commands"]
     for i, command in enumerate(commands):
-        if command.startswith("train"):
-            commands[i] += f" --set train.backbone={next(backbones)}"
+        if named := re.search(r"^train .*--run (\w+)", command):
+            commands[i] += f" --set train.backbone={TOY_BACKBONES[named[1]]}"
     path = folder / "podium.yaml"
     path.write_text(yaml.safe_dump({"commands": commands}))
     return path
@@ -48,7 +57,9 @@ def test_the_podium_runs_from_dicom_to_the_report_at_toy_size(phantom_root, tmp_
     monkeypatch.chdir(tmp_path)
     call("run", write_toy_recipe(tmp_path), *toy_options())
     board = pd.read_csv("submissions/leaderboard.csv")
-    assert {"convnext", "swin", "resnet50"} <= set(board["name"])
+    assert {"convnext", "swin", "resnet50", "convnext-2"} <= set(board["name"])
+    is_transductive = board["data"].str.contains("transductive")
+    assert is_transductive.equals(board["source"].str.contains("convnext-2"))
     stacked = board[board["kind"] != "base"]
     assert {"fusion", "lightgbm", "sequence", "blend"} <= set(stacked["kind"])
     assert board["submission"].notna().any()
