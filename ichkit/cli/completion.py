@@ -17,6 +17,7 @@ _NAMED_VALUES = {
     "train.backbone": "ichkit.models.descriptor:BACKBONES",
     "train.loss": "ichkit.models.losses:LOSSES",
     "train.centres": "ichkit.engine.sampling:CENTRES",
+    "phantom.difficulty": "ichkit.phantom.difficulty:DIFFICULTIES",
 }
 """Settings whose values are the rows of a table; the table is loaded only for a value of that setting."""
 # Readers are imported inside: completion starts Python anew at every tab, and most tabs need none of them.

@@ -57,7 +57,7 @@ def main() -> None:
     "--size", type=click.IntRange(64, 1024), help="Rows and columns of each image [default: from the config, 512]."
 )
 @click.option("--seed", type=int, help="Random seed [default: from the config, 0].")
-@click.option("--difficulty", help="demo, or real: as hard to learn as real scans [default: from the config, demo].")
+@click.option("--difficulty", help="demo, or real: subtle bleeds and look-alikes [default: from the config, demo].")
 @click.option("--masks", "keep_masks", is_flag=True, help="Also write the segmentation masks of the hemorrhages.")
 @common_options
 @planned("ichkit.phantom.writer", "PhantomOptions")
