@@ -70,7 +70,8 @@ def main() -> None:
                 print(describe(rows[-1]), flush=True)
             if args.stack and BASE in variants:
                 rows += [stack(work, patients, size, seed) for patients in (30, 65, args.held) if patients <= args.held]
-    report(summarise([row for row in rows if row]), args.json)
+    facts = {"backbone": args.backbone, "pixels": args.pixels, "num_held": args.held}
+    report({**facts, **summarise(rows)}, args.json)
 
 
 def make_pool(folder: Path, num_studies: int) -> Path:
@@ -252,6 +253,7 @@ def summarise(rows: list[dict[str, object]]) -> dict[str, float]:
             figures[f"seeds_{name}_{size}"] = len(own)
             figures[f"share_of_prior_{name}_{size}"] = float(np.mean([r["losses"].mean() / r["prior"] for r in own]))
             figures[f"auc_any_{name}_{size}"] = float(np.mean([r["aucs"][-1] for r in own]))
+            figures[f"steps_of_112_{name}_{size}"] = int(own[0]["steps"])
             figures[f"cpu_seconds_{name}_{size}"] = float(np.mean([r["seconds"] for r in own]))
         for name in (name for name in names if name != PLAIN and PLAIN in names):
             figures |= {f"{key}_{name}_{size}": value for key, value in compare(of_size, name).items()}

@@ -67,7 +67,7 @@ DIFFICULTIES = {
     "real": Difficulty(
         name="real",
         description="Subtle bleeds, common look-alikes, unlike scanners and some wrong labels, for measurements.",
-        source="chosen here, so that a plain network learns about as little from 52 patients as from 52 real ones",
+        source="chosen here, aiming at what a plain network learns from as many real patients; see docs/method.md",
         size_factor=(0.5, 1.1),
         stretch=1.4,
         second_share=0.25,
