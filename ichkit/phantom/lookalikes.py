@@ -40,9 +40,11 @@ def _side(generator: np.random.Generator) -> float:
     return float(generator.choice([-1.0, 1.0]))
 
 
-def _blob(generator: np.random.Generator, centre: tuple[float, ...], radii: tuple[float, float], hu: float) -> Bleed:
-    rx, ry, rz = generator.uniform(*radii, 3)
-    return Bleed(BLOB, *centre, rx, ry, rz, 0.0, hu, 0.0)
+def _blob(
+    generator: np.random.Generator, centre: tuple[float, float, float], radii: tuple[float, float], hu: float
+) -> Bleed:
+    (x, y, z), (rx, ry, rz) = centre, generator.uniform(*radii, 3)
+    return Bleed(BLOB, x, y, z, rx, ry, rz, 0.0, hu, 0.0)
 
 
 def _draw_calcification(generator: np.random.Generator) -> list[Bleed]:
