@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -42,7 +43,7 @@ SETTINGS = (
 )
 _SHARED = ["-c", "demo", *(word for text in SETTINGS for word in ("--set", text))]
 _CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate", "os.symlink"}
-_SECONDS = 300
+_SECONDS, _CPU_SECONDS = 1800, 300
 _MOST_COPIES = 50
 # In place of a kill; the last is what a read-only or foreign folder says.
 ERRORS = {"ENOSPC": errno.ENOSPC, "EACCES": errno.EACCES}
@@ -285,6 +286,7 @@ def _run_here(work: Path, words: tuple[str, ...], at: Collection[int], fault: st
     from ichkit.stages.stack import run as stack
 
     signal.alarm(_SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     # Fits in this process: workers would start Python anew for each.
     stack.run_tasks = lambda function, tasks, **_: ((i, function(task)) for i, task in enumerate(tasks))  # type: ignore[assignment]
     changes: list[bool] = []
