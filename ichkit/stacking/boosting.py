@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BASE = "base"
 _NOTE = "lightgbm.json"
 _CHECK_EVERY = 5
+_MAX_WINDOW = 4096
 # With more rows, trees use the rows with large gradients and a sample of the others (GOSS): at 600,000 rows and 200
 # columns that took a quarter less time at the same loss.
 _MANY_ROWS = 100_000
@@ -99,6 +100,8 @@ def load_boosted(folder: Path) -> BoostedModel:
     """
     try:
         note = json.loads((folder / _NOTE).read_text())
+        if not 1 <= note["window"] <= _MAX_WINDOW:
+            raise ValueError(f"window must be 1 to {_MAX_WINDOW}")
         texts = tuple(
             "" if strength == BASE else (folder / f"class{column}.txt").read_text()
             for column, strength in enumerate(note["strengths"])

@@ -18,10 +18,12 @@ from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, BLEND, find_stacker
 from ichkit.validation.coherence import make_coherent, make_logits_coherent
 from ichkit.work.artifacts import encode_json
+from ichkit.work.folder import is_name
 from ichkit.work.schemas import BRAIN_SHARE, KEY, make_predictions
 
 BLEND_FILE = "blend.json"
 AVERAGED = -1
+_MAX_CHAINS = 1000
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ def read_chains(stack_folder: Path) -> Chains:
     try:
         note = json.loads(path.read_text())
         members, task = tuple(note["members"]), find_task(note["task"])
+        if not 1 <= len(note["chains"]) <= _MAX_CHAINS:
+            raise ValueError(f"expected 1 to {_MAX_CHAINS} chains")
         return Chains(
             task=task,
             runs=tuple(note["runs"]),
@@ -133,18 +137,33 @@ def read_chains(stack_folder: Path) -> Chains:
 
 
 def _read_chain(note: Mapping[str, Any], members: tuple[str, ...], task: Task) -> Chain:
+    size = task.num_classes
     calibrations = {
-        name: Calibration(np.array(fit["slope"]), np.array(fit["intercept"]))
+        name: Calibration(_read_numbers(fit["slope"], (size,)), _read_numbers(fit["intercept"], (size,)))
         for name, fit in note["calibrations"].items()
     }
+    if not is_name(note["name"]):
+        raise ValueError("the name of a chain is none of a folder")
     return Chain(
         name=note["name"],
         fold=int(note["fold"]),
         calibration=calibrations.pop(BASE),
         calibrations=calibrations,
-        blend=Blend(members, np.array(note["weights"])),
+        blend=Blend(members, _read_numbers(note["weights"], (len(members), size))),
         task=task,
     )
+
+
+def _read_numbers(note: object, shape: tuple[int, ...]) -> np.ndarray:
+    """The float64 array of a list.
+
+    Raises:
+        ValueError: another shape, or not finite.
+    """
+    numbers = np.array(note, np.float64)
+    if numbers.shape != shape or not np.isfinite(numbers).all():
+        raise ValueError(f"expected {shape} finite numbers, found {numbers.shape}")
+    return numbers
 
 
 def predict_chains(

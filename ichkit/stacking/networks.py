@@ -25,6 +25,8 @@ from ichkit.work.artifacts import encode_json
 State = Mapping[str, torch.Tensor]
 
 CPU = torch.device("cpu")
+MAX_SIZE = 4096
+"""Of windows, widths and numbers of networks in a file: far more than anybody trains."""
 _LENGTHS = (0.25, 0.5, 1.0)
 _MIN_STEPS_PER_EPOCH = 4
 _MIN_BATCH = 32
@@ -144,6 +146,10 @@ class CorrectingNetworks(ABC):
         try:
             note = json.loads((folder / f"{cls.KIND}.json").read_text())
             tensors = safetensors.torch.load((folder / cls.WEIGHTS).read_bytes())
+            shape = {name: tuple(note[name]) if isinstance(note[name], list) else note[name] for name in cls._shape()}
+            sizes = [size for value in shape.values() for size in (value if isinstance(value, tuple) else (value,))]
+            if not (0 <= note["num_seeds"] <= MAX_SIZE and all(1 <= size <= MAX_SIZE for size in sizes)):
+                raise ValueError(f"sizes must be 1 to {MAX_SIZE}")
             prefixes = [f"seed{i}." for i in range(note["num_seeds"])]
             return cls(
                 states=tuple(
@@ -154,7 +160,7 @@ class CorrectingNetworks(ABC):
                 scale=np.array(note["scale"], np.float32),
                 shares=np.array(note["shares"], np.float64),
                 choice=note["choice"],
-                **{name: tuple(note[name]) if isinstance(note[name], list) else note[name] for name in cls._shape()},
+                **shape,
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             text = f"{folder}: no readable {cls.KIND} network ({error}). Run `ichkit stack` again."

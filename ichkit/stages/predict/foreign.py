@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from ichkit.engine.inference import Predictor
 
 _MAX_FILES = 10_000
-_MAX_BYTES = {".json": 16 * 1024**2, ".txt": 256 * 1024**2, ".npy": 1024**3, ".safetensors": 8 * 1024**3}
-"""Several times the size of the largest networks and stacks."""
+_MAX_BYTES = {
+    "networks.safetensors": 256 * 1024**2,
+    ".json": 16 * 1024**2,
+    ".txt": 64 * 1024**2,
+    ".npy": 256 * 1024**2,
+    ".safetensors": 8 * 1024**3,
+}
+"""Of files by name or suffix: several times the size of the largest networks and stacks."""
 _NUM_SLICES = 3
 
 
@@ -54,7 +60,7 @@ def refuse_oversized(folder: Path) -> None:
             raise ArtifactError(f"{folder}: expected a model of at most {_MAX_FILES} files, found more.")
         for name in names:
             path = Path(place) / name
-            most = _MAX_BYTES.get(path.suffix, max(_MAX_BYTES.values()))
+            most = _MAX_BYTES.get(name, _MAX_BYTES.get(path.suffix, max(_MAX_BYTES.values())))
             if path.is_file() and path.stat().st_size > most:
                 raise ArtifactError(f"{path}: expected at most {most / 1024**2:.0f} MB, found more.")
 
