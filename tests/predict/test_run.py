@@ -3,13 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from support.commands import call
 from support.dicoms import write_series, write_slice
 from support.indexes import plan_of
+from support.models import make_model
 from support.workfolders import write_fold
 
 from ichkit.core.errors import ConfigError, DataError
 from ichkit.core.tasks import Task
+from ichkit.engine.inference import Predictor
 from ichkit.sources.series import check_override
 from ichkit.stages.predict.outcome import begin_output, find_key_slices, finish_output, refuse_foreign_files
 from ichkit.work.artifacts import digest_file
@@ -88,6 +91,22 @@ def test_without_any_model_it_is_said_how_to_get_one(tmp_path):
     said = " ".join(said.split())
     assert "no model: expected a finished run" in said
     assert "Train one, name an export with --model, or `ichkit demo` makes a toy one." in said
+
+
+def test_memory_that_runs_out_is_one_message_with_what_to_do(tmp_path, monkeypatch):
+    write_series(tmp_path / "scans", 4)
+    make_model(tmp_path / "exported")
+    describe_volume = Predictor.describe_volume
+
+    def run_out(predictor, volume, *arguments):
+        if len(volume) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return describe_volume(predictor, volume, *arguments)
+
+    monkeypatch.setattr(Predictor, "describe_volume", run_out)
+    said = call("predict", tmp_path / "scans", "--model", tmp_path / "exported", "--out", tmp_path / "out", code=2)
+    assert "out of memory on the GPU: CUDA out of memory. End other programs" in said
+    assert not (tmp_path / "out" / "slices.csv").exists()
 
 
 def two_series(root):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _MAX_FILES = 10_000
 _MAX_BYTES = {
     "networks.safetensors": 256 * 1024**2,
+    "wide.safetensors": 256 * 1024**2,
     ".json": 16 * 1024**2,
     ".txt": 64 * 1024**2,
     ".npy": 256 * 1024**2,

@@ -11,6 +11,7 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError, DataError
 from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.tasks import Task
+from ichkit.engine.devices import memory_advice
 from ichkit.engine.inference import Predictor
 from ichkit.engine.parallel import run_tasks
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
@@ -40,6 +41,8 @@ from ichkit.work.locks import holding
 from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
 
 __all__ = ["PredictOptions", "PredictPlan", "plan", "run"]
+
+_SAVE_MEMORY = "End other programs that use it, or predict on the CPU: CUDA_VISIBLE_DEVICES= ichkit predict ..."
 
 
 @holding(lambda given: given["plan"].options.out)
@@ -75,7 +78,8 @@ def run(plan: PredictPlan) -> Prediction:
     volumes = Volumes(planned)
     files, studies = format_count(len(plan.images), "file"), format_count(len(volumes), "study", "studies")
     logger.info("predict: %s, %s, with %s", files, studies, chosen.name)
-    table, records = _predict_slices(chosen, networks, planned, volumes, task)
+    with memory_advice(_SAVE_MEMORY):
+        table, records = _predict_slices(chosen, networks, planned, volumes, task)
     rejected = _join([refused, hide_files(collect_failures(planned, records), salt)])
     written = _write_tables(out, table, rejected, found.series_choice, task)
     if table.empty:
