@@ -190,8 +190,8 @@ class _Studies:
         padded = np.zeros((len(studies), lengths.max()), np.int64)
         for number, own in enumerate(studies):
             padded[number, : len(own)] = own
-        places, lengths = torch.from_numpy(padded).to(self.device), torch.from_numpy(lengths).to(self.device)
-        return Batch(np.concatenate(studies), (self.slices[places], lengths))
+        places = torch.from_numpy(padded).to(self.device)
+        return Batch(np.concatenate(studies), (self.slices[places], torch.from_numpy(lengths).to(self.device)))
 
 
 def _find_device(accelerator: str) -> torch.device:

@@ -105,9 +105,10 @@ def _make_galleries(report: ReportData, p: np.ndarray, suspects: Suspects) -> li
 def _pick(report: ReportData, suspects: Suspects) -> list[tuple[int, int]]:
     """(row, class) of the most suspicious labels, one for each study, class and label."""
     studies = pd.factorize(report.rows.study_id)[0]
-    seen, picked = set(), []
+    seen: set[tuple[int, int, float]] = set()
+    picked: list[tuple[int, int]] = []
     for row, column in zip(suspects.rows.tolist(), suspects.columns.tolist(), strict=True):
-        key = (studies[row], column, report.labels[row, column])
+        key = (int(studies[row]), column, float(report.labels[row, column]))
         if key not in seen and len(picked) < _MOST_SHOWN:
             picked.append((row, column))
         seen.add(key)
