@@ -36,20 +36,21 @@ from loader import TASK
 from measuring import device_name, report
 from train import PAPER_IMAGES, run_epoch
 
+from ichkit import write_phantom
 from ichkit.core.config import Config, find_yaml, load_config
 from ichkit.core.errors import Stopped
 from ichkit.core.progress import StopFlag
 from ichkit.engine.blocks import BlockDataset, VolumeReader
-from ichkit.engine.devices import make_fabric, make_optimizer, prepare_network
+from ichkit.engine.devices import make_fabric, prepare_network
 from ichkit.engine.inference import ModelCard, Predictor
 from ichkit.engine.loop import TrainingLoop
+from ichkit.engine.optimizers import make_optimizer
 from ichkit.engine.phases import list_phases
 from ichkit.engine.sampling import SliceIndex
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import make_rendering
 from ichkit.models.losses import make_loss
 from ichkit.phantom.descriptors import make_competition
-from ichkit.phantom.writer import write_phantom
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.stack import run as stack
 from ichkit.stages.train import run as train
@@ -150,7 +151,8 @@ class Resident:
         self._fabric = make_fabric(settings)
         network = ModelCard.of(config, None, HULL_HU).build()
         prepare_network(network, settings)
-        optimizer = make_optimizer(network, settings, on_gpu=self._fabric.device.type == "cuda")
+        phase = settings.resolve_phases(TASK.classes)[0]
+        optimizer = make_optimizer(network, phase, on_gpu=self._fabric.device.type == "cuda")
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
         self._network.train()
