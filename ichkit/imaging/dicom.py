@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import pydicom
 from pydicom.multival import MultiValue
@@ -508,11 +509,11 @@ def _value(dataset: _Values, name: str) -> object:
         raise UnreadableError(f"{name} cannot be read") from error
 
 
-def _to_float(value: object) -> float:
+def _to_float(value: Any) -> float:
     """A number, or the text of one, where a comma is a decimal point: some writers follow their user's locale."""
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
-    return float(value.strip(" \0").replace(",", ".") if isinstance(value, str) else value)  # type: ignore[arg-type]
+    return float(value.strip(" \0").replace(",", ".") if isinstance(value, str) else value)
 
 
 def _is_empty(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The axial fusion network on windows of adjacent slices: fitted, kept, read back."""
+"""The axial fusion network on windows of adjacent slices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,18 +40,18 @@ class FusionModel(CorrectingNetworks):
     widths: tuple[int, int]
 
     def inputs_of(self, rows: Rows) -> NetworkInputs:
-        """The rows as these networks take them."""
+        """The rows as input of these networks."""
         return _Windows(rows, self.center, self.scale, self.window, self.widths)
 
 
 def fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) -> tuple[FusionModel, np.ndarray]:
     """The fusion networks of a training part, and their logits for its own inner patients.
 
-    Weight decay and length of training are chosen by the weighted loss on inner patients; then each class takes the
-    share of the correction that is best on them, none where the gain on the calibrated base is not clear.
+    Weight decay and number of epochs are chosen by the weighted loss on inner patients; then the correction of each
+    class is shrunk by the significance of its gain over the calibrated base on these patients.
 
     Returns:
-        The model, and (n, C) float64 logits of the inner networks; NaN for rows that take no part in choices.
+        The model, and (n, C) float64 logits of the inner networks; NaN for rows that are not used for choices.
     """
     settings = config.fusion
     center, scale = standardisation(training.rows.logits)
@@ -62,7 +62,7 @@ def fit_fusion(training: Training, task: Task, config: StackConfig, seed: int) -
 
 
 class _Windows:
-    """Standardised descriptors of rows, gathered window by window as they are needed."""
+    """Standardised descriptors of rows; windows are gathered on demand."""
 
     device = CPU
 
@@ -79,7 +79,7 @@ class _Windows:
             return AxialFusion(self.descriptors.shape[1], self.num_classes, self.window, self.widths)
 
     def draw_batches(self, rows: np.ndarray, num_batches: int, generator: np.random.Generator) -> Iterator[Batch]:
-        """One epoch: every row once, in another order."""
+        """One epoch: every row once, in random order."""
         for chosen in np.array_split(rows[generator.permutation(len(rows))], num_batches):
             yield Batch(chosen, (self._gather(chosen),))
 

@@ -20,10 +20,10 @@ from ichkit.stacking.rows import Rows
 from ichkit.validation.folds import deal_patients
 
 MAX_INNER_ROWS = 60_000
-"""Rows that choices are made on; where there are more, patients are drawn.
+"""Maximum number of rows for choices; of more, patients are sampled.
 
-Source: chosen here: at 60,000 slices a difference of 0.3 % in loss is already beyond one standard error by patient,
-and the search then costs a fraction of the final fit on all rows.
+Source: chosen here: at 60,000 slices a difference of 0.3 % in loss exceeds one standard error by patient, and the
+search takes a fraction of the time of the final fit on all rows.
 """
 
 
@@ -32,9 +32,9 @@ class Split:
     """One inner split of a training part.
 
     Attributes:
-        fitting: (F,) ascending row numbers to learn from.
+        fitting: (F,) ascending row numbers to fit on.
         held: (H,) ascending row numbers to predict, of other patients.
-        calibration: of the base; its fit and how much of it is taken know `fitting` alone.
+        calibration: of the base; fit and shares use `fitting` only.
     """
 
     fitting: np.ndarray
@@ -44,16 +44,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Training:
-    """The training part of one second-stage model: rows of the other folds and their labels, nothing else.
+    """The training part of one second-stage model: rows of the other folds and their labels.
 
     Attributes:
         rows: n rows of whole studies.
         labels: (n, C) float64 of 0 and 1.
-        numbers: (n,) int64, where its rows stand among all that the stack is made from.
+        numbers: (n,) int64, the positions of its rows among all rows of the stack.
         patients: (n,) int64, equal for rows of one patient.
-        parts: (n,) int64, the inner part of each row; -1 where the row takes no part in choices.
+        parts: (n,) int64, the inner part of each row; -1 for rows that are not used for choices.
         calibration: of the base, fitted on all n rows.
-        inner_calibrations: per inner part, fitted on the other parts, which also decide how much of the fit is taken.
+        inner_calibrations: for each inner part, fitted and shrunk on the other parts.
         support: (C,) int64, patients of the rarer label among the inner patients; classes below `MIN_PATIENTS` keep
             their base.
     """
@@ -69,7 +69,7 @@ class Training:
 
     @property
     def is_supported(self) -> np.ndarray:
-        """(C,) bool: classes that enough inner patients speak for; the others keep their base."""
+        """(C,) bool: classes with enough inner patients; the others keep their base."""
         return self.support >= MIN_PATIENTS
 
     def splits(self) -> Iterator[Split]:
@@ -79,15 +79,15 @@ class Training:
             yield Split(np.flatnonzero(others), np.flatnonzero(self.parts == part), calibration)
 
     def chosen_rows(self) -> np.ndarray:
-        """Ascending row numbers of all inner parts: the rows that strengths and blend weights are chosen on."""
+        """Ascending row numbers of all inner parts: the rows that presets and blend weights are chosen on."""
         return np.flatnonzero(self.parts >= 0)
 
     def base_logits(self) -> np.ndarray:
-        """(n, C) float64 calibrated base, in sample: what the final fit starts from."""
+        """(n, C) float64 calibrated base, in sample: the starting point of the final fit."""
         return self.calibration.apply(self.rows.mean_logits())
 
     def inner_base_logits(self) -> np.ndarray:
-        """(n, C) float64 base, calibrated on the other inner parts; NaN for rows that take no part in choices."""
+        """(n, C) float64 base, calibrated on the other inner parts; NaN for rows that are not used for choices."""
         mean = self.rows.mean_logits()
         logits = np.full(mean.shape, np.nan)
         for split in self.splits():
@@ -95,14 +95,14 @@ class Training:
         return logits
 
     def calibrate(self, logits: np.ndarray) -> tuple[Calibration, np.ndarray]:
-        """The calibration of a stacker, and what inner patients say of it.
+        """The calibration of a stacker, and its cross-fitted logits of inner patients.
 
         Args:
             logits: (R, C) of its inner models for `chosen_rows`.
 
         Returns:
-            The calibration fitted on all these rows, as far as a cross-fit supports it per class, and the (R, C)
-            float64 logits with each inner part calibrated on the others.
+            The calibration fitted on all these rows, shrunk by class by a cross-fit, and the (R, C) float64 logits with
+            each inner part calibrated on the others.
         """
         rows, num_parts = self.chosen_rows(), len(self.inner_calibrations)
         parts = self.parts[rows]
@@ -113,11 +113,11 @@ class Training:
         return whole, calibrated
 
     def without_embeddings(self) -> "Training":
-        """The same training part, as it is where no embeddings were kept."""
+        """The same training part without embeddings."""
         return replace(self, rows=self.rows.without_embeddings())
 
     def choose_shares(self, corrections: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
-        """(C,) float64 share of (n, C) inner corrections of `before`, default the base, that each class takes."""
+        """(C,) float64: the share per class of (n, C) inner corrections to `before`, default the base."""
         rows, base = self.chosen_rows(), self.inner_base_logits() if before is None else before
         return choose_shares(base[rows], corrections[rows], self.labels[rows], self.patients[rows])
 
@@ -125,7 +125,7 @@ class Training:
 def make_training_part(
     rows: Rows, slices: pd.DataFrame, task: Task, num_inner: int, seed: int, *, calibrate: bool = True
 ) -> Training:
-    """The training part made of these rows, with inner parts dealt by patient and the base calibrated.
+    """The training part of these rows, with inner parts by patient and the base calibrated.
 
     Args:
         slices: (n rows, in the order of `rows`) patient_id, study_id, fold and the labels; no row of the fold to
@@ -160,7 +160,7 @@ def make_training_part(
 
 
 def _deal_parts(slices: pd.DataFrame, num_inner: int, task: Task, seed: int) -> np.ndarray:
-    """(n,) int64 inner part of every row: by first-stage fold, or by patient where all are of one fold."""
+    """(n,) int64 inner part of every row: by first-stage fold, or by patient if there is only one fold."""
     folds, numbers = np.unique(slices.fold.to_numpy(np.int64), return_inverse=True)
     if len(folds) > 1:
         by_fold: np.ndarray = numbers % num_inner
@@ -172,17 +172,17 @@ def _deal_parts(slices: pd.DataFrame, num_inner: int, task: Task, seed: int) -> 
 def _calibrate(
     logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, parts: np.ndarray, num_inner: int
 ) -> list[Calibration]:
-    """The calibration on all rows, then one per inner part, each as far as held patients trust it.
+    """The calibration on all rows, then one per inner part, each shrunk by its gain on held-out patients.
 
-    A base that is calibrated already must not lose to a fit of its noise, so classes whose calibration gains nothing
-    clear on held patients keep their logits. That judgement is cross-fitted like the fit itself: of an inner part's
-    calibration, the patients of the other parts decide, by fits that leave them out in turn.
+    A calibrated base must not get worse by fitting noise, so classes whose calibration has no significant gain on
+    held-out patients keep their logits. The shares are cross-fitted like the fit itself: those of an inner part are
+    chosen on the other parts, by fits that leave them out in turn.
     """
     whole = fit_calibration(logits, labels).shrink(_choose_shares(logits, labels, patients, parts))
     calibrations = [whole]
     for part in range(num_inner):
         others = (parts >= 0) & (parts != part)
-        # Of two parts one is left, which is then dealt once more.
+        # With two parts one remains, which is split once more.
         dealt = np.where(others, parts if num_inner > 2 else patients % 2, -1)
         fit = fit_calibration(logits[others], labels[others])
         calibrations.append(fit.shrink(_choose_shares(logits, labels, patients, dealt)))
@@ -190,10 +190,10 @@ def _calibrate(
 
 
 def _choose_shares(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """(C,) shares of a calibration that are clear on held patients: each part calibrated by a fit on the others.
+    """(C,) shares of a calibration, chosen on held-out patients: each part calibrated by a fit on the others.
 
     Args:
-        parts: (n,) int64; rows at -1 take no part.
+        parts: (n,) int64; rows at -1 are not used.
     """
     corrections, chosen = np.zeros(logits.shape), parts >= 0
     for part in np.unique(parts[chosen]):
@@ -205,7 +205,7 @@ def _choose_shares(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray,
 
 
 def _draw_patients(patients: np.ndarray, num_patients: int, seed: int) -> np.ndarray:
-    """(P,) bool: all patients, or as many drawn ones as bring `MAX_INNER_ROWS` rows."""
+    """(P,) bool: all patients, or a random sample of them with at most `MAX_INNER_ROWS` rows."""
     num_rows = np.bincount(patients, minlength=num_patients)
     order = make_generator(seed, "inner patients").permutation(num_patients)
     chosen = np.zeros(num_patients, bool)

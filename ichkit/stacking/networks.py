@@ -1,4 +1,4 @@
-"""What the second stage's networks share: how they are fitted on inner patients and then on all, averaged and kept."""
+"""Second-stage networks: choices on inner patients, final fit, averaging, storage."""
 
 import contextlib
 import json
@@ -37,11 +37,11 @@ _MANY_ROWS = 30_000
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes.
+    """The input of one forward pass.
 
     Attributes:
-        rows: (n,) row numbers that it gives logits for, in this order.
-        inputs: the network's arguments but the last, the base's logits of these rows.
+        rows: (n,) row numbers of its logits, in this order.
+        inputs: the arguments of the network except the last, the logits of the base.
     """
 
     rows: np.ndarray
@@ -66,7 +66,7 @@ class NetworkInputs(Protocol):
         ...
 
     def plain_batches(self, rows: np.ndarray) -> Iterator[Batch]:
-        """Every one of the ascending rows once, as it is."""
+        """Every one of the ascending rows once, without augmentation."""
         ...
 
 
@@ -75,10 +75,10 @@ class Fitted:
     """Networks of one training part.
 
     Attributes:
-        states: per seed, the weights; empty where no class takes any of the correction.
-        shares: (C,) float64 in [0, 1], how much of the correction each class takes.
-        choice: what was chosen, for people: weight decay and passes over the rows.
-        inner: (n, C) float64 logits of the inner networks; NaN for rows that take no part in choices.
+        states: per seed, the weights; empty if all shares are 0.
+        shares: (C,) float64 in [0, 1], the share of the correction for each class.
+        choice: the chosen weight decay and number of epochs, for information.
+        inner: (n, C) float64 logits of the inner networks; NaN for rows that are not used for choices.
     """
 
     states: tuple[State, ...]
@@ -89,13 +89,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class CorrectingNetworks(ABC):
-    """Fitted networks, averaged, and how much of their correction each class takes; each kind adds its own shape.
+    """Fitted networks, averaged, and the share of their correction for each class; each kind adds its own shape.
 
     Attributes:
         states: per seed, the weights of a network.
-        center, scale: float32, what standardises the inputs.
+        center, scale: float32, for the standardisation of the inputs.
         shares: (C,) float64 in [0, 1]; 0 leaves the calibrated base.
-        choice: what was chosen, for people: weight decay and passes over the rows.
+        choice: the chosen weight decay and number of epochs, for information.
     """
 
     KIND: ClassVar[str]
@@ -109,7 +109,7 @@ class CorrectingNetworks(ABC):
 
     @abstractmethod
     def inputs_of(self, rows: Rows) -> NetworkInputs:
-        """The rows as these networks take them."""
+        """The rows as input of these networks."""
 
     def predict(self, rows: Rows, base_logits: np.ndarray) -> np.ndarray:
         """(N, C) float64 logits: the calibrated base plus each class's share of the correction."""
@@ -120,7 +120,7 @@ class CorrectingNetworks(ABC):
         return corrected
 
     def correction(self, rows: Rows, num_classes: int) -> np.ndarray:
-        """(N, C) float64: what the networks add to the base on average, whole."""
+        """(N, C) float64: the mean correction by the networks, before the shares."""
         return mean_correction(self.states, self.inputs_of(rows), len(rows), num_classes)
 
     def encode(self) -> dict[str, bytes]:
@@ -141,7 +141,7 @@ class CorrectingNetworks(ABC):
         """The networks that `encode` wrote.
 
         Raises:
-            ArtifactError: a file is missing or is not what was written.
+            ArtifactError: a file is missing or damaged.
         """
         try:
             note = json.loads((folder / f"{cls.KIND}.json").read_text())
@@ -181,7 +181,7 @@ def fit_networks(
     seed: int,
     before: np.ndarray | None = None,
 ) -> Fitted:
-    """Networks whose weight decay, length of training and share per class are chosen on inner patients.
+    """Networks whose weight decay, number of epochs and share per class are chosen on inner patients.
 
     Args:
         inputs: of the training part's rows.
@@ -209,7 +209,7 @@ def fit_networks(
 
 
 def correct(network: nn.Module, inputs: NetworkInputs, rows: np.ndarray, num_classes: int) -> np.ndarray:
-    """(n, C) float32: what a network adds to the base's logits in the ascending rows."""
+    """(n, C) float32: the correction by a network to the logits of the base, in the ascending rows."""
     corrections = np.empty((len(rows), num_classes), np.float32)
     network.eval()
     with torch.inference_mode():
@@ -220,7 +220,7 @@ def correct(network: nn.Module, inputs: NetworkInputs, rows: np.ndarray, num_cla
 
 
 def mean_correction(states: Sequence[State], inputs: NetworkInputs, num_rows: int, num_classes: int) -> np.ndarray:
-    """(N, C) float64: what the networks of all seeds add on average."""
+    """(N, C) float64: the mean correction by the networks of all seeds."""
     total = np.zeros((num_rows, num_classes))
     with one_thread():
         for state in states:
@@ -233,9 +233,9 @@ def mean_correction(states: Sequence[State], inputs: NetworkInputs, num_rows: in
 def _choose_passes(
     training: Training, inputs: NetworkInputs, weights: np.ndarray, settings: NetworkConfig, seed: int
 ) -> tuple[float, int, np.ndarray]:
-    """Weight decay, passes over the rows, and the (n, C) corrections of the inner networks with them.
+    """Weight decay, number of epochs, and the (n, C) corrections of the inner networks with them.
 
-    As many passes are safe where the final fit has more rows, because every row is then seen no more often.
+    The number is also valid for the final fit with more rows, because every row is seen equally often.
     """
     rows, inner, mean = training.chosen_rows(), training.inner_base_logits(), training.rows.mean_logits()
     decays = settings.weight_decay[-1:] if len(training.rows) > _MANY_ROWS else settings.weight_decay
@@ -259,7 +259,7 @@ def _choose_passes(
 
 @dataclass(frozen=True)
 class _Fit:
-    """How networks are trained; the same rows and seed give the same weights, bit by bit, on one thread."""
+    """The training of networks; the same rows and seed give the same bytes on one thread."""
 
     inputs: NetworkInputs
     base: np.ndarray
@@ -269,7 +269,7 @@ class _Fit:
     weight_decay: float
 
     def run(self, rows: np.ndarray, ends: Sequence[int], seed: int) -> Iterator[nn.Module]:
-        """The network after each of the ascending numbers of passes, the same object each time, trained on.
+        """The network after each of the ascending numbers of epochs, the same object each time.
 
         It has the mean weights of its last epochs. Many rows get fewer passes, so that their visits stay within
         `max_visits`; the learning rate falls to zero over all that the rows may have, not over those asked for.
@@ -320,7 +320,7 @@ def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread for as long as the block runs: sums in another order would be other bytes."""
+    """One torch thread inside the block: sums in another order give other bytes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -331,7 +331,7 @@ def one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Torch's generators at that seed for as long as the block runs; they are then put back as they were."""
+    """Torch's generators with that seed inside the block; their states are restored afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

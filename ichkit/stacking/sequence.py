@@ -1,4 +1,4 @@
-"""The sequence networks, small and wide, on the slices of whole studies: fitted, kept, read back."""
+"""The sequence networks, small and wide, on the slices of whole studies."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,25 +41,25 @@ class SequenceModel(CorrectingNetworks):
     hidden: int
 
     def inputs_of(self, rows: Rows) -> NetworkInputs:
-        """The rows as these networks take them."""
+        """The rows as input of these networks."""
         return _Studies(rows, self.center, self.scale, SequenceConfig(hidden=self.hidden))
 
 
 @dataclass(frozen=True)
 class WideModel(SequenceModel):
-    """Wide networks on whole studies; their shares say how far a class goes from the small networks to these."""
+    """Wide networks on whole studies; their shares weigh them against the small networks, by class."""
 
     KIND = "wide"
     WEIGHTS = "wide.safetensors"
 
     def inputs_of(self, rows: Rows) -> NetworkInputs:
-        """The rows as these networks take them."""
+        """The rows as input of these networks."""
         return _Studies(rows, self.center, self.scale, SequenceConfig(), WideConfig(units=self.hidden))
 
 
 @dataclass(frozen=True)
 class WidenedModel:
-    """Small sequence networks, and wide ones as far as inner patients support them."""
+    """Small sequence networks, and wide ones with the share that inner patients support."""
 
     small: SequenceModel
     wide: WideModel
@@ -95,11 +95,11 @@ def fit_sequence(
 ) -> tuple[SequenceModel | WidenedModel, np.ndarray]:
     """The sequence networks of a training part, and their logits for its own inner patients.
 
-    Chosen as in `fit_fusion`: weight decay, length of training and share per class on inner patients. Wide networks
+    Weight decay, number of epochs and share per class are chosen on inner patients, as in `fit_fusion`. Wide networks
     are chosen by the same rule, with the small ones in the place of the base: a class without a clear gain keeps them.
 
     Returns:
-        The model, and (n, C) float64 logits of the inner networks; NaN for rows that take no part in choices.
+        The model, and (n, C) float64 logits of the inner networks; NaN for rows that are not used for choices.
 
     Raises:
         ConfigError: `wide.accelerator` is "cuda" and there is no GPU.
@@ -123,7 +123,7 @@ def _measured(rows: Rows) -> np.ndarray:
 
 
 class _Studies:
-    """Standardised slices, handed out as whole studies, to the small network or to the wide one."""
+    """Standardised slices, in batches of whole studies, for the small or the wide network."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Studies:
             )
 
     def draw_batches(self, rows: np.ndarray, num_batches: int, generator: np.random.Generator) -> Iterator[Batch]:
-        """One epoch: every study once, some of them read from the other end, some with every second slice left out."""
+        """One epoch: every study once, some in reverse order, some with every second slice omitted."""
         studies = self._studies_of(rows)
         order = studies[generator.permutation(len(studies))]
         for chosen in np.array_split(order, min(num_batches, len(order))):
@@ -174,18 +174,18 @@ class _Studies:
             yield self._batch(drawn)
 
     def plain_batches(self, rows: np.ndarray) -> Iterator[Batch]:
-        """Every study once, whole, feet first."""
+        """Every study once, complete, from the feet to the head."""
         studies = self._studies_of(rows)
         for first in range(0, len(studies), _PREDICT_STUDIES):
             chosen = studies[first : first + _PREDICT_STUDIES]
             yield self._batch([np.arange(self.starts[i], self.starts[i] + self.lengths[i]) for i in chosen])
 
     def _studies_of(self, rows: np.ndarray) -> np.ndarray:
-        """Ascending numbers of the studies that the rows make up."""
+        """Ascending numbers of the studies of the rows."""
         return np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
 
     def _batch(self, studies: Sequence[np.ndarray]) -> Batch:
-        """The slices of studies, given as row numbers in the order they are read, padded to the longest."""
+        """The slices of studies, given as ordered row numbers, padded to the longest study."""
         lengths = np.array([len(own) for own in studies])
         padded = np.zeros((len(studies), lengths.max()), np.int64)
         for number, own in enumerate(studies):

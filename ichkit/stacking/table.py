@@ -1,4 +1,4 @@
-"""The table of stackers: each fits a training part and gives a model that predicts; the blend is made of them."""
+"""The table of stackers: each fits a model on a training part; the blend combines them."""
 
 import importlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class StackerModel(Protocol):
         ...
 
     def encode(self) -> dict[str, bytes]:
-        """File names to bytes; the stacker's `load` gives back a model that predicts the same bytes."""
+        """File names to bytes; the stacker's `load` returns a model with the same predictions."""
         ...
 
 
@@ -44,10 +44,10 @@ class Stacker:
         fit: (training part, task, config, seed) to the model and the (n, C) logits of its inner models for the
             training part's inner patients.
         load: a folder of `StackerModel.encode`'s files to the model.
-        needs_torch: False where fitting needs a process without torch.
-        takes_embeddings: True where it looks at embeddings, when there are any.
+        needs_torch: False if fitting needs a process without torch.
+        takes_embeddings: True if it uses embeddings.
         description: one sentence.
-        source: where it comes from.
+        source: its origin.
     """
 
     name: str

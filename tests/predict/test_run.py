@@ -61,7 +61,7 @@ def nothing(root):
         (picture, 1, "1 not DICOM"),
         (magnetic_resonance, 3, "3 not CT"),
         (packed, 2, "2 gzip archive"),
-        (nothing, 0, "there was no file that may be an image"),
+        (nothing, 0, "there is no file that may be an image"),
     ],
 )
 def test_a_folder_without_a_usable_slice_is_said_with_the_reasons_before_the_model_is_loaded(

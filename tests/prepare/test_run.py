@@ -171,7 +171,7 @@ def test_other_settings_are_refused_with_the_difference_and_fresh_keeps_the_fold
     other = tiny_config.model_copy(update={"prepare": tiny_config.prepare.model_copy(update={"size": 32})})
     with pytest.raises(ArtifactError, match=r"other settings \(size: None, now 32\).*--fresh"):
         do(prepare, other, prepared_work, phantom_options(phantom_root))
-    with pytest.raises(DataError, match="nothing is there"):
+    with pytest.raises(DataError, match="found nothing"):
         do(prepare, other, prepared_work, phantom_options(phantom_root / "nowhere", fresh=True))
     assert has_artifact(prepared_work.prepared)  # a wrong path costs nothing
     folds = (prepared_work.prepared / "folds.csv").read_bytes()

@@ -223,7 +223,7 @@ def test_a_series_chosen_by_hand_is_taken_whatever_the_rule_says(phantom_root, p
         ("study_id,series\nCQ500-CT-1,nothing\n", 'has no series "nothing". It has: '),
         ("study_id,series\nCQ500-CT-9999,CT\n", "1 studies are not among the .* e.g. CQ500-CT-9999"),
         ("study,name\na,b\n", "expected a CSV with columns study_id, series"),
-        ("study_id,series\na,b\na,c\n", "study a stands twice"),
+        ("study_id,series\na,b\na,c\n", "study a has two rows"),
     ],
 )
 def test_an_override_that_does_not_fit_is_refused(phantom_root, tiny_config, tmp_path, rows, expected):

@@ -249,7 +249,7 @@ def test_stack_before_train_names_the_command_to_run(tmp_path):
 def test_a_row_with_a_fold_that_is_not_its_own_is_refused(tmp_path):
     work = make_work(tmp_path / "work", folds=(0, 1))
     rewrite_table(work.fold("base", 0), "oof.parquet", lambda table: table.assign(fold=1))
-    with pytest.raises(ContractError, match=r"base/fold0/oof.parquet: slice .* has fold 1, its own is 0"):
+    with pytest.raises(ContractError, match=r"base/fold0/oof.parquet: slice .* has fold 1, expected 0"):
         do(stack, quick_config(), work)
     assert not (work.stacks / "base").exists()
 
@@ -267,7 +267,7 @@ def test_rows_that_moved_to_another_fold_since_training_are_refused(tmp_path):
 def test_a_test_table_of_another_fold_is_refused(tmp_path):
     work = make_work(tmp_path / "work", folds=(0, 1))
     rewrite_table(work.fold("base", 1), "test.parquet", lambda table: table.assign(fold=0))
-    with pytest.raises(ContractError, match=r"base/fold1/test.parquet: slice .* has fold 0, its own is 1"):
+    with pytest.raises(ContractError, match=r"base/fold1/test.parquet: slice .* has fold 0, expected 1"):
         do(stack, quick_config(), work)
 
 
