@@ -65,7 +65,7 @@ def centre_positions(positions_mm: np.ndarray) -> np.ndarray:
         >>> centre_positions(np.array([100.0, np.nan, 90.0])).tolist()
         [-5.0, 0.0, 5.0]
     """
-    positions = np.asarray(positions_mm, np.float64)
+    positions: np.ndarray = np.asarray(positions_mm, np.float64)
     if not np.isfinite(positions).all() or (np.diff(positions) < 0).any() or np.ptp(positions) == 0:
         positions = np.arange(len(positions)) * NOMINAL_GAP_MM
     centred: np.ndarray = (positions - (positions[0] + positions[-1]) / 2).astype(np.float32)

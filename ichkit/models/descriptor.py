@@ -179,7 +179,8 @@ class DescriptorNetwork(nn.Module):
             if rows is not None:
                 spread = part.new_zeros(is_real.numel(), part.shape[1]).index_copy(0, rows, part)
             parts.append(spread.unflatten(0, shape))
-        return self.combine(*parts, is_real, positions_mm)
+        features, logits = parts
+        return self.combine(features, logits, is_real, positions_mm)
 
 
 def build_network(
