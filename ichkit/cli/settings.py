@@ -44,8 +44,8 @@ def compare_configs(old: Config, new: Config) -> list[str]:
     """One line for every value that differs, in the order of the sections.
 
     Example:
-        >>> compare_configs(load_config("resnet50-midl"), load_config("default"))
-        ['train.ema_decay: None, now 0.999']
+        >>> compare_configs(load_config("demo"), load_config("demo", ("train.epochs=7",)))
+        ['train.epochs: 4, now 7']
     """
     return list_differences(as_tree(old), as_tree(new))
 
@@ -74,10 +74,10 @@ def as_tree(config: Config) -> dict[str, Any]:
 
 
 def _write_section(tree: dict[str, Any], others: dict[str, Any], indent: str) -> list[str]:
-    """The lines of one section; both trees are dumps of the same model and so have the same keys."""
+    """The lines of one section; both trees are dumps of the same model. Mappings of free keys are one value."""
     lines = []
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value and value.keys() == others[key].keys():
             lines += [f"{indent}{key}:", *_write_section(value, others[key], indent + "  ")]
             continue
         mark = "" if value == others[key] else f"  # {BASIS}: {_write_value(others[key])}"

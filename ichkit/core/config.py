@@ -133,7 +133,7 @@ def shipped_names(folder: str) -> list[str]:
 
     Example:
         >>> shipped_names("pipelines")
-        ['ablation-demo', 'demo', 'midl2020']
+        ['ablation-demo', 'demo', 'midl2020', 'podium', 'quick']
     """
     files = shipped_folder(folder).iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))

@@ -50,7 +50,7 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
 
     Example:
         >>> adapt_to_length(TrainConfig(adapts_to_length=True, ema_decay=0.999), 1700, 52).changes
-        {'batch_blocks': 5, 'cutmix.probability': 0.0, 'ema_decay': 0.98}
+        {'batch_blocks': 5, 'cutmix.probability': 0.0, 'ema_decay': 0.9828}
     """
     blocks = count_blocks(config, num_slices, num_studies)
 

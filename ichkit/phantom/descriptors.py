@@ -230,7 +230,8 @@ def _draw_posterior(rng: np.random.Generator, num_slices: int, bleeding: set[int
     levels = np.full((num_slices, len(TASK.subtypes)), -contrast)
     for column in bleeding:
         levels[:, column] = contrast * (2 * _draw_interval(rng, num_slices) - 1)
-    return expit(_with_headline(levels + 0.3 * rng.standard_normal(levels.shape)))
+    probabilities: np.ndarray = expit(_with_headline(levels + 0.3 * rng.standard_normal(levels.shape)))
+    return probabilities
 
 
 def _draw_interval(rng: np.random.Generator, num_slices: int) -> np.ndarray:

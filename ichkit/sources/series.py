@@ -316,7 +316,7 @@ def _judge_values(
         failed = [row for row in wanted if judge(files.iloc[rows_of[tuple(pairs[row])]])]
         if not failed:
             return candidates
-        candidates.loc[candidates.index[failed], "kind"] = NO_HU
+        candidates["kind"] = candidates["kind"].where(~np.isin(np.arange(len(candidates)), failed), NO_HU)
 
 
 def _say_strays(choice: pd.DataFrame, strays: pd.DataFrame) -> pd.DataFrame:

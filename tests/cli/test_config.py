@@ -31,10 +31,10 @@ def call(*words, code=0):
 
 
 def leaves(tree, place=""):
-    """Dotted name to value of everything that is not a section."""
+    """Dotted name to value of everything that is not a section; an empty mapping is a value."""
     found = {}
     for key, value in tree.items():
-        found |= leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
+        found |= leaves(value, f"{place}{key}.") if isinstance(value, dict) and value else {f"{place}{key}": value}
     return found
 
 
@@ -78,7 +78,12 @@ def test_a_file_without_a_comment_has_none_invented(monkeypatch, tmp_path):
 
 
 def test_diff_names_every_value_that_differs_and_set_belongs_to_the_second():
-    assert call("config", "diff", "resnet50-midl", "default").splitlines() == ["train.ema_decay: None, now 0.999"]
+    assert call("config", "diff", "resnet50-midl", "default").splitlines() == [
+        "train.sampling: blocks, now slices",
+        "train.label_prior_bias: False, now True",
+        "train.ema_decay: None, now 0.999",
+        "train.adapts_to_length: False, now True",
+    ]
     assert call("config", "diff", "demo", "demo") == "demo and demo do not differ\n"
     changed = call("config", "diff", "demo", "demo", "--set", "train.epochs=7")
     assert changed.splitlines() == ["train.epochs: 4, now 7"]

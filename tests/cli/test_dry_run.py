@@ -165,7 +165,7 @@ def test_time_goes_by_what_was_made_before(here):
         (["stack", "--runs", "bsae", "--work", "made"], 'Did you mean "base"'),
         (["submit", "--source", "bse", "--work", "made"], 'Did you mean "base"'),
         (["leaderboard", "--record", "base", "--public", "0.7", *SCORED], 'holds no submission "base"'),
-        (["prepare", "--rsna", "nowhere"], "nothing is there"),
+        (["prepare", "--rsna", "nowhere"], "found nothing"),
         (["phantom", "real"], "expected a new or empty folder"),
         (["run", "demo", "--set", "train.epoch=1"], "did you mean train.epochs"),
         (["predict", "nowhere", "--work", "made", "--model", "base"], "nowhere"),

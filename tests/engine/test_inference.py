@@ -11,6 +11,7 @@ from ichkit.core.config import load_config
 from ichkit.core.errors import IchkitError
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import ModelCard, Predictor, encode_weights, read_predictor, window_starts
+from ichkit.imaging.views import View
 from ichkit.models.context import CONTEXTS, centre_positions
 
 KINDS = [name for name in CONTEXTS if name != "none"]
@@ -54,7 +55,7 @@ def test_a_study_is_read_as_the_network_reads_a_block(kind):
 def test_the_logits_of_a_long_study_are_the_mean_over_windows_that_overlap(kind):
     predictor, volume = make_predictor(kind, window=6), make_volume(14)
     positions = centre_positions(np.arange(14) * 5.0)
-    ((features, logits),) = predictor.encode_study(volume)
+    features, logits = predictor.encode_study(volume, View())
     sums, counts, everywhere = np.zeros((14, 6)), np.zeros(14), torch.ones(1, 6, dtype=torch.bool)
     for start in (0, 3, 6, 8):
         own = slice(start, start + 6)
@@ -93,7 +94,7 @@ def test_a_pooled_study_has_the_weights_of_its_window_and_none_elsewhere():
 def test_the_heat_of_a_slice_is_what_it_adds_to_its_own_logit_with_the_rest_fixed(kind):
     predictor, volume = make_predictor(kind), make_volume(9)
     positions, row, k = np.arange(9) * 4.0, 3, 2
-    (study,) = predictor.encode_study(volume)
+    study = predictor.encode_study(volume, View())
     centred = predictor.centre(9, positions)
     with torch.enable_grad():
         own = tuple(part[[row]].clone().requires_grad_() for part in study)

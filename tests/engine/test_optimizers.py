@@ -65,7 +65,7 @@ def test_layer_decay_is_that_of_timm(name):
 
 def test_parts_have_their_own_rates_which_follow_the_schedule():
     whole = network("test_resnet")
-    whole.add_module("context", nn.Linear(6, 6))
+    whole.context = nn.Linear(6, 6)
     settings = phase(rate_factors=RateFactors(backbone=0.1, context=2.0), learning_rate=0.5)
     optimizer = make_optimizer(whole, settings)
     set_rate(optimizer, 0.25)

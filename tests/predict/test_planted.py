@@ -17,7 +17,7 @@ import ichkit
 
 PACKAGE = Path(ichkit.__file__).parent
 """With what numba keeps beside the modules."""
-WORD = "PLANTED"
+WORD = "XPLANTX"
 TEXTS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT")
 # What decides whether a file is read at all keeps its value.
 KEPT = {"PatientID", "PhotometricInterpretation", "RescaleType"}

@@ -112,8 +112,8 @@ def test_a_set_without_labels_or_scans_is_refused_before_anything_is_read(tmp_pa
     item, _ = write_site(tmp_path / "site", "slice_id")
     for bad, error, message in [
         (ExternalSet("site", item.root), ConfigError, r"expected a label file .* --labels site=CSV.*ichkit predict"),
-        (ExternalSet("site", tmp_path / "no", item.labels), DataError, r"--external site=PATH says .*nothing is there"),
-        (ExternalSet("test", item.root, item.labels), ConfigError, '"test" is taken'),
+        (ExternalSet("site", tmp_path / "no", item.labels), DataError, r"--external site=PATH.*found nothing"),
+        (ExternalSet("test", item.root, item.labels), ConfigError, '"test" is reserved'),
     ]:
         with pytest.raises(error, match=message):
             do(prepare, tiny_config, WorkFolder(tmp_path / "work"), phantom_options(phantom_root, external=(bad,)))

@@ -180,7 +180,7 @@ def test_a_row_with_a_fold_that_is_not_its_own_is_refused(work):
     path = work.fold("a", 0) / "oof.parquet"
     rewrite_tables(path.parent, {path.name: read_table(path).assign(fold=1)})
     shutil.rmtree(work.scores)
-    with pytest.raises(ContractError, match=r"has fold 1, its own is 0"):
+    with pytest.raises(ContractError, match=r"has fold 1, expected 0"):
         do(evaluate, CONFIG, work)
 
 

@@ -115,9 +115,9 @@ def test_a_short_run_says_and_keeps_what_its_settings_became(fresh_work, caplog)
     assert adapted["cutmix.probability"] == 0
     assert 0.5 <= adapted["ema_decay"] < 0.999
     said = f"batch_blocks 4, cutmix.probability 0, ema_decay {adapted['ema_decay']:g}"
-    assert said in " ".join(plan.steps)
+    assert said in " ".join(plan.forecast().steps)
     assert caplog.text.count(said) == 1
-    assert f"about {manifest.facts['num_steps']} steps" in " ".join(plan.steps)
+    assert f"about {manifest.facts['num_steps']} steps" in " ".join(plan.forecast().steps)
     again = load_config(str(fresh_work.fold("run", 0) / "config.yaml"))
     assert again.train.settings() == config(*settings).train.settings()
 
