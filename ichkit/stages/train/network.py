@@ -106,7 +106,7 @@ def train_network(
         if 0 < phase.number < first:
             continue
         started = _begin_network(task, identity, card, phase, len(classes), network)
-        network, initial = started, initial or hashlib.sha256(encode_weights(started)).hexdigest()[:16]
+        network, initial = started, initial or _name_start(task, phase, started)
         if phase.number < first:
             continue
         index = SliceIndex.of(slices, classes)
@@ -198,6 +198,18 @@ def _begin_network(
     elif before is not None:
         _copy_weights(before.state_dict(), network, "the previous phase")
     return network
+
+
+def _name_start(task: FoldTask, phase: Phase, network: DescriptorNetwork) -> str:
+    """Digest of the first weights; of a run that starts from an earlier one, those that the earlier one started from.
+
+    Folds with one start have embeddings that can be aligned, however long they were trained since.
+    """
+    if phase.config.weights.startswith(RUN_PREFIX):
+        earlier = read_manifest(task.work.fold(phase.config.weights.removeprefix(RUN_PREFIX), task.fold))
+        if INITIAL_WEIGHTS in earlier.facts:
+            return str(earlier.facts[INITIAL_WEIGHTS])
+    return hashlib.sha256(encode_weights(network)).hexdigest()[:16]
 
 
 def _copy_weights(tensors: dict[str, torch.Tensor], network: DescriptorNetwork, source: str) -> None:
