@@ -96,9 +96,9 @@ def describe_scores(scores: dict[str, float]) -> str:
     return f"loss {scores[LOSS]:.4f}, weighted log loss {scores[WEIGHTED]:.4f}, AUC {areas}"
 
 
-def to_value(scores: dict[str, float], metric: str) -> float:
-    """The metric of the scores, turned so that lower is better; infinity where it is not defined."""
-    value = -scores[metric] if metric == MEAN_AUC else scores[metric]
+def to_value(score: float, metric: str) -> float:
+    """The score of a metric, turned so that lower is better; infinity where it is not defined."""
+    value = -score if metric == MEAN_AUC else score
     return value if math.isfinite(value) else math.inf
 
 

@@ -202,10 +202,11 @@ class Predictor:
             volume, positions_mm: as for `predict_volume`.
         """
         positions = self.centre(len(volume), positions_mm)
-        encoded = [self.encode_study(volume, view) for view in find_row(TTA_SETS, self.card.tta, "tta").views]
+        fitted = self._fit(volume)
+        encoded = [self._encode(fitted, view) for view in find_row(TTA_SETS, self.card.tta, "tta").views]
         found = [self._combine(*of_view, positions) for of_view in encoded]
         study = [of_study for _, of_study, _ in found if of_study is not None]
-        weights = [of_slices for *_, of_slices in found if of_slices is not None]
+        weights = [of_study for *_, of_study in found if of_study is not None]
         return StudyReading(
             probabilities=self._average([series for series, *_ in found]),
             of_slices=self._average([logits for _, logits in encoded]),
@@ -217,8 +218,16 @@ class Predictor:
     @torch.inference_mode()
     def encode_study(self, volume: np.ndarray, view: View) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (S, F) and logits (S, K) of the slices of a study in one view, each slice alone."""
-        shown = view.show(resize_volume(pad_to_square(volume), self.card.image_size))
-        parts = [self.network.encode(torch.from_numpy(images).to(self.device)) for images in self._render(shown)]
+        return self._encode(self._fit(volume), view)
+
+    def _fit(self, volume: np.ndarray) -> np.ndarray:
+        """The (S, size, size) volume at the size of the network's images."""
+        return resize_volume(pad_to_square(volume), self.card.image_size)
+
+    def _encode(self, fitted: np.ndarray, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `encode_study`, of a volume from `_fit`."""
+        images_of = self._render(view.show(fitted))
+        parts = [self.network.encode(torch.from_numpy(images).to(self.device)) for images in images_of]
         features, logits = (torch.cat(part).float() for part in zip(*parts, strict=True))
         return features, logits
 

@@ -199,7 +199,8 @@ class TrainingLoop:
             "num_images": progress.num_images,
             **self._pace.measure(),
         }
-        row |= {f"{VALIDATION}{name}": value for name, value in self._evaluate(self._validation).items()}
+        scores = self._evaluate(self._validation)
+        row |= {f"{VALIDATION}{name}": value for name, value in scores.items()}
         progress.history.append(row)
         if self._curve is not None:
             progress.display.append({"epoch": epoch + 1, **self._evaluate(self._curve)})
@@ -217,7 +218,6 @@ class TrainingLoop:
             100 * row["data_wait_share"],
         )
         if self._validation is not None:
-            scores = {name.removeprefix(VALIDATION): row[name] for name in row if name.startswith(VALIDATION)}
             logger.info(
                 "%s: validation on %d slices: %s", self._label, self._validation.num_slices, describe_scores(scores)
             )
@@ -239,9 +239,9 @@ class TrainingLoop:
         """The validation values of the finished epochs of this phase, lower is better; empty without validation."""
         if self._validation is None:
             return []
+        metric = self.config.validation.metric
         rows = [row for row in self.progress.history if row["phase"] == self.phase.number + 1]
-        scores = [{name.removeprefix(VALIDATION): value for name, value in row.items()} for row in rows]
-        return [to_value(one, self.config.validation.metric) for one in scores]
+        return [to_value(row[f"{VALIDATION}{metric}"], metric) for row in rows]
 
     def _is_over(self) -> bool:
         """Whether the last epoch is done, or training has run out of patience."""

@@ -253,8 +253,8 @@ def test_the_best_is_the_first_lowest_and_what_is_undefined_is_never_best():
     inf = float("inf")
     assert find_best([0.3, 0.2, 0.2, inf]) == 1
     assert find_best([inf, inf]) is None
-    assert to_value({"mean_auc": 0.8}, "mean_auc") == -0.8
-    assert to_value({"mean_auc": float("nan")}, "mean_auc") == inf
+    assert to_value(0.8, "mean_auc") == -0.8
+    assert to_value(float("nan"), "mean_auc") == inf
     patient = ValidationConfig(share=0.2, patience=2)
     assert not is_out_of_patience([0.3, 0.2, 0.25], patient)
     assert is_out_of_patience([0.3, 0.2, 0.25, 0.2], patient)

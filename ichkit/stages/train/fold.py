@@ -115,7 +115,9 @@ def _predict_parts(
     advice = f"Use smaller batches: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
     with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
         for name, slices in parts.predicted.items():
-            read = _predict_slices(predictor, prepared, slices, meter, stop)
+            read = _predict_slices(
+                predictor, prepared, slices, meter, stop, embeds=embeds, keeps_slice_head=keeps_slice_head
+            )
             if embeds:
                 writer.write_array(embeddings_name(name), read.features)
             fold = None if name == "oof" else task.fold
@@ -170,8 +172,9 @@ class _Read(NamedTuple):
     """What a network says of the N rows of a part, in their order.
 
     Attributes:
-        probabilities, of_slices: (N, C) float32, see `StudyReading`.
-        features: (N, F) float16.
+        probabilities: (N, C) float32.
+        of_slices: (N, C) float32, see `StudyReading`; no rows unless they are asked for.
+        features: (N, F) float16; no rows unless they are asked for, because those of RSNA take a gigabyte.
         of_studies: study_id, slice_index, p_<class> of the study and w_<class>, the weight of the slice in it; empty
             without pooling.
     """
@@ -183,7 +186,14 @@ class _Read(NamedTuple):
 
 
 def _predict_slices(
-    predictor: "Predictor", prepared: Prepared, slices: pd.DataFrame, meter: Meter, stop: StopFlag
+    predictor: "Predictor",
+    prepared: Prepared,
+    slices: pd.DataFrame,
+    meter: Meter,
+    stop: StopFlag,
+    *,
+    embeds: bool,
+    keeps_slice_head: bool,
 ) -> _Read:
     """Predicts rows that are sorted as in a store."""
     from ichkit.engine.inference import spread_positions
@@ -198,8 +208,10 @@ def _predict_slices(
         volume, own = prepared.read_volume(str(relative)), rows.slice_index.to_numpy()
         study = predictor.read_study(volume, spread_positions(rows, len(volume)))
         probabilities.append(study.probabilities[own])
-        alone.append(study.of_slices[own])
-        features.append(study.features[own])
+        if keeps_slice_head:
+            alone.append(study.of_slices[own])
+        if embeds:
+            features.append(study.features[own])
         if study.of_study is not None and study.weights is not None:
             values = np.column_stack([np.repeat(study.of_study[None], len(own), 0), study.weights[own]])
             studies.append(rows[["study_id", "slice_index"]].assign(**dict(zip(columns, values.T, strict=True))))
