@@ -51,11 +51,6 @@ class Origin:
     width: int
     is_found: bool
 
-    @property
-    def side_mm(self) -> float:
-        """The longer side of the stored part."""
-        return max(self.height * self.spacing_row_mm, self.width * self.spacing_col_mm)
-
 
 def run_steps(
     names: Sequence[str], volume_hu: np.ndarray, spacing_mm: tuple[float, float]
@@ -90,19 +85,23 @@ def find_step(name: str) -> Step:
     return find_row(STEPS, name, "prepare.crop")
 
 
-def restore(images: np.ndarray, origin: Origin, fill: float) -> np.ndarray:
+def restore(images: np.ndarray, origin: Origin | None, fill: float) -> np.ndarray:
     """Images or maps of stored slices at their place in the source picture.
 
     Args:
-        images: (n, h, w) int16 or float32; h and w are those of the stored volume, with or without `prepare.size`.
+        images: (..., h, w) int16 or float32; h and w are those of the stored volume, with or without `prepare.size`.
+        origin: None for a store without steps, whose images are returned as they are.
         fill: the value outside the stored part.
 
     Returns:
-        (n, rows, columns), of the same dtype.
+        (..., rows, columns), of the same dtype.
     """
+    if origin is None:
+        return images
     part = (origin.height, origin.width)
-    placed = np.full((len(images), origin.rows, origin.columns), fill, images.dtype)
-    for image, whole in zip(images, placed, strict=True):
+    placed = np.full((*images.shape[:-2], origin.rows, origin.columns), fill, images.dtype)
+    for index in np.ndindex(images.shape[:-2]):
+        image, whole = images[index], placed[index]
         if image.shape != part:
             height, width = fitted_shape(*part, origin.spacing_row_mm, origin.spacing_col_mm, image.shape[0])
             top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2

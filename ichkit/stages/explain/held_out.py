@@ -123,11 +123,8 @@ def explain_slices(
         whole = held_out[held_out["volume"] == relative].sort_values("slice_index")
         positions = of_study["slice_index"].to_numpy()
         heat = heat_maps(predictor, volume, positions, indices, whole["position_mm"].to_numpy())
-        slices = volume[positions]
         origin = prepared.origins.get(str(relative))
-        if origin is not None:
-            slices = restore(slices, origin, TABLE_LOW_HU)
-            heat = np.stack([restore(of_slice, origin, 0.0) for of_slice in heat])
+        slices, heat = restore(volume[positions], origin, TABLE_LOW_HU), restore(heat, origin, 0.0)
         for position, (_, row) in enumerate(of_study.iterrows()):
             found[row["slice_id"]] = Explained(
                 slice_id=row["slice_id"],

@@ -89,10 +89,7 @@ def _draw_slices(
     names = [task.subtypes[index] for index in best]
     wanted = sorted({task.classes.index(name) for name in names})
     heat = np.mean([heat_maps(predictor, volume, positions, wanted, positions_mm) for predictor in predictors], axis=0)
-    shown_slices = volume[positions]
-    if origin is not None:
-        shown_slices = restore(shown_slices, origin, TABLE_LOW_HU)
-        heat = np.stack([restore(of_slice, origin, 0.0) for of_slice in heat])
+    shown_slices, heat = restore(volume[positions], origin, TABLE_LOW_HU), restore(heat, origin, 0.0)
     drawn = []
     for place, (row, name) in enumerate(zip(rows.to_dict("records"), names, strict=True)):
         slice_hu, of_class = shown_slices[place], heat[place, wanted.index(task.classes.index(name))]
