@@ -22,8 +22,8 @@ from ichkit.core.yaml_text import parse_yaml, read_yaml
 _SET = "--set"
 _SEED_LIMIT = 2**63
 _LONGEST_NAME = 4096
-_SHORTHANDS = {"train.context": "kind", "train.pool": "kind", "train.schedule": "kind"}
-"""Sections that may be written as one word, and the key that it stands for."""
+_NAMED_SECTIONS = ("train.context", "train.pool", "train.schedule")
+"""Sections that may be written as one word, which is their `kind`."""
 
 
 class ChannelsConfig(ConfigSection):
@@ -182,11 +182,11 @@ def _read_extended(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], di
 
 
 def _expand_shorthands(tree: dict[str, Any]) -> None:
-    for path, short in _SHORTHANDS.items():
+    for path in _NAMED_SECTIONS:
         section, key = path.split(".")
         inside = tree.get(section)
         if isinstance(inside, dict) and isinstance(inside.get(key), str):
-            inside[key] = {short: inside[key]}
+            inside[key] = {"kind": inside[key]}
 
 
 def _written_keys(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -216,8 +216,8 @@ def _apply_override(tree: dict[str, Any], override: str, origins: dict[str, str]
             raise ConfigError(f'{_SET} {shorten(path)}: "{shorten(section)}" is not a section.')
         tree = tree[section]
     value = parse_yaml(text, f"{_SET} {shorten(path)}")
-    if path in _SHORTHANDS and isinstance(value, str):
-        tree, key, path = tree.setdefault(key, {}), _SHORTHANDS[path], f"{path}.{_SHORTHANDS[path]}"
+    if path in _NAMED_SECTIONS and isinstance(value, str):
+        tree, key, path = tree.setdefault(key, {}), "kind", f"{path}.kind"
     tree[key] = value
     for known in [known for known in origins if known.startswith(f"{path}.")]:
         del origins[known]

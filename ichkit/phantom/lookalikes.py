@@ -56,15 +56,8 @@ def _draw_calcification(generator: np.random.Generator) -> list[Bleed]:
 def _draw_skull_base(generator: np.random.Generator) -> list[Bleed]:
     uniform, side = generator.uniform, _side(generator)
     front = generator.random() < 0.5  # the roofs of the orbits, else the petrous bones and the temporal poles
-    centre = (
-        (side * uniform(8, 38), uniform(-68, -42), uniform(-26, -10))
-        if front
-        else (
-            side * uniform(22, 50),
-            uniform(-28, 22),
-            uniform(-34, -18),
-        )
-    )
+    x, y, z = ((8, 38), (-68, -42), (-26, -10)) if front else ((22, 50), (-28, 22), (-34, -18))
+    centre = (side * uniform(*x), uniform(*y), uniform(*z))
     return [_blob(generator, centre, (4, 13), uniform(44, 68))]
 
 
@@ -76,29 +69,22 @@ def _draw_thick_falx(generator: np.random.Generator) -> list[Bleed]:
 
 def _draw_dense_tentorium(generator: np.random.Generator) -> list[Bleed]:
     uniform = generator.uniform
-    return [
-        Bleed(
-            ON_TENT, 0, uniform(25, 50), 0, uniform(1.5, 4), uniform(15, 40), 40, _side(generator), uniform(46, 70), 0
-        )
-    ]
+    y, thickness, reach = uniform(25, 50), uniform(1.5, 4), uniform(15, 40)
+    return [Bleed(ON_TENT, 0, y, 0, thickness, reach, 40, _side(generator), uniform(46, 70), 0)]
 
 
 def _draw_vertex_rim(generator: np.random.Generator) -> list[Bleed]:
     uniform = generator.uniform
     y, z = uniform(-40, 40), uniform(-10, 55)
-    return [
-        Bleed(
-            CRESCENT, 0, y, z, uniform(1.5, 4.5), uniform(20, 60), uniform(10, 30), _side(generator), uniform(46, 66), 0
-        )
-    ]
+    radii = uniform(1.5, 4.5), uniform(20, 60), uniform(10, 30)
+    return [Bleed(CRESCENT, 0, y, z, *radii, _side(generator), uniform(46, 66), 0)]
 
 
 def _draw_hygroma(generator: np.random.Generator) -> list[Bleed]:
     uniform = generator.uniform
     y, z = uniform(-30, 15), uniform(0, 50)
-    return [
-        Bleed(CRESCENT, 0, y, z, uniform(4, 12), uniform(50, 80), uniform(20, 32), _side(generator), uniform(8, 30), 0)
-    ]
+    radii = uniform(4, 12), uniform(50, 80), uniform(20, 32)
+    return [Bleed(CRESCENT, 0, y, z, *radii, _side(generator), uniform(8, 30), 0)]
 
 
 def _draw_infarct(generator: np.random.Generator) -> list[Bleed]:
@@ -115,20 +101,8 @@ def _draw_tumour(generator: np.random.Generator) -> list[Bleed]:
 
 def _draw_vessel(generator: np.random.Generator) -> list[Bleed]:
     uniform, side = generator.uniform, _side(generator)
-    return [
-        Bleed(
-            BLOB,
-            side * uniform(15, 32),
-            uniform(-16, -6),
-            uniform(-14, -4),
-            uniform(7, 12),
-            2,
-            2,
-            side,
-            uniform(48, 68),
-            0,
-        )
-    ]
+    x, y, z = side * uniform(15, 32), uniform(-16, -6), uniform(-14, -4)
+    return [Bleed(BLOB, x, y, z, uniform(7, 12), 2, 2, side, uniform(48, 68), 0)]
 
 
 LOOKALIKES = {

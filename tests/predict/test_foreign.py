@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.commands import call
 from support.dicoms import write_series
-from support.models import FOLD, make_model, seal
+from support.models import FOLD, make_model, predict, seal
 
 from ichkit.core.errors import ArtifactError
 from ichkit.engine.inference import read_card
@@ -29,21 +28,6 @@ def made(tmp_path_factory):
 def model(made, tmp_path):
     shutil.copytree(made / "model", tmp_path / "model")
     return tmp_path / "model"
-
-
-def predict(made, model, tmp_path, code):
-    words = [
-        "predict",
-        made / "scans",
-        "--model",
-        model,
-        "--out",
-        tmp_path / "out",
-        "--no-page",
-        "--work",
-        tmp_path / "w",
-    ]
-    return call(*words, "--no-page", "--set", "prepare.workers=1", code=code)
 
 
 def change_card(**values):

@@ -6,9 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from support.commands import call
 from support.dicoms import write_series
-from support.models import STACK, TREE, make_stacked_model, seal
+from support.models import STACK, TREE, make_stacked_model, predict, seal
 
 MOST_MEGABYTES = 300
 FUSION, SEQUENCE, BOOSTERS = (f"{STACK}/{name}/fold0" for name in ("fusion", "sequence", "lightgbm"))
@@ -28,11 +27,6 @@ def made(tmp_path_factory):
 def model(made, tmp_path):
     shutil.copytree(made / "model", tmp_path / "model")
     return tmp_path / "model"
-
-
-def predict(made, model, tmp_path, code):
-    words = ["predict", made / "scans", "--model", model, "--out", tmp_path / "out", "--work", tmp_path / "w"]
-    return call(*words, "--no-page", "--set", "prepare.workers=1", code=code)
 
 
 def change(name, **values):

@@ -296,7 +296,7 @@ def _run_here(work: Path, words: tuple[str, ...], at: Collection[int], fault: st
         nonlocal is_copying
         if is_copying or not _is_change(event, args, work):
             return
-        path = Path(os.fsdecode(args[0]))  # type: ignore[arg-type]
+        path = Path(_path_of(args))
         is_file_put_in_place = event == "os.rename" and path.is_file()
         changes.append(is_file_put_in_place)
         if len(changes) not in at:
@@ -367,8 +367,13 @@ def _is_change(event: str, args: tuple[object, ...], work: Path) -> bool:
             return False
     elif event not in _CHANGES:
         return False
-    path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes | os.PathLike) else ""
+    path = _path_of(args)
     return bool(path) and (not path.startswith("/") or path.startswith(f"{work}/")) and path != ".count"
+
+
+def _path_of(args: tuple[object, ...]) -> str:
+    """The path of an audit event; empty if it has a file descriptor."""
+    return os.fsdecode(args[0]) if isinstance(args[0], str | bytes | os.PathLike) else ""
 
 
 def normalise(root: Path) -> dict[str, bytes | None]:

@@ -20,6 +20,7 @@ from ichkit.stacking.chain import Chain, Chains
 from ichkit.stacking.fusion import FusionModel
 from ichkit.stacking.sequence import SequenceModel
 from ichkit.stacking.table import BASE
+from support.commands import call
 
 FOLD, STACK = "runs/demo/fold0", "stacks/demo"
 TREE = """tree
@@ -102,3 +103,9 @@ def seal(folder: Path, **changes: object) -> None:
         "versions": {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def predict(made: Path, model: Path, folder: Path, code: int) -> str:
+    """What `ichkit predict` prints for the scans in `made` by a model; its output goes below `folder`."""
+    words = ["predict", made / "scans", "--model", model, "--out", folder / "out", "--work", folder / "w"]
+    return call(*words, "--no-page", "--set", "prepare.workers=1", code=code)

@@ -54,6 +54,17 @@ def losses_of(work):
     return np.array([json.loads(line)["loss"] for line in lines])
 
 
+def train_alone_and_together(tmp_path, changes):
+    """Work folders of one process and of two, and what each of the two printed."""
+    alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
+    do(train, config(*changes), alone, run_name="run", folds=[0])
+    port = free_port()
+    processes = [start(together, rank, port, changes) for rank in range(2)]
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    return alone, together, told
+
+
 STUDIES = ("train.sampling=studies", "train.context.width=16", "train.context.dropout=0")
 READERS = {
     "slices": (),
@@ -66,13 +77,7 @@ READERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path, reader):
-    changes = (*EXACT, *READERS[reader])
-    alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
-    do(train, config(*changes), alone, run_name="run", folds=[0])
-    port = free_port()
-    processes = [start(together, rank, port, changes) for rank in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    alone, together, told = train_alone_and_together(tmp_path, (*EXACT, *READERS[reader]))
     expected = losses_of(alone)
     assert len(expected) >= 12
     np.testing.assert_allclose(losses_of(together), expected, atol=1e-5, rtol=0)
@@ -85,12 +90,7 @@ def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(tmp_path,
 @pytest.mark.slow
 def test_two_processes_choose_the_epoch_that_one_chooses(tmp_path):
     changes = (*EXACT, "train.validation={share: 0.5, keep: best, patience: 2}", "train.learning_rate=0.03")
-    alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
-    do(train, config(*changes), alone, run_name="run", folds=[0])
-    port = free_port()
-    processes = [start(together, rank, port, changes) for rank in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    alone, together, _ = train_alone_and_together(tmp_path, changes)
     ours, theirs = (pd.read_csv(work.fold("run", 0) / "history.csv") for work in (alone, together))
     assert ours.epoch.tolist() == theirs.epoch.tolist()
     np.testing.assert_allclose(theirs.validation_loss, ours.validation_loss, atol=1e-4)
