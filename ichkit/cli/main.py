@@ -85,7 +85,13 @@ def phantom(plan: "PhantomPlan") -> None:
 @click.option("--folder", type=PATH, help="Your own scans: folder or zip file of DICOM; needs --labels.")
 @click.option("--series-override", type=PATH, help="Series selected by hand: CSV with columns study_id, series.")
 @click.option("--limit-studies", type=click.IntRange(1), help="Prepare at most this many studies of each split.")
-@click.option("--fresh", is_flag=True, help="Prepare everything again; folds.csv is kept.")
+@click.option(
+    "--lock",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    metavar="SHARE",
+    help="Lock this share of the patients away from all training, for --prove [default: none, or as before].",
+)
+@click.option("--fresh", is_flag=True, help="Prepare everything again; folds.csv and locked patients are kept.")
 @click.option("--new-folds", is_flag=True, help="Re-create the folds; existing runs become invalid.")
 @click.option("--folds", "folds_file", type=PATH, help="Import the folds from a CSV with columns patient_id, fold.")
 @click.option("--strict", is_flag=True, help="Stop at the first unreadable file.")
@@ -163,6 +169,7 @@ def _parse_runs(_ctx: click.Context, _option: click.Parameter, given: str | None
     help="Runs to stack, separated by commas [default: all complete runs].",
 )
 @click.option("--name", help="Name of the stack [default: the names of the runs joined by +].")
+@click.option("--prove", "proves", is_flag=True, help="Also measure its gains on the locked patients (prepare --lock).")
 @common_options
 @planned("ichkit.stages.stack.run", "StackOptions")
 def stack(plan: "StackPlan") -> None:
@@ -172,6 +179,11 @@ def stack(plan: "StackPlan") -> None:
 
     for table in render(run(plan)):
         show(table)
+    if plan.options.proves:
+        from ichkit.stages.scores import prove
+
+        proof = prove.plan(plan.config, plan.work, prove.ProveOptions(plan.final.name))
+        show(prove.render(prove.run(proof), plan.inputs.data))
 
 
 @main.command(
@@ -187,6 +199,9 @@ def stack(plan: "StackPlan") -> None:
     help="Show all tables of this run or stack [default: a summary of the best one].",
 )
 @click.option("--all", "is_whole", is_flag=True, help="Print every row of scores.parquet.")
+@click.option(
+    "--prove", "proves", is_flag=True, help="Measure the gains of all stacks on the locked patients (prepare --lock)."
+)
 @click.option("--submission", type=PATH, help="Score this submission file (ID,Label) instead; needs --truth.")
 @click.option("--truth", type=PATH, help="Ground-truth labels of that file (ID,Label).")
 @common_options
@@ -201,6 +216,12 @@ def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
         return
     run(plan)
     options, task = plan.options, plan.prepared.task
+    if options.proves:
+        from ichkit.stages.scores import prove
+
+        proof = prove.plan(plan.config, plan.work)
+        show(prove.render(prove.run(proof), "+".join(sorted({source.data for source in proof.sources}))))
+        return
     for table in summary.render(plan.work, task, options.source, is_whole=options.is_whole):
         show(table)
 

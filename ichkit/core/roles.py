@@ -17,7 +17,10 @@ OUT_OF_FOLD, TEST = "oof", "test"
 STANDARD_EXTERNAL = "cq500"
 """The external set of the paper: each run and stack has a table for it, which is empty if it is not prepared."""
 
-RESERVED_NAMES = frozenset({OUT_OF_FOLD, TEST, "train", "rsna", STANDARD_EXTERNAL, "folder"})
+LOCKED = "locked"
+"""The set of the patients that `prepare --lock` takes out of training data; only `--prove` scores it."""
+
+RESERVED_NAMES = frozenset({OUT_OF_FOLD, TEST, "train", "rsna", STANDARD_EXTERNAL, "folder", LOCKED})
 """Names that an external set cannot have, because other tables or sources use them."""
 
 

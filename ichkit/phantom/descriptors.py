@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
+from ichkit.core.roles import LOCKED
 from ichkit.core.seeding import make_generator
 from ichkit.core.tasks import find_task
 from ichkit.stacking.calibration import fit_calibration
@@ -82,6 +83,7 @@ def make_work(
     runs: tuple[str, ...] = ("base",),
     test_studies: int = 8,
     cq500_studies: int = 12,
+    locked_studies: int = 0,
     seed: int = 0,
     num_folds: int = 5,
     positive_rate: float = 0.6,
@@ -102,6 +104,7 @@ def make_work(
         num_patients: training patients; every eighth has two studies.
         slices_per_study: least and most slices of a study, both included.
         folds: the finished folds of every run, out of `num_folds`.
+        locked_studies: studies of patients that nothing is fitted on, as `prepare --lock` takes them out.
         positive_rate: share of studies that bleed.
         noise: standard deviation of the noise on a descriptor's logit. With 0, and the other errors at their defaults,
             descriptors are the true posteriors, and a second stage can gain on them only by chance.
@@ -130,7 +133,8 @@ def make_work(
     train = _draw_studies(rng, [f"ID_p{i:06x}" for i in range(num_patients)], "rsna", "train", *shape)
     test = _draw_studies(rng, [f"ID_q{i:06x}" for i in range(test_studies)], "rsna", "test", *shape)
     external = _draw_studies(rng, [f"CQ500-CT-{i}" for i in range(cq500_studies)], "cq500", "external", *shape)
-    studies = sorted([*train, *test, *external], key=lambda study: (study.dataset, study.study_id))
+    locked = _draw_studies(rng, [f"ID_r{i:06x}" for i in range(locked_studies)], LOCKED, "external", *shape)
+    studies = sorted([*train, *test, *external, *locked], key=lambda study: (study.dataset, study.study_id))
     posterior = np.concatenate([study.posterior for study in studies])
     labels = _draw_labels(rng, posterior)
     slices = _make_slices(studies, labels, _deal(train, num_folds), rng)
@@ -335,8 +339,9 @@ def _make_slices(
         }
     )
     slices = of_study.loc[np.repeat(np.arange(len(studies)), lengths)].reset_index(drop=True)
-    known = slices.split == "train"
-    fold = np.nan if dealt is None else slices.patient_id.map(dealt.set_index("patient_id").fold).where(known)
+    is_train = slices.split == "train"
+    known = is_train | (slices.dataset == LOCKED)
+    fold = np.nan if dealt is None else slices.patient_id.map(dealt.set_index("patient_id").fold).where(is_train)
     slices = slices.assign(
         slice_id=slices.prefix + pd.Series(index).astype(str),
         series_id=slices.study_id + "-1",
@@ -404,6 +409,8 @@ def _write_fold(
         "test": (slices.split == "test").to_numpy(bool),
         "cq500": (slices.dataset == "cq500").to_numpy(bool),
     }
+    if (slices.dataset == LOCKED).any():
+        parts[LOCKED] = (slices.dataset == LOCKED).to_numpy(bool)
     writer = ArtifactWriter(work.fold(run, fold), "fold")
     for name, rows in parts.items():
         table = make_predictions(slices[rows], seen[rows], TASK, fold)

@@ -1,7 +1,7 @@
 """The fold models of a stack: from descriptors (out-of-fold predictions) to final probabilities."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,28 @@ def predict_chains(
 
     Source: chosen here: these are the same fold models whose out-of-fold scores are reported.
     """
+    stack, slices = read_chains(stack_folder), slices.sort_values(KEY, ignore_index=True)
+    totals = {kind: np.zeros((len(slices), stack.task.num_classes)) for kind in stack.kinds}
+    for _, kinds in predict_each_chain(stack_folder, descriptors, slices, embeddings):
+        for kind, logits in kinds.items():
+            totals[kind] += to_probabilities(logits)
+    return {
+        # Made coherent again, because rounding of sums and sigmoids may change the last bit.
+        kind: make_predictions(slices, make_coherent(total / len(stack.chains), stack.task), stack.task, AVERAGED)
+        for kind, total in totals.items()
+    }
+
+
+def predict_each_chain(
+    stack_folder: Path,
+    descriptors: Mapping[str, Mapping[int, pd.DataFrame]],
+    slices: pd.DataFrame,
+    embeddings: Mapping[str, Mapping[int, np.ndarray]] | None = None,
+) -> Iterator[tuple[Rows, dict[str, np.ndarray]]]:
+    """The descriptors that each fold model reads, and its (N, C) float64 logits by kind, one fold model at a time.
+
+    Arguments and errors as for `predict_chains`; rows are sorted by study_id and slice_index.
+    """
     stack = read_chains(stack_folder)
     if stack.has_brain_shares and BRAIN_SHARE not in slices:
         raise ContractError(
@@ -198,18 +220,11 @@ def predict_chains(
             "found none."
         )
     slices = slices.sort_values(KEY, ignore_index=True)
-    totals = {kind: np.zeros((len(slices), stack.task.num_classes)) for kind in stack.kinds}
     for chain in stack.chains:
         tables = _tables_of(descriptors, stack.runs, chain.fold)
         projected = _project(stack_folder, stack, chain.fold, tables, embeddings)
         rows = make_rows(tables, slices, stack.task, projected)
-        for kind, logits in chain.predict(stack_folder, rows).items():
-            totals[kind] += to_probabilities(logits)
-    return {
-        # Made coherent again, because rounding of sums and sigmoids may change the last bit.
-        kind: make_predictions(slices, make_coherent(total / len(stack.chains), stack.task), stack.task, AVERAGED)
-        for kind, total in totals.items()
-    }
+        yield rows, chain.predict(stack_folder, rows)
 
 
 def _tables_of(

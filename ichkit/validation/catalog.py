@@ -14,6 +14,7 @@ from ichkit.core.tasks import Task
 from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import Inventory, kinds_of, take_inventory
+from ichkit.work.looks import Scored
 from ichkit.work.schemas import KEY, check_predictions, make_predictions
 
 
@@ -89,6 +90,12 @@ class _Identity(NamedTuple):
     folds: tuple[int, ...]
     path: str
     is_outdated: bool
+
+
+def looked_at(work: WorkFolder, source: Source, split: str, command: str) -> Scored:
+    """The row of the ledger for a source that is scored on an external set or on the locked patients."""
+    digest = digest_of(source.digests_of(work, split))
+    return Scored(split, source.name, source.config_digest, digest, command)
 
 
 def find_sources(work: WorkFolder, task: Task) -> list[Source]:

@@ -7,8 +7,8 @@ import pandas as pd
 
 from ichkit.core.errors import FoldError
 from ichkit.core.progress import logger
-from ichkit.core.seeding import make_generator
-from ichkit.work.schemas import FOLDS
+from ichkit.core.seeding import derive_seed, make_generator
+from ichkit.work.schemas import FOLDS, LOCKS
 
 _MAX_STEPS = 1000
 _MAX_SWAP_CANDIDATES = 512
@@ -49,6 +49,47 @@ def assign_folds(
     loads = _patient_loads(patients, classes)
     _warn_of_rare_classes(loads, classes, num_folds)
     return _assign(loads, _check_existing(existing, num_folds), num_folds, classes, seed)
+
+
+def lock_patients(
+    patients: pd.DataFrame, share: float, classes: Sequence[str], seed: int, existing: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Which patients are locked away from all training: one part in round(1 / share), balanced as the folds are.
+
+    Known patients stay as they are. Of new patients as many parts are dealt again; fewer patients than parts are not
+    locked.
+
+    Args:
+        patients: as for `assign_folds`.
+        share: above 0, at most 0.5.
+        existing: patient_id and is_locked of an earlier call.
+
+    Returns:
+        patient_id and is_locked (bool), sorted by patient_id.
+
+    Raises:
+        FoldError: fewer patients than parts in the first call.
+
+    Example:
+        >>> frame = pd.DataFrame({"patient_id": list("abcd"), "any": [1, 1, 0, 0]})
+        >>> lock_patients(frame, 0.5, ["any"], seed=0).is_locked.tolist().count(True)
+        2
+    """
+    known = pd.DataFrame({"patient_id": [], "is_locked": []}) if existing is None else existing
+    loads = _patient_loads(patients[~patients.patient_id.isin(known.patient_id)], classes)
+    num_parts = round(1 / share)
+    if existing is None and len(loads) < num_parts:
+        raise FoldError(
+            f"--lock {share:g}: expected at least {num_parts} patients to lock one part in {num_parts}, found "
+            f"{len(loads)}. Prepare more studies, or lock a larger share."
+        )
+    parts = pd.Series(1, index=loads.index)
+    if len(loads) >= num_parts:
+        dealt = _assign(loads, pd.Series(dtype=np.int64), num_parts, classes, derive_seed(seed, "lock"))
+        parts = dealt.set_index("patient_id").fold
+    new = pd.DataFrame({"patient_id": parts.index.astype("str"), "is_locked": parts.to_numpy() == 0})
+    both = pd.concat([known, new]) if len(known) else new
+    return both.astype({"is_locked": bool}).sort_values("patient_id", ignore_index=True)[LOCKS]
 
 
 def deal_patients(slices: pd.DataFrame, num_parts: int, classes: Sequence[str], seed: int) -> np.ndarray:

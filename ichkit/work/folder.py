@@ -73,6 +73,16 @@ class WorkFolder:
         return self.root / "scores"
 
     @property
+    def proof(self) -> Path:
+        """The gains of second stages on locked patients."""
+        return self.root / "proof"
+
+    @property
+    def looks(self) -> Path:
+        """The ledger of every scoring of an external set or of the locked patients."""
+        return self.root / "looks.csv"
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.root / "report.html"

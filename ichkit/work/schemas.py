@@ -10,6 +10,7 @@ from ichkit.core.tasks import Task
 
 KEY = ["study_id", "slice_index"]
 FOLDS = ["patient_id", "fold"]
+LOCKS = ["patient_id", "is_locked"]
 REJECTED = ["dataset", "split", "slice_id", "study_id", "series_id", "position_mm", "file", "reason"]
 SERIES_CHOICE = ["study_id", "series_id", "series", "num_slices", "coverage_mm", "gap_mm", "chosen", "reason"]
 CROPS = {

@@ -9,7 +9,7 @@ import pytest
 
 from ichkit.core.errors import FoldError
 from ichkit.core.tasks import find_task
-from ichkit.validation.folds import assign_folds, check_folds, deal_patients, tally_studies
+from ichkit.validation.folds import assign_folds, check_folds, deal_patients, lock_patients, tally_studies
 
 CLASSES = find_task("hemorrhage").classes
 RATES = {"epidural": 0.014, "intraparenchymal": 0.16, "intraventricular": 0.12, "subarachnoid": 0.17, "subdural": 0.17}
@@ -214,3 +214,33 @@ def test_the_last_swap_and_move_leave_nothing_to_gain():
             swapped = fold.copy()
             swapped[[i, j]] = swapped[[j, i]]
             assert imbalance(swapped) >= best - 1e-7
+
+
+def test_a_lock_takes_whole_patients_a_part_of_every_class_and_never_moves_anyone():
+    patients = draw_studies(800, 700)
+    locks = lock_patients(patients, 0.2, CLASSES, seed=0)
+    assert locks.patient_id.tolist() == sorted(set(patients.patient_id))
+    inside = patients.patient_id.isin(locks.patient_id[locks.is_locked])
+    positive = patients[["intraparenchymal", "subdural", "any"]] > 0
+    np.testing.assert_allclose(positive[inside].mean(), positive[~inside].mean(), atol=0.02)
+    assert inside.mean() == pytest.approx(0.2, abs=0.01)
+    flipped = patients.assign(**{name: 1 - (patients[name] > 0) for name in CLASSES})
+    pd.testing.assert_frame_equal(lock_patients(flipped, 0.2, CLASSES, seed=0, existing=locks), locks)
+    more = pd.concat([patients, draw_studies(300, 300, seed=1).assign(patient_id=lambda t: "new" + t.patient_id)])
+    both = lock_patients(more, 0.2, CLASSES, seed=0, existing=locks).set_index("patient_id").is_locked
+    assert both[locks.patient_id].tolist() == locks.is_locked.tolist()
+    assert both[both.index.str.startswith("new")].mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_few_new_patients_are_not_locked_and_too_few_at_first_are_refused():
+    patients = draw_studies(20, 20)
+    locks = lock_patients(patients, 0.25, CLASSES, seed=0)
+    more = pd.concat([patients, draw_studies(2, 2, seed=1).assign(patient_id=["x", "y"])])
+    assert (
+        not lock_patients(more, 0.25, CLASSES, seed=0, existing=locks)
+        .set_index("patient_id")
+        .is_locked[["x", "y"]]
+        .any()
+    )
+    with pytest.raises(FoldError, match=r"--lock 0.02: expected at least 50 patients.*found 20"):
+        lock_patients(patients, 0.02, CLASSES, seed=0)

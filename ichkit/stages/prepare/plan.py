@@ -25,9 +25,10 @@ from ichkit.work.artifacts import Manifest, digest_file, digest_table, has_artif
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, look_at
 from ichkit.work.places import partial_of
-from ichkit.work.schemas import FOLDS
+from ichkit.work.schemas import FOLDS, LOCKS
 
 SETTINGS_FILE = "settings.json"
+FOLDS_NAME, LOCKS_NAME = "folds.csv", "locked.csv"
 _FILES = "_files"
 _BYTES_PER_PIXEL = 0.51
 """Size of a compressed volume: 132 kB per slice of 512 x 512, the noisiest of four real data sets."""
@@ -46,6 +47,7 @@ class PrepareOptions:
         external: external sets in addition to those of `SOURCES`.
         series_override: CSV of manually chosen series (study_id, series).
         limit_studies: only this many studies of each split, first by id.
+        lock: the share of patients to lock away from training, for `--prove`; None keeps an earlier lock.
         fresh: discard what was prepared, except `folds.csv`.
         new_folds: re-create the folds; existing runs become invalid.
         folds_file: import folds from this CSV (patient_id, fold).
@@ -63,6 +65,7 @@ class PrepareOptions:
     external: tuple[ExternalSet, ...] = ()
     series_override: Path | None = None
     limit_studies: int | None = None
+    lock: float | None = None
     fresh: bool = False
     new_folds: bool = False
     folds_file: Path | None = None
@@ -92,6 +95,7 @@ class PreparePlan(Plan):
         source: the training data.
         settings: the settings that determine the bytes of the store.
         folds: imported or existing folds; None to create them.
+        locked: the patients that are locked, and those that are not; None if nothing was locked before.
         override: manually chosen series.
         listings: the sources found.
         inputs: digests of the input files.
@@ -105,6 +109,7 @@ class PreparePlan(Plan):
     source: str
     settings: dict[str, Any]
     folds: pd.DataFrame | None
+    locked: pd.DataFrame | None
     override: pd.DataFrame | None
     listings: list[ListedSource]
     inputs: dict[str, str]
@@ -136,6 +141,10 @@ class PreparePlan(Plan):
             steps.append(f"assigns the patients to {self.config.prepare.num_folds} folds")
         else:
             steps.append(f"keeps the folds of {len(self.folds)} patients and assigns new patients to them")
+        if self.locked is not None:
+            steps.append(f"keeps {self.locked['is_locked'].sum()} patients locked")
+        elif lock := self.settings.get("lock"):
+            steps.append(f"locks one patient in {round(1 / lock)} away from training, for --prove")
         if self.is_update:
             steps.append("the input files have changed: studies that are prepared already are reused")
         elif self.options.fresh and self.work.prepared.exists():
@@ -194,7 +203,10 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     }
     if steps := config.prepare.steps():
         settings["steps"] = [find_step(name).name for name in steps]
-    folds = _kept_folds(work, options)
+    folds, locked = _kept_folds(work, options), _kept_locks(work)
+    lock = options.lock or (None if locked is None else _earlier_settings(work).get("lock"))
+    if lock is not None:
+        settings["lock"] = lock
     if not options.fresh:
         _check_settings(work, settings)
     override = None if options.series_override is None else read_override(options.series_override)
@@ -207,7 +219,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
         _refuse_to_drop(current, listings)
         current = None
     return PreparePlan(
-        config, work, options, source, settings, folds, override, listings, inputs, current, is_update, seen
+        config, work, options, source, settings, folds, locked, override, listings, inputs, current, is_update, seen
     )
 
 
@@ -223,18 +235,20 @@ def _training_source(options: PrepareOptions) -> str:
 
 def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
     """Raises if a finished or unfinished store was made from other settings."""
-    unfinished = partial_of(work.prepared) / SETTINGS_FILE
-    if has_artifact(work.prepared):
-        found = read_manifest(work.prepared).settings
-    elif unfinished.exists():
-        found = json.loads(unfinished.read_text())
-    else:
-        return
-    if differences := list_differences(found, settings):
+    found = _earlier_settings(work)
+    if found and (differences := list_differences(found, settings)):
         raise ArtifactError(
             f"{work.prepared}: made from other settings ({'; '.join(differences)}). "
             "Use the same settings, another --work, or start over with `ichkit prepare --fresh` (folds.csv is kept)."
         )
+
+
+def _earlier_settings(work: WorkFolder) -> dict[str, Any]:
+    """The settings of a finished or unfinished store; none without a store."""
+    unfinished = partial_of(work.prepared) / SETTINGS_FILE
+    if has_artifact(work.prepared):
+        return read_manifest(work.prepared).settings
+    return dict(json.loads(unfinished.read_text())) if unfinished.exists() else {}
 
 
 def _refuse_to_drop(before: Manifest, listings: list[ListedSource]) -> None:
@@ -257,9 +271,27 @@ def _kept_folds(work: WorkFolder, options: PrepareOptions) -> pd.DataFrame | Non
         return _read_folds(options.folds_file)
     if options.new_folds:
         return None
-    places = [work.prepared / "folds.csv", partial_of(work.prepared) / "folds.csv"]
-    found = next((path for path in places if path.exists()), None)
+    found = _kept_file(work, FOLDS_NAME)
     return None if found is None else _read_folds(found)
+
+
+def _kept_locks(work: WorkFolder) -> pd.DataFrame | None:
+    """The locked patients of an earlier call; None if nothing was locked."""
+    path = _kept_file(work, LOCKS_NAME)
+    if path is None:
+        return None
+    try:
+        return read_csv(path, dtype={"patient_id": "str", "is_locked": "bool"})[LOCKS]
+    except (OSError, ValueError, KeyError) as error:
+        raise FoldError(
+            f"{path}: expected a CSV with the columns patient_id, is_locked (True or False): {error}"
+        ) from error
+
+
+def _kept_file(work: WorkFolder, name: str) -> Path | None:
+    """A file of the finished store, else of an unfinished one; None if there is none."""
+    places = [work.prepared / name, partial_of(work.prepared) / name]
+    return next((path for path in places if path.exists()), None)
 
 
 def _read_folds(path: Path) -> pd.DataFrame:

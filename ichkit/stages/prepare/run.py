@@ -18,7 +18,15 @@ from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings
 from ichkit.sources.table import is_phantom
-from ichkit.stages.prepare.plan import SETTINGS_FILE, ListedSource, PrepareOptions, PreparePlan, plan
+from ichkit.stages.prepare.plan import (
+    FOLDS_NAME,
+    LOCKS_NAME,
+    SETTINGS_FILE,
+    ListedSource,
+    PrepareOptions,
+    PreparePlan,
+    plan,
+)
 from ichkit.stages.prepare.tables import Stamp, refuse_nothing, write_tables
 from ichkit.work.artifacts import (
     ArtifactWriter,
@@ -57,10 +65,11 @@ def run(plan: PreparePlan) -> Manifest:
     if plan.is_update:
         logger.info("prepare: the input files have changed; updating the store")
     plan.log_needs()
-    writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh, keeps=("folds.csv",))
+    writer = ArtifactWriter(work.prepared, "prepared", resume=not options.fresh, keeps=(FOLDS_NAME, LOCKS_NAME))
     write_bytes_atomically(writer.folder / SETTINGS_FILE, encode_json(plan.settings))
-    if plan.folds is not None:
-        write_bytes_atomically(writer.folder / "folds.csv", encode_table(plan.folds, ".csv"))
+    for name, table in ((FOLDS_NAME, plan.folds), (LOCKS_NAME, plan.locked)):
+        if table is not None:
+            write_bytes_atomically(writer.folder / name, encode_table(table, ".csv"))
     if options.fresh:
         # Only after the data were found and the folds saved: a wrong path or a kill loses nothing.
         discard(work.prepared)
@@ -83,7 +92,7 @@ def run(plan: PreparePlan) -> Manifest:
     refused = {item.source.name: item.refused for item in plan.listings}
     data = "phantom" if any(is_phantom(item.root) for item in plan.listings) else plan.source
     stamp = Stamp(plan.settings, plan.inputs, data)
-    return write_tables(writer, planned, records, refused, plan.folds, stamp, config)
+    return write_tables(writer, planned, records, refused, (plan.folds, plan.locked), stamp, config)
 
 
 def _plan_source(

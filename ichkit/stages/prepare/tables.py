@@ -8,7 +8,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.progress import format_count, logger
-from ichkit.core.roles import order_external, title_of
+from ichkit.core.roles import LOCKED, Role, order_external, title_of
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import CROPS_NAME, FACTS_NAME
 from ichkit.sources.collect import PlannedSource, collect_crops, collect_failures, collect_slices, collect_studies
@@ -18,7 +18,8 @@ from ichkit.sources.plan import count_reasons
 from ichkit.sources.study import StudyRecord
 from ichkit.stages.prepare.audit import write_audit
 from ichkit.stages.prepare.crop_audit import describe_crops, draw_crops, measure_crops
-from ichkit.validation.folds import assign_folds, check_folds, tally_studies
+from ichkit.stages.prepare.plan import FOLDS_NAME, LOCKS_NAME
+from ichkit.validation.folds import assign_folds, check_folds, lock_patients, tally_studies
 from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_table, write_bytes_atomically
 from ichkit.work.schemas import BRAIN_SHARE, CROPS, KEY, REJECTED, SERIES_CHOICE, TILT
 
@@ -44,7 +45,7 @@ def write_tables(
     planned: list[PlannedSource],
     records: dict[str, StudyRecord],
     refused: dict[str, pd.DataFrame],
-    folds: pd.DataFrame | None,
+    kept: tuple[pd.DataFrame | None, pd.DataFrame | None],
     stamp: Stamp,
     config: Config,
 ) -> Manifest:
@@ -53,7 +54,7 @@ def write_tables(
     Args:
         records: of every study, by key.
         refused: zip members rejected unread, by dataset (relative, reason).
-        folds: existing folds by patient, which are kept.
+        kept: the folds and the locked patients of an earlier call.
 
     Raises:
         DataError: no training slice is left.
@@ -61,13 +62,17 @@ def write_tables(
     """
     task = find_task(config.task)
     slices = pd.concat([collect_slices(item, records, task) for item in planned], ignore_index=True)
+    known_folds, known_locks = kept
+    locked = _lock(slices, known_locks, stamp, config, task)
     slices = slices.sort_values(["dataset", *KEY], ignore_index=True)
     train = slices["split"] == "train"
     rejected = _collect_rejected(planned, records, refused)
     if not train.any():
         raise _nothing_usable(writer, rejected)
     tally = tally_studies(slices[train], task.classes)
-    folds = assign_folds(tally, config.prepare.num_folds, task.classes, config.seed, folds)
+    if known_folds is not None and locked is not None:
+        known_folds = known_folds[~known_folds["patient_id"].isin(locked["patient_id"][locked["is_locked"]])]
+    folds = assign_folds(tally, config.prepare.num_folds, task.classes, config.seed, known_folds)
     fold_of = folds.set_index("patient_id")["fold"]
     slices.loc[train, "fold"] = slices["patient_id"][train].map(fold_of).astype("Int16")
     check_folds(slices)
@@ -82,7 +87,9 @@ def write_tables(
     has_crops = bool(config.prepare.steps())
     if has_crops:
         writer.write_table(CROPS_NAME, crops[list(CROPS)])
-    writer.write_table("folds.csv", folds)
+    writer.write_table(FOLDS_NAME, folds)
+    if locked is not None:
+        writer.write_table(LOCKS_NAME, locked)
     writer.write_table("rejected.csv", rejected)
     writer.write_table("series_choice.csv", pd.concat(choices) if choices else pd.DataFrame(columns=SERIES_CHOICE))
     writer.write_table("sample_ids.csv", samples[0] if samples else pd.DataFrame(columns=["ID"]))
@@ -106,6 +113,24 @@ def write_tables(
     manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
     _log_result(slices, studies, rejected, facts, task)
     return manifest
+
+
+def _lock(
+    slices: pd.DataFrame, known: pd.DataFrame | None, stamp: Stamp, config: Config, task: Task
+) -> pd.DataFrame | None:
+    """Moves the slices of locked patients to a set of their own, in place; returns who is locked, None without a lock.
+
+    The set is external, so that every run and stack predicts it and nothing is fitted on it.
+    """
+    share = stamp.settings.get("lock")
+    if share is None:
+        return None
+    train = slices["split"] == "train"
+    assert isinstance(share, float)
+    locked = lock_patients(tally_studies(slices[train], task.classes), share, task.classes, config.seed, known)
+    rows = train & slices["patient_id"].isin(locked["patient_id"][locked["is_locked"]])
+    slices.loc[rows, "dataset"], slices.loc[rows, "split"] = LOCKED, Role.EXTERNAL.value
+    return locked
 
 
 def refuse_nothing(writer: ArtifactWriter, training: PlannedSource, refused: dict[str, pd.DataFrame]) -> None:

@@ -19,6 +19,7 @@ from ichkit.stages.report.external import make_external
 from ichkit.stages.report.gallery import make_galleries
 from ichkit.stages.report.label_errors import write_label_errors
 from ichkit.stages.report.overview import make_board, make_overview
+from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.second_stage import make_second_stage
@@ -30,6 +31,7 @@ from ichkit.stages.scores.tables import data_note
 from ichkit.work.artifacts import (
     digest_of,
     git_commit,
+    has_artifact,
     package_versions,
     read_manifest,
     write_bytes_atomically,
@@ -37,6 +39,7 @@ from ichkit.work.artifacts import (
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import holding
+from ichkit.work.looks import read_looks
 
 _ROOM, _TEMPLATE = "ichkit.stages.report", "report.html.j2"
 # In the order of the page; these need scores.
@@ -51,6 +54,7 @@ _SCORED = (
     make_subgroups,
     make_pairs,
     make_second_stage,
+    make_proof,
     make_training,
 )
 
@@ -181,13 +185,15 @@ def _digest(report: ReportData) -> str:
     for source in report.sources:
         folders = {path.parent for path in source.paths(OUT_OF_FOLD)}
         manifests += [read_manifest(folder) for folder in sorted(folders)]
+    manifests += [read_manifest(report.work.proof)] if has_artifact(report.work.proof) else []
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]
     made = [manifest.created_utc for manifest in manifests]
+    looks = read_looks(report.work).to_dict("records")
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
     templates = [page.read_template(_ROOM, name) for name in ("page.html.j2", page.TABLE_TEMPLATE, _TEMPLATE)]
-    return digest_of([read, made, sites, templates, package_versions(), git_commit(), report.config.settings()])
+    return digest_of([read, made, looks, sites, templates, package_versions(), git_commit(), report.config.settings()])
 
 
 def _inputs_of(path: Path) -> str | None:

@@ -1,6 +1,6 @@
 """Look-up of the scores of a work folder, for the tables of the terminal and of the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,11 @@ from ichkit.validation.comparisons import BASELINE, BOOTSTRAP, DELONG
 from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
 from ichkit.validation.studies import MAXIMUM
 from ichkit.validation.subgroups import ALL
+from ichkit.work.artifacts import has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
+PROOF_NAME = "proof.parquet"
+"""In `work/proof`; written by `stages.scores.prove`."""
 _TRAIN, _EXTERNAL = "train", "external"
 
 
@@ -101,14 +104,15 @@ class ScoreBook:
         sources: sorted by number of slices (descending), folds, loss, name.
         tables: the tables that the scores are read from.
         external_sets: names of the external sets that were scored.
+        kept: source to the share of its out-of-fold gain that locked patients confirmed, where that was measured.
 
     Args:
         tables: from `evaluate.read_tables`.
         sources: the scored sources, at least one.
     """
 
-    def __init__(self, tables: ScoreTables, sources: Sequence[Source]) -> None:
-        self.tables = tables
+    def __init__(self, tables: ScoreTables, sources: Sequence[Source], kept: Mapping[str, float] | None = None) -> None:
+        self.tables, self.kept = tables, kept or {}
         scores = tables.scores
         dataset = scores.dataset.where(scores.split == _EXTERNAL, "")
         groups = zip(scores.split, scores.level, scores.aggregation, dataset, strict=True)
@@ -201,7 +205,28 @@ def open_book(work: WorkFolder, task: Task) -> ScoreBook:
         ArtifactError: there are no scores, or they are of other tables or labels.
     """
     sources = find_sources(work, task)
-    return ScoreBook(read_tables(work, sources), sources)
+    proof = read_proof(work, sources)
+    kept = {} if proof is None else dict(zip(proof.source, proof.gain_kept.astype(float), strict=True))
+    return ScoreBook(read_tables(work, sources), sources, kept)
+
+
+def read_proof(work: WorkFolder, sources: Sequence[Source]) -> pd.DataFrame | None:
+    """The rows of `prove.run` that are of the current tables of these sources; None if there is none.
+
+    Raises:
+        ArtifactError: the proof is damaged.
+    """
+    if not has_artifact(work.proof):
+        return None
+    manifest = read_manifest(work.proof)
+    current = [
+        source.name
+        for source in sources
+        if all(manifest.inputs.get(f"{source.name}:{name}") == digest for name, digest in source.digests.items())
+    ]
+    table = read_table(work.proof / PROOF_NAME, manifest.sha256_of(PROOF_NAME))
+    table = table[table.source.isin(current)].reset_index(drop=True)
+    return table if len(table) else None
 
 
 def _is_in(table: pd.DataFrame, group: Group) -> pd.Series:

@@ -24,7 +24,7 @@ from ichkit.stages.scores.score_source import (
     scored_external_sets,
     study_scores,
 )
-from ichkit.validation.catalog import Source, find_sources
+from ichkit.validation.catalog import Source, find_sources, looked_at
 from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
 from ichkit.validation.folds import check_folds
 from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, weighted_log_loss
@@ -35,6 +35,7 @@ from ichkit.validation.submissions import read_submission, read_truth
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, alone, look_at
+from ichkit.work.looks import record_looks
 
 MADE_BY = "ichkit evaluate"
 SCORES_NAME = "scores.parquet"
@@ -73,6 +74,7 @@ class EvaluateOptions:
     Attributes:
         source: the run or stack to show with all tables; None shows a summary of the best one.
         is_whole: show every row of `scores.parquet`.
+        proves: afterwards show the gains of second stages on locked patients (`stages.scores.prove`) instead.
         submission, truth: score this file (ID,Label) against these labels instead; nothing is written.
 
     Raises:
@@ -81,6 +83,7 @@ class EvaluateOptions:
 
     source: str | None = None
     is_whole: bool = False
+    proves: bool = False
     submission: Path | None = None
     truth: Path | None = None
 
@@ -258,6 +261,10 @@ def run(plan: EvaluatePlan) -> Manifest:
         tables = [getattr(kept[source.name], part) for source in sources]
         writer.write_table(name, pd.concat(tables, ignore_index=True))
     writer.write_table(COMPARISONS_NAME, _compare(sources, kept, prepared, config))
+    record_looks(
+        work,
+        [looked_at(work, source, name, MADE_BY) for source in sources for name in scored_external_sets(prepared)],
+    )
     facts = {
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,

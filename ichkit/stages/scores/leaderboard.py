@@ -161,6 +161,7 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
         "private_score": note["private_score"] if note is not None and is_present else None,
         "submission": note["csv"] if note is not None and is_present else None,
         **{column: value for name in further for column, value in _external_columns(source, book, name).items()},
+        **({"gain_kept": book.kept.get(source.name)} if book.kept else {}),
     }
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ContractError
-from ichkit.core.roles import Role
+from ichkit.core.roles import LOCKED, Role
 from ichkit.core.seeding import derive_seed
 from ichkit.imaging.store import Prepared
 from ichkit.validation.catalog import Source, load_out_of_fold, load_split
@@ -134,8 +134,8 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
 
 
 def scored_external_sets(prepared: Prepared) -> list[str]:
-    """The external sets that have slices."""
-    return [name for name in prepared.external_sets() if len(prepared.split(name))]
+    """The external sets that have slices; not the locked patients, which only `--prove` scores."""
+    return [name for name in prepared.external_sets() if name != LOCKED and len(prepared.split(name))]
 
 
 def load_external(source: Source, prepared: Prepared, dataset: str, settings: EvaluateConfig) -> pd.DataFrame:

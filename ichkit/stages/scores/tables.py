@@ -51,6 +51,11 @@ _MARKS_SOURCE = (
     "one was not in its training data: compare fusion with the paper, not a model that uses them."
 )
 _STUDY_MAXIMUM = "Score of a study: the maximum over its slices."
+_KEPT = "gain\nkept"
+_KEPT_NOTE = (
+    "Gain kept: the gain over the base on locked patients as a share of the gain out of fold; chance alone "
+    "moves it far where the gain is small."
+)
 _DIGITS = {LOG_LOSS: 4, CALIBRATION_ERROR: 4}
 # Column to metric; four fit a terminal of 80 columns with their intervals.
 BY_SLICE = {"log loss": LOG_LOSS, "AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
@@ -91,7 +96,7 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
     has_sites = any(score is not None for scores in sites.values() for score in scores)
     columns = ["#", "source", "log loss", "difference\nto the best", f"AUC {main}"]
     columns += [heading for name in book.external_sets for heading in _external_headings(name, main)]
-    columns += ["positive", *(["public\nprivate"] if has_sites else [])]
+    columns += [*([_KEPT] if book.kept else []), "positive", *(["public\nprivate"] if has_sites else [])]
     rows: list[list[Cell | str]] = []
     ranks: dict[tuple[int, ...], int] = {}
     for source in book.sources:
@@ -108,12 +113,14 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
             group = external_studies(name)
             row.append(book.find(source, ROC_AUC, main, group).cell(3, 2))
             row.append(format_number(book.find(source, ROC_AUC, MEAN_CLASS, group).value, 3))
+        row += [format_number(book.kept.get(source.name), 2)] if book.kept else []
         row += [loss.counts, *([_site(*sites.get(source.name, (None, None)))] if has_sites else [])]
         rows.append(row)
     notes = [_BOARD]
     if book.external_sets:
         shown = " and ".join(map(title_of, book.external_sets))
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
+    notes += [_KEPT_NOTE] if book.kept else []
     notes += [f"{note}." for note in dict.fromkeys(scored_classes_note(book, one) for one in book.sources) if note]
     return Table(
         f"Leaderboard (data: {book.data})",

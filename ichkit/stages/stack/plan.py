@@ -30,10 +30,12 @@ class StackOptions:
     Attributes:
         runs: names of runs; None for all complete ones (see `choose_runs`).
         name: name of the stack; None joins the names of the runs by `+`.
+        proves: afterwards measure its gains on locked patients (`stages.scores.prove`).
     """
 
     runs: Sequence[str] | None = None
     name: str | None = None
+    proves: bool = False
 
 
 @dataclass(frozen=True)
