@@ -99,7 +99,7 @@ def play(base: str, num_patients: int, seed: int, num_folds: int) -> dict[str, f
         seed = derive_seed(config.seed, "stack inner", plan.name)
         training = make_training_part(rows.take(others), inputs.train[others], TASK, config.stack.num_inner, seed)
         chosen, held = training.chosen_rows(), rows.take(plan.held)
-        base_logits = training.calibration.apply(held.mean_logits())
+        base_logits = training.calibration.apply(held.combined_logits())
         inner, outer = [training.inner_base_logits()[chosen]], [base_logits]
         for name, stacker in STACKERS.items():
             seed = derive_seed(config.seed, "stack", plan.name, name)
@@ -115,7 +115,7 @@ def play(base: str, num_patients: int, seed: int, num_folds: int) -> dict[str, f
     def loss(logits: np.ndarray) -> float:
         return float(log_losses_of_logits(logits, labels).mean(axis=0) @ weights)
 
-    own = loss(rows.mean_logits())
+    own = loss(rows.combined_logits())
     return {"run": own, **{f"ratio_{kind}": loss(logits) / own for kind, logits in found.items()}}
 
 

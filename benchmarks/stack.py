@@ -108,7 +108,7 @@ def loss_of(name: str, rows: Rows, inputs: Any, config: Config) -> float:
         training = make_training_part(rows.take(others), inputs.train[others], TASK, config.stack.num_inner, seed)
         model, _ = STACKERS[name].fit(training, TASK, config.stack, derive_seed(config.seed, "stack", plan.name, name))
         held = rows.take(plan.held)
-        logits = model.predict(held, training.calibration.apply(held.mean_logits()))
+        logits = model.predict(held, training.calibration.apply(held.combined_logits()))
         losses[plan.held] = log_losses_of_logits(logits, labels[plan.held])
     return float(losses.mean(axis=0) @ TASK.weight_array())
 

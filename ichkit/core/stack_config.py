@@ -85,9 +85,14 @@ class EmbeddingsConfig(ConfigSection):
 
 
 class StackConfig(ConfigSection):
-    """Stage 2: from the descriptors of adjacent slices to the final probabilities."""
+    """Stage 2: from the descriptors of adjacent slices to the final probabilities.
+
+    `combine` is a row of `stacking.combine.COMBINERS`: how several runs become one base. Without `stackers` the stack
+    is that base alone, an ensemble of the runs.
+    """
 
     stackers: tuple[str, ...] = ("fusion", "lightgbm")
+    combine: str = "mean-logit"
     num_parts: Annotated[int, Field(ge=2)] = 5
     num_inner: Annotated[int, Field(ge=2)] = 4
     calibrate: bool = True

@@ -23,6 +23,8 @@ class Task:
         source: where classes and weights come from.
         covers: class to the classes that it covers: if one of them is positive, so is it. `any_class` covers every
             other class and need not be listed here.
+        finding: what a positive slice shows, a noun for pages and messages.
+        title: heading of reports; empty for the description.
 
     Raises:
         ConfigError: classes repeat, weights do not fit them, or `any_class` or `covers` name an unknown class.
@@ -39,12 +41,15 @@ class Task:
     description: str
     source: str
     covers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    finding: str = "finding"
+    title: str = ""
 
     def __post_init__(self) -> None:
         covers = {name: tuple(covered) for name, covered in self.covers.items()}
         if self.any_class is not None:
             covers[self.any_class] = tuple(name for name in self.classes if name != self.any_class)
         object.__setattr__(self, "covers", covers)
+        object.__setattr__(self, "title", self.title or self.description.rstrip("."))
         if problem := self._find_problem():
             raise ConfigError(f'task "{self.name}": {problem} Change the row that defines the task.')
 
@@ -113,6 +118,18 @@ TASKS = {
         any_class="any",
         description="Five subtypes of intracranial hemorrhage per slice, and any hemorrhage.",
         source="RSNA 2019 Intracranial Hemorrhage Detection, evaluation page",
+        finding="hemorrhage",
+        title="Intracranial hemorrhage on head CT",
+    ),
+    "subtypes": Task(
+        name="subtypes",
+        classes=("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"),
+        weights=(0.2, 0.2, 0.2, 0.2, 0.2),
+        any_class=None,
+        description="Five subtypes of intracranial hemorrhage per slice, without a class for any of them.",
+        source="Huang and Chen, DLMI 2021, section 3.1: the classes of a course competition on RSNA 2019",
+        finding="hemorrhage",
+        title="Subtypes of intracranial hemorrhage on head CT",
     ),
 }
 

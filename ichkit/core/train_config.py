@@ -210,7 +210,7 @@ class PhaseConfig(ConfigSection):
     `weights` are the initial weights: "keep" (of the previous phase; in the first phase `train.pretrained`), "hub",
     "none", a file, or "run:NAME", the same fold of an earlier run on the same folds. `frozen_stages` is the number of
     frozen backbone stages, counted from the input with the stem as the first. `classes` are the labels to train on;
-    the last phase trains on all.
+    the last phase trains on all of the run.
     """
 
     weights: str = "keep"
@@ -267,6 +267,10 @@ class TrainConfig(ConfigSection):
     backbone are left out) or "all". `layer_decay` multiplies the learning rate once for each layer away from the head.
     `curve: heldout` records the scores of the held-out fold after each epoch, for display only.
 
+    `classes` are the classes that the run predicts, by default all of the task. `given` is a class of the task: the
+    other classes of the run are asked only where it is present. Their labels elsewhere are never read, and their
+    probabilities are conditional on it (see `stack.combine: cascade`).
+
     With `adapts_to_length`, `batch_blocks`, `ema_decay` and `cutmix.probability` are upper limits; a run of few steps
     has smaller ones (`engine.length`).
     """
@@ -295,6 +299,8 @@ class TrainConfig(ConfigSection):
     clip_norm: Positive | None = None
     accumulate: Count = 1
     loss: str = "weighted-bce"
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    given: str | None = None
     drop_rate: Probability = 0.0
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_prior_bias: bool = False
@@ -335,7 +341,7 @@ class TrainConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_phases(self) -> "TrainConfig":
         if self.phases and self.phases[-1].classes is not None:
-            raise ValueError("train.phases: the last phase trains on all classes of the task; leave out its `classes`")
+            raise ValueError("train.phases: the last phase trains on all classes of the run; leave out its `classes`")
         return self
 
     @model_validator(mode="after")
@@ -378,10 +384,10 @@ class TrainConfig(ConfigSection):
         """The phases of a run; without `train.phases` there is one, the run itself.
 
         Args:
-            classes: of the task, in order.
+            classes: of the run, in order.
 
         Raises:
-            ConfigError: a phase has a class that is not in the task.
+            ConfigError: a phase has a class that is not in the run.
         """
         return tuple(
             ResolvedPhase(

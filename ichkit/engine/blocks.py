@@ -24,7 +24,7 @@ class Block(NamedTuple):
 
     Attributes:
         images: (P, H, W, C) uint8.
-        labels: (P, K) float32; a padded position has the labels of the slice it repeats.
+        labels: (P, K) float32, NaN where unknown; a padded position has the labels of the slice it repeats.
         positions_mm: (P,) float32, distance of each slice from the middle of its study.
     """
 

@@ -45,7 +45,7 @@ class Evaluator:
         self._reader, self._card, self._weights, self._loss = reader, card, weights, loss_function
         self.classes = tuple(classes)
         self._rows = [
-            (str(path), rows[["slice_index", "position_mm"]], rows[list(classes)].to_numpy(np.float64))
+            (str(path), rows[["slice_index", "position_mm"]], rows[list(classes)].to_numpy(np.float64, na_value=np.nan))
             for path, rows in slices.groupby("volume", sort=False)
         ]
 
@@ -55,7 +55,7 @@ class Evaluator:
         return sum(len(rows) for _, rows, _ in self._rows)
 
     def evaluate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
-        """Loss, weighted log loss, mean AUC and the AUC of each class; an AUC is NaN where it is not defined.
+        """Loss, weighted log loss, mean AUC and the AUC of each class, of known labels; NaN where it is not defined.
 
         Args:
             network: the inference weights; a copy is used, so that it is not changed.

@@ -41,7 +41,7 @@ def heat_maps(
         predictor: the network of a fold.
         volume: (S, H, W) int16 HU, as in the store.
         rows: (n,) positions in the volume.
-        class_indices: (K,) indices of the task's classes.
+        class_indices: (K,) indices of the task's classes, which the network predicts.
         positions_mm: (S,), as for `Predictor.predict_volume`.
 
     Returns:
@@ -56,6 +56,8 @@ def heat_maps(
         bleed's share of the head) in 4 %. For a vision transformer it is computed before the attention of the last
         block, after which only the class token has a gradient.
     """
+    known = predictor.classes
+    outputs = [known.index(predictor.task.classes[index]) for index in class_indices]
     size, reach, rows = predictor.card.image_size, predictor.rendering.reach, np.asarray(rows)
     positions = predictor.centre(len(volume), positions_mm)
     study = predictor.encode_study(volume, View()) if predictor.network.sees_blocks else None
@@ -67,7 +69,7 @@ def heat_maps(
     for first in range(0, len(images), step):
         some = slice(first, first + step)
         batch = torch.from_numpy(images[some]).to(predictor.device)
-        parts.append(_relu_and_scale(_weighted_sums(predictor, batch, class_indices, rows[some], positions, study)))
+        parts.append(_relu_and_scale(_weighted_sums(predictor, batch, outputs, rows[some], positions, study)))
     cells = torch.cat(parts).cpu().numpy()
     return _fit_to_slices(cells, *volume.shape[1:])
 
@@ -95,7 +97,7 @@ def find_layer(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
 def _weighted_sums(
     predictor: Predictor,
     images: torch.Tensor,
-    class_indices: Sequence[int],
+    outputs: Sequence[int],
     rows: np.ndarray,
     positions: torch.Tensor,
     study: tuple[torch.Tensor, torch.Tensor] | None,
@@ -121,7 +123,7 @@ def _weighted_sums(
         hook.remove()
     features = _channels_first(kept[0].detach(), num_channels, backbone)
     sums = []
-    for index in class_indices:
+    for index in outputs:
         # No slice's logit depends on another's images here, so the gradient of their sum holds the gradient of each.
         (gradient,) = torch.autograd.grad(logits[:, index].sum(), kept[0], retain_graph=True)
         weights = _channels_first(gradient, num_channels, backbone).mean((2, 3), keepdim=True)

@@ -23,6 +23,7 @@ from ichkit.imaging.views import TTA_SETS, View
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
 from ichkit.models.context import centre_positions
 from ichkit.models.descriptor import DescriptorNetwork, build_network
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME
 
@@ -51,6 +52,7 @@ class ModelCard:
         steps: steps of that store (`imaging.steps.STEPS`), done to the volume of a new study; none in older cards.
         context, pool: these sections of the config; cards of earlier versions have none.
         window: slices that see each other: of a longer study the mean over windows that overlap by half.
+        classes: those it predicts, in the order of the task; empty for all, as in older cards.
     """
 
     task: str
@@ -67,6 +69,7 @@ class ModelCard:
     context: dict[str, Any] = field(default_factory=lambda: ContextConfig().settings())
     pool: dict[str, Any] = field(default_factory=lambda: PoolConfig().settings())
     window: int = 1
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -88,6 +91,7 @@ class ModelCard:
             context=config.train.context.settings(),
             pool=config.train.pool.settings(),
             window=config.train.longest_block,
+            classes=Scope.of(find_task(config.task), config.train.classes).classes if config.train.classes else (),
         )
 
     def build(
@@ -102,7 +106,7 @@ class ModelCard:
 
         Args:
             drop_rate, drop_path_rate, pretrained: see `models.descriptor.build_network`.
-            num_classes: number of outputs; None for the number of classes of the task.
+            num_classes: number of outputs; None for the number of classes it predicts.
 
         Raises:
             ConfigError: see `models.descriptor.build_network`.
@@ -111,7 +115,7 @@ class ModelCard:
         return build_network(
             self.backbone,
             num_channels=channels.num_channels,
-            num_classes=num_classes or find_task(self.task).num_classes,
+            num_classes=num_classes or len(self.classes) or find_task(self.task).num_classes,
             image_size=self.image_size,
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
@@ -126,7 +130,7 @@ class StudyReading(NamedTuple):
     """What a network says of one study.
 
     Attributes:
-        probabilities: (S, K) float32, the descriptors.
+        probabilities: (S, K) float32, the descriptors of the classes that the network predicts.
         of_slices: (S, K) float32, of each slice alone; the same without a context.
         features: (S, F) float16 penultimate-layer features of each slice alone.
         of_study: (K,) float32, and
@@ -161,6 +165,15 @@ class Predictor:
     def task(self) -> Task:
         """The task it predicts."""
         return find_task(self.card.task)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes it predicts, in the order of the task."""
+        return self.card.classes or self.task.classes
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """(..., C) values of every class of the task, NaN for those that it does not predict, from its (..., K)."""
+        return Scope(self.task, self.classes).spread(values)
 
     @property
     def num_features(self) -> int:
@@ -376,7 +389,8 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         raw = json.loads((folder / CARD_NAME).read_text())
-        card = ModelCard(**{**raw, "hull_hu": tuple(raw["hull_hu"]), "steps": tuple(raw.get("steps", ()))})
+        lists = {name: tuple(raw.get(name, ())) for name in ("steps", "classes")}
+        card = ModelCard(**{**raw, **lists, "hull_hu": tuple(raw["hull_hu"])})
         _check_card(card)
         return card
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -411,6 +425,8 @@ def _check_card(card: ModelCard) -> None:
     if type(card.window) is not int or not 1 <= card.window <= _MAX_WINDOW:
         raise ValueError(f"window must be 1 to {_MAX_WINDOW}")
     find_row(TTA_SETS, str(card.tta), "tta")
+    if card.classes != tuple(name for name in find_task(card.task).classes if name in card.classes):
+        raise ValueError("classes must be classes of the task, in its order")
     if card.tta_average not in ("probability", "logit"):
         raise ValueError('tta_average must be "probability" or "logit"')
 

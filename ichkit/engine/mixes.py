@@ -69,7 +69,7 @@ def apply_mix(images: "torch.Tensor", labels: "torch.Tensor", mix: Mix) -> "tupl
 
     Args:
         images: (B, P, H, W, C) uint8 blocks of P slices.
-        labels: (B, P, K) float, K classes.
+        labels: (B, P, K) float, K classes; NaN where unknown, and so is the mix with it.
 
     Returns:
         New tensors of the same shapes and types; averaged pixels are rounded.

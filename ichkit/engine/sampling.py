@@ -14,7 +14,7 @@ from ichkit.core.train_config import TrainConfig
 from ichkit.models.context import centre_positions
 
 CENTRAL_SHARE = (0.2, 0.9)
-"""Part of a study that "central" draws from: bleeds are rare at the vertex and below the skull base."""
+"""Part of a study that "central" draws from: positive slices are rare at the vertex and below the skull base."""
 _LENGTH_ERROR = 0.05
 
 
@@ -28,7 +28,7 @@ class SliceIndex:
         position: (N,) int32, row of the slice in its volume.
         position_mm: (N,) float32, distance of the slice from the middle of its study.
         first, last: (N,) int64, first and last row of the slice's study in this index, both inclusive.
-        labels: (N, K) float32.
+        labels: (N, K) float32, NaN where unknown.
     """
 
     paths: np.ndarray
@@ -53,7 +53,7 @@ class SliceIndex:
             position_mm=np.concatenate([centre_positions(of_study) for of_study in positions]),
             first=np.repeat(begins, lengths),
             last=np.repeat(begins + lengths - 1, lengths),
-            labels=slices[list(classes)].to_numpy(np.float32, copy=True),
+            labels=slices[list(classes)].to_numpy(np.float32, copy=True, na_value=np.nan),
         )
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Candidates:
     Attributes:
         rows: (M,) int64 rows of the index; those before `first` and after `last` are beyond the study.
         first, last: (M,) int64, first and last row of the study of each, both inclusive.
-        slice_labels: (N, K) float32 labels of the index.
+        slice_labels: (N, K) float32 labels of the index, NaN where unknown.
     """
 
     rows: np.ndarray
@@ -91,6 +91,13 @@ class Candidates:
         """(M, K) float32 labels of each centre; beyond a study, those of its end slice."""
         labels: np.ndarray = self.slice_labels[np.clip(self.rows, self.first, self.last)]
         return labels
+
+    def labelled(self) -> "Candidates":
+        """Those with a known label: from the others nothing is learnt."""
+        is_known = ~np.isnan(self.labels).all(1)
+        if is_known.all():
+            return self
+        return Candidates(self.rows[is_known], self.first[is_known], self.last[is_known], self.slice_labels)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class EpochPlan:
 
 
 def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epoch: int) -> EpochPlan:
-    """The blocks of an epoch, which show as many slices as the index has.
+    """The blocks of an epoch, which show as many slices as the index has labelled ones.
 
     `train.sampling` defines a block of `train.block_size` slices: "blocks" takes each centre with its neighbours in the
     study, "slices" groups the centres themselves across studies. With "studies" a block is a whole study, or a part of
@@ -143,6 +150,8 @@ def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epo
 
     In a study of n slices, blocks of 7 are centred at -3 to n + 2, so that every slice, including the end slices, is in
     7 of the possible blocks; 1 in 7 blocks is drawn. Positions of a block beyond the study are padding.
+
+    Slices without any known label are no centres, and studies without any are not drawn; as neighbours they are seen.
 
     Raises:
         ConfigError: `train.centres` is unknown.
@@ -154,11 +163,12 @@ def plan_epoch(index: SliceIndex, config: TrainConfig, seed: int, fold: int, epo
     if config.sampling == "studies":
         return _plan_studies(index, config, generator)
     if config.sampling == "slices":
-        num_blocks = max(1, len(index) // size)
-        centres = chosen.draw(index.centres(0), len(index), generator)
+        candidates = index.centres(0).labelled()
+        num_blocks = max(1, len(candidates) // size)
+        centres = candidates.rows[chosen.draw(candidates, len(candidates), generator)]
         rows = np.resize(centres, (num_blocks, size))
         return EpochPlan(rows, np.arange(num_blocks * size).reshape(rows.shape) < len(centres))
-    candidates = index.centres(size // 2 if chosen.reaches_beyond else 0)
+    candidates = index.centres(size // 2 if chosen.reaches_beyond else 0).labelled()
     drawn = chosen.draw(candidates, max(1, len(candidates) // size), generator)[:, None]
     rows = candidates.rows[drawn] + np.arange(size) - size // 2  # (M, P)
     first, last = candidates.first[drawn], candidates.last[drawn]
@@ -186,7 +196,7 @@ def _plan_studies(index: SliceIndex, config: TrainConfig, generator: np.random.G
     """
     augment = config.augment
     chosen: list[np.ndarray] = []
-    begins = np.unique(index.first)
+    begins = np.unique(index.first[~np.isnan(index.labels).all(1)])
     for first, last in zip(begins, index.last[begins], strict=True):
         rows = np.arange(first, last + 1)
         if generator.random() < augment.every_second_probability and len(rows) > 1:
@@ -222,7 +232,9 @@ def _draw_uniform(candidates: Candidates, count: int, generator: np.random.Gener
 
 def _draw_balanced(candidates: Candidates, count: int, generator: np.random.Generator) -> np.ndarray:
     labels = candidates.labels
-    groups = np.column_stack([labels > 0.5, (labels <= 0.5).all(1)]).astype(np.float64)  # (M, K + 1)
+    is_positive = labels > 0.5  # False where unknown
+    is_negative = ~is_positive.any(1) & ~np.isnan(labels).all(1)
+    groups = np.column_stack([is_positive, is_negative]).astype(np.float64)  # (M, K + 1)
     groups = groups[:, groups.any(0)]
     return generator.choice(len(candidates), size=count, p=(groups / groups.sum(0)).mean(1))
 
@@ -292,14 +304,14 @@ CENTRES = {
         name="balanced",
         draw=_draw_balanced,
         reaches_beyond=True,
-        description="Each class and slices without bleed equally often, with replacement; overestimates probabilities.",
+        description="Each class and slices of no class equally often, with replacement; overestimates probabilities.",
         source="class-balanced sampling, Shen et al., ECCV 2016, section 3.1",
     ),
     "central": Centres(
         name="central",
         draw=_draw_central,
         reaches_beyond=False,
-        description="Slices between 20 % and 90 % of their study's slices, where most bleeds are.",
-        source="chosen here, because bleeds are rare at the vertex and below the skull base",
+        description="Slices between 20 % and 90 % of their study's slices, where most positive ones are.",
+        source="chosen here for hemorrhage, because bleeds are rare at the vertex and below the skull base",
     ),
 }

@@ -88,8 +88,8 @@ class _Batch(NamedTuple):
 
     Attributes:
         images: (B, P, H, W, C) uint8.
-        labels: (B, P, K).
-        study_labels: (B, K), the highest of the slices'.
+        labels: (B, P, K), NaN where unknown.
+        study_labels: (B, K), the highest of the known ones of the slices.
         positions_mm: (B, P).
         is_real: (B, P) bool, in host memory: reading it from a GPU would wait for the GPU.
     """
@@ -107,6 +107,26 @@ class _Batch(NamedTuple):
     def twice(self) -> "_Batch":
         """Every block twice."""
         return _Batch(*(part.repeat(2, *[1] * (part.ndim - 1)) for part in self))
+
+
+Weight = float | torch.Tensor
+
+
+def count_labelled(batch: _Batch) -> torch.Tensor:
+    """(2,) float32: images and blocks with a known label, without padding."""
+    is_real = batch.is_real.to(batch.labels.device, non_blocking=True)
+    images = ~batch.labels.isnan().all(2) & is_real
+    return torch.stack([images.sum(), (~batch.study_labels.isnan()).any(1).sum()]).float()
+
+
+def highest_known(labels: torch.Tensor) -> torch.Tensor:
+    """(B, K) the highest known label of the slices of each block; NaN if none is known.
+
+    Args:
+        labels: (B, P, K), NaN where unknown.
+    """
+    highest = labels.nan_to_num(-1.0).amax(1)
+    return torch.where(highest < 0, torch.nan, highest)
 
 
 class Stepper:
@@ -147,6 +167,7 @@ class Stepper:
         self.heads = heads or self.config.heads
         num_blocks = len(dataset.plan(phase.first_epoch).rows)
         self.batches = EpochBatches(num_blocks, self.config.batch_blocks, fabric.global_rank, fabric.world_size)
+        self._has_unknown = bool(np.isnan(dataset.index.labels).any())
         self.total_steps = self.batches.steps_per_epoch * phase.config.epochs
         self._span = Span(self.total_steps, round(self.batches.steps_per_epoch * phase.config.warmup_epochs))
         self.validation_values: list[float] = []
@@ -274,11 +295,14 @@ class Stepper:
         self.frozen.keep_statistics()
         self._optimizer.zero_grad()
         parts = batch.chunk(self.config.accumulate)
+        num_known = self._count_known(batch) if self._has_unknown else None
         losses = []
         for number, part in enumerate(parts):
             # Gradients are averaged over processes, so each weights its images by those of the mean process.
-            image_weight = int(part.is_real.sum()) * self.fabric.world_size / num_images
-            block_weight = len(part.images) * self.fabric.world_size / num_blocks
+            image_weight: Weight = int(part.is_real.sum()) * self.fabric.world_size / num_images
+            block_weight: Weight = len(part.images) * self.fabric.world_size / num_blocks
+            if num_known is not None:
+                image_weight, block_weight = count_labelled(part) * self.fabric.world_size / num_known
             if part.is_real.sum() == 1:
                 # Batch statistics of a feature map of one pixel need two values; the mean loss of a pair is the same.
                 part = part.twice()
@@ -295,8 +319,17 @@ class Stepper:
         self._fabric_optimizer.step()
         return torch.stack(losses).sum() / self.fabric.world_size
 
+    def _count_known(self, batch: _Batch) -> torch.Tensor:
+        """(2,) images and blocks of the step with a known label, over all processes; at least 1."""
+        counts = count_labelled(batch)
+        if self.fabric.world_size > 1:
+            summed = self.fabric.all_reduce(counts, reduce_op="sum")
+            assert isinstance(summed, torch.Tensor)  # as what went in
+            counts = summed
+        return counts.clamp(min=1)
+
     def _weigh_losses(
-        self, logits: BlockLogits, batch: _Batch, image_weight: float, block_weight: float
+        self, logits: BlockLogits, batch: _Batch, image_weight: Weight, block_weight: Weight
     ) -> torch.Tensor:
         """The loss of all heads; a loss of weight 0 stays, so that every parameter has a gradient in every process."""
         rows = None
@@ -325,7 +358,7 @@ class Stepper:
             is_real: (B, P) bool.
         """
         images, labels, positions = batch.images, batch.labels, batch.positions_mm
-        study_labels = labels.amax(1)  # padding repeats a slice of the study
+        study_labels = highest_known(labels)  # padding repeats a slice of the study
         generator = make_generator(self.dataset.seed, "cutmix", *place)
         mix = draw_mix(len(images), images.shape[2], images.shape[3], self.config, generator)
         if mix is not None:

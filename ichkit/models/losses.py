@@ -11,6 +11,7 @@ from torch.nn import functional
 from ichkit.core.rows import find_row
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits (n, C) and labels (n, C) to a scalar, or for the losses of a row to (n, C)."""
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,32 @@ class Loss:
 
     Attributes:
         name: key in the table.
-        constructor: (C,) class weights of the task and (C,) prevalence of the training part to a function of logits
-            (n, C) and labels (n, C) in [0, 1], which gives a scalar: the mean over slices.
+        constructor: (C,) share of positives in the training part to a function of logits (n, C) and labels (n, C) in
+            [0, 1], which gives the (n, C) losses of each class. Unknown labels never reach it.
         description: one sentence.
         source: where it was proposed.
+        has_equal_weights: all classes have the same weight, not those of the task.
     """
 
     name: str
-    constructor: Callable[[np.ndarray, np.ndarray], LossFunction]
+    constructor: Callable[[np.ndarray], LossFunction]
     description: str
     source: str
+    has_equal_weights: bool = False
 
 
 def make_loss(name: str, weights: np.ndarray, prevalence: np.ndarray) -> LossFunction:
-    """The loss of that name for a task.
+    """The loss of that name for a task: the mean over the labelled slices of the losses of the classes, weighted.
+
+    A label may be unknown (NaN): it has no part in the loss, and its logit gets no gradient. A slice without any known
+    label does not count in the mean, as if it were left out.
 
     Args:
         weights: (C,) weights of the classes in the score, summing to 1.
         prevalence: (C,) share of positive training slices.
+
+    Returns:
+        A function of logits (n, C) and labels (n, C), which gives a scalar, at least float32; 0 without known labels.
 
     Raises:
         ConfigError: no such loss.
@@ -45,30 +54,28 @@ def make_loss(name: str, weights: np.ndarray, prevalence: np.ndarray) -> LossFun
         >>> loss = make_loss("weighted-bce", np.array([0.5, 0.5]), np.array([0.1, 0.1]))
         >>> round(loss(torch.zeros(1, 2), torch.ones(1, 2)).item(), 4)
         0.6931
+        >>> round(loss(torch.zeros(2, 2), torch.tensor([[1.0, 1.0], [torch.nan, torch.nan]])).item(), 4)
+        0.6931
     """
-    return find_row(LOSSES, name, "train.loss").constructor(weights, prevalence)
-
-
-def _weighted_mean(weights: np.ndarray, elementwise: LossFunction) -> LossFunction:
-    """The mean over slices of a loss (n, C), weighted by class; logits are at least float32, as half would round it."""
-    class_weights = torch.as_tensor(weights, dtype=torch.float32)
+    row = find_row(LOSSES, name, "train.loss")
+    elementwise = row.constructor(prevalence)
+    given = np.full(len(weights), 1 / len(weights)) if row.has_equal_weights else weights
+    class_weights = torch.as_tensor(given, dtype=torch.float32)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = elementwise(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
-        return (each * class_weights.to(each.device)).sum(1).mean()
+        known = ~labels.isnan()
+        each = elementwise(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.nan_to_num(0.0))
+        each = torch.where(known, each * class_weights.to(each.device), 0.0)
+        return each.sum(1).sum() / known.any(1).sum().clamp(min=1)
 
     return loss
 
 
-def _weighted_bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
-    return _weighted_mean(weights, partial(functional.binary_cross_entropy_with_logits, reduction="none"))
+def _bce(_prevalence: np.ndarray) -> LossFunction:
+    return partial(functional.binary_cross_entropy_with_logits, reduction="none")
 
 
-def _bce(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
-    return _weighted_bce(np.full(len(weights), 1 / len(weights)), _prevalence)
-
-
-def _ratio_bce(weights: np.ndarray, prevalence: np.ndarray) -> LossFunction:
+def _ratio_bce(prevalence: np.ndarray) -> LossFunction:
     # Limited to 20, the ratio of one positive in 21: the rarest class would dominate all others.
     ratios = torch.as_tensor(np.minimum((1 - prevalence) / np.maximum(prevalence, 1e-6), 20.0), dtype=torch.float32)
 
@@ -77,21 +84,21 @@ def _ratio_bce(weights: np.ndarray, prevalence: np.ndarray) -> LossFunction:
             logits, labels, pos_weight=ratios.to(logits.device), reduction="none"
         )
 
-    return _weighted_mean(weights, elementwise)
+    return elementwise
 
 
-def _focal(weights: np.ndarray, _prevalence: np.ndarray) -> LossFunction:
+def _focal(_prevalence: np.ndarray) -> LossFunction:
     def elementwise(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         return each * (labels - logits.sigmoid()).abs().square()
 
-    return _weighted_mean(weights, elementwise)
+    return elementwise
 
 
 LOSSES = {
     "weighted-bce": Loss(
         name="weighted-bce",
-        constructor=_weighted_bce,
+        constructor=_bce,
         description="Binary cross-entropy with the classes weighted as in the score: the score itself.",
         source="RSNA 2019 Intracranial Hemorrhage Detection, evaluation page",
     ),
@@ -100,6 +107,7 @@ LOSSES = {
         constructor=_bce,
         description="Binary cross-entropy with equal class weights.",
         source="the usual loss of multi-label classification",
+        has_equal_weights=True,
     ),
     "ratio-bce": Loss(
         name="ratio-bce",

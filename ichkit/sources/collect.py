@@ -56,7 +56,10 @@ def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], t
 
 
 def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Task) -> pd.DataFrame:
-    """`studies.parquet`: RSNA's labels are the maximum over slices, CQ500's the readers' majority."""
+    """`studies.parquet`: RSNA's labels are the maximum over slices, CQ500's the readers' majority.
+
+    The maximum is unknown where no slice is known to be positive and one is unknown.
+    """
     grouped = slices.groupby(["dataset", "study_id"], sort=True)
     table = grouped.agg(
         split=("split", "first"),
@@ -64,6 +67,9 @@ def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Tas
         num_slices=("slice_id", "size"),
         **{name: (name, "max") for name in task.classes},
     ).reset_index()
+    lowest = slices[list(task.classes)].notna().groupby([slices["dataset"], slices["study_id"]], sort=True).all()
+    for name in task.classes:
+        table[name] = table[name].where((table[name] == 1).fillna(False).astype(bool) | lowest[name].to_numpy())
     for plan in plans:
         if plan.study_labels is not None:
             known = plan.study_labels.set_index("study_id").astype("Int8")
@@ -121,7 +127,7 @@ def _with_labels(table: pd.DataFrame, labels: pd.DataFrame | None, task: Task) -
     if labels is not None:
         where = pd.Index(labels["slice_id"]).get_indexer(pd.Index(table["slice_id"]))
         rows = np.flatnonzero((where >= 0) & (table["split"] != "test").to_numpy())
-        values[rows] = labels[names].to_numpy()[where[rows]]
+        values[rows] = labels[names].to_numpy(np.float64, na_value=np.nan)[where[rows]]
     filled = pd.DataFrame(values, table.index, names).astype("Int8")
     labelled: pd.DataFrame = pd.concat([table.drop(columns=names, errors="ignore"), filled], axis=1)
     return labelled

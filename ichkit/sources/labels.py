@@ -19,11 +19,13 @@ _SHOWN_ROWS = 5
 
 
 def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
-    """The id column and one 0/1 column per class, sorted by id; and the name of the id column, slice_id or study_id.
+    """The id column and one column of labels per class, sorted by id; and the name of the id column.
+
+    Labels are 0, 1, or missing (unknown) where the cell is empty; the id column is slice_id or study_id.
 
     Accepted are spaces around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab
-    or bar as delimiter; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may be missing: it
-    is their maximum.
+    or bar as delimiter; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may have no
+    column: it is 1 where one of them is, else unknown where one of them is, else 0.
 
     Raises:
         DataError: not a table, no id, another value, an id with different labels, or a class that is 0 while a class
@@ -43,21 +45,30 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
     # Ids are the file name of a NIfTI volume without its suffix, or the UID of a DICOM file; a suffix is accepted.
     ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.(?:nii(?:\.gz)?|dcm|dicom)$", "", regex=True)
     table = pd.DataFrame({key: ids})
-    for name in task.classes:
-        if name not in derived:
-            table[name] = raw[name].str.lower().str.replace(",", ".").map(_VALUES)
     given = [name for name in task.classes if name not in derived]
-    _refuse(path, table[given].isna().any(axis=1), "expected 0 or 1 for every class, found something else")
+    is_wrong = pd.Series(False, index=raw.index)
+    for name in given:
+        table[name] = raw[name].str.lower().str.replace(",", ".").map(_VALUES).astype("Int8")
+        is_wrong |= table[name].isna() & (raw[name] != "")
+    _refuse(path, is_wrong, "expected 0 or 1 for every class (empty if unknown), found something else")
     _refuse(path, table[key].isna() | (table[key] == ""), f"expected a {key} in every row, found none")
     for name in derived:
-        table[name] = table[[other for other in task.covers[name] if other in table]].max(axis=1)
+        parts = table[[other for other in task.covers[name] if other in table]]
+        highest = parts.max(axis=1)
+        table[name] = highest.where((highest == 1) | parts.notna().all(axis=1))
     for name, covered in task.covers.items():
         if name in given:
             contradicts = (table[name] == 0) & (table[list(covered)] == 1).any(axis=1)
-            _refuse(path, contradicts, f"{name} is 0 although a class that it covers is 1")
-    table = table[[key, *task.classes]].astype(dict.fromkeys(task.classes, "int8"))
+            _refuse(path, contradicts.fillna(False).astype(bool), f"{name} is 0 although a class that it covers is 1")
+    is_whole = table[list(task.classes)].notna().all(axis=None)
+    table = table[[key, *task.classes]].astype(dict.fromkeys(task.classes, "int8" if is_whole else "Int8"))
     differs = ~table.duplicated() & table[key].duplicated()
     _refuse(path, differs, f"a {key} has different labels in an earlier row")
+    unknown = table[list(task.classes)].isna().any(axis=1)
+    if len(table) and table[list(task.classes)].isna().all(axis=None):
+        raise DataError(f"{path}: expected labels of 0 and 1, found empty cells alone. Fill in those that are known.")
+    if unknown.any():
+        logger.info("%s: %d of %d rows have unknown labels (empty cells)", path, int(unknown.sum()), len(table))
     unused = raw.shape[1] - 1 - len(given)
     if unused:
         logger.warning("%s: %d other columns are ignored", path, unused)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.stacking.rows import log_losses_of_logits, to_probabilities
+from ichkit.stacking.rows import known_rows, log_losses_of_logits, to_probabilities
 
 _MAX_STEPS = 200
 _SMALLEST_WEIGHT = 1e-6
@@ -33,7 +33,7 @@ def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], 
 
     Args:
         logits: (members, n, C) of inner models for the inner patients of one fold's training part, and of no others.
-        labels: (n, C) of 0 and 1.
+        labels: (n, C) of 0 and 1; rows of a class whose label is NaN are left out.
         tolerance: relative gain in loss over the best member that a mix needs; otherwise that member is used alone.
 
     Example:
@@ -43,7 +43,10 @@ def fit_blend(logits: np.ndarray, labels: np.ndarray, members: tuple[str, ...], 
     """
     assert logits.shape[1:] == labels.shape
     assert len(members) == len(logits)
-    columns = [_fit_class(logits[:, :, c].astype(np.float64), labels[:, c], tolerance) for c in range(labels.shape[1])]
+    columns = []
+    for c in range(labels.shape[1]):
+        known = known_rows(labels[:, c])
+        columns.append(_fit_class(logits[:, known, c].astype(np.float64), labels[known, c], tolerance))
     return Blend(tuple(members), np.stack(columns, axis=1))
 
 
@@ -56,6 +59,9 @@ def _fit_class(logits: np.ndarray, labels: np.ndarray, tolerance: float) -> np.n
     from scipy.optimize import minimize
 
     num_members = len(logits)
+    if num_members == 1 or not len(labels):
+        first: np.ndarray = np.eye(num_members)[0]
+        return first
     single = log_losses_of_logits(logits, labels).mean(axis=1)
     alone = np.zeros(num_members)
     alone[np.argmin(single)] = 1.0

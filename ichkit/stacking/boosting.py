@@ -150,9 +150,11 @@ def fit_boosted(training: Training, task: Task, config: StackConfig, seed: int) 
     texts = [""] * task.num_classes
     for column, name in enumerate(task.classes):
         if shares[column] > 0:
-            whole.set_label(training.labels[:, column].copy()).set_init_score(base[:, column].copy())
+            rows = _known(training.labels[:, column], np.arange(len(base)))
+            dataset = whole if len(rows) == len(base) else whole.subset(rows.tolist()).construct()
+            dataset.set_label(training.labels[rows, column]).set_init_score(base[rows, column])
             strength, num_rounds = found[column]
-            booster = _booster(whole, STRENGTHS[strength], settings, _class_seed(seed, name))
+            booster = _booster(dataset, STRENGTHS[strength], settings, _class_seed(seed, name))
             _boost(booster, num_rounds)
             texts[column] = booster.model_to_string(importance_type="gain")
     model = BoostedModel(
@@ -165,6 +167,26 @@ def fit_boosted(training: Training, task: Task, config: StackConfig, seed: int) 
         shares=shares,
     )
     return model, training.inner_base_logits() + shares * corrections
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Number of an inner split, and its data sets with the labels of one class.
+
+    Attributes:
+        num_held: rows of `held`.
+    """
+
+    split: int
+    num_held: int
+    fitting: "lightgbm.Dataset"
+    held: "lightgbm.Dataset"
+
+
+def _known(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The ascending rows whose label is known."""
+    known: np.ndarray = rows[~np.isnan(labels[rows])]
+    return known
 
 
 class _Search:
@@ -180,23 +202,25 @@ class _Search:
     ) -> None:
         self.training, self.settings, self.held = training, settings, held
         self.rows = training.chosen_rows()
-        self.mean, self.inner = training.rows.mean_logits(), training.inner_base_logits()
+        self.mean, self.inner = training.rows.combined_logits(), training.inner_base_logits()
         self.splits = list(training.splits())
-        self.fitting_sets = [whole.subset(split.fitting.tolist()).construct() for split in self.splits]
-        self.held_sets = [whole.subset(split.held.tolist()).construct() for split in self.splits]
+        self.whole = whole
+        self.sets = [[self._subset(rows) for rows in (split.fitting, split.held)] for split in self.splits]
+        self.targets: list[_Target] = []
 
     def choose(self, column: int, candidates: Sequence[str], seed: int) -> tuple[str, int, np.ndarray]:
         """For one class: the preset with the lowest loss, its number of rounds, and the (n,) inner corrections."""
-        base, labels = self.inner[self.rows, column], self.training.labels[self.rows, column]
-        self._set_targets(column)
+        rows = _known(self.training.labels[:, column], self.rows)
+        base, labels = self.inner[rows, column], self.training.labels[rows, column]
+        self.targets = self._find_targets(column)
         best, best_loss = (
             (BASE, 0, np.zeros(len(self.training.labels))),
-            float(log_losses_of_logits(base, labels).mean()),
+            float(log_losses_of_logits(base, labels).mean()) if len(rows) else np.inf,
         )
         before = np.inf
-        for name in candidates:
+        for name in candidates if self.targets else ():
             num_rounds, corrections = self._boost(STRENGTHS[name], seed)
-            loss = float(log_losses_of_logits(base + corrections[self.rows], labels).mean())
+            loss = float(log_losses_of_logits(base + corrections[rows], labels).mean())
             if loss < best_loss:
                 best, best_loss = (name, num_rounds, corrections), loss
             # Weaker presets are tried as long as the loss decreases: each costs a fit per split.
@@ -205,12 +229,25 @@ class _Search:
             before = loss
         return best
 
-    def _set_targets(self, column: int) -> None:
-        """Sets the labels of one class in every data set, and the base calibrated without the held-out patients."""
-        for split, fitting, held in zip(self.splits, self.fitting_sets, self.held_sets, strict=True):
-            start = split.calibration.apply(self.mean)[:, column]
-            for dataset, rows in ((fitting, split.fitting), (held, split.held)):
-                dataset.set_label(self.training.labels[rows, column]).set_init_score(start[rows])
+    def _subset(self, rows: np.ndarray) -> "lightgbm.Dataset":
+        return self.whole.subset(rows.tolist()).construct()
+
+    def _find_targets(self, column: int) -> "list[_Target]":
+        """The data sets of each split with the labels of one class, and the base calibrated without held-out patients.
+
+        Rows whose label is unknown are left out, and splits without known labels on either side.
+        """
+        targets = []
+        for number, (split, sets) in enumerate(zip(self.splits, self.sets, strict=True)):
+            start, made = split.calibration.apply(self.mean)[:, column], []
+            known = [_known(self.training.labels[:, column], rows) for rows in (split.fitting, split.held)]
+            if not all(map(len, known)):
+                continue
+            for dataset, rows, whole in zip(sets, known, (split.fitting, split.held), strict=True):
+                own = dataset if len(rows) == len(whole) else self._subset(rows)
+                made.append(own.set_label(self.training.labels[rows, column]).set_init_score(start[rows]))
+            targets.append(_Target(number, len(known[1]), *made))
+        return targets
 
     def _boost(self, strength: Strength, seed: int) -> tuple[int, np.ndarray]:
         """Boosts all splits in parallel until their pooled loss on held-out patients no longer decreases.
@@ -218,10 +255,10 @@ class _Search:
         Returns:
             The number of rounds with the lowest pooled loss, and the (n,) sums of the trees for held-out patients.
         """
-        boosters = [_booster(dataset, strength, self.settings, seed) for dataset in self.fitting_sets]
-        for booster, held_set in zip(boosters, self.held_sets, strict=True):
-            booster.add_valid(held_set, "held")
-        sizes = np.array([len(split.held) for split in self.splits])
+        boosters = [_booster(target.fitting, strength, self.settings, seed) for target in self.targets]
+        for booster, target in zip(boosters, self.targets, strict=True):
+            booster.add_valid(target.held, "held")
+        sizes = np.array([target.num_held for target in self.targets])
         step = min(_CHECK_EVERY, self.settings.max_rounds)
         best_loss, best_rounds, num_trees = np.inf, 0, [0] * len(boosters)
         for num_rounds in range(step, self.settings.max_rounds + 1, step):
@@ -233,8 +270,9 @@ class _Search:
             if num_rounds - best_rounds >= self.settings.patience or not any(grown):
                 break
         corrections = np.zeros(len(self.training.labels))
-        for booster, split, held, count in zip(boosters, self.splits, self.held, num_trees, strict=True):
-            corrections[split.held] = read_trees(booster.model_to_string(), "booster").predict(held, count)
+        for booster, target, count in zip(boosters, self.targets, num_trees, strict=True):
+            trees, held = read_trees(booster.model_to_string(), "booster"), self.held[target.split]
+            corrections[self.splits[target.split].held] = trees.predict(held, count)
         return best_rounds, corrections
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.stacking.rows import to_probabilities
+from ichkit.stacking.rows import known_rows, to_probabilities
 
 MIN_SLOPE = 0.05
 _SLOPE_STD = 0.5
@@ -45,7 +45,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
     Args:
         logits: (N, C) float.
-        labels: (N, C) of 0 and 1.
+        labels: (N, C) of 0 and 1; rows of a class whose label is NaN are left out.
 
     A normal prior around slope 1 and intercept 0 (standard deviations 0.5 and 1) dominates for a class with few
     positives, and keeps the fit finite without any.
@@ -63,6 +63,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
 def _fit_class(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(slope, intercept) by damped Newton steps, which converge, because the penalised loss is strictly convex."""
+    logits, labels = logits[known_rows(labels)], labels[known_rows(labels)]
     design = np.stack([logits, np.ones_like(logits)], axis=1)
     precision = np.array([_SLOPE_STD, _INTERCEPT_STD]) ** -2.0
     centre = np.array([1.0, 0.0])

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.errors import ArtifactError, ContractError
+from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.tasks import Task, find_task
 from ichkit.stacking.blend import Blend
 from ichkit.stacking.calibration import Calibration
+from ichkit.stacking.combine import MEAN_LOGIT, Ensemble
 from ichkit.stacking.embeddings import Projection
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, BLEND, find_stacker
 from ichkit.validation.coherence import make_coherent, make_logits_coherent
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import encode_json
 from ichkit.work.folder import is_name
 from ichkit.work.schemas import BRAIN_SHARE, KEY, make_predictions
@@ -36,7 +38,7 @@ class Chain:
         calibration: of the base.
         calibrations: of each stacker, by name.
         blend: of the calibrated base and the calibrated stackers.
-        task: the task of the logits.
+        scope: the classes that the runs predict together.
     """
 
     name: str
@@ -44,26 +46,30 @@ class Chain:
     calibration: Calibration
     calibrations: Mapping[str, Calibration]
     blend: Blend
-    task: Task
+    scope: Scope
 
     def predict_members(self, stack_folder: Path, rows: Rows) -> dict[str, np.ndarray]:
         """Name to (N, C) float64 logits: the calibrated base, and every stacker before its calibration."""
-        base = self.calibration.apply(rows.mean_logits())
+        base = self.calibration.apply(rows.combined_logits())
         logits = {BASE: base}
         for name in self.calibrations:
             logits[name] = find_stacker(name).load(stack_folder / name / self.name).predict(rows, base)
         return logits
 
     def predict(self, stack_folder: Path, rows: Rows) -> dict[str, np.ndarray]:
-        """Kind to (N, C) float64 logits: every stacker and the blend."""
+        """Kind to (N, C) float64 logits: every stacker and the blend; without stackers the base."""
         return self.combine(self.predict_members(stack_folder, rows))
 
     def combine(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Kind to (N, C) float64 coherent logits: every stacker calibrated, and the blend; from `predict_members`."""
+        """Kind to (N, C) float64 coherent logits: every stacker calibrated, and the blend; from `predict_members`.
+
+        NaN for classes that no run predicts. Without stackers there is one kind, the calibrated base.
+        """
         calibrated = {name: calibration.apply(members[name]) for name, calibration in self.calibrations.items()}
         parts = [members[BASE] if name == BASE else calibrated[name] for name in self.blend.members]
-        kinds = calibrated | {BLEND: self.blend.apply(np.stack(parts))}
-        return {kind: make_logits_coherent(logits, self.task) for kind, logits in kinds.items()}
+        kinds = calibrated | {BLEND if calibrated else BASE: self.blend.apply(np.stack(parts))}
+        known = {kind: np.where(self.scope.knows, logits, np.nan) for kind, logits in kinds.items()}
+        return {kind: make_logits_coherent(logits, self.scope.task) for kind, logits in known.items()}
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Chains:
         runs: the runs whose descriptors are read, in this order.
         has_brain_shares: whether they were fitted with the brain share of slices, and need it for predictions.
         has_embeddings: whether they use embeddings; the projections are then in the folder of the stack.
+        ensemble: how the runs are combined.
     """
 
     task: Task
@@ -81,11 +88,13 @@ class Chains:
     has_brain_shares: bool
     has_embeddings: bool
     chains: tuple[Chain, ...]
+    ensemble: Ensemble
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of its predictions: its stackers, then the blend."""
-        return (*self.chains[0].calibrations, BLEND)
+        """The kinds of its predictions: its stackers, then the blend; without stackers the base alone."""
+        stackers = tuple(self.chains[0].calibrations)
+        return (*stackers, BLEND) if stackers else (BASE,)
 
     def encode(self) -> bytes:
         """The bytes of `blend.json`."""
@@ -94,6 +103,8 @@ class Chains:
                 "task": self.task.name,
                 "classes": self.task.classes,
                 "runs": self.runs,
+                "combine": self.ensemble.combiner.name,
+                "scopes": [scope.facts() for scope in self.ensemble.scopes],
                 "has_brain_shares": self.has_brain_shares,
                 "has_embeddings": self.has_embeddings,
                 "members": self.chains[0].blend.members,
@@ -125,19 +136,23 @@ def read_chains(stack_folder: Path) -> Chains:
         members, task = tuple(note["members"]), find_task(note["task"])
         if not 1 <= len(note["chains"]) <= _MAX_CHAINS:
             raise ValueError(f"expected 1 to {_MAX_CHAINS} chains")
+        runs = tuple(note["runs"])
+        scopes = [Scope.of_facts(task, facts, str(path)) for facts in note.get("scopes", [{}] * len(runs))]
+        ensemble = Ensemble.of(note.get("combine", MEAN_LOGIT), dict(zip(runs, scopes, strict=True)))
         return Chains(
             task=task,
-            runs=tuple(note["runs"]),
+            runs=runs,
             has_brain_shares=bool(note["has_brain_shares"]),
             has_embeddings=bool(note["has_embeddings"]),
-            chains=tuple(_read_chain(chain, members, task) for chain in note["chains"]),
+            chains=tuple(_read_chain(chain, members, ensemble.scope) for chain in note["chains"]),
+            ensemble=ensemble,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(f"{path}: not readable ({error}). Run `ichkit stack` again.") from error
 
 
-def _read_chain(note: Mapping[str, Any], members: tuple[str, ...], task: Task) -> Chain:
-    size = task.num_classes
+def _read_chain(note: Mapping[str, Any], members: tuple[str, ...], scope: Scope) -> Chain:
+    size = scope.task.num_classes
     calibrations = {
         name: Calibration(_read_numbers(fit["slope"], (size,)), _read_numbers(fit["intercept"], (size,)))
         for name, fit in note["calibrations"].items()
@@ -150,7 +165,7 @@ def _read_chain(note: Mapping[str, Any], members: tuple[str, ...], task: Task) -
         calibration=calibrations.pop(BASE),
         calibrations=calibrations,
         blend=Blend(members, _read_numbers(note["weights"], (len(members), size))),
-        task=task,
+        scope=scope,
     )
 
 
@@ -223,7 +238,7 @@ def predict_each_chain(
     for chain in stack.chains:
         tables = _tables_of(descriptors, stack.runs, chain.fold)
         projected = _project(stack_folder, stack, chain.fold, tables, embeddings)
-        rows = make_rows(tables, slices, stack.task, projected)
+        rows = make_rows(tables, slices, stack.task, projected, stack.ensemble)
         yield rows, chain.predict(stack_folder, rows)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import stdtrit
 
-from ichkit.stacking.rows import log_losses_of_logits
+from ichkit.stacking.rows import known_rows, log_losses_of_logits
 
 MIN_PATIENTS = 6
 """Minimum number of patients with a positive and with a negative slice of a class; with fewer it keeps its base.
@@ -24,7 +24,7 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
         base: (n,) float64 logits of the calibrated base on inner patients, by models that were fitted neither on them
             nor on the fold to predict.
         correction: (n,) the correction by the stacker, by such models too.
-        labels: (n,) of 0 and 1.
+        labels: (n,) of 0 and 1; rows at NaN are left out.
         patients: (n,) int64 codes; slices of one patient are not independent, so errors are by patient.
 
     Below `MIN_PATIENTS` patients of either label the share is 0.
@@ -38,6 +38,8 @@ def choose_share(base: np.ndarray, correction: np.ndarray, labels: np.ndarray, p
         >>> choose_share(np.zeros(40), 2.0 * labels - 1, labels, patients)
         1.0
     """
+    known = known_rows(labels)
+    base, correction, labels, patients = base[known], correction[known], labels[known], patients[known]
     support = count_support(labels, patients)
     if support < MIN_PATIENTS:
         return 0.0
@@ -57,7 +59,7 @@ def count_support(labels: np.ndarray, patients: np.ndarray) -> int:
     """The number of patients with a positive row, or of those with a negative row if that is smaller.
 
     Args:
-        labels: (n,) of 0 and 1.
+        labels: (n,) of 0 and 1; NaN counts for neither.
         patients: (n,) codes.
 
     Example:

@@ -98,7 +98,7 @@ def _neighbours(rows: Rows, window: int) -> np.ndarray:
     near = neighbour_stacks(rows.logits.reshape(len(rows), -1), rows.study_codes, 2 * own + 1, beyond=np.nan)
     if own == reach:
         return near.reshape(len(rows), -1)
-    far = neighbour_stacks(rows.mean_logits(), rows.study_codes, window, beyond=np.nan)
+    far = neighbour_stacks(rows.combined_logits(), rows.study_codes, window, beyond=np.nan)
     parts = (far[:, : reach - own], near, far[:, reach + own + 1 :])
     return np.concatenate([part.reshape(len(rows), -1) for part in parts], axis=1)
 
@@ -109,7 +109,7 @@ def _step_names(task: Task, _num_runs: int, _window: int) -> list[str]:
 
 
 def _steps(rows: Rows, _window: int) -> np.ndarray:
-    stacks = neighbour_stacks(rows.mean_logits(), rows.study_codes, 2 * _STEP_REACH + 1, beyond=np.nan)
+    stacks = neighbour_stacks(rows.combined_logits(), rows.study_codes, 2 * _STEP_REACH + 1, beyond=np.nan)
     steps = stacks - stacks[:, _STEP_REACH : _STEP_REACH + 1]
     differences: np.ndarray = np.delete(steps, _STEP_REACH, axis=1).reshape(len(rows), -1)
     return differences
@@ -120,7 +120,7 @@ def _mean_names(task: Task, _num_runs: int, _window: int) -> list[str]:
 
 
 def _means(rows: Rows, window: int) -> np.ndarray:
-    mean, reaches = rows.mean_logits(), (_NARROW_REACH, _OWN_REACH, window // 2)
+    mean, reaches = rows.combined_logits(), (_NARROW_REACH, _OWN_REACH, window // 2)
     return np.concatenate([running_means(mean, rows.study_codes, reach) for reach in reaches], axis=1)
 
 
@@ -130,7 +130,7 @@ def _study_names(task: Task, _num_runs: int, _window: int) -> list[str]:
 
 
 def _study(rows: Rows, _window: int) -> np.ndarray:
-    mean, starts = rows.mean_logits(), study_starts(rows.study_codes)
+    mean, starts = rows.combined_logits(), study_starts(rows.study_codes)
     if not len(starts):
         return np.empty((0, (2 + len(_QUANTILES)) * mean.shape[1]))
     lengths = np.diff(np.append(starts, len(rows)))
@@ -144,7 +144,7 @@ def _rank_names(task: Task, _num_runs: int, _window: int) -> list[str]:
 
 
 def _ranks(rows: Rows, _window: int) -> np.ndarray:
-    return ranks_in_study(rows.mean_logits(), rows.study_codes)
+    return ranks_in_study(rows.combined_logits(), rows.study_codes)
 
 
 def _position_names(_task: Task, _num_runs: int, _window: int) -> list[str]:

@@ -18,6 +18,7 @@ from ichkit.stacking.calibration import Calibration, fit_calibration, no_calibra
 from ichkit.stacking.choice import MIN_PATIENTS, choose_shares, count_support
 from ichkit.stacking.rows import Rows
 from ichkit.validation.folds import deal_patients
+from ichkit.validation.scope import label_array
 
 MAX_INNER_ROWS = 60_000
 """Maximum number of rows for choices; of more, patients are sampled.
@@ -48,7 +49,7 @@ class Training:
 
     Attributes:
         rows: n rows of whole studies.
-        labels: (n, C) float64 of 0 and 1.
+        labels: (n, C) float64 of 0 and 1, NaN where unknown.
         numbers: (n,) int64, the positions of its rows among all rows of the stack.
         patients: (n,) int64, equal for rows of one patient.
         parts: (n,) int64, the inner part of each row; -1 for rows that are not used for choices.
@@ -84,11 +85,11 @@ class Training:
 
     def base_logits(self) -> np.ndarray:
         """(n, C) float64 calibrated base, in sample: the starting point of the final fit."""
-        return self.calibration.apply(self.rows.mean_logits())
+        return self.calibration.apply(self.rows.combined_logits())
 
     def inner_base_logits(self) -> np.ndarray:
         """(n, C) float64 base, calibrated on the other inner parts; NaN for rows that are not used for choices."""
-        mean = self.rows.mean_logits()
+        mean = self.rows.combined_logits()
         logits = np.full(mean.shape, np.nan)
         for split in self.splits():
             logits[split.held] = split.calibration.apply(mean[split.held])
@@ -137,7 +138,7 @@ def make_training_part(
     Raises:
         FoldError: fewer than two patients.
     """
-    labels = slices[list(task.classes)].to_numpy(np.float64)
+    labels = label_array(slices, task)
     patients, names = pd.factorize(slices.patient_id, sort=True)
     chosen = _draw_patients(patients, len(names), seed)
     parts = np.full(len(rows), -1)
@@ -146,7 +147,7 @@ def make_training_part(
     num_inner = int(parts.max()) + 1
     calibrations = [no_calibration(task.num_classes)] * (num_inner + 1)
     if calibrate:
-        calibrations = _calibrate(rows.mean_logits(), labels, patients, parts, num_inner)
+        calibrations = _calibrate(rows.combined_logits(), labels, patients, parts, num_inner)
     return Training(
         rows=rows,
         labels=labels,

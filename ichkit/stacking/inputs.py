@@ -12,9 +12,11 @@ from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import EmbeddingsConfig
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import FACTS_NAME, Prepared
+from ichkit.stacking.combine import MEAN_LOGIT, Ensemble
 from ichkit.stacking.embeddings import Anchored, read_embeddings
 from ichkit.stacking.rows import FACTS, PREPARED_FACTS
 from ichkit.validation.folds import check_folds, deal_patients
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import check_sizes, digest_table, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
@@ -30,13 +32,14 @@ class Inputs:
     Attributes:
         runs: in alphabetical order.
         folds: the folds that are fitted and predicted, ascending.
-        train: prepared slices of those folds, labels included, sorted by study_id and slice_index.
+        train: prepared slices of those folds, sorted by study_id and slice_index, with the labels that are asked.
         test: prepared slices, without labels.
         external: prepared slices of each external set, by name.
         tables: split, then run, then fold, to a predictions table.
         embeddings: run to its embeddings in the shared space; empty if they are not enabled.
         digests: name to digest of everything read.
         data: "rsna", "phantom" or "folder".
+        ensemble: the runs, and how they are combined.
     """
 
     runs: tuple[str, ...]
@@ -48,6 +51,7 @@ class Inputs:
     embeddings: Mapping[str, Anchored]
     digests: Mapping[str, str]
     data: str
+    ensemble: Ensemble
 
     @property
     def unseen(self) -> dict[str, pd.DataFrame]:
@@ -135,17 +139,23 @@ def choose_runs(
 
 
 def read_inputs(
-    work: WorkFolder, task: Task, requested: Sequence[str] | None, embeddings: EmbeddingsConfig | None = None
+    work: WorkFolder,
+    task: Task,
+    requested: Sequence[str] | None,
+    embeddings: EmbeddingsConfig | None = None,
+    combine: str = MEAN_LOGIT,
 ) -> Inputs:
     """Reads and checks the inputs of a stack.
 
     Args:
         embeddings: settings of the alignment of embeddings; None, or not enabled, does not read them.
+        combine: a row of `COMBINERS`.
 
     Raises:
         ArtifactError: nothing prepared or trained, an artifact is damaged, or embeddings cannot be aligned.
         ContractError: a table does not have exactly the prepared slices with their folds.
         FoldError: a patient has two folds.
+        ConfigError: the runs cannot be combined in that way.
     """
     finished = take_inventory(work).finished_runs
     if not finished:
@@ -158,7 +168,10 @@ def read_inputs(
     unseen = {name: prepared.split(name) for name in ("test", *prepared.external_sets())}
     splits = ("oof", *unseen)
     check_folds(train)
-    train = train[train.fold.isin(folds)].reset_index(drop=True)
+    first = {run: work.fold(run, folds[0]) for run in runs}
+    scopes = {run: Scope.of_facts(task, read_manifest(folder).facts, str(folder)) for run, folder in first.items()}
+    ensemble = Ensemble.of(combine, scopes)
+    train = ensemble.scope.mask(train[train.fold.isin(folds)].reset_index(drop=True))
     tables: dict[str, dict[str, dict[int, pd.DataFrame]]] = {split: {run: {} for run in runs} for split in splits}
     known = FACTS if knows_brain else PREPARED_FACTS
     facts = ["slice_id", *KEY, *(name for name in known if name not in KEY)]
@@ -199,7 +212,8 @@ def read_inputs(
             )
             digests |= anchored[run].digests
     test, external = unseen["test"], {name: slices for name, slices in unseen.items() if name != "test"}
-    return Inputs(runs, folds, train, test, external, tables, anchored, digests, max(data, key=is_transductive))
+    origin = max(data, key=is_transductive)
+    return Inputs(runs, folds, train, test, external, tables, anchored, digests, origin, ensemble)
 
 
 def _with_brain_shares(prepared: Prepared) -> Prepared:

@@ -19,7 +19,7 @@ from ichkit.core.errors import ArtifactError
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.core.stack_config import NetworkConfig
 from ichkit.stacking.inner import Training
-from ichkit.stacking.rows import Rows, log_losses_of_logits
+from ichkit.stacking.rows import Rows, log_losses_of_logits, mean_by_class
 from ichkit.work.artifacts import encode_json
 
 State = Mapping[str, torch.Tensor]
@@ -237,7 +237,7 @@ def _choose_passes(
 
     The number is also valid for the final fit with more rows, because every row is seen equally often.
     """
-    rows, inner, mean = training.chosen_rows(), training.inner_base_logits(), training.rows.mean_logits()
+    rows, inner, mean = training.chosen_rows(), training.inner_base_logits(), training.rows.combined_logits()
     decays = settings.weight_decay[-1:] if len(training.rows) > _MANY_ROWS else settings.weight_decay
     ends = sorted({max(1, round(settings.epochs * share)) for share in _LENGTHS})
     best: tuple[float, float, int, np.ndarray] | None = None
@@ -250,7 +250,7 @@ def _choose_passes(
                 found[passes][split.held] = correct(network, inputs, split.held, inner.shape[1])
         for passes, corrections in found.items():
             losses = log_losses_of_logits((inner + corrections)[rows], training.labels[rows])
-            loss = float(losses.mean(axis=0) @ weights)
+            loss = float(mean_by_class(losses) @ weights)
             if best is None or loss < best[0]:
                 best = (loss, decay, passes, corrections)
     assert best is not None
@@ -297,9 +297,12 @@ class _Fit:
                 for drawn in batches:
                     own = torch.from_numpy(drawn.rows).to(device)
                     logits = network(*drawn.inputs, base[own])
-                    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels[own], reduction="none")
+                    known = ~labels[own].isnan()
+                    truth = labels[own].nan_to_num(0.0)
+                    losses = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+                    means = torch.where(known, losses, 0.0).sum(dim=0) / known.sum(dim=0).clamp(min=1)
                     optimizer.zero_grad()
-                    (losses.mean(dim=0) @ weights).backward()
+                    (means @ weights).backward()
                     optimizer.step()
                     schedule.step()
             if mean is not network:

@@ -11,6 +11,7 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, nearest
 from ichkit.core.roles import OUT_OF_FOLD, STANDARD_EXTERNAL, TEST, order_external
 from ichkit.core.tasks import Task
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import Inventory, kinds_of, take_inventory
@@ -24,7 +25,7 @@ class Source:
 
     Attributes:
         name: `<run>` for a run, else `<stack>-<kind>`.
-        kind: "base" for a run, else "fusion", "lightgbm", "blend", ...
+        kind: "base" for a run or an ensemble of runs, else "fusion", "lightgbm", "blend", ...
         runs: its first-stage runs.
         folds: the first-stage folds it was scored on, ascending.
         path: its run folder or out-of-fold table, relative to the work folder.
@@ -36,6 +37,7 @@ class Source:
         created_utc: creation time of its newest part.
         git_commit: the commit of its newest part; empty outside a checkout.
         is_outdated: True for a stack whose runs have changed since it was made.
+        scope: the classes it predicts.
     """
 
     name: str
@@ -50,7 +52,17 @@ class Source:
     created_utc: str
     git_commit: str
     is_outdated: bool
-    task: Task
+    scope: Scope
+
+    @property
+    def task(self) -> Task:
+        """The task that it predicts, wholly or in part."""
+        return self.scope.task
+
+    @property
+    def is_run(self) -> bool:
+        """True for a first-stage run, False for a stack."""
+        return self.path.startswith("runs/")
 
     @property
     def folds_label(self) -> str:
@@ -60,7 +72,7 @@ class Source:
     @property
     def remedy(self) -> str:
         """The command that updates its tables."""
-        return "ichkit train" if self.kind == "base" else "ichkit stack"
+        return "ichkit train" if self.is_run else "ichkit stack"
 
     def paths(self, split: str) -> tuple[Path, ...]:
         """The tables of "oof", "test" or an external set; empty for a set without predictions."""
@@ -242,6 +254,7 @@ def _make_source(
         digests[path.relative_to(work.root).as_posix()] = held[path.name].sha256
     newest = max(manifests.values(), key=lambda manifest: manifest.created_utc)
     settings = sorted({manifest.settings_digest for manifest in manifests.values()})
+    folder, first = next(iter(manifests.items()))
     return Source(
         **identity._asdict(),
         tables=tables,
@@ -250,7 +263,7 @@ def _make_source(
         config_digest=settings[0] if len(settings) == 1 else digest_of(settings),
         created_utc=newest.created_utc,
         git_commit=newest.git_commit,
-        task=task,
+        scope=Scope.of_facts(task, first.facts, str(folder)),
     )
 
 

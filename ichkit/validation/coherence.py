@@ -16,7 +16,8 @@ def make_coherent(probabilities: np.ndarray, task: Task) -> np.ndarray:
     """The coherent probabilities nearest to the given ones; coherent rows are returned unchanged.
 
     Args:
-        probabilities: (N, C) float in [0, 1], a column per class of the task.
+        probabilities: (N, C) float in [0, 1], a column per class of the task; NaN for classes that are not predicted,
+            which stay so.
 
     Returns:
         (N, C) float64; the column of the covering class is at least each column it covers, also after rounding to
@@ -35,25 +36,29 @@ def make_coherent(probabilities: np.ndarray, task: Task) -> np.ndarray:
         [[0.1, 0.1, 0.1, 0.1, 0.614, 0.614]]
     """
     p = np.array(probabilities, np.float64)
-    stars = _stars(task)
-    rows = np.flatnonzero(_violations(p, stars))
+    known = _find_known(p)
+    stars, own = _stars(task, known), p[:, known]
+    rows = np.flatnonzero(_violations(own, stars))
     if len(rows):
-        clipped = np.clip(p[rows], *PROBABILITY_CLIP)
+        clipped = np.clip(own[rows], *PROBABILITY_CLIP)
         before = np.log(clipped) - np.log1p(-clipped)
-        after = _project(before, stars, task.weight_array())
+        after = _project(before, stars, task.weight_array()[known])
         # What the projection leaves alone keeps its bits, and equal logits give equal probabilities.
-        p[rows] = np.where(after == before, p[rows], np.exp(-np.logaddexp(0.0, -after)))
-        _lift(p, stars)
+        own[rows] = np.where(after == before, own[rows], np.exp(-np.logaddexp(0.0, -after)))
+        _lift(own, stars)
+        p[:, known] = own
     return p
 
 
 def make_logits_coherent(logits: np.ndarray, task: Task) -> np.ndarray:
     """(N, C) float64: `make_coherent` of probabilities that are given as logits, without rounding at either end."""
     z = np.array(logits, np.float64)
-    stars = _stars(task)
-    rows = np.flatnonzero(_violations(z, stars))
+    known = _find_known(z)
+    stars, own = _stars(task, known), z[:, known]
+    rows = np.flatnonzero(_violations(own, stars))
     if len(rows):
-        z[rows] = _project(z[rows], stars, task.weight_array())
+        own[rows] = _project(own[rows], stars, task.weight_array()[known])
+        z[:, known] = own
     return z
 
 
@@ -72,10 +77,16 @@ class _Star:
     parts: list[int]
 
 
-def _stars(task: Task) -> list[_Star]:
-    """One star per covering class, those that cover the fewest first."""
-    columns = {name: number for number, name in enumerate(task.classes)}
-    stars = [_Star(columns[whole], [columns[name] for name in parts]) for whole, parts in task.covers.items() if parts]
+def _find_known(values: np.ndarray) -> np.ndarray:
+    """(C,) bool: the columns of (N, C) values that are not NaN throughout."""
+    return ~np.isnan(values).all(0) if len(values) else np.ones(values.shape[1], bool)
+
+
+def _stars(task: Task, is_known: np.ndarray) -> list[_Star]:
+    """One star per covering class among the known ones, those that cover the fewest first; numbers are among these."""
+    columns = {name: number for number, name in enumerate(np.array(task.classes)[is_known].tolist())}
+    known = {whole: [columns[name] for name in parts if name in columns] for whole, parts in task.covers.items()}
+    stars = [_Star(columns[whole], parts) for whole, parts in known.items() if parts and whole in columns]
     return sorted(stars, key=lambda star: len(star.parts))
 
 

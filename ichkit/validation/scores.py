@@ -112,6 +112,17 @@ def score_rows(
     return Scored(table, draws, curve)
 
 
+def _weigh(losses: np.ndarray, task: Task) -> np.ndarray:
+    """(...) weighted means of (..., C) losses over the classes that are not NaN throughout."""
+    weights = task.weight_array()
+    unknown = np.isnan(losses).reshape(-1, len(weights)).all(0)
+    if unknown.any() and not unknown.all():
+        weights = np.where(unknown, 0.0, weights)
+        losses, weights = np.where(unknown, 0.0, losses), weights / max(weights.sum(), np.finfo(float).tiny)
+    weighed: np.ndarray = losses @ weights
+    return weighed
+
+
 def _interval(value: float, draws: np.ndarray, level: float, is_biased: bool) -> Interval:
     if not np.isfinite(value):
         return Interval(np.nan, np.nan, len(draws))
@@ -138,8 +149,8 @@ METRICS = {
     WEIGHTED_LOG_LOSS: Metric(
         name=WEIGHTED_LOG_LOSS,
         block=LOSS,
-        measure=lambda blocks, task: blocks[LOSS] @ task.weight_array(),
-        description="The log losses of the classes, weighted.",
+        measure=lambda blocks, task: _weigh(blocks[LOSS], task),
+        description="The log losses of the classes, weighted; classes without any known label are left out.",
         source="RSNA 2019, evaluation page",
     ),
     LOG_LOSS: Metric(

@@ -49,7 +49,7 @@ def noisy_or(predictions: pd.DataFrame, task: Task) -> pd.DataFrame:
     """
     columns = task.probability_columns
     free = pd.DataFrame(np.log1p(-predictions[columns].to_numpy(np.float64)), predictions.index, columns)
-    totals = free.groupby(predictions.study_id, sort=True).sum()
+    totals = free.groupby(predictions.study_id, sort=True).sum(min_count=1)  # NaN for a class that is not predicted
     table = pd.DataFrame(-np.expm1(totals.to_numpy()), totals.index, columns)
     return table.rename_axis("study_id").reset_index()
 

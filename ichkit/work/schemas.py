@@ -88,15 +88,16 @@ def make_predictions(
 
     Args:
         slices: (N rows) with slice_id, study_id, slice_index, and fold if `fold` is None.
-        probabilities: (N, C) float in [0, 1].
+        probabilities: (N, C) float in [0, 1]; NaN in every row of a class that is not predicted.
         fold: the fold of every row (k for a run's test tables, -1 for averages); None takes the column of `slices`.
 
     Raises:
-        ContractError: a probability is not finite.
+        ContractError: a probability of a predicted class is not finite.
     """
     assert probabilities.shape == (len(slices), task.num_classes)
-    if not np.isfinite(probabilities).all():
-        row = int(np.flatnonzero(~np.isfinite(probabilities).all(1))[0])
+    is_wrong = ~(np.isfinite(probabilities) | np.isnan(probabilities).all(0))
+    if is_wrong.any():
+        row = int(np.flatnonzero(is_wrong.any(1))[0])
         raise ContractError(f"predictions: {slices.slice_id.iloc[row]} has a probability that is not finite.")
     table = slices[["slice_id", "study_id", "slice_index"]].reset_index(drop=True)
     table["fold"] = (slices["fold"].to_numpy() if fold is None else np.full(len(slices), fold)).astype("int64")
@@ -107,7 +108,7 @@ def make_predictions(
 
 
 def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.DataFrame | None = None) -> None:
-    """Checks a predictions table against the contract.
+    """Checks a predictions table against the contract; a class that is not predicted is NaN in every row.
 
     Args:
         where: the table, for the message.
@@ -123,6 +124,9 @@ def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.Da
     if table.slice_id.duplicated().any():
         raise ContractError(f"{where}: slice {table.slice_id[table.slice_id.duplicated()].iloc[0]} has two rows.")
     p = table[task.probability_columns].to_numpy(np.float64)
+    p = p[:, ~np.isnan(p).all(0)]
+    if not (p.size or table.empty):
+        raise ContractError(f"{where}: expected the probabilities of one or more classes, found none.")
     if not (np.isfinite(p).all() and (p > 0).all() and (p < 1).all()):
         raise ContractError(f"{where}: expected probabilities inside (0, 1).")
     if not is_sorted(table):

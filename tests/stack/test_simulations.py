@@ -90,7 +90,7 @@ def loss_of(name, rows, slices, folds):
         training = make_training_part(rows.take(~held), slices[~held], TASK, config.stack.num_inner, seed=fold)
         model, _ = STACKERS[name].fit(training, TASK, config.stack, fold)
         own = rows.take(held)
-        logits = model.predict(own, training.calibration.apply(own.mean_logits()))
+        logits = model.predict(own, training.calibration.apply(own.combined_logits()))
         losses.append(log_losses_of_logits(logits, slices.loc[held, list(TASK.classes)].to_numpy(float)))
     return np.concatenate(losses).mean(axis=0) @ TASK.weight_array()
 

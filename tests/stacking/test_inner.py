@@ -7,6 +7,7 @@ from support.simulated import TASK, make_work
 
 from ichkit.stacking import inner
 from ichkit.stacking.calibration import fit_calibration
+from ichkit.stacking.combine import Ensemble
 from ichkit.stacking.inner import make_training_part
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.work.artifacts import read_table
@@ -54,7 +55,13 @@ def make_slices(folds):
 def training_of(slices, num_inner):
     codes = pd.factorize(slices.study_id)[0]
     nothing = np.zeros((len(slices), 0), np.float32)
-    rows = Rows(np.zeros((len(slices), 1, 6), np.float32), codes, np.zeros((len(slices), 6)), nothing)
+    rows = Rows(
+        np.zeros((len(slices), 1, 6), np.float32),
+        codes,
+        np.zeros((len(slices), 6)),
+        nothing,
+        Ensemble.of_whole(TASK, 1),
+    )
     return make_training_part(rows, slices, TASK, num_inner, seed=0)
 
 
@@ -88,7 +95,7 @@ def test_without_calibration_the_base_is_the_mean_of_the_descriptors(tmp_path, c
     slices = slices[slices.fold == 0].sort_values(KEY, ignore_index=True)
     rows = make_rows([read_table(work.fold("base", 0) / "oof.parquet")], slices, TASK)
     training = make_training_part(rows, slices, TASK, 3, seed=0, calibrate=calibrate)
-    mean = rows.mean_logits()
+    mean = rows.combined_logits()
     is_raw = [np.array_equal(found, mean) for found in (training.base_logits(), training.inner_base_logits())]
     assert training.is_supported.any()
     assert is_raw == [not calibrate, not calibrate]

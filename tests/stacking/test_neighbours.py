@@ -7,6 +7,7 @@ from support.simulated import TASK
 
 from ichkit.core.errors import ConfigError
 from ichkit.stacking import features as features_module
+from ichkit.stacking.combine import Ensemble
 from ichkit.stacking.features import FEATURE_GROUPS, feature_names, make_features
 from ichkit.stacking.neighbours import neighbour_rows, neighbour_stacks, running_means, study_bounds
 from ichkit.stacking.rows import Rows
@@ -29,7 +30,13 @@ def make_random_rows(seed=0, num_runs=2, lengths=LENGTHS):
     gap_mm = np.where(index < counts - 1, 5.0, np.nan)
     facts = [index, counts, 5.0 * index - 40, gap_mm, rng.random(len(codes)) < 0.3, rng.random(len(codes))]
     logits = rng.normal(size=(len(codes), num_runs, TASK.num_classes)).astype(np.float32)
-    return Rows(logits, codes, np.stack(facts, axis=1), np.empty((len(codes), 0), np.float32))
+    return Rows(
+        logits,
+        codes,
+        np.stack(facts, axis=1),
+        np.empty((len(codes), 0), np.float32),
+        Ensemble.of_whole(TASK, logits.shape[1]),
+    )
 
 
 def slow_stacks(values, codes, window, beyond):

@@ -86,7 +86,7 @@ def test_inner_logits_are_there_for_inner_patients_and_gain_on_the_base(fitted, 
 def test_a_model_gains_on_rows_it_never_saw(fitted, training, parts):
     _, model, _ = fitted
     labels = parts[3][list(TASK.classes)].to_numpy(float)
-    base = training.calibration.apply(parts[2].mean_logits())
+    base = training.calibration.apply(parts[2].combined_logits())
     weights = TASK.weight_array()
     before = log_losses_of_logits(base, labels).mean(axis=0) @ weights
     assert log_losses_of_logits(model.predict(parts[2], base), labels).mean(axis=0) @ weights < 0.95 * before
@@ -96,7 +96,7 @@ def test_a_model_read_back_predicts_the_same_bytes(fitted, training, parts, tmp_
     stacker, model, _ = fitted
     for name, data in model.encode().items():
         (tmp_path / name).write_bytes(data)
-    base = training.calibration.apply(parts[2].mean_logits())
+    base = training.calibration.apply(parts[2].combined_logits())
     assert stacker.load(tmp_path).predict(parts[2], base).tobytes() == model.predict(parts[2], base).tobytes()
 
 
@@ -116,7 +116,7 @@ def test_the_same_inputs_fit_the_same_bytes(fitted, training, config):
 def test_a_study_is_predicted_the_same_among_others_and_alone(fitted, training, parts):
     _, model, _ = fitted
     rows = parts[2]
-    base = training.calibration.apply(rows.mean_logits())
+    base = training.calibration.apply(rows.combined_logits())
     alone = rows.study_codes == rows.study_codes[len(rows) // 2]
     together = model.predict(rows, base)[alone]
     np.testing.assert_allclose(model.predict(rows.take(alone), base[alone]), together, rtol=0, atol=1e-5)
@@ -144,7 +144,7 @@ def test_a_held_inner_part_is_calibrated_by_the_others_alone(parts, monkeypatch)
     rows, slices = parts[:2]
     monkeypatch.setattr(choice, "choose_share", lambda *_: 1.0)
     training = make_training_part(rows, slices, TASK, 3, seed=0)
-    mean, inner = rows.mean_logits(), training.inner_base_logits()
+    mean, inner = rows.combined_logits(), training.inner_base_logits()
     for split in training.splits():
         by_hand = fit_calibration(mean[split.fitting], training.labels[split.fitting])
         np.testing.assert_array_equal(inner[split.held], by_hand.apply(mean[split.held]))
@@ -156,10 +156,11 @@ def test_a_base_that_is_calibrated_already_is_left_alone(tmp_path):
     slices = slices[slices.split == "train"].sort_values(KEY, ignore_index=True)
     rows = make_rows([pd.concat([read_table(work.fold("base", k) / "oof.parquet") for k in range(5)])], slices, TASK)
     change = (
-        make_training_part(rows, slices, TASK, 3, seed=0).calibration.apply(rows.mean_logits()) - rows.mean_logits()
+        make_training_part(rows, slices, TASK, 3, seed=0).calibration.apply(rows.combined_logits())
+        - rows.combined_logits()
     )
-    by_fit = fit_calibration(rows.mean_logits(), slices[list(TASK.classes)].to_numpy(float))
-    plain = by_fit.apply(rows.mean_logits()) - rows.mean_logits()
+    by_fit = fit_calibration(rows.combined_logits(), slices[list(TASK.classes)].to_numpy(float))
+    plain = by_fit.apply(rows.combined_logits()) - rows.combined_logits()
     assert np.abs(change).mean() < 0.5 * np.abs(plain).mean()
 
 
@@ -172,7 +173,7 @@ def test_choices_are_made_on_drawn_patients_where_there_are_many(parts, monkeypa
     model, inner = STACKERS["lightgbm"].fit(training, TASK, CONFIG, 5)
     assert np.isnan(inner[training.parts < 0]).all()
     assert np.isfinite(inner[chosen]).all()
-    assert np.isfinite(model.predict(parts[2], parts[2].mean_logits())).all()
+    assert np.isfinite(model.predict(parts[2], parts[2].combined_logits())).all()
 
 
 def test_a_stacker_or_strength_that_does_not_exist_is_refused_with_the_nearest(training):
@@ -186,7 +187,7 @@ def test_a_stacker_or_strength_that_does_not_exist_is_refused_with_the_nearest(t
 def test_with_the_base_as_the_only_strength_boosting_returns_it(training, parts):
     config = CONFIG.model_copy(update={"lightgbm": LightgbmConfig(strengths=("base",))})
     model, inner = STACKERS["lightgbm"].fit(training, TASK, config, 5)
-    base = parts[2].mean_logits()
+    base = parts[2].combined_logits()
     np.testing.assert_array_equal(model.predict(parts[2], base), base)
     np.testing.assert_array_equal(inner, training.inner_base_logits())
 

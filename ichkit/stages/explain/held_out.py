@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from ichkit.imaging.steps import restore
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.validation.metrics import log_losses
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
@@ -59,7 +61,8 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
 
     Returns:
         The rows of `oof.parquet`, sorted by study_id and slice_index, with the columns num_slices, position_mm,
-        volume, the labels (float64), and loss: the weighted log loss of the row in nats.
+        volume, the labels (float64, NaN where unknown or not asked), and loss: the weighted log loss of the row in
+        nats over the known ones.
 
     Raises:
         ConfigError: no such run or fold; the message lists the finished ones.
@@ -73,10 +76,28 @@ def read_held_out(prepared: Prepared, work: WorkFolder, run: str, fold: int) -> 
     own = labelled[labelled["fold"] == fold]
     check_predictions(table, task, str(folder / "oof.parquet"), own)
     classes = list(task.classes)
-    facts = own[["slice_id", "num_slices", "position_mm", "volume"]].join(own[classes].astype("float64"))
+    labels = read_scope(folder, task).mask(own)[classes].astype("float64")
+    facts = own[["slice_id", "num_slices", "position_mm", "volume"]].join(labels)
     table = table.merge(facts, on="slice_id", validate="one_to_one")
     losses = log_losses(table[task.probability_columns].to_numpy(np.float64), table[classes].to_numpy(np.float64))
-    return table.assign(**{LOSS: losses @ task.weight_array()})
+    return table.assign(**{LOSS: _weigh(losses, task.weight_array())})
+
+
+def _weigh(losses: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(N,) weighted means of (N, C) losses over the known ones; NaN for a row without any."""
+    known = ~np.isnan(losses)
+    if known.all():
+        whole: np.ndarray = losses @ weights
+        return whole
+    own = np.where(known, weights, 0.0)
+    totals = (np.where(known, losses, 0.0) * own).sum(1)
+    weighed: np.ndarray = np.divide(totals, own.sum(1), out=np.full(len(losses), np.nan), where=known.any(1))
+    return weighed
+
+
+def read_scope(fold_folder: Path, task: Task) -> Scope:
+    """The classes that the network of a finished fold predicts."""
+    return Scope.of_facts(task, read_manifest(fold_folder).facts, str(fold_folder))
 
 
 def pick_worst(held_out: pd.DataFrame, count: int) -> list[str]:
@@ -85,7 +106,7 @@ def pick_worst(held_out: pd.DataFrame, count: int) -> list[str]:
     Args:
         held_out: from `read_held_out`.
     """
-    order = held_out.sort_values([LOSS, "slice_id"], ascending=[False, True])
+    order = held_out.dropna(subset=[LOSS]).sort_values([LOSS, "slice_id"], ascending=[False, True])
     return order["slice_id"].head(count).to_list()
 
 
@@ -114,7 +135,7 @@ def explain_slices(
     held_out = read_held_out(prepared, work, run, fold)
     refuse_foreign(prepared, held_out, [fold], slice_ids)
     task = prepared.task
-    indices = find_class_indices(task, class_names)
+    indices = find_class_indices(task, class_names, read_scope(work.fold(run, fold), task).classes)
     predictor = load_predictor(work.fold(run, fold), device)
     rows = held_out.set_index("slice_id", drop=False).loc[list(dict.fromkeys(slice_ids))]
     found: dict[str, Explained] = {}
@@ -142,16 +163,19 @@ def explain_slices(
     return [found[slice_id] for slice_id in slice_ids]
 
 
-def find_class_indices(task: Task, names: Sequence[str] | None) -> tuple[int, ...]:
-    """The indices of named classes in the task; all without names.
+def find_class_indices(task: Task, names: Sequence[str] | None, known: Sequence[str]) -> tuple[int, ...]:
+    """The indices in the task of named classes; without names of all that are known.
+
+    Args:
+        known: the classes that the network predicts.
 
     Raises:
         ConfigError: no such class; the message lists the choices.
     """
     for name in names or ():
-        if name not in task.classes:
-            raise ConfigError(f'explain: unknown class "{name}". {nearest(name, task.classes)}')
-    return tuple(range(task.num_classes)) if names is None else tuple(task.classes.index(name) for name in names)
+        if name not in known:
+            raise ConfigError(f'explain: unknown class "{name}". {nearest(name, known)}')
+    return tuple(task.classes.index(name) for name in (known if names is None else names))
 
 
 def refuse_unknown_fold(work: WorkFolder, run: str, fold: int | None) -> None:

@@ -55,4 +55,5 @@ def _tile(picture: np.ndarray, side: int, text: str) -> np.ndarray:
 
 
 def _class_caption(one: Explained, index: int, task: Task) -> str:
-    return f"{task.classes[index]} {one.probabilities[index]:.3f} (label {one.labels[index]:.0f})"
+    label = "unknown" if np.isnan(one.labels[index]) else f"{one.labels[index]:.0f}"
+    return f"{task.classes[index]} {one.probabilities[index]:.3f} (label {label})"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
@@ -21,6 +22,7 @@ from ichkit.stages.explain.held_out import (
     find_class_indices,
     pick_worst,
     read_held_out,
+    read_scope,
     refuse_foreign,
     refuse_unknown_fold,
 )
@@ -106,7 +108,8 @@ def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None
     name, folds = _pick_folds(work, options.run_name, options.fold)
     held_out = pd.concat([read_held_out(prepared, work, name, k) for k in folds], ignore_index=True)
     chosen = _choose(prepared, held_out, folds, options)
-    find_class_indices(prepared.task, options.class_names or None)
+    scope = read_scope(work.fold(name, folds[0]), prepared.task)
+    find_class_indices(prepared.task, options.class_names or None, scope.classes)
     return ExplainPlan(work, options, prepared, name, chosen)
 
 
@@ -152,14 +155,17 @@ def render(table: pd.DataFrame, task: Task) -> Table:
     """The explained slices without ids: loss, labels and probabilities."""
     rows = []
     for row in table.to_dict("records"):
-        predicted = {name: row[f"p_{name}"] for name in task.subtypes}
+        predicted = {name: row[f"p_{name}"] for name in task.classes if not np.isnan(row[f"p_{name}"])}
+        main = task.headline_class if task.headline_class in predicted else next(iter(predicted))
+        if len(predicted) > 1:
+            predicted.pop(task.any_class or "", None)
         highest = max(predicted, key=predicted.__getitem__)
-        truth = ", ".join(f"{name} {predicted[name]:.3f}" for name in task.subtypes if row[name])
+        truth = ", ".join(f"{name} {value:.3f}" for name, value in predicted.items() if row[name] == 1)
         if not truth:
-            label = task.headline_class if row[task.headline_class] else "none"
+            label = task.headline_class if row[task.headline_class] == 1 else "none"
             truth = f"{label}; highest: {highest} {predicted[highest]:.3f}"
         picture = (row["file"], str(row["slice_index"]), str(row["fold"]))
-        rows.append([*picture, f"{row['loss']:.3f}", f"{row[f'p_{task.headline_class}']:.3f}", truth])
+        rows.append([*picture, f"{row['loss']:.3f}", f"{row[f'p_{main}']:.3f}", truth])
     columns = ("picture", "slice", "fold", "loss", task.headline_class, "label, and its probability")
     note = f"Out-of-fold probabilities; ids and all classes are in {TABLE_NAME}."
     return Table("Explained slices", columns, rows, note=note)
@@ -197,9 +203,12 @@ def _choose(prepared: Prepared, held_out: pd.DataFrame, folds: Sequence[int], op
 
 
 def _main_classes(rows: pd.DataFrame, task: Task) -> list[str]:
-    """The headline class and the subtype with the highest probability in these rows."""
-    highest = rows[[f"p_{name}" for name in task.subtypes]].to_numpy().max(axis=0)
-    return list(dict.fromkeys((task.headline_class, task.subtypes[int(highest.argmax())])))
+    """The headline class and the subtype with the highest probability in these rows, of those that are predicted."""
+    highest = rows[task.probability_columns].max().dropna()
+    known = [name for name in task.classes if f"p_{name}" in highest.index]
+    subtypes = [name for name in known if name != task.any_class] or known
+    main = task.headline_class if task.headline_class in known else known[0]
+    return list(dict.fromkeys((main, max(subtypes, key=lambda name: float(highest[f"p_{name}"])))))
 
 
 def _row(file: str, one: Explained, task: Task) -> dict[str, Any]:
@@ -210,6 +219,6 @@ def _row(file: str, one: Explained, task: Task) -> dict[str, Any]:
         "slice_index": one.slice_index,
         "fold": one.fold,
         "loss": one.loss,
-        **{name: int(label) for name, label in zip(task.classes, one.labels, strict=True)},
+        **{name: None if np.isnan(label) else int(label) for name, label in zip(task.classes, one.labels, strict=True)},
         **dict(zip(task.probability_columns, one.probabilities, strict=True)),
     }

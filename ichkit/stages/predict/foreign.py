@@ -86,7 +86,7 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
         for name, of_run in networks.items():
             for k, predictor in of_run.items():
                 probabilities, features.setdefault(name, {})[k] = predictor.describe_volume(volume)
-                if probabilities.shape != (_NUM_SLICES, task.num_classes) or not np.isfinite(probabilities).all():
+                if probabilities.shape != (_NUM_SLICES, len(predictor.classes)) or not np.isfinite(probabilities).all():
                     raise ValueError("probabilities")
                 tables.setdefault(name, {})[k] = make_predictions(slices, probabilities, task, fold=k)
         if stack is not None:

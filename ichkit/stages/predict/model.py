@@ -84,7 +84,7 @@ def find_model(work: WorkFolder, named: str, task: Task) -> Model:
 def model_of(work: WorkFolder, source: Source) -> Model:
     """The model of a source of the work folder."""
     runs = {name: _fold_folders(work.runs / name, source.folds) for name in source.runs}
-    stack = None if source.kind == "base" else (work.root / source.path).parent
+    stack = None if source.is_run else (work.root / source.path).parent
     return Model(source.name, runs, stack, source.kind, source.data)
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task
-from ichkit.show.table import Table
+from ichkit.show.table import NOTHING, Table
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.work.artifacts import digest_file, encode_json, package_versions, write_bytes_atomically
 
@@ -80,9 +81,15 @@ def find_key_slices(slices: pd.DataFrame, task: Task) -> pd.DataFrame:
     Args:
         slices: see `Prediction`.
     """
-    column = f"p_{task.headline_class}"
+    column = f"p_{find_headline(slices, task)}"
     ordered = slices.sort_values(["study_id", column, "slice_index"], ascending=[True, False, True])
     return ordered.groupby("study_id", sort=False).head(NUM_KEY_SLICES)
+
+
+def find_headline(table: pd.DataFrame, task: Task) -> str:
+    """The class that tables of probabilities are sorted by: that of the task, or the first one that is predicted."""
+    known = [name for name in task.classes if table[f"p_{name}"].notna().any()]
+    return task.headline_class if task.headline_class in known or not known else known[0]
 
 
 def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
@@ -120,7 +127,9 @@ def render(prediction: Prediction, task: Task) -> Table:
     rows = []
     for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
         values = [getattr(row, column) for column in task.probability_columns]
-        rows.append([str(number), str(row.num_slices), *(f"{value:.3f}" for value in values)])
+        rows.append(
+            [str(number), str(row.num_slices), *(NOTHING if np.isnan(value) else f"{value:.3f}" for value in values)]
+        )
     return Table(title, ("#", "slices", *task.classes), rows, note=RESEARCH_NOTE)
 
 
@@ -130,5 +139,7 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_class(row: Mapping[Any, Any], task: Task) -> dict[str, float]:
-    return {name: round(float(row[f"p_{name}"]), 6) for name in task.classes}
+def _by_class(row: Mapping[Any, Any], task: Task) -> dict[str, float | None]:
+    """The probabilities by class; None for classes that the model does not predict."""
+    values = {name: row[f"p_{name}"] for name in task.classes}
+    return {name: None if pd.isna(value) else round(float(value), 6) for name, value in values.items()}

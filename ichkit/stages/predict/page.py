@@ -16,7 +16,7 @@ from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.show.page import encode_jpeg, render
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE
-from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_key_slices
+from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_headline, find_key_slices
 from ichkit.work.artifacts import FileDigest, write_bytes_atomically
 
 _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
@@ -43,7 +43,8 @@ def write_page(
         volumes: the volumes of the studies in `prediction`.
     """
     studies = prediction.studies.assign(number=np.arange(1, len(prediction.studies) + 1))
-    studies = studies.sort_values([f"p_{task.headline_class}", "number"], ascending=[False, True])
+    main = find_headline(prediction.studies, task)
+    studies = studies.sort_values([f"p_{main}", "number"], ascending=[False, True])
     drawn = studies["study_id"].head(_MAX_DRAWN_STUDIES)
     key_slices = find_key_slices(prediction.slices[prediction.slices["study_id"].isin(drawn)], task)
     predictors = [predictor for of_run in networks.values() for predictor in of_run.values()]
@@ -64,6 +65,7 @@ def write_page(
         _ROOM,
         _TEMPLATE,
         task=task,
+        main=main,
         note=RESEARCH_NOTE,
         model=prediction.model,
         num_networks=len(predictors),
@@ -85,10 +87,19 @@ def _draw_slices(
 ) -> list[dict[str, Any]]:
     """Position, probabilities and two pictures (data URLs) of each key slice of a study, in the source picture."""
     positions = rows["slice_index"].to_numpy()
-    best = rows[[f"p_{name}" for name in task.subtypes]].to_numpy().argmax(axis=1)
-    names = [task.subtypes[index] for index in best]
+    known = [name for name in task.classes if rows[f"p_{name}"].notna().any()]
+    shown_classes = [name for name in known if name != task.any_class] or known
+    best = rows[[f"p_{name}" for name in shown_classes]].to_numpy().argmax(axis=1)
+    names = [shown_classes[index] for index in best]
     wanted = sorted({task.classes.index(name) for name in names})
-    heat = np.mean([heat_maps(predictor, volume, positions, wanted, positions_mm) for predictor in predictors], axis=0)
+    # A model may combine networks of different classes: each draws those it predicts.
+    maps: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
+    for predictor in predictors:
+        own = [index for index in wanted if task.classes[index] in predictor.classes]
+        drawn_maps = heat_maps(predictor, volume, positions, own, positions_mm) if own else np.empty((0, 0))
+        for place, index in enumerate(own):
+            maps[index].append(drawn_maps[:, place])
+    heat = np.stack([np.mean(of_class, axis=0) for of_class in maps.values()], axis=1)
     shown_slices, heat = restore(volume[positions], origin, TABLE_LOW_HU), restore(heat, origin, 0.0)
     drawn = []
     for place, (row, name) in enumerate(zip(rows.to_dict("records"), names, strict=True)):

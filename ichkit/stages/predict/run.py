@@ -174,7 +174,7 @@ def _describe(
             for name, of_run in networks.items() if record.kept else ():
                 for k, predictor in of_run.items():
                     described, seen = predictor.describe_volume(volume, positions)
-                    values[name][k].append(described)
+                    values[name][k].append(predictor.spread(described))
                     features[name][k] += [seen] if embeds else []
             meter.advance()
     slices = collect_slices(planned, records, task)

@@ -161,7 +161,10 @@ def _geometry(slices: pd.DataFrame) -> dict[str, Any]:
 def _labels(train: pd.DataFrame, facts: dict[str, Any], task: Task) -> dict[str, Any]:
     differs = pd.Series(False, index=train.index)
     for name, covered in task.covers.items():
-        differs |= train[name] != train[list(covered)].max(axis=1)
+        parts = train[list(covered)]
+        highest = parts.max(axis=1)
+        is_known = train[name].notna() & ((highest == 1) | parts.notna().all(axis=1))
+        differs |= is_known & (train[name] != highest).fillna(False).astype(bool)
     disagree = train["slice_id"][differs]
     rsna = facts.get("rsna", {})
     return {
@@ -176,7 +179,7 @@ def _folds(train: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
     rows = []
     for fold in sorted(train["fold"].unique()):
         part = train[train["fold"] == fold]
-        prevalence = {name: float(part[name].mean()) for name in task.classes}
+        prevalence = {name: _number(part[name].mean()) for name in task.classes}
         sizes = {"slices": len(part), "studies": part["study_id"].nunique(), "patients": part["patient_id"].nunique()}
         rows.append({"fold": int(fold), **{name: int(size) for name, size in sizes.items()}, "prevalence": prevalence})
     return rows

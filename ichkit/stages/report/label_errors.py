@@ -33,9 +33,9 @@ def write_label_errors(report: ReportData, page_path: Path, table_path: Path) ->
     table = make_table(report, p, suspects)
     write_bytes_atomically(table_path, encode_table(table, ".csv"))
     sections = [_make_summary(report, suspects), *_make_galleries(report, p, suspects)]
-    values = {"sections": sections, "data": report.data, "notice": data_note(report.data), "inputs": ""}
+    values = {"task": report.task, "data": report.data, "notice": data_note(report.data), "inputs": ""}
     made = f"Out-of-fold predictions of {report.best.name}. All suspected labels: {table_path.name}."
-    write_bytes_atomically(page_path, page.render(_ROOM, _TEMPLATE, made=made, **values).encode())
+    write_bytes_atomically(page_path, page.render(_ROOM, _TEMPLATE, sections=sections, made=made, **values).encode())
     logger.info("report: %d suspected labels in %s and %s", len(table), page_path, table_path.name)
 
 
@@ -64,7 +64,7 @@ def _make_summary(report: ReportData, suspects: Suspects) -> Section:
         "A label is suspected if the out-of-fold prediction contradicts it: the other label is more probable, and at "
         "least as probable as on average where it is given (confident learning, class by class). The network that "
         "predicted a slice was not trained on it. A suspected label may be right: models are wrong too, in particular "
-        "at the first and last slice of a hemorrhage. Review before changing a label."
+        f"at the first and last slice of the {report.task.finding}. Review before changing a label."
     )
     lines = []
     for column, name in enumerate(report.task.classes):

@@ -42,7 +42,7 @@ def make_board(report: ReportData) -> Section:
 
 def _missing_of_training(report: ReportData) -> list[Missing]:
     missing, everything = [], report.prepared.fold_numbers
-    for source in (source for source in report.sources if source.kind == "base"):
+    for source in (source for source in report.sources if source.is_run):
         left = sorted(set(everything) - set(source.folds))
         if left:
             config = report.work.fold(source.name, source.folds[0]) / "config.yaml"

@@ -22,7 +22,7 @@ _CONFIG_FILE = "report.yaml"
 def make_training(report: ReportData) -> Section:
     """The training curves of every fold of every run."""
     charts, rows = [], []
-    for number, run in enumerate(source for source in report.sources if source.kind == "base"):
+    for number, run in enumerate(source for source in report.sources if source.is_run):
         histories = {k: read_table(report.work.fold(run.name, k) / "history.csv") for k in run.folds}
         last = {k: history.loss.iloc[-1] for k, history in histories.items()}
         ends = ", ".join(f"fold {k} {format_number(loss, 4)}" for k, loss in last.items())
@@ -67,7 +67,7 @@ def make_data(report: ReportData) -> Section:
 
 def make_repeat(report: ReportData) -> Section:
     """Commands, configuration, provenance of every artifact, and package versions."""
-    runs = [source for source in report.sources if source.kind == "base"]
+    runs = [source for source in report.sources if source.is_run]
     stack = report.second
     lines = [
         "ichkit prepare",
@@ -167,7 +167,7 @@ def _artifacts_table(report: ReportData) -> Table:
     work, rows = report.work, []
     folders = {"prepared": work.prepared}
     for source in report.sources:
-        if source.kind == "base":
+        if source.is_run:
             folders |= {f"{source.name} {k}": work.fold(source.name, k) for k in source.folds}
         else:
             folders[f"stack {source.path.split('/')[1]}"] = (work.root / source.path).parent

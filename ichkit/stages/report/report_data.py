@@ -65,19 +65,19 @@ class ReportData:
     @cached_property
     def stages(self) -> list[Source]:
         """The sources of the best stack and its runs, best first; all peers if the best source is a run."""
-        if self.best.kind == "base":
+        if self.best.is_run:
             return self.peers
         stack = PurePosixPath(self.best.path).parent
         return [
             source
             for source in self.peers
-            if (source.name in self.best.runs if source.kind == "base" else PurePosixPath(source.path).parent == stack)
+            if (source.name in self.best.runs if source.is_run else PurePosixPath(source.path).parent == stack)
         ]
 
     @cached_property
     def second(self) -> Source | None:
         """The best second stage among the peers; None if nothing is stacked."""
-        return next((source for source in self.peers if source.kind != "base"), None)
+        return next((source for source in self.peers if not source.is_run), None)
 
     @cached_property
     def first(self) -> Source | None:
@@ -86,7 +86,7 @@ class ReportData:
         None if the runs of the stack, or some of their folds, no longer exist.
         """
         runs = self.second.runs if self.second is not None else self.best.runs
-        return next((source for source in self.peers if source.kind == "base" and source.name in runs), None)
+        return next((source for source in self.peers if source.is_run and source.name in runs), None)
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -170,7 +170,14 @@ def render(report: ReportData, inputs: str = "") -> str:
         made = f"Newest source created {max(source.created_utc for source in report.sources)}."
     notice = data_note(report.data)
     return page.render(
-        _ROOM, _TEMPLATE, sections=_make_sections(report), data=report.data, notice=notice, made=made, inputs=inputs
+        _ROOM,
+        _TEMPLATE,
+        task=report.task,
+        sections=_make_sections(report),
+        data=report.data,
+        notice=notice,
+        made=made,
+        inputs=inputs,
     )
 
 

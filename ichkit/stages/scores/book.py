@@ -148,6 +148,10 @@ class ScoreBook:
         """The out-of-fold weighted log loss, by which sources are ranked."""
         return self.find(source, WEIGHTED_LOG_LOSS, ALL_CLASSES)
 
+    def num_slices(self, source: Source) -> int:
+        """Out-of-fold slices with a known label that the source was scored on."""
+        return max(self.find(source, LOG_LOSS, name).n for name in source.task.classes)
+
     def subgroups(self, source: Source, group: Group) -> list[str]:
         """The subgroups of a source in the order of the table."""
         own = (key[2] for key in self._scores if key[:2] == (source.name, group) and key[2] != ALL)
@@ -169,7 +173,8 @@ class ScoreBook:
 
     def best_of_folds(self, source: Source) -> Source:
         """The best source that was scored on the same folds; only such sources are comparable."""
-        return next(other for other in self.sources if other.folds == source.folds)
+        same = [other for other in self.sources if (other.folds, other.scope) == (source.folds, source.scope)]
+        return same[0]
 
     def difference(self, source: Source, other: Source, metric: str, name: str, group: Group = SLICES) -> Difference:
         """The score of `source` minus that of `other`; an empty one if they were not compared."""
@@ -195,7 +200,8 @@ class ScoreBook:
 
     def _rank(self, source: Source) -> tuple[int, str, float, str]:
         loss = self.loss(source)
-        return -loss.n, source.folds_label, loss.value, source.name
+        value = np.inf if np.isnan(loss.value) else loss.value  # of a source that predicts some classes alone
+        return -self.num_slices(source), source.folds_label, value, source.name
 
 
 def open_book(work: WorkFolder, task: Task) -> ScoreBook:

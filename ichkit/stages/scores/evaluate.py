@@ -374,12 +374,13 @@ def _compare(
     for source in sources if len(sources) > 1 or baselines else ():
         of_sets = {name: load_external(source, prepared, name, settings) for name in sets}
         studies[source.name] = [
-            study_scores(table, prepared, name, MAXIMUM, settings.num_top) for name, table in of_sets.items()
+            study_scores(table, prepared, name, MAXIMUM, settings.num_top, source.scope)
+            for name, table in of_sets.items()
         ]
     draws = {name: scores.draws for name, scores in scored.items()}
     tables = []
-    for folds in dict.fromkeys(source.folds for source in sources):
-        names = [source.name for source in sources if source.folds == folds]
+    for asked in dict.fromkeys((source.folds, source.scope) for source in sources):
+        names = [source.name for source in sources if (source.folds, source.scope) == asked]
         tables.append(compare_pairs(draws, studies, names, task, settings.level))
     for name, own in studies.items():
         for scores in own:
@@ -430,7 +431,13 @@ def _missing_studies(prepared: Prepared, dataset: str) -> list[str]:
 def _log_loss_of(scores: pd.DataFrame) -> None:
     """Logs the pooled loss of a source, and how many classes it covers if not all."""
     pooled = scores[(scores.fold == POOLED) & (scores.subgroup == ALL) & (scores.split == "train")]
-    row = pooled[pooled.metric == WEIGHTED_LOG_LOSS].iloc[0]
+    weighted = pooled[pooled.metric == WEIGHTED_LOG_LOSS]
+    if weighted.empty:
+        known = pooled[(pooled.metric == LOG_LOSS) & (pooled.n > 0)]
+        name, predicted = pooled["source"].iloc[0], ", ".join(known["class"])
+        logger.info("evaluate: %s predicts %s alone: it is scored by class", name, predicted or "no labelled class")
+        return
+    row = weighted.iloc[0]
     of_classes = pooled[pooled.metric == LOG_LOSS]
     num_scored = int(((of_classes.n_positive > 0) & (of_classes.n_positive < of_classes.n)).sum())
     some = f"; {num_scored} of {len(of_classes)} classes scored" if num_scored < len(of_classes) else ""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
@@ -106,8 +107,10 @@ def build(work: WorkFolder, submissions: Path, task: Task) -> pd.DataFrame:
 def make_board(book: ScoreBook, work: WorkFolder, submissions: Path) -> pd.DataFrame:
     """The leaderboard of these scores; the columns of external sets besides the standard one come last."""
     board = pd.DataFrame([_board_row(source, book, work, submissions) for source in book.sources])
-    # Only sources that were scored on the same rows are ranked together.
-    board.insert(0, "rank", board.groupby("folds", sort=False).cumcount() + 1)
+    # Only sources that were scored on the same rows and for every class are ranked together.
+    is_ranked = np.array([source.scope.is_whole for source in book.sources])
+    rank = board.groupby("folds", sort=False).cumcount() + 1
+    board.insert(0, "rank", rank if is_ranked.all() else rank.astype("Int64").where(is_ranked))
     return board
 
 
@@ -153,7 +156,7 @@ def _board_row(source: Source, book: ScoreBook, work: WorkFolder, submissions: P
         f"cv_auc_{main}": book.find(source, ROC_AUC, main).value,
         **_external_columns(source, book, STANDARD_EXTERNAL),
         "folds": source.folds_label,
-        "num_slices": book.loss(source).n,
+        "num_slices": book.loss(source).n or book.num_slices(source),
         "config_digest": source.config_digest,
         "git_commit": source.git_commit,
         "created_utc": source.created_utc,

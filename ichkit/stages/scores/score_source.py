@@ -11,12 +11,14 @@ from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ContractError
 from ichkit.core.roles import LOCKED, Role
 from ichkit.core.seeding import derive_seed
+from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
 from ichkit.validation.catalog import Source, load_out_of_fold, load_split
 from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.comparisons import DRAWS_DTYPES, StudyScores
 from ichkit.validation.delong import delong_auc
 from ichkit.validation.folds import deal_patients
+from ichkit.validation.scope import Scope, label_array
 from ichkit.validation.scores import (
     AVERAGE_PRECISION,
     CALIBRATION_ERROR,
@@ -62,7 +64,7 @@ class _Collector:
     """Scores the groups of rows of one source one by one and collects the results."""
 
     def __init__(self, source: Source, config: Config) -> None:
-        self._source, self._config = source, config
+        self.source, self._config = source, config
         self._scores: list[dict[str, Any]] = []
         self._curves: list[dict[str, Any]] = []
         self._draws: list[dict[str, Any]] = []
@@ -72,7 +74,7 @@ class _Collector:
         settings = self._config.evaluate
         scored = score_rows(
             rows,
-            self._source.task,
+            self.source.task,
             metrics,
             num_draws=settings.num_draws,
             level=settings.level,
@@ -103,7 +105,7 @@ class _Collector:
     def _add_plain(self, place: dict[str, Any], scores: Sequence[tuple[float, ...]]) -> None:
         """Adds scores without bootstrap draws: value, low, high, n and n_positive of each class."""
         names = ("value", "low", "high", "n", "n_positive")
-        for label, numbers in zip(self._source.task.classes, scores, strict=True):
+        for label, numbers in zip(self.source.task.classes, scores, strict=True):
             self._scores.append({**place, "class": label, **dict(zip(names, numbers, strict=True)), "num_left_out": 0})
 
     def finish(self) -> SourceScores:
@@ -115,7 +117,7 @@ class _Collector:
 
     def _make_table(self, rows: list[dict[str, Any]], dtypes: dict[str, str]) -> pd.DataFrame:
         columns = {name: [row[name] for row in rows] for name in dtypes if name != "source"}
-        return pd.DataFrame({"source": self._source.name, **columns})[list(dtypes)].astype(dtypes)
+        return pd.DataFrame({"source": self.source.name, **columns})[list(dtypes)].astype(dtypes)
 
 
 def score_source(source: Source, prepared: Prepared, config: Config) -> SourceScores:
@@ -155,17 +157,25 @@ def load_external(source: Source, prepared: Prepared, dataset: str, settings: Ev
     return _as_scored(table, source, settings)
 
 
-def study_scores(table: pd.DataFrame, prepared: Prepared, dataset: str, aggregation: str, num_top: int) -> StudyScores:
+def study_scores(
+    table: pd.DataFrame,
+    prepared: Prepared,
+    dataset: str,
+    aggregation: str,
+    num_top: int,
+    scope: Scope | None = None,
+) -> StudyScores:
     """The studies of an external set's predictions table, with their labels, by study_id.
 
     Args:
         aggregation: a key of `AGGREGATIONS`.
         num_top: number of slices of an aggregation over the top slices.
+        scope: of the source; labels outside it count as unknown.
     """
     task = prepared.task
     scores = AGGREGATIONS[aggregation].score(table, task, num_top).set_index("study_id")
     is_own = (prepared.studies.dataset == dataset) & (prepared.studies.split == Role.EXTERNAL)
-    studies = prepared.studies[is_own].set_index("study_id")
+    studies = (scope or Scope.of(task)).mask(prepared.studies[is_own].set_index("study_id"))
     place = {"dataset": dataset, "split": Role.EXTERNAL.value, "level": "study", "aggregation": aggregation}
     labels = studies.reindex(scores.index)[list(task.classes)].astype("Float64").astype("float64")
     return StudyScores(place, scores[task.probability_columns].astype("float64"), labels)
@@ -179,7 +189,10 @@ def _as_scored(table: pd.DataFrame, source: Source, settings: EvaluateConfig) ->
 def _score_out_of_fold(
     collector: _Collector, source: Source, prepared: Prepared, config: Config
 ) -> dict[str, np.ndarray]:
-    """Scores the out-of-fold rows; returns the study-level thresholds of all of them, by aim, (C,) each."""
+    """Scores the out-of-fold rows; returns the study-level thresholds of all of them, by aim, (C,) each.
+
+    Labels that the source is not asked count as unknown.
+    """
     task = prepared.task
     train = prepared.split("train")
     train = train[train.fold.isin(source.folds)].reset_index(drop=True)
@@ -197,23 +210,38 @@ def _score_out_of_fold(
     slices = ScoredRows(
         place | {"level": "slice", "aggregation": "none"},
         table[task.probability_columns].to_numpy(np.float64),
-        train[list(task.classes)].to_numpy(np.float64, na_value=np.nan),
+        label_array(source.scope.mask(train), task),
         patient,
     )
     first = np.flatnonzero(table.study_id.ne(table.study_id.shift()))
     studies = ScoredRows(
         place | {"level": "study", "aggregation": MAXIMUM},
         np.maximum.reduceat(slices.probabilities, first),
-        np.maximum.reduceat(slices.labels, first),
+        label_array(source.scope.mask(find_study_labels(train, task)), task),
         patient[first],
     )
-    _score_with_thresholds(collector, slices, part, source, (*_LOSSES, *_BY_STUDY))
+    # The weighted loss of some classes, or of some slices, compares with no other.
+    losses = _LOSSES if source.scope.is_whole else (LOG_LOSS,)
+    _score_with_thresholds(collector, slices, part, source, (*losses, *_BY_STUDY))
     chosen = _score_with_thresholds(collector, studies, part[first], source, _BY_STUDY)
     for k in source.folds:
-        collector.add(slices.take(fold == k, fold=k), _COMPARED)
+        collector.add(slices.take(fold == k, fold=k), (*losses, ROC_AUC))
     for name, is_inside in find_subgroups(train, SLICE_PARTITIONS).items():
-        collector.add(slices.take(is_inside, subgroup=name), _COMPARED)
+        collector.add(slices.take(is_inside, subgroup=name), (*losses, ROC_AUC))
     return chosen
+
+
+def find_study_labels(slices: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """(S rows) a column per class, by study: 1 if a slice is positive, else missing if one is unknown, else 0.
+
+    Args:
+        slices: study_id and a column per class, with the rows of a study together.
+    """
+    labels = label_array(slices, task)
+    first = np.flatnonzero(slices.study_id.ne(slices.study_id.shift()))
+    is_positive = np.maximum.reduceat(labels == 1, first)
+    highest = np.where(is_positive, 1.0, np.maximum.reduceat(labels, first))
+    return pd.DataFrame(highest, columns=list(task.classes))
 
 
 def _parts_of(source: Source, train: pd.DataFrame, config: Config) -> np.ndarray:
@@ -254,7 +282,7 @@ def _score_external(
     """Scores the studies of an external set; decisions are made with thresholds chosen on the out-of-fold studies."""
     task, settings = prepared.task, config.evaluate
     for aggregation in AGGREGATIONS:
-        scored = study_scores(table, prepared, dataset, aggregation, settings.num_top)
+        scored = study_scores(table, prepared, dataset, aggregation, settings.num_top, collector.source.scope)
         place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
         studies = scored.probabilities.index
         rows = ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())

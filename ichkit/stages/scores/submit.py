@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import DataError
+from ichkit.core.errors import ConfigError, DataError
 from ichkit.core.progress import logger
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast
-from ichkit.stages.scores import evaluate, leaderboard
+from ichkit.stages.scores import evaluate, leaderboard, tables
 from ichkit.stages.scores.book import ScoreBook
 from ichkit.stages.scores.upload import SITE, find_command
 from ichkit.validation.catalog import Source, load_split, pick_source
@@ -93,7 +93,10 @@ def plan(config: Config, work: WorkFolder, options: SubmitOptions | None = None)
     if options.uploads:
         find_command()
     known = options.source is not None or scoring.is_current
-    return SubmitPlan(scoring, options, sample, choose_source(scoring, options.source) if known else None)
+    chosen = choose_source(scoring, options.source) if known else None
+    if chosen is not None:
+        _refuse_partial(chosen)
+    return SubmitPlan(scoring, options, sample, chosen)
 
 
 @holding(lambda given: given["plan"].options.submissions)
@@ -108,6 +111,7 @@ def run(plan: SubmitPlan) -> Submission:
     task = prepared.task
     evaluate.make_current(plan.scoring)
     chosen = plan.source or choose_source(plan.scoring)
+    _refuse_partial(chosen)
     table, imputed = fill_sample(plan.sample, _known_slices(prepared, chosen), task, chosen.path)
     csv_path = submissions / f"{chosen.name}.csv"
     written = write_bytes_atomically(csv_path, encode_table(table, ".csv"))
@@ -134,6 +138,15 @@ def run(plan: SubmitPlan) -> Submission:
     return Submission(csv_path, note_path(submissions, chosen.name), chosen, tuple(imputed))
 
 
+def _refuse_partial(source: Source) -> None:
+    """Refuses a source of some classes alone; raises ConfigError."""
+    if not source.scope.is_whole:
+        raise ConfigError(
+            f"submit: expected a source of every class, found {source.name}, which predicts "
+            f"{tables.describe_scope(source.scope)}. Combine it with runs of the other classes: `ichkit stack --runs`."
+        )
+
+
 def _read_sample(prepared: Prepared) -> pd.DataFrame:
     """The IDs of the sample submission; raises DataError if there are none."""
     sample = prepared.sample_ids()
@@ -148,7 +161,8 @@ def _read_sample(prepared: Prepared) -> pd.DataFrame:
 def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> Source:
     """The source of that name; without a name the best complete one, else the best of those with the most slices.
 
-    A source is complete with every fold of `folds.csv`; the best has the lowest out-of-fold weighted log loss.
+    A source is complete with every fold of `folds.csv`; the best has the lowest out-of-fold weighted log loss. Sources
+    of some classes alone are chosen only if there is no other.
 
     Args:
         scoring: the sources; without a name their scores must be up to date.
@@ -160,9 +174,10 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
     if name is not None:
         return pick_source(scoring.sources, name)
     book = ScoreBook(evaluate.read_tables(scoring.work, scoring.sources), scoring.sources)
-    complete = [source for source in book.sources if list(source.folds) == prepared.fold_numbers]
-    most = book.loss(book.sources[0]).n
-    candidates = complete or [source for source in book.sources if book.loss(source).n == most]
+    sources = [source for source in book.sources if source.scope.is_whole] or book.sources[:1]
+    complete = [source for source in sources if list(source.folds) == prepared.fold_numbers]
+    most = book.num_slices(sources[0])
+    candidates = complete or [source for source in sources if book.num_slices(source) == most]
     best = min(candidates, key=lambda source: (book.loss(source).value, source.name))
     if not complete:
         logger.warning(
@@ -181,5 +196,5 @@ def _known_slices(prepared: Prepared, source: Source) -> KnownSlices:
         predictions=make_table_coherent(load_split(source, "test"), prepared.task),
         slices=prepared.split("test"),
         rejected=rejected[rejected.split == "test"],
-        prevalence=train[list(prepared.task.classes)].to_numpy(np.float64, na_value=np.nan).mean(0),
+        prevalence=np.nan_to_num(train[list(prepared.task.classes)].astype("Float64").mean().to_numpy(np.float64)),
     )

@@ -14,6 +14,7 @@ from ichkit.stages.scores.book import (
 )
 from ichkit.validation.catalog import Source
 from ichkit.validation.published import find_published
+from ichkit.validation.scope import Scope
 from ichkit.validation.scores import (
     ALL_CLASSES,
     AVERAGE_PRECISION,
@@ -76,6 +77,12 @@ def data_note(data: str) -> str:
     return " ".join([*notes, NOT_A_DEVICE])
 
 
+def describe_scope(scope: Scope) -> str:
+    """What a source predicts, e.g. "subdural, asked where any is present"."""
+    asked = "" if scope.given is None else f", asked where {scope.given} is present"
+    return f"{', '.join(scope.classes)}{asked}"
+
+
 def scored_classes_note(book: ScoreBook, source: Source) -> str:
     """The classes missing from the headline loss, e.g. "4 of 6 classes scored: ..."; empty if none is."""
     without, classes = book.unscored_classes(source), book.task.classes
@@ -100,10 +107,11 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
     rows: list[list[Cell | str]] = []
     ranks: dict[tuple[int, ...], int] = {}
     for source in book.sources:
-        ranks[source.folds] = ranks.get(source.folds, 0) + 1
+        is_ranked = source.scope.is_whole
+        ranks[source.folds] = ranks.get(source.folds, 0) + is_ranked
         loss, best = book.loss(source), book.best_of_folds(source)
         row: list[Cell | str] = [
-            str(ranks[source.folds]),
+            str(ranks[source.folds]) if is_ranked else "",
             Cell(source.name, f"folds {source.folds_label}" if has_groups else ""),
             loss.cell(5, 4),
             book.difference(source, best, WEIGHTED_LOG_LOSS, ALL_CLASSES).cell(5, 4),
@@ -121,6 +129,8 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
         shown = " and ".join(map(title_of, book.external_sets))
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
     notes += [_KEPT_NOTE] if book.kept else []
+    partial = [f"{one.name}: {describe_scope(one.scope)}." for one in book.sources if not one.scope.is_whole]
+    notes += ["Not ranked: sources that predict some classes alone. " + " ".join(partial)] if partial else []
     notes += [f"{note}." for note in dict.fromkeys(scored_classes_note(book, one) for one in book.sources) if note]
     return Table(
         f"Leaderboard (data: {book.data})",

@@ -11,7 +11,7 @@ from ichkit.core.progress import logger
 from ichkit.show.table import Cell, Table
 from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.chain import Chains
-from ichkit.stacking.rows import log_losses_of_logits, to_probabilities
+from ichkit.stacking.rows import known_rows, log_losses_of_logits, mean_by_class, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.validation.coherence import make_logits_coherent
 from ichkit.validation.reliability import bin_numbers, expected_calibration_error
@@ -49,7 +49,7 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
 
     Args:
         results: one per fold model.
-        labels: (N, C) of 0 and 1, of all rows.
+        labels: (N, C) of 0 and 1, NaN where unknown, of all rows.
 
     Returns:
         `optimism`: by kind, the weighted log loss of training rows: `in_sample`, by the fold models that were fitted
@@ -57,18 +57,19 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
         `calibration`: by stacker, the out-of-fold loss, and by class the expected calibration error, before and
         after. `embeddings`: by stacker that uses them, the out-of-fold loss with and without.
     """
-    weights = stack.task.weight_array()
+    weights = np.where(np.isnan(labels).all(0), 0.0, stack.task.weight_array())
+    weights /= max(weights.sum(), np.finfo(float).tiny)
     seen = np.concatenate([result.seen for result in results])
 
     def loss(logits: np.ndarray, truth: np.ndarray) -> float:
         # Always of coherent logits, so that base and stackers, before and after calibration, are comparable.
-        return float(log_losses_of_logits(make_logits_coherent(logits, stack.task), truth).mean(axis=0) @ weights)
+        return float(mean_by_class(log_losses_of_logits(make_logits_coherent(logits, stack.task), truth)) @ weights)
 
     # One pooled array at a time: at the size of RSNA 2019 each is 36 MB.
     optimism: dict[str, dict[str, float]] = {}
     calibration: dict[str, dict[str, Any]] = {}
     embeddings: dict[str, dict[str, float]] = {}
-    for kind in (BASE, *stack.kinds):
+    for kind in dict.fromkeys((BASE, *stack.kinds)):
         is_base = kind == BASE
         unseen = _pool(results, [(result.members if is_base else result.kinds)[kind] for result in results])
         own = np.concatenate([(result.seen_members if is_base else result.seen_kinds)[kind] for result in results])
@@ -165,8 +166,12 @@ def _calibration_errors(logits: np.ndarray, labels: np.ndarray) -> list[float]:
     """The expected calibration error of each class, with 15 bins."""
     errors = []
     for column in range(labels.shape[1]):
-        p = to_probabilities(logits[:, column])
-        sums = (None, labels[:, column], p)
+        known = known_rows(labels[:, column])
+        p, truth = to_probabilities(logits[known, column]), labels[known, column]
+        if not len(p):
+            errors.append(np.nan)
+            continue
+        sums = (None, truth, p)
         number = bin_numbers(p, _NUM_BINS)
         bins = [np.bincount(number, weights=values, minlength=_NUM_BINS) for values in sums]
         errors.append(float(expected_calibration_error(np.stack(bins, axis=-1))))

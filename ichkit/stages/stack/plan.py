@@ -83,7 +83,9 @@ class StackPlan(Plan):
         steps = (
             f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
             f"{len(inputs.test)} test, {outside}",
-            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.chains)} fold models",
+            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.chains)} fold models"
+            if self.stackers
+            else f"{self.config.stack.combine} of the runs, without second-stage models",
         )
         if like is None:
             return Forecast(steps, basis="unknown: there is no stack of these stackers to compare with")
@@ -113,7 +115,7 @@ def plan(config: Config, work: WorkFolder, options: StackOptions | None = None) 
     """
     options, task = options or StackOptions(), find_task(config.task)
     stackers = _choose_stackers(config.stack)
-    inputs = read_inputs(work, task, options.runs, config.stack.embeddings)
+    inputs = read_inputs(work, task, options.runs, config.stack.embeddings, config.stack.combine)
     final = work.stack_folder("+".join(inputs.runs) if options.name is None else options.name)
     settings = {"task": task.name, "seed": config.seed, "runs": list(inputs.runs), "stack": config.stack.settings()}
     seen = look_at(final)

@@ -32,6 +32,7 @@ from ichkit.stacking.table import BASE, find_stacker
 from ichkit.stages.stack.facts import ChainLogits, describe_stack, write_importance
 from ichkit.stages.stack.plan import MADE_BY, StackOptions, StackPlan, plan
 from ichkit.validation.coherence import make_coherent
+from ichkit.validation.scope import label_array
 from ichkit.work.artifacts import ArtifactWriter, FileDigest, Manifest, digest_file, digest_of, encode_json
 from ichkit.work.locks import alone
 from ichkit.work.places import MARK, partial_of
@@ -81,7 +82,7 @@ def run(plan: StackPlan) -> Manifest:
     began = time.monotonic()
     config, inputs, task, stackers, chain_plans = plan.config, plan.inputs, plan.task, plan.stackers, plan.chains
     tables = [inputs.out_of_fold(run) for run in inputs.runs]
-    rows = make_rows(tables, inputs.train, task, inputs.out_of_fold_embeddings())
+    rows = make_rows(tables, inputs.train, task, inputs.out_of_fold_embeddings(), inputs.ensemble)
     trainings = {chain.name: _make_training(chain, rows, inputs.train, task, config) for chain in chain_plans}
     _log_support(trainings, task)
     fits = _list_fits(stackers, trainings, task, config)
@@ -89,9 +90,9 @@ def run(plan: StackPlan) -> Manifest:
     with stop_on_signal() as flag:
         _fit_all(writer, fits, flag)
     chains = tuple(
-        _make_chain(writer.folder, chain, trainings[chain.name], stackers, task, config.stack) for chain in chain_plans
+        _make_chain(writer.folder, chain, trainings[chain.name], stackers, config.stack) for chain in chain_plans
     )
-    stack = Chains(task, inputs.runs, inputs.has_brain_shares, config.stack.embeddings.enabled, chains)
+    stack = Chains(task, inputs.runs, inputs.has_brain_shares, config.stack.embeddings.enabled, chains, inputs.ensemble)
     results = [
         _predict_held(writer.folder, chain_plan, chain, trainings[chain_plan.name], rows, stackers)
         for chain_plan, chain in zip(chain_plans, chains, strict=True)
@@ -99,7 +100,8 @@ def run(plan: StackPlan) -> Manifest:
     _write_stack(writer, stack, results, inputs)
     _discard_intermediates(writer, fits)
     name = plan.final.name
-    logger.info("stack %s: %d fold models of %s on %d slices", name, len(chains), ", ".join(stackers), len(rows))
+    fitted = ", ".join(stackers) or "the base"
+    logger.info("stack %s: %d fold models of %s on %d slices", name, len(chains), fitted, len(rows))
     facts = {
         "name": name,
         "runs": list(inputs.runs),
@@ -111,8 +113,9 @@ def run(plan: StackPlan) -> Manifest:
         "data": inputs.data,
         "num_slices": len(inputs.train),
         "task": task.name,
+        **inputs.ensemble.scope.facts(),
         "seconds": round(time.monotonic() - began, 1),
-        **describe_stack(stack, results, inputs.train[list(task.classes)].to_numpy(np.float64)),
+        **describe_stack(stack, results, label_array(inputs.train, task)),
     }
     return writer.commit(settings=plan.settings, inputs=dict(inputs.digests), facts=facts)
 
@@ -213,7 +216,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
 
 
 def _make_chain(
-    folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], task: Task, config: StackConfig
+    folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], config: StackConfig
 ) -> Chain:
     """The calibrations and the blend of a fold model, fitted on the inner patients of its training part."""
     rows = training.chosen_rows()
@@ -225,7 +228,8 @@ def _make_chain(
             calibrations[stacker], inner = training.calibrate(inner)
         members.append(inner)
     blend = fit_blend(np.stack(members), training.labels[rows], (BASE, *stackers), config.blend.tolerance)
-    return Chain(plan.name, plan.fold, training.calibration, calibrations, blend, task)
+    scope = training.rows.ensemble.scope
+    return Chain(plan.name, plan.fold, training.calibration, calibrations, blend, scope)
 
 
 def _predict_held(
@@ -239,7 +243,7 @@ def _predict_held(
         seen[stacker] = np.load(folder / stacker / plan.name / _IN_SAMPLE_FILE, allow_pickle=False)
         reference = folder / _REFERENCE / stacker / plan.name
         if reference.is_dir():
-            base = chain.calibration.apply(held.mean_logits())
+            base = chain.calibration.apply(held.combined_logits())
             references[stacker] = find_stacker(stacker).load(reference).predict(held.without_embeddings(), base)
     members = chain.predict_members(folder, held)
     return ChainLogits(

@@ -22,6 +22,7 @@ from ichkit.stages.train.fold_inputs import (
     FoldState,
     FoldTask,
     Parts,
+    find_scope,
     find_state,
     has_embeddings,
     identify,
@@ -29,6 +30,7 @@ from ichkit.stages.train.fold_inputs import (
     slice_head_name,
 )
 from ichkit.validation.metrics import weighted_log_loss
+from ichkit.validation.scope import label_array
 from ichkit.work.artifacts import (
     ArtifactWriter,
     Manifest,
@@ -65,7 +67,8 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     ranks = Ranks.of_environment()
     began = time.monotonic()
     prepared = task.open_prepared()
-    identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold)
+    scope = find_scope(task.config)
+    identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold, scope)
     if ranks.is_main:
         state = find_state(task.config, prepared, task.work, task.run, task.fold)
         trains = state is FoldState.TRAIN
@@ -94,6 +97,7 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         "fold": task.fold,
         "data": mark_transductive(data) if facts.get(TRANSDUCTIVE) else data,
         "task": task.config.task,
+        **scope.facts(),
         "num_slices": len(parts.heldout),
         "device": device,
         "threads": threads,
@@ -172,7 +176,7 @@ class _Read(NamedTuple):
     """What a network says of the N rows of a part, in their order.
 
     Attributes:
-        probabilities: (N, C) float32.
+        probabilities: (N, C) float32, NaN for classes that are not predicted.
         of_slices: (N, C) float32, see `StudyReading`; no rows unless they are asked for.
         features: (N, F) float16; no rows unless they are asked for, because those of RSNA take a gigabyte.
         of_studies: study_id, slice_index, p_<class> of the study and w_<class>, the weight of the slice in it; empty
@@ -201,19 +205,21 @@ def _predict_slices(
     task = prepared.task
     none = np.empty((0, task.num_classes), np.float32)
     probabilities, alone = [none], [none]
+    spread = predictor.spread
     features = [np.empty((0, predictor.num_features), np.float16)]
     columns = [*task.probability_columns, *(f"w_{name}" for name in task.classes)]
     studies = [pd.DataFrame(columns=["study_id", "slice_index"]).reindex(columns=["study_id", "slice_index", *columns])]
     for relative, rows in slices.groupby("volume", sort=False):
         volume, own = prepared.read_volume(str(relative)), rows.slice_index.to_numpy()
         study = predictor.read_study(volume, spread_positions(rows, len(volume)))
-        probabilities.append(study.probabilities[own])
+        probabilities.append(spread(study.probabilities[own]))
         if keeps_slice_head:
-            alone.append(study.of_slices[own])
+            alone.append(spread(study.of_slices[own]))
         if embeds:
             features.append(study.features[own])
         if study.of_study is not None and study.weights is not None:
-            values = np.column_stack([np.repeat(study.of_study[None], len(own), 0), study.weights[own]])
+            of_study, weights = spread(study.of_study), spread(study.weights[own])
+            values = np.column_stack([np.repeat(of_study[None], len(own), 0), weights])
             studies.append(rows[["study_id", "slice_index"]].assign(**dict(zip(columns, values.T, strict=True))))
         meter.advance()
         stop.check("the trained weights are saved")
@@ -232,7 +238,9 @@ def _log_score(task: FoldTask, table: pd.DataFrame, slices: pd.DataFrame, prepar
     """Logs the held-out loss, which no choice depends on."""
     if table.empty:
         return
-    labels = slices[list(prepared.task.classes)].to_numpy(np.float64)
-    probabilities = table[prepared.task.probability_columns].to_numpy(np.float64)
-    loss = weighted_log_loss(probabilities, labels, prepared.task.weight_array())
-    logger.info("fold %d: held-out weighted log loss %.5f on %d slices", task.fold, loss, len(table))
+    scope, columns = find_scope(task.config), prepared.task.probability_columns
+    labels, probabilities = label_array(slices, prepared.task), table[columns].to_numpy(np.float64)
+    weights = np.where(scope.knows, prepared.task.weight_array(), 0.0)
+    loss = weighted_log_loss(probabilities, labels, weights / weights.sum())
+    if np.isfinite(loss):
+        logger.info("fold %d: held-out weighted log loss %.5f on %d slices", task.fold, loss, len(table))

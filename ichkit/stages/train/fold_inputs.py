@@ -1,6 +1,7 @@
 """One fold of a run: its paths, its inputs, and whether it is up to date with them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -17,6 +18,7 @@ from ichkit.core.train_config import NONE, PhaseConfig, TrainConfig
 from ichkit.imaging.store import Prepared
 from ichkit.stacking.embeddings import embeddings_name
 from ichkit.validation.folds import deal_patients
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
 from ichkit.work.places import partial_of
@@ -106,9 +108,11 @@ class Parts:
     validation: pd.DataFrame | None = None
 
     @classmethod
-    def of(cls, prepared: Prepared, fold: int) -> "Parts":
-        """Splits the slices of a store for one fold."""
+    def of(cls, prepared: Prepared, fold: int, scope: Scope | None = None) -> "Parts":
+        """Splits the slices of a store for one fold; labels that are not in the scope of the run are unknown."""
         labelled = prepared.split("train")
+        if scope is not None:
+            labelled = scope.mask(labelled)
         is_held_out = labelled.fold.to_numpy(np.int64) == fold
         return cls(
             train=labelled[~is_held_out].reset_index(drop=True),
@@ -143,6 +147,21 @@ class Parts:
         return {"oof": self.heldout, "test": self.test, **self.external}
 
 
+def find_scope(config: Config) -> Scope:
+    """What a run with this config predicts.
+
+    Raises:
+        ConfigError: `train.classes` or `train.given` is no class of the task.
+    """
+    return Scope.of(find_task(config.task), config.train.classes, config.train.given)
+
+
+def count_labelled(slices: pd.DataFrame, classes: Sequence[str]) -> tuple[int, int]:
+    """Slices with a known label of these classes, and studies with such a slice."""
+    labelled = slices[slices[list(classes)].notna().any(axis=1)]
+    return len(labelled), labelled["study_id"].nunique()
+
+
 def describe_validation(parts: Parts) -> str:
     """Slices and patients of the validation part; it must have one."""
     assert parts.validation is not None
@@ -154,7 +173,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
 
     Labels of the held-out fold are not included: no result of training may depend on them.
     """
-    parts, classes = Parts.of(prepared, fold), list(prepared.task.classes)
+    parts, classes = Parts.of(prepared, fold, find_scope(config)), list(prepared.task.classes)
     train = config.train.settings()
     train["pretrained"] = name_weights(train["pretrained"], work, fold)
     for phase in train["phases"]:

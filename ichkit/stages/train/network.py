@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +41,9 @@ from ichkit.stages.train.fold_inputs import (
     FoldTask,
     Identity,
     Parts,
+    count_labelled,
     describe_validation,
+    find_scope,
 )
 from ichkit.stages.train.pseudo_labels import add_pseudo_labels, learns_from_predictions, refuse_other_folds
 from ichkit.work.artifacts import check_digests, read_manifest
@@ -87,7 +90,11 @@ def train_network(
         )
     parts = parts.hold_validation(task.config, task.fold)
     config, stored = task.config, prepared.manifest.settings
-    adapted = adapt_to_length(config.train, len(parts.train), parts.train.study_id.nunique(), ranks.world)
+    run_classes = find_scope(config).classes
+    num_labelled, num_studies = count_labelled(parts.train, run_classes)
+    if not num_labelled:
+        raise _nothing_labelled(task, run_classes)
+    adapted = adapt_to_length(config.train, num_labelled, num_studies, ranks.world)
     settings = adapted.config
     card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps)
     fabric = make_fabric(settings, ranks, task.gpu)
@@ -98,7 +105,7 @@ def train_network(
     network: nn.Module | None = None  # as the last phase left it
     progress = Progress()
     initial = ""
-    phases = list_phases(settings, prepared.task.classes)
+    phases = list_phases(settings, run_classes)
     # Read before the first phase, so that a teacher that does not fit is refused at once.
     taught = [add_pseudo_labels(task, identity, prepared, parts, phase.config, phase.number) for phase in phases]
     for phase, slices in zip(phases, taught, strict=True):
@@ -110,7 +117,9 @@ def train_network(
         if phase.number < first:
             continue
         index = SliceIndex.of(slices, classes)
-        prevalence = index.labels.mean(0, dtype=np.float64)
+        if np.isnan(index.labels).all():
+            raise _nothing_labelled(task, classes)
+        prevalence = find_prevalence(index.labels)
         chosen = [prepared.task.classes.index(name) for name in classes]
         weights = prepared.task.weight_array()[chosen]
         dataset = BlockDataset(index, reader, rendering, settings, config.seed, task.fold)
@@ -143,7 +152,7 @@ def train_network(
             if phase.number == first:
                 _announce(task, parts, started, phase.config.weights)
                 _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
-            name = _name_phase(phase, prepared.task.classes)
+            name = _name_phase(phase, run_classes)
             logger.info("fold %d: %s%s%s", task.fold, name, loop.describe(), adapted.describe())
             try:
                 network = loop.run(stop)
@@ -164,6 +173,26 @@ def train_network(
         INITIAL_WEIGHTS: initial,
     }
     return Trained(network, card, progress.history, progress.display, facts)
+
+
+def find_prevalence(labels: np.ndarray) -> np.ndarray:
+    """(K,) float64 share of positives among the known ones of (N, K) labels; 0 for a class without known labels."""
+    known = ~np.isnan(labels)
+    if known.all():
+        whole: np.ndarray = labels.mean(0, dtype=np.float64)
+        return whole
+    sums = np.where(known, labels, 0.0).sum(0, dtype=np.float64)
+    shares: np.ndarray = sums / np.maximum(known.sum(0), 1)
+    return shares
+
+
+def _nothing_labelled(task: FoldTask, classes: Sequence[str]) -> FoldError:
+    given = task.config.train.given
+    where = "" if given is None else f" where {given} is present"
+    return FoldError(
+        f"train: the training part of fold {task.fold} has no slice with a known label of {', '.join(classes)}{where}. "
+        "Prepare scans with such labels, or train other classes (train.classes)."
+    )
 
 
 def _weigh_heads(settings: TrainConfig, prepared: Prepared) -> HeadsConfig:

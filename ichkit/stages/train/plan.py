@@ -27,7 +27,9 @@ from ichkit.stages.train.fold_inputs import (
     FoldState,
     FoldTask,
     Parts,
+    count_labelled,
     describe_validation,
+    find_scope,
     find_state,
     identify,
     with_defaults,
@@ -108,7 +110,7 @@ class TrainPlan(Plan):
         copies = 4 + (settings.ema_decay is not None)  # weights, gradients, two moments, EMA weights
         num_numbers, trained, num_predicted, memory = 0, [], 0, None
         for task in self.tasks:
-            parts = Parts.of(self.prepared, task.fold).hold_validation(config, task.fold)
+            parts = Parts.of(self.prepared, task.fold, find_scope(config)).hold_validation(config, task.fold)
             steps.append(_describe_fold(task, parts, is_removed=self.options.fresh))
             num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
             num_numbers += copies * num_parameters + num_rows * self.prepared.task.num_classes
@@ -140,7 +142,7 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
     if options.embeddings:
         config = config.model_copy(update={"train": config.train.model_copy(update={"embeddings": True})})
     prepared = Prepared.open(work.prepared, find_task(config.task))
-    list_phases(config.train, prepared.task.classes)  # a wrong class or schedule is refused before anything else
+    list_phases(config.train, find_scope(config).classes)  # a wrong class or schedule is refused before anything else
     check_folds(prepared.slices)
     folds = _choose_folds(options.folds, prepared)
     if ranks.world > 1 and len(folds) > 1:
@@ -202,9 +204,9 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
         return f"fold {task.fold}: predicts again with its weights: {others}"
     from ichkit.engine.length import adapt_to_length  # imports torch, which the plan of finished folds does not need
 
-    adapted = adapt_to_length(settings, len(parts.train), parts.train.study_id.nunique())
+    adapted = adapt_to_length(settings, *count_labelled(parts.train, find_scope(task.config).classes))
     sets, taught = {"test": parts.test, **parts.external}, ""
-    for phase in settings.resolve_phases(find_task(task.config.task).classes):
+    for phase in settings.resolve_phases(find_scope(task.config).classes):
         available = sum(len(sets[name]) for name in phase.pseudo_sets if name in sets)
         if added := count_pseudo_slices(len(parts.train), available, phase):
             taught += f"about {added} of {', '.join(phase.pseudo_sets)} with labels by {phase.labels} (transductive), "
