@@ -389,7 +389,7 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         raw = json.loads((folder / CARD_NAME).read_text())
-        lists = {name: tuple(raw.get(name, ())) for name in ("steps", "classes")}
+        lists = {name: tuple(raw[name]) for name in ("steps", "classes") if name in raw}
         card = ModelCard(**{**raw, **lists, "hull_hu": tuple(raw["hull_hu"])})
         _check_card(card)
         return card

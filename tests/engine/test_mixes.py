@@ -149,3 +149,12 @@ def test_mixup_changes_nothing_where_it_is_off(name):
         ]
         assert mix.box == tuple(ends)
         assert mix.partners.tolist() == generator.permutation(5).tolist()
+
+
+def test_a_mix_is_unknown_where_either_side_is():
+    labels = torch.tensor([[[1.0, torch.nan]], [[0.0, 1.0]], [[torch.nan, 0.0]]])
+    images = torch.zeros((3, 1, 4, 4, 1), dtype=torch.uint8)
+    _, mixed = apply_mix(images, labels, Mix(np.array([1, 2, 0]), 0.75))
+    assert mixed.isnan().flatten().tolist() == [False, True, True, False, True, True]
+    assert mixed[0, 0, 0] == 0.75
+    assert mixed[1, 0, 1] == 0.75

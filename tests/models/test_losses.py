@@ -69,3 +69,40 @@ def test_focal_discounts_what_is_right_already():
 def test_an_unknown_loss_gets_the_nearest_spelling():
     with pytest.raises(ConfigError, match=r'train\.loss: unknown "wieghted-bce". Did you mean "weighted-bce"\?'):
         make_loss("wieghted-bce", WEIGHTS, PREVALENCE)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_slice_without_known_labels_is_as_if_it_were_left_out(name):
+    """Byte for byte in the value's gradient; the value itself is a sum in another order."""
+    loss = make_loss(name, WEIGHTS, PREVALENCE)
+    logits, labels = random_case()
+    unknown = torch.arange(len(labels)) % 3 == 1
+    gradients, values = [], []
+    for rows, truth in (
+        (slice(None), torch.where(unknown[:, None], torch.nan, labels)),
+        (~unknown, labels[~unknown]),
+    ):
+        own = logits[rows].clone().requires_grad_()
+        value = loss(own, truth)
+        value.backward()
+        gradients.append(own.grad)
+        values.append(value)
+    assert torch.equal(gradients[0][~unknown], gradients[1])
+    assert not gradients[0][unknown].any()
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_unknown_label_has_no_part_in_the_loss_and_nothing_known_is_a_loss_of_zero(name):
+    loss = make_loss(name, WEIGHTS, PREVALENCE)
+    logits, labels = random_case()
+    partly = labels.clone()
+    partly[::2, 2] = torch.nan
+    moved = logits.clone()
+    moved[::2, 2] += 5.0
+    assert torch.equal(loss(logits, partly), loss(moved, partly))
+    logits.requires_grad_()
+    nothing = loss(logits, torch.full_like(labels, torch.nan))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert not logits.grad.any()

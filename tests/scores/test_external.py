@@ -15,6 +15,7 @@ from ichkit.stages.report import gallery
 from ichkit.stages.report import run as report
 from ichkit.stages.scores import evaluate, leaderboard, tables
 from ichkit.stages.scores.book import ScoreBook, open_book
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
@@ -127,7 +128,7 @@ def test_a_source_that_never_predicted_a_set_is_named_with_what_to_do(alone, tmp
 
 def test_without_an_umbrella_class_the_first_class_takes_its_place(alone):
     book = open_book(alone, TASK)
-    book = ScoreBook(book.tables, [replace(source, task=NO_UMBRELLA) for source in book.sources])
+    book = ScoreBook(book.tables, [replace(source, scope=Scope.of(NO_UMBRELLA)) for source in book.sources])
     assert leaderboard.make_board(book, alone, alone.root / "submissions").columns[12:21].to_list() == [
         "cv_auc_epidural",
         "cq500_auc_epidural",
