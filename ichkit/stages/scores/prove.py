@@ -299,7 +299,7 @@ def _locked_gains(
 
 def _base(rows: Rows, task: Task, *, is_coherent: bool) -> np.ndarray:
     """(N, C) probabilities of the mean of the runs, made coherent where `evaluate` scores runs so."""
-    probabilities = to_probabilities(rows.mean_logits())
+    probabilities = to_probabilities(rows.combined_logits())
     return make_coherent(probabilities, task) if is_coherent else probabilities
 
 
