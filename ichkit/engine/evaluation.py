@@ -31,6 +31,8 @@ class Evaluator:
         classes: the classes that the network has.
         weights: (K,) of these classes, summing to 1.
         loss_function: that of training.
+        scores_studies: score the pooled probabilities of each study against its labels, the maximum over its slices;
+            for labels per study, which the slices only have as copies.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Evaluator:
         classes: Sequence[str],
         weights: np.ndarray,
         loss_function: LossFunction,
+        *,
+        scores_studies: bool = False,
     ) -> None:
         self._reader, self._card, self._weights, self._loss = reader, card, weights, loss_function
-        self.classes = tuple(classes)
+        self.classes, self._scores_studies = tuple(classes), scores_studies
         self._rows = [
             (str(path), rows[["slice_index", "position_mm"]], rows[list(classes)].to_numpy(np.float64, na_value=np.nan))
             for path, rows in slices.groupby("volume", sort=False)
@@ -66,10 +70,16 @@ class Evaluator:
         found = []
         for path, rows, _ in self._rows:
             volume = self._reader.read(path, 0, _WHOLE)
-            probabilities = predictor.predict_volume(volume, spread_positions(rows, len(volume)))
-            found.append(probabilities[rows.slice_index.to_numpy()])
+            read = predictor.read_study(volume, spread_positions(rows, len(volume)))
+            if self._scores_studies:
+                assert read.of_study is not None
+                found.append(read.of_study[None])
+            else:
+                found.append(read.probabilities[rows.slice_index.to_numpy()])
         probabilities = np.clip(np.concatenate(found).astype(np.float64), _CLIP, 1 - _CLIP)
-        labels = np.concatenate([own for _, _, own in self._rows])
+        labels = np.concatenate(
+            [own.max(0, keepdims=True) if self._scores_studies else own for _, _, own in self._rows]
+        )
         areas = roc_auc_by_class(probabilities, labels)
         known = areas[~np.isnan(areas)]
         logits = torch.logit(torch.from_numpy(probabilities))

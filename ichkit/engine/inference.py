@@ -216,8 +216,11 @@ class Predictor:
         """
         positions = self.centre(len(volume), positions_mm)
         fitted = self._fit(volume)
-        encoded = [self._encode(fitted, view) for view in find_row(TTA_SETS, self.card.tta, "tta").views]
+        tta = find_row(TTA_SETS, self.card.tta, "tta")
+        encoded = [self._encode(fitted, view) for view in tta.views]
         found = [self._combine(*of_view, positions) for of_view in encoded]
+        if tta.phases > 1 and self.network.sees_blocks:
+            found += [self._combine_phases(*of_view, positions, tta.phases) for of_view in encoded]
         study = [of_study for _, of_study, _ in found if of_study is not None]
         weights = [of_study for *_, of_study in found if of_study is not None]
         return StudyReading(
@@ -301,6 +304,23 @@ class Predictor:
         weights = torch.zeros_like(logits)
         weights[rows[best].T, classes] = found.study.weights[best, :, classes].T
         return series, found.study.logits[best, classes], weights
+
+    def _combine_phases(
+        self, features: torch.Tensor, logits: torch.Tensor, positions: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As `_combine`, of `count` readings that each have every `count`-th slice.
+
+        The logits of the study are the mean over the readings, as are the weights; those of a slice are from its own.
+        """
+        phases = [torch.arange(first, len(logits), count) for first in range(min(count, len(logits)))]
+        found = [self._combine(features[rows], logits[rows], positions[rows]) for rows in phases]
+        order = torch.cat(phases).argsort()
+        series = torch.cat([own for own, *_ in found])[order]
+        study = [own for _, own, _ in found if own is not None]
+        weights = [own for *_, own in found if own is not None]
+        if not study:
+            return series, None, None
+        return series, torch.stack(study).mean(0), torch.cat(weights)[order] / len(phases)
 
     def _average(self, logits: Sequence[torch.Tensor]) -> np.ndarray:
         """Probabilities from the logits of each view."""

@@ -51,6 +51,8 @@ class TtaSet:
     Attributes:
         name: key in the table.
         views: every slice is predicted once for each; the plain view is the first.
+        phases: above 1, a network with a context or a pool also reads a study as every n-th slice, n times, each from
+            another first slice.
         description: one sentence.
         source: where it was proposed.
     """
@@ -59,6 +61,7 @@ class TtaSet:
     views: tuple[View, ...]
     description: str
     source: str
+    phases: int = 1
 
 
 def _warp(slices_hu: np.ndarray, matrix: np.ndarray) -> list[np.ndarray]:
@@ -122,5 +125,12 @@ TTA_SETS = {
         views=_also_flipped(_PLAIN, *_ZOOMED, *_ROTATED),
         description="The slice, magnified by 0.9 and 1.1 and rotated by 10 degrees either way, each also mirrored.",
         source="the union of hflip, scale and rotate",
+    ),
+    "phases": TtaSet(
+        name="phases",
+        views=(_PLAIN,),
+        description="The slice, among all of its study and among every second one; for a context or a pool.",
+        source="as train.augment.every_second_probability trains; chosen here",
+        phases=2,
     ),
 }

@@ -16,6 +16,11 @@ _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 """Names that are no files on Windows, with any suffix: a work folder may be copied there."""
 
 
+def pooled_name(part: str) -> str:
+    """Name of the table of pooled studies and the weights of their slices, in the folder of a fold."""
+    return f"study_{part}.parquet"
+
+
 def is_name(name: str) -> bool:
     """True for a valid name of a run or stack; see `check_name`.
 

@@ -10,9 +10,11 @@ from support.models import FOLD, make_model
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ConfigError
-from ichkit.engine.inference import ModelCard, read_card, read_predictor
+from ichkit.engine.inference import ModelCard, Predictor, read_card, read_predictor
 from ichkit.imaging.views import TTA_SETS
 from ichkit.imaging.windows import resize_volume
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_the_two_means_and_the_sets_differ(predictor, volume):
     ]
     assert abs(means[0] - means[1]).max() > 1e-4
     sets = {with_card(predictor, tta=name).predict_volume(volume).tobytes() for name in TTA_SETS}
-    assert len(sets) == len(TTA_SETS)
+    assert len(sets) == len(TTA_SETS) - 1  # without a context the phases change nothing
 
 
 def test_no_augmentation_and_a_mirrored_image_give_the_bytes_of_the_first_version(predictor, volume):
@@ -100,3 +102,37 @@ def test_the_card_carries_the_set_and_an_unknown_one_is_refused_before_training(
     assert (card.tta, card.tta_average) == ("rotate", "logit")
     with pytest.raises(ConfigError, match=r'train\.tta: unknown "rotates".*rotate'):
         ModelCard.of(load_config("demo", ("train.tta=rotates",)), None, (-800, 2000))
+
+
+def test_phases_add_the_mean_of_readings_of_every_second_slice(tmp_path, volume):
+    folder = make_model(tmp_path / "export") / FOLD
+    card = read_card(folder)
+    card = replace(card, tta="phases", context={**card.context, "kind": "transformer", "width": 16}, window=40)
+    card = replace(card, pool={**card.pool, "kind": "attention"})
+    torch.manual_seed(2)
+    network = card.build()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)  # a new context is the identity
+    both, plain = Predictor(card, network, CPU), Predictor(replace(card, tta="none"), network, CPU)
+    # The gaps differ, so that the positions of the parts are not those of a study with a slice less.
+    positions = np.cumsum([0.0, 5, 5, 4, 6, 5, 7, 5, 5, 5, 3])
+    whole, found = plain.read_study(volume, positions), both.read_study(volume, positions)
+    centred = plain.centre(len(volume), positions)
+    features, logits = plain.encode_study(volume, TTA_SETS["none"].views[0])
+    series, study, weights = torch.empty_like(logits), [], torch.empty_like(logits)
+    for first in (0, 1):
+        own = slice(first, None, 2)
+        block = features[own][None], logits[own][None], torch.ones(1, len(logits[own]), dtype=torch.bool)
+        with torch.inference_mode():
+            read = network.combine(*block, centred[own][None])
+        series[own], weights[own] = read.descriptor[0], read.study.weights[0] / 2
+        study.append(read.study.logits[0])
+    mean = torch.stack(study).mean(0)
+    np.testing.assert_allclose(found.probabilities, (whole.probabilities + sigmoid(series.numpy())) / 2, atol=1e-5)
+    np.testing.assert_allclose(found.of_study, (whole.of_study + sigmoid(mean.numpy())) / 2, atol=1e-5)
+    np.testing.assert_allclose(found.weights, (whole.weights + weights.numpy()) / 2, atol=1e-5)
+    np.testing.assert_allclose(found.weights.sum(0), 1, atol=1e-5)
+    assert abs(found.probabilities - whole.probabilities).max() > 1e-3
+    np.testing.assert_array_equal(found.of_slices, whole.of_slices)
+    assert both.read_study(volume[:1]).probabilities.shape == (1, 6)

@@ -5,8 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from support.commands import do
+from support.pixels import make_pixel_work
 from support.simulated import TASK
 from support.trained import make_trained_work
+from support.training import config as training_config
 
 from ichkit.cli.main import main
 from ichkit.core.tasks import Task
@@ -15,6 +18,7 @@ from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
 from ichkit.stages.explain.held_out import explain_slices, read_held_out
 from ichkit.stages.explain.run import render
+from ichkit.stages.train import run as train
 from ichkit.work.artifacts import read_table
 
 
@@ -95,6 +99,27 @@ def test_a_study_becomes_a_strip_from_feet_to_head(work, prepared, tmp_path):
     assert picture.shape[1] == 160 * columns
     # The brain window, the class that stands for any, and the most probable of the others.
     assert picture.shape[0] == 3 * 182 * -(-len(table) // columns)
+
+
+def test_a_study_of_a_network_with_a_pool_has_the_weights_of_its_slices_as_a_curve(tmp_path):
+    work, out = make_pixel_work(tmp_path / "work"), tmp_path / "out"
+    changes = ("train.pool=attention", "train.sampling=studies", "train.max_slices=7")
+    do(train, training_config(*changes), work, run_name="run", folds=[0])
+    stored = read_table(work.fold("run", 0) / "study_oof.parquet")
+    study = stored["study_id"].iloc[-1]
+    explain(work, out, "--study", study, "--class", "any", "--class", "subdural")
+    table = pd.read_csv(out / "explained.csv")
+    columns = [f"w_{name}" for name in TASK.classes]
+    expected = stored[stored["study_id"] == study].set_index("slice_index")[columns].loc[table["slice_index"]]
+    np.testing.assert_allclose(table[columns], expected, rtol=1e-6)
+    np.testing.assert_allclose(table[columns].sum(), 1, atol=1e-5)
+    curve = (out / "weights.svg").read_text()
+    assert "weight in the study" in curve
+    assert study not in curve
+    assert ("subdural" in curve, "epidural" in curve) == (True, False)
+    explain(work, out, "--worst", 1)
+    assert not (out / "weights.svg").exists()
+    assert not set(columns) & set(pd.read_csv(out / "explained.csv"))
 
 
 def test_a_panel_has_the_slice_and_every_class(work, prepared, tmp_path):

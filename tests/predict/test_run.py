@@ -1,5 +1,7 @@
 """What `predict` says before it predicts: wrong paths, nothing usable, no model, series chosen by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import torch
 from support.commands import call
 from support.dicoms import write_series, write_slice
 from support.indexes import plan_of
-from support.models import make_model
+from support.models import FOLD, make_model, seal
 from support.workfolders import write_fold
 
 from ichkit.core.errors import ConfigError, DataError
@@ -96,17 +98,34 @@ def test_without_any_model_it_is_said_how_to_get_one(tmp_path):
 def test_memory_that_runs_out_is_one_message_with_what_to_do(tmp_path, monkeypatch):
     write_series(tmp_path / "scans", 4)
     make_model(tmp_path / "exported")
-    describe_volume = Predictor.describe_volume
+    read_study = Predictor.read_study
 
     def run_out(predictor, volume, *arguments):
         if len(volume) == 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return describe_volume(predictor, volume, *arguments)
+        return read_study(predictor, volume, *arguments)
 
-    monkeypatch.setattr(Predictor, "describe_volume", run_out)
+    monkeypatch.setattr(Predictor, "read_study", run_out)
     said = call("predict", tmp_path / "scans", "--model", tmp_path / "exported", "--out", tmp_path / "out", code=2)
     assert "out of memory on the GPU: CUDA out of memory. End other programs" in said
     assert not (tmp_path / "out" / "slices.csv").exists()
+
+
+def test_studies_have_the_pooled_probability_where_the_network_has_a_pool(tmp_path):
+    write_series(tmp_path / "scans", 5)
+    folder = make_model(tmp_path / "exported")
+    card = json.loads((folder / FOLD / "model.json").read_text())
+    card |= {"pool": {**card["pool"], "kind": "noisy-or"}, "window": 8}
+    (folder / FOLD / "model.json").write_text(json.dumps(card))
+    seal(folder)
+    said = call("predict", tmp_path / "scans", "--model", folder, "--out", tmp_path / "out")
+    assert "pooled over the study" in " ".join(said.split())
+    slices, studies = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("slices", "studies"))
+    columns = [name for name in slices if name.startswith("p_")]
+    # A study has a class if one of its slices has it, each by itself.
+    by_hand = 1 - np.prod(1 - slices[columns].to_numpy(np.float64), axis=0)
+    np.testing.assert_allclose(studies[columns].to_numpy(np.float64)[0], by_hand, atol=1e-3)
+    assert (by_hand > slices[columns].max() + 1e-3).all()
 
 
 def two_series(root):

@@ -21,6 +21,7 @@ from ichkit.core.train_config import ValidationConfig
 from ichkit.engine.evaluation import describe_scores, find_best, is_out_of_patience, to_value
 from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
+from ichkit.stages.train import network
 from ichkit.stages.train import run as train
 from ichkit.stages.train.fold import do_fold
 from ichkit.stages.train.fold_inputs import FoldTask, Parts
@@ -99,6 +100,30 @@ def test_the_scores_of_an_epoch_are_those_of_the_weights_that_predict(work):
     for number, name in enumerate(TASK.classes):
         expected = roc_auc(labels[:, number], probabilities[:, number])
         assert kept[f"validation_auc_{name}"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_labels_per_study_that_a_pool_learns_are_scored_as_such(tmp_path, monkeypatch):
+    changes = (SHARE, "train.pool=attention", "train.sampling=studies", "train.max_slices=9", "train.epochs=1")
+    work = make_work(tmp_path)
+    train_fold(work, *changes, "train.curve=heldout", run="slices")
+    monkeypatch.setattr(network, "has_study_labels", lambda _: True)
+    train_fold(work, *changes, "train.curve=heldout", run="studies")
+    predictor, prepared = load_predictor(work.fold("studies", 0), "cpu"), Prepared.open(work.prepared, TASK)
+    parts = parts_of(work, SHARE)
+    curve = pd.read_csv(work.fold("studies", 0) / CURVE).iloc[-1]
+    history = history_of(work, "studies").iloc[-1].filter(like="validation").rename(lambda n: n.split("_", 1)[1])
+    for rows, shown in ((parts.validation, history), (parts.heldout, curve)):
+        found, labels = [], []
+        for relative, own in rows.groupby("volume", sort=False):
+            read = predictor.read_study(prepared.read_volume(relative), own.position_mm.to_numpy())
+            found.append(read.of_study.astype(np.float64))
+            labels.append(own[list(TASK.classes)].to_numpy(np.float64).max(0))
+        loss = weighted_log_loss(np.array(found), np.array(labels), TASK.weight_array())
+        assert shown.weighted_log_loss == pytest.approx(loss, rel=1e-4)
+        area = roc_auc(np.array(labels)[:, TASK.headline_index], np.array(found)[:, TASK.headline_index])
+        assert shown.auc_any == pytest.approx(area, nan_ok=True)
+    of_slices = history_of(work, "slices").iloc[-1]
+    assert abs(of_slices.validation_weighted_log_loss - history.weighted_log_loss) > 0.01
 
 
 def test_the_best_epoch_is_kept_and_it_is_not_the_last_one(work):

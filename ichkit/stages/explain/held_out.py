@@ -17,7 +17,7 @@ from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.validation.metrics import log_losses
 from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import read_manifest, read_table
-from ichkit.work.folder import WorkFolder
+from ichkit.work.folder import WorkFolder, pooled_name
 from ichkit.work.inventory import take_inventory
 from ichkit.work.schemas import check_predictions
 
@@ -108,6 +108,23 @@ def pick_worst(held_out: pd.DataFrame, count: int) -> list[str]:
     """
     order = held_out.dropna(subset=[LOSS]).sort_values([LOSS, "slice_id"], ascending=[False, True])
     return order["slice_id"].head(count).to_list()
+
+
+def read_weights(work: WorkFolder, run: str, fold: int, study: str) -> pd.DataFrame | None:
+    """The part of each slice in the pooled probability of a study: slice_index and w_<class>, by slice_index.
+
+    None for a network without a pool.
+
+    Raises:
+        ArtifactError: the fold is damaged.
+    """
+    folder, name = work.fold(run, fold), pooled_name("oof")
+    manifest = read_manifest(folder)
+    if name not in manifest.files:
+        return None
+    table = read_table(folder / name, manifest.sha256_of(name))
+    weights = table.loc[table["study_id"] == study].sort_values("slice_index", ignore_index=True)
+    return weights[["slice_index", *(column for column in weights if column.startswith("w_"))]]
 
 
 def explain_slices(

@@ -1,8 +1,12 @@
 """Draws heat maps: one slice with several classes, or all slices of a study as a strip."""
 
+import io
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from ichkit.core.tasks import Task
 from ichkit.imaging.pictures import brain_picture, caption_picture, fit_picture, paint_heat, tile_pictures
@@ -48,6 +52,25 @@ def draw_strip(explained: Sequence[Explained], task: Task) -> np.ndarray:
             )
     blank = np.zeros_like(rows[0][0])
     return tile_pictures([tile for row in rows for tile in [*row, *[blank] * (columns - len(row))]], columns)
+
+
+def draw_weights(weights: pd.DataFrame, class_names: Sequence[str]) -> bytes:
+    """The part of each slice in the pooled probability of its study, one curve for each class, as SVG.
+
+    Args:
+        weights: see `held_out.read_weights`.
+    """
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ichkit"}):
+        figure = Figure(figsize=(6, 2.6), layout="constrained")
+        axes = figure.subplots()
+        for name in class_names:
+            axes.plot(weights["slice_index"], weights[f"w_{name}"], marker=".", label=name)
+        axes.set(xlabel="slice, from feet to head", ylabel="weight in the study", ylim=(0, None))
+        axes.legend()
+        buffer = io.BytesIO()
+        # Without its metadata the same figure gives the same bytes.
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return buffer.getvalue()
 
 
 def _tile(picture: np.ndarray, side: int, text: str) -> np.ndarray:

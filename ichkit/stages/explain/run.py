@@ -23,16 +23,17 @@ from ichkit.stages.explain.held_out import (
     pick_worst,
     read_held_out,
     read_scope,
+    read_weights,
     refuse_foreign,
     refuse_unknown_fold,
 )
-from ichkit.stages.explain.panels import draw_panel, draw_strip
+from ichkit.stages.explain.panels import draw_panel, draw_strip, draw_weights
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
 
 DEFAULT_WORST = 10
-TABLE_NAME = "explained.csv"
+TABLE_NAME, CURVE_NAME = "explained.csv", "weights.svg"
 _NUM_EXAMPLES = 3
 
 
@@ -116,7 +117,9 @@ def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None
 def run(plan: ExplainPlan) -> pd.DataFrame:
     """Writes a PNG for every slice, or a strip for a study, and `explained.csv`, which lists them.
 
-    The heat maps of a slice come from the network of its fold, which was trained without it. File names have no ids.
+    The heat maps of a slice come from the network of its fold, which was trained without it. Of a network with a pool,
+    a study also has `weights.svg`, the part of each slice in its pooled probability, and the same values as columns
+    w_<class>. File names have no ids.
 
     Returns:
         The rows of `explained.csv`: file, slice_id, study_id, slice_index, fold, loss, the labels, the probabilities.
@@ -145,6 +148,12 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
         write_bytes_atomically(out / file, encode_png(picture))
         rows += [_row(file, one, task) for one in shown]
     table = pd.DataFrame(rows)
+    (out / CURVE_NAME).unlink(missing_ok=True)  # of an earlier call
+    if options.study is not None:
+        weights = read_weights(plan.work, plan.run_name, int(table["fold"].iloc[0]), options.study)
+        if weights is not None:
+            write_bytes_atomically(out / CURVE_NAME, draw_weights(weights, class_names or task.classes))
+            table = table.merge(weights, on="slice_index", validate="one_to_one")
     write_bytes_atomically(out / TABLE_NAME, encode_table(table, ".csv"))
     counts = f"{format_count(len(table), 'slice')} in {format_count(len(pictures), 'picture')}"
     logger.info("explain: %s, listed in %s", counts, out / TABLE_NAME)

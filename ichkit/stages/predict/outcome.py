@@ -31,6 +31,7 @@ class Prediction:
     Attributes:
         slices, studies, rejected, series_choice: the tables of the CSV files.
         model: the model.
+        is_pooled: the probabilities of the studies are those of a pool, not the maximum over the slices.
     """
 
     slices: pd.DataFrame
@@ -38,6 +39,7 @@ class Prediction:
     rejected: pd.DataFrame
     series_choice: pd.DataFrame
     model: Model
+    is_pooled: bool = False
 
 
 def refuse_foreign_files(out: Path) -> None:
@@ -123,7 +125,8 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
 
 def render(prediction: Prediction, task: Task) -> Table:
     """One row per study in the order of studies.csv, by number without ids."""
-    title = "Probability of each class, maximum over the slices"
+    how = "pooled over the study" if prediction.is_pooled else "maximum over the slices"
+    title = f"Probability of each class, {how}"
     rows = []
     for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
         values = [getattr(row, column) for column in task.probability_columns]

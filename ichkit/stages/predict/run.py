@@ -2,8 +2,10 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -79,14 +81,15 @@ def run(plan: PredictPlan) -> Prediction:
     files, studies = format_count(len(plan.images), "file"), format_count(len(volumes), "study", "studies")
     logger.info("predict: %s, %s, with %s", files, studies, chosen.name)
     with memory_advice(_SAVE_MEMORY):
-        table, records = _predict_slices(chosen, networks, planned, volumes, task)
+        table, pooled, records = _predict_slices(chosen, networks, planned, volumes, task)
     rejected = _join([refused, hide_files(collect_failures(planned, records), salt)])
-    written = _write_tables(out, table, rejected, found.series_choice, task)
+    written = _write_tables(out, table, rejected, found.series_choice, task, pooled)
     if table.empty:
         raise _nothing_usable(plan, rejected)
     prediction = Prediction(
         slices=table,
-        studies=_study_table(table, task),
+        studies=_study_table(table, task, pooled),
+        is_pooled=bool(pooled),
         rejected=rejected,
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
@@ -107,10 +110,15 @@ def _join(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _write_tables(
-    out: Path, slices: pd.DataFrame, rejected: pd.DataFrame, series_choice: pd.DataFrame, task: Task
+    out: Path,
+    slices: pd.DataFrame,
+    rejected: pd.DataFrame,
+    series_choice: pd.DataFrame,
+    task: Task,
+    pooled: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> dict[str, FileDigest]:
     """Writes all tables, also empty ones to replace those of an earlier call; returns digests by file name."""
-    tables = (slices, _study_table(slices, task), rejected, series_choice[SERIES_CHOICE])
+    tables = (slices, _study_table(slices, task, pooled), rejected, series_choice[SERIES_CHOICE])
     begin_output(out)
     return {
         f"{name}.csv": write_bytes_atomically(out / f"{name}.csv", encode_table(table, ".csv"))
@@ -133,17 +141,19 @@ def _predict_slices(
     planned: PlannedSource,
     volumes: Volumes,
     task: Task,
-) -> tuple[pd.DataFrame, dict[str, StudyRecord]]:
-    """The rows of `slices.csv`, and a record of every study by key."""
+) -> tuple[pd.DataFrame, dict[str, np.ndarray], dict[str, StudyRecord]]:
+    """The rows of `slices.csv`, the pooled probabilities of every study, and its record by key."""
     embeds = model.stack is not None and read_chains(model.stack).has_embeddings
-    descriptors, embeddings, slices, records = _describe(networks, planned, volumes, task, embeds=embeds)
+    descriptors, embeddings, slices, read, records = _describe(networks, planned, volumes, task, embeds=embeds)
+    # A second stage makes other slices of the descriptors, which the pool has not seen.
+    pooled = read if model.stack is None else {}
     table = (
         _second_stage(model, descriptors, embeddings, slices, task)
         if len(slices)
         else make_predictions(slices, _none(task), task, -1)
     )
     table = table.merge(slices[["slice_id", "study_id", "position_mm"]], on=["study_id", "slice_id"])
-    return table[[*predictions_columns(task), "position_mm"]], records
+    return table[[*predictions_columns(task), "position_mm"]], pooled, records
 
 
 def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, judges_hu: bool) -> PixelSettings:
@@ -161,21 +171,36 @@ def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, 
 
 def _describe(
     networks: dict[str, dict[int, Predictor]], planned: PlannedSource, volumes: Volumes, task: Task, *, embeds: bool
-) -> tuple[dict[str, dict[int, pd.DataFrame]], dict[str, dict[int, np.ndarray]], pd.DataFrame, dict[str, StudyRecord]]:
-    """Predictions of every network, with `embeds` its embeddings in the same row order, the slices, and the records."""
+) -> tuple[
+    dict[str, dict[int, pd.DataFrame]],
+    dict[str, dict[int, np.ndarray]],
+    pd.DataFrame,
+    dict[str, np.ndarray],
+    dict[str, StudyRecord],
+]:
+    """What the networks say of every study.
+
+    Returns:
+        Predictions of every network; with `embeds` its embeddings in the same row order; the slices; (C,) by study_id,
+        the mean over the networks with a pool; and the records.
+    """
     values, features = _empty_lists(networks), _empty_lists(networks)
-    records = {}
+    records, pooled = {}, {}
     all_positions = planned.slices["position_mm"].to_numpy()
     starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
     with Meter("predict", len(volumes), "studies") as meter:
-        for start, (record, volume) in zip(starts, volumes, strict=True):
+        for start, study_id, (record, volume) in zip(starts, planned.tasks.study_ids, volumes, strict=True):
             records[record.key] = record
             positions = all_positions[start + np.array(record.kept, np.int64)]
+            of_study = []
             for name, of_run in networks.items() if record.kept else ():
                 for k, predictor in of_run.items():
-                    described, seen = predictor.describe_volume(volume, positions)
-                    values[name][k].append(predictor.spread(described))
-                    features[name][k] += [seen] if embeds else []
+                    read = predictor.read_study(volume, positions)
+                    values[name][k].append(predictor.spread(read.probabilities))
+                    features[name][k] += [read.features] if embeds else []
+                    of_study += [] if read.of_study is None else [predictor.spread(read.of_study[None])[0]]
+            if of_study:
+                pooled[study_id] = np.mean(of_study, axis=0, dtype=np.float64)
             meter.advance()
     slices = collect_slices(planned, records, task)
     order = slices.reset_index(drop=True).sort_values(KEY).index  # as in the tables
@@ -190,7 +215,7 @@ def _describe(
         name: {k: np.concatenate(parts)[order] for k, parts in of_run.items() if parts}
         for name, of_run in features.items()
     }
-    return tables, embeddings, slices, records
+    return tables, embeddings, slices, pooled, records
 
 
 def _empty_lists(networks: dict[str, dict[int, Predictor]]) -> dict[str, dict[int, list[np.ndarray]]]:
@@ -216,13 +241,21 @@ def _second_stage(
     return make_predictions(next(iter(tables.values())), make_coherent(mean, task), task, fold=-1)
 
 
-def _study_table(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The rows of `studies.csv`: study_id, num_slices and the maximum of each class over its slices."""
+def _study_table(
+    table: pd.DataFrame, task: Task, pooled: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> pd.DataFrame:
+    """The rows of `studies.csv`: study_id, num_slices, and of each class the pooled probability of the study.
+
+    Without a pool, or after a second stage, the maximum over its slices.
+    """
     if table.empty:
         return pd.DataFrame(columns=["study_id", "num_slices", *task.probability_columns])
     counts = table.groupby("study_id", sort=True).size().to_numpy()
     studies = study_maximum(table, task)
     studies.insert(1, "num_slices", counts)
+    if pooled:
+        values = make_coherent(np.stack([pooled[str(name)] for name in studies["study_id"]]), task)
+        studies[task.probability_columns] = values.astype(np.float32)
     return studies
 
 

@@ -26,7 +26,6 @@ from ichkit.stages.train.fold_inputs import (
     find_state,
     has_embeddings,
     identify,
-    pooled_name,
     slice_head_name,
 )
 from ichkit.validation.metrics import weighted_log_loss
@@ -40,7 +39,7 @@ from ichkit.work.artifacts import (
     read_manifest,
     write_bytes_atomically,
 )
-from ichkit.work.folder import CARD_NAME, HELDOUT_CURVE_NAME, STEP_LOG_NAME, WEIGHTS_NAME
+from ichkit.work.folder import CARD_NAME, HELDOUT_CURVE_NAME, STEP_LOG_NAME, WEIGHTS_NAME, pooled_name
 from ichkit.work.locks import holding
 from ichkit.work.schemas import make_predictions
 

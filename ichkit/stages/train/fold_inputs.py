@@ -239,11 +239,6 @@ def slice_head_name(part: str) -> str:
     return f"slice_{part}.parquet"
 
 
-def pooled_name(part: str) -> str:
-    """Name of the table of pooled studies and the weights of their slices."""
-    return f"study_{part}.parquet"
-
-
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings completed with keys that ichkit got later, whose defaults do what was done before."""
     train = settings.get("train")

@@ -126,7 +126,8 @@ def train_network(
         if settings.label_prior_bias and phase.number == 0:
             set_prior_bias(started, prevalence)
         loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
-        heads = _weigh_heads(settings, prepared)
+        learns_studies = settings.pool.kind != NONE and has_study_labels(prepared)
+        heads = _weigh_heads(settings, learns_studies=learns_studies)
         with memory_advice(_save_memory(settings)):
             evaluator = partial(
                 Evaluator,
@@ -135,6 +136,7 @@ def train_network(
                 classes=classes,
                 weights=weights / weights.sum(),
                 loss_function=loss,
+                scores_studies=learns_studies,
             )
             loop = TrainingLoop(
                 fabric,
@@ -195,10 +197,14 @@ def _nothing_labelled(task: FoldTask, classes: Sequence[str]) -> FoldError:
     )
 
 
-def _weigh_heads(settings: TrainConfig, prepared: Prepared) -> HeadsConfig:
+def has_study_labels(prepared: Prepared) -> bool:
+    """Whether the labels of the slices are copies of one row per study."""
+    return bool(prepared.manifest.facts.get("folder", {}).get("labels") == "study")
+
+
+def _weigh_heads(settings: TrainConfig, *, learns_studies: bool) -> HeadsConfig:
     """The weights of the losses; labels per study are learnt from the pooled logits alone, where there are some."""
-    labels = prepared.manifest.facts.get("folder", {}).get("labels")
-    if settings.pool.kind == NONE or labels != "study":
+    if not learns_studies:
         return settings.heads
     logger.info("train: labels are per study: the logits pooled by %s learn them, slices do not", settings.pool.kind)
     return settings.heads.model_copy(update={"slices": 0.0, "series": 0.0})
