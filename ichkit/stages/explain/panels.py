@@ -63,7 +63,7 @@ def draw_weights(weights: pd.DataFrame, class_names: Sequence[str]) -> bytes:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ichkit"}):
         figure = Figure(figsize=(6, 2.6), layout="constrained")
         axes = figure.subplots()
-        for name in class_names:
+        for name in (one for one in class_names if weights[f"w_{one}"].notna().all()):  # a run may have some classes
             axes.plot(weights["slice_index"], weights[f"w_{name}"], marker=".", label=name)
         axes.set(xlabel="slice, from feet to head", ylabel="weight in the study", ylim=(0, None))
         axes.legend()
