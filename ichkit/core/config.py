@@ -22,7 +22,7 @@ from ichkit.core.yaml_text import parse_yaml, read_yaml
 _SET = "--set"
 _SEED_LIMIT = 2**63
 _LONGEST_NAME = 4096
-_NAMED_SECTIONS = ("train.context", "train.pool", "train.schedule")
+_NAMED_SECTIONS = ("train.context", "train.pool", "train.schedule", "prepare.parts")
 """Sections that may be written as one word, which is their `kind`."""
 
 
@@ -39,11 +39,24 @@ class ChannelsConfig(ConfigSection):
         return min(-800, int(low)), max(2000, int(-(-high // 1)))
 
 
+class PartsConfig(ConfigSection):
+    """The sub-studies that a study gives.
+
+    `kind` is a row of `imaging.parts.PARTS`; `slices` is how many "middle" takes; `regions` is a CSV of the regions of
+    "aspects", see `imaging.regions`.
+    """
+
+    kind: str = "whole"
+    slices: Count = 5
+    regions: Path | None = None
+
+
 class PrepareConfig(ConfigSection):
     """From DICOM to the Hounsfield store; `crop` is "none" or a row of `imaging.steps.STEPS`."""
 
     size: Count | None = None
     crop: str = "none"
+    parts: PartsConfig = PartsConfig()
     num_folds: Annotated[int, Field(ge=2)] = 5
     rsna: Path | None = runtime(None)
     cq500: Path | None = runtime(None)

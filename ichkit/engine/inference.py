@@ -18,6 +18,7 @@ from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.rows import find_row
 from ichkit.core.tasks import Task, find_task
 from ichkit.core.train_config import ContextConfig, PoolConfig, check_backbone_args
+from ichkit.imaging.parts import PartSettings
 from ichkit.imaging.steps import find_step
 from ichkit.imaging.views import TTA_SETS, View
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
@@ -51,6 +52,7 @@ class ModelCard:
         backbone_args: further arguments of the backbone's constructor.
         steps: steps of that store (`imaging.steps.STEPS`), done to the volume of a new study; none in older cards.
         context, pool: these sections of the config; cards of earlier versions have none.
+        parts: how studies of that store were cut (`imaging.parts.PartSettings`); empty for whole studies.
         window: slices that see each other: of a longer study the mean over windows that overlap by half.
         classes: those it predicts, in the order of the task; empty for all, as in older cards.
     """
@@ -70,12 +72,18 @@ class ModelCard:
     pool: dict[str, Any] = field(default_factory=lambda: PoolConfig().settings())
     window: int = 1
     classes: tuple[str, ...] = ()
+    parts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, config: Config, prepare_size: int | None, hull_hu: tuple[int, int], steps: Sequence[str] = ()
+        cls,
+        config: Config,
+        prepare_size: int | None,
+        hull_hu: tuple[int, int],
+        steps: Sequence[str] = (),
+        parts: PartSettings = PartSettings(),
     ) -> "ModelCard":
-        """The card of a network trained with this config on a store of that size, HU range and steps."""
+        """The card of a network trained with this config on a store of that size, HU range, steps and parts."""
         return cls(
             task=config.task,
             backbone=config.train.backbone,
@@ -92,6 +100,7 @@ class ModelCard:
             pool=config.train.pool.settings(),
             window=config.train.longest_block,
             classes=Scope.of(find_task(config.task), config.train.classes).classes if config.train.classes else (),
+            parts=parts.to_json(),
         )
 
     def build(
@@ -441,6 +450,7 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError(f"steps must be at most {_MAX_STEPS} names")
     for name in card.steps:
         find_step(name)
+    PartSettings.from_json(card.parts)
     ContextConfig(**card.context), PoolConfig(**card.pool)
     if type(card.window) is not int or not 1 <= card.window <= _MAX_WINDOW:
         raise ValueError(f"window must be 1 to {_MAX_WINDOW}")

@@ -1,7 +1,8 @@
 """The steps seam: what is done to the volume of a study before it is stored, and how to get back to its picture."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,6 +40,7 @@ class Origin:
         spacing_row_mm, spacing_col_mm: of the source picture.
         top, left, height, width: the part that is stored, in pixels of the source picture.
         is_found: False where a step did not find what it looks for; the whole picture is stored.
+        is_mirrored: the columns of what is stored run the other way.
     """
 
     rows: int
@@ -50,6 +52,16 @@ class Origin:
     height: int
     width: int
     is_found: bool
+    is_mirrored: bool = False
+
+    def cut(self, box: Box, *, is_found: bool = True, is_mirrored: bool = False) -> "Origin":
+        """The origin of a part of what this one shows."""
+        place = {"top": self.top + box.top, "left": self.left + box.left, "height": box.height, "width": box.width}
+        return replace(self, **place, is_found=self.is_found and is_found, is_mirrored=is_mirrored)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, without `is_mirrored` where it is not, so that a store of whole studies has its earlier bytes."""
+        return {name: value for name, value in vars(self).items() if name != "is_mirrored" or value}
 
 
 def run_steps(
@@ -100,6 +112,8 @@ def restore(images: np.ndarray, origin: Origin | None, fill: float) -> np.ndarra
         return images
     part = (origin.height, origin.width)
     placed = np.full((*images.shape[:-2], origin.rows, origin.columns), fill, images.dtype)
+    if origin.is_mirrored:
+        images = images[..., ::-1]
     for index in np.ndindex(images.shape[:-2]):
         image, whole = images[index], placed[index]
         if image.shape != part:

@@ -14,6 +14,7 @@ import pandas as pd
 from ichkit.core.errors import ArtifactError
 from ichkit.core.roles import Role, order_external
 from ichkit.core.tasks import Task
+from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.imaging.steps import Origin
 from ichkit.work.artifacts import FileDigest, Manifest, check_sizes, read_table, read_whole, write_bytes_atomically
 from ichkit.work.schemas import CROPS, KEY
@@ -143,17 +144,22 @@ class Prepared:
         """The steps its volumes went through, rows of `imaging.steps.STEPS`."""
         return tuple(self.manifest.settings.get("steps", ()))
 
+    @cached_property
+    def parts(self) -> PartSettings:
+        """How its studies were cut."""
+        return PartSettings.from_json(self.manifest.settings.get("parts"))
+
     def crops(self) -> pd.DataFrame:
-        """`crops.parquet`: what part of the source picture each volume shows; no rows in a store without steps."""
-        if not self.steps:
+        """`crops.parquet`: what part of the source picture each volume shows; no rows without steps and parts."""
+        if not self.steps and self.parts.kind == WHOLE:
             return pd.DataFrame(columns=list(CROPS))
         return self.read_table(CROPS_NAME)
 
     @cached_property
     def origins(self) -> dict[str, Origin]:
-        """By volume, the part of the source picture that it shows; empty in a store without steps."""
-        fields = [field.name for field in dataclasses.fields(Origin)]
+        """By volume, the part of the source picture that it shows; empty in a store without steps and parts."""
         crops = self.crops()
+        fields = [field.name for field in dataclasses.fields(Origin) if field.name in crops]
         return {row["volume"]: Origin(**{name: row[name] for name in fields}) for row in crops.to_dict("records")}
 
     def external_sets(self) -> tuple[str, ...]:

@@ -9,9 +9,20 @@ import pandas as pd
 
 from ichkit.core.tasks import Task
 from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
+from ichkit.imaging.parts import part_id, whole_id
 from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected, series_key
 from ichkit.sources.study import StudyRecord
-from ichkit.work.schemas import BRAIN_SHARE, CROPS, REJECTED, TILT, conform, slices_dtypes, studies_dtypes
+from ichkit.work.schemas import (
+    BRAIN_SHARE,
+    CROPS,
+    MIRRORED,
+    PART,
+    REJECTED,
+    TILT,
+    conform,
+    slices_dtypes,
+    studies_dtypes,
+)
 
 _FORMAT = ["bits_stored", "pixel_representation", "intercept"]
 
@@ -51,8 +62,10 @@ def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], t
     formats["pixel_format"] = pd.array([pixel_format(*row) for row in rows], dtype="str")
     formats["hu_repaired"] = np.array([planned.repair and has_broken_intercept(*row) for row in rows], bool)
     table = table.merge(formats, on=_FORMAT, how="left")
+    has_parts = planned.tasks.pixels.has_parts
     table = _with_labels(table, planned.plan.labels, task).assign(fold=pd.array([pd.NA] * len(table), dtype="Int16"))
-    return conform(table, {**slices_dtypes(task), BRAIN_SHARE: "float32", TILT: "float32"})
+    dtypes = {**slices_dtypes(task), BRAIN_SHARE: "float32", TILT: "float32"}
+    return conform(table, {**dtypes, PART: "str"} if has_parts else dtypes)
 
 
 def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Task) -> pd.DataFrame:
@@ -73,8 +86,12 @@ def collect_studies(slices: pd.DataFrame, plans: Sequence[SourcePlan], task: Tas
     for plan in plans:
         if plan.study_labels is not None:
             known = plan.study_labels.set_index("study_id").astype("Int8")
-            ours = table["study_id"].isin(known.index) & (table["dataset"] == plan.dataset)
-            table.loc[ours, list(task.classes)] = known.loc[table["study_id"][ours]].to_numpy()
+            ids = table["study_id"]
+            if PART in slices:
+                # The labels of a study are those of its parts, unless a part has its own.
+                ids = ids.where(ids.isin(known.index), ids.map(whole_id))
+            ours = ids.isin(known.index) & (table["dataset"] == plan.dataset)
+            table.loc[ours, list(task.classes)] = known.loc[ids[ours]].to_numpy()
     return conform(table, studies_dtypes(task))
 
 
@@ -95,28 +112,37 @@ def collect_crops(planned: PlannedSource, records: Mapping[str, StudyRecord]) ->
     """`schemas.CROPS` rows of the studies of a source that have a volume, where its settings have steps."""
     studies = zip(planned.tasks.study_ids, (records[key] for key in planned.tasks.keys), strict=True)
     rows = [
-        {"dataset": planned.plan.dataset, "study_id": study_id, "volume": record.volume, **record.origin}
+        {"dataset": planned.plan.dataset, "study_id": part_id(study_id, piece.name), "volume": piece.volume, **piece.origin}
         for study_id, record in studies
-        if record.origin
+        for piece in record.pieces()
+        if piece.origin
     ]
-    return conform(pd.DataFrame(rows, columns=list(CROPS)), CROPS)
+    columns = {**CROPS, MIRRORED: "bool"} if planned.tasks.pixels.has_parts else CROPS
+    table = pd.DataFrame(rows, columns=list(columns))
+    if MIRRORED in columns:
+        table[MIRRORED] = table[MIRRORED].eq(True)
+    return conform(table, columns)
 
 
 def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:
-    """The planned slices that were read, in order, with volume, padded and brain_share."""
-    done = [records[key] for key in planned.tasks.keys]
-    counts = np.fromiter((len(record.kept) for record in done), np.int64, len(done))
+    """The planned slices that were read, in order, with volume, padded and brain_share; those of parts once for each."""
+    done = [(number, piece) for number, key in enumerate(planned.tasks.keys) for piece in records[key].pieces()]
+    counts = np.fromiter((len(piece.kept) for _, piece in done), np.int64, len(done))
     total = int(counts.sum())
 
     def flat(name: str, dtype: type) -> np.ndarray:
-        return np.fromiter(itertools.chain.from_iterable(getattr(record, name) for record in done), dtype, total)
+        return np.fromiter(itertools.chain.from_iterable(getattr(piece, name) for _, piece in done), dtype, total)
 
     # `planned.slices` and the tasks are sorted by KEY: the row of a slice follows from the first row of its study.
-    starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
+    starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)[[number for number, _ in done]]
     table: pd.DataFrame = planned.slices.iloc[np.repeat(starts, counts) + flat("kept", np.int64)].reset_index(drop=True)
-    table["volume"] = np.repeat(np.array([record.volume for record in done], object), counts)
+    table["volume"] = np.repeat(np.array([piece.volume for _, piece in done], object), counts)
     table["padded"] = flat("padded", bool)
     table[BRAIN_SHARE] = flat(BRAIN_SHARE, float)
+    if planned.tasks.pixels.has_parts:
+        table[PART] = np.repeat(np.array([piece.name for _, piece in done], object), counts)
+        for name in ("study_id", "slice_id"):
+            table[name] = [part_id(*ids) for ids in zip(table[name], table[PART], strict=True)]
     return table
 
 
@@ -125,7 +151,15 @@ def _with_labels(table: pd.DataFrame, labels: pd.DataFrame | None, task: Task) -
     names = list(task.classes)
     values = np.full((len(table), len(names)), np.nan)
     if labels is not None:
-        where = pd.Index(labels["slice_id"]).get_indexer(pd.Index(table["slice_id"]))
+        key = "slice_id" if "slice_id" in labels else "study_id"
+        where = pd.Index(labels[key]).get_indexer(pd.Index(table[key]))
+        if PART in table:
+            of_whole = pd.Index(labels[key]).get_indexer(pd.Index(table[key].map(whole_id)))
+            where = np.where(where >= 0, where, of_whole)
+            if labels[key].map(whole_id).ne(labels[key]).any():
+                # Labels are per part: of a training study only the parts that the label file lists are kept.
+                is_listed = (where >= 0) | (table["split"] != "train").to_numpy()
+                table, values, where = table[is_listed].reset_index(drop=True), values[is_listed], where[is_listed]
         rows = np.flatnonzero((where >= 0) & (table["split"] != "test").to_numpy())
         values[rows] = labels[names].to_numpy(np.float64, na_value=np.nan)[where[rows]]
     filled = pd.DataFrame(values, table.index, names).astype("Int8")

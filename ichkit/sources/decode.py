@@ -4,16 +4,14 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, StopFlag, logger
 from ichkit.engine.parallel import RunTasks, WorkerDied, run_tasks
-from ichkit.imaging.store import volume_path
 from ichkit.sources.plan import StudyTasks
 from ichkit.sources.study import StudyRecord, StudyTask, decode_study, store_study
 from ichkit.work.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
@@ -57,7 +55,7 @@ def decode_all(
     except DiskFullError as error:
         done = list(records.values())
         missing = len(keys) - len(done)
-        each = sum(record.num_bytes for record in done) / max(len(done), 1)
+        each = sum(size for record in done for *_, size in record.files()) / max(len(done), 1)
         about = f", about {missing * each / 1e9:.2f} GB" if each else ""
         text = f"{error} {len(done)} of {len(keys)} studies are finished, {missing} are missing{about}."
         raise DiskFullError(text) from error
@@ -67,8 +65,8 @@ def decode_all(
 def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> None:
     """Writes all records into one file, adds the volumes to the artifact, and removes volumes that no study needs."""
     for record in records.values():
-        if record.volume:
-            writer.record(record.volume, FileDigest(record.sha256, record.num_bytes))
+        for path, sha256, num_bytes in record.files():
+            writer.record(path, FileDigest(sha256, num_bytes))
     # Compact: with 870,000 slices an indented file takes ten times as long and twice the space.
     whole = json.dumps({key: records[key].to_json() for key in sorted(records)}, separators=(",", ":"))
     writer.write_bytes(RECORDS_FILE, whole.encode())
@@ -97,24 +95,25 @@ def _earlier_records(folder: Path, earlier: Path, keys: Collection[str]) -> dict
     found = {}
     if (earlier / RECORDS_FILE).exists():
         for key, raw in json.loads((earlier / RECORDS_FILE).read_text()).items():
-            if key in keys and _link(earlier / volume_path(key), folder / volume_path(key), raw):
-                found[key] = StudyRecord(**raw)
+            record = StudyRecord(**raw)
+            if key in keys and all(_link(earlier / path, folder / path, size) for path, _, size in record.files()):
+                found[key] = record
     for path in (folder / RECORDS_FOLDER).glob("*.json"):
-        raw = json.loads(path.read_text())
-        if raw["key"] in keys and _is_whole(folder / volume_path(raw["key"]), raw):
-            found[raw["key"]] = StudyRecord(**raw)
+        record = StudyRecord(**json.loads(path.read_text()))
+        if record.key in keys and all(_is_whole(folder / name, size) for name, _, size in record.files()):
+            found[record.key] = record
     return found
 
 
-def _is_whole(path: Path, raw: Mapping[str, Any]) -> bool:
-    return not raw["volume"] or (path.is_file() and path.stat().st_size == raw["num_bytes"])
+def _is_whole(path: Path, num_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == num_bytes
 
 
-def _link(old: Path, new: Path, raw: Mapping[str, Any]) -> bool:
+def _link(old: Path, new: Path, num_bytes: int) -> bool:
     """Links a finished volume into the new store, or copies it if the disk allows no links."""
-    if not _is_whole(old, raw):
+    if not _is_whole(old, num_bytes):
         return False
-    if raw["volume"] and not new.exists():
+    if not new.exists():
         new.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(old, new)
@@ -132,7 +131,8 @@ def without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
     probes = [StudyTask(task.key, (files,), task.pixels) for files in task.slices]
     died = {i for i, result in run_tasks(_probe, probes, isolated=True) if isinstance(result, WorkerDied)}
     good = [i for i in range(len(probes)) if i not in died]
-    whole = StudyTask(task.key, tuple(task.slices[i] for i in good), task.pixels)
+    positions = tuple(task.positions_mm[i] for i in good) if task.positions_mm else ()
+    whole = StudyTask(task.key, tuple(task.slices[i] for i in good), task.pixels, positions)
     ((_, result),) = run_tasks(partial(store_study, folder), [whole], isolated=True)
     if not isinstance(result, StudyRecord):
         good, died, result = [], set(range(len(probes))), StudyRecord(task.key, "", "", 0, [], [], [], [])

@@ -9,6 +9,7 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.core.roles import Role
 from ichkit.imaging.dicom import ORIENTATION
+from ichkit.imaging.parts import whole_id
 from ichkit.sources.copies import split_copies
 from ichkit.sources.labels import check_matches, read_folder_labels
 from ichkit.sources.plan import NO_PATIENT, Found, SourcePlan, add_positions, add_reason, make_rejected
@@ -162,7 +163,8 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
             f"(SOPInstanceUID) or study_id (StudyInstanceUID), and {', '.join(found.task.classes)} of 0 and 1. "
             "For scans without labels use `ichkit predict`."
         )
-    labels, key = read_folder_labels(found.labels, found.task)
+    labels, key = read_folder_labels(found.labels, found.task, by_part=found.by_part)
+    ids = labels.assign(**{key: labels[key].map(whole_id)}) if found.by_part else labels
     is_training = role is Role.TRAINING
     plan = plan_folder(
         found.index, found.salt, found.override, needs_patients=is_training, judges_hu=found.judges_hu, dataset=dataset
@@ -172,8 +174,8 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
     readable = found.index[found.index["reason"] == ""]
     scans = readable["slice_uid" if key == "slice_id" else "study_uid"]
     if len(files):
-        check_matches(found.labels, labels, key, scans, files[key])
-    is_known = files[key].isin(labels[key])
+        check_matches(found.labels, ids, key, scans, files[key])
+    is_known = files[key].isin(ids[key])
     unlabelled = files[~is_known].assign(reason="no label in the label file")
     rejected = [plan.rejected, hide_files(make_rejected(unlabelled), found.salt)]
     # A slab has the id and the label of its middle slice: its files are kept or dropped together.
@@ -183,7 +185,7 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
     if key == "study_id" and is_training:
         logger.warning("folder: labels are per study and are copied to all slices of the study (weak labels)")
         names = files[["study_id", "slice_id"]].drop_duplicates()
-        slices = names.merge(labels, on="study_id").drop(columns="study_id")
+        slices = labels if found.by_part else names.merge(labels, on="study_id").drop(columns="study_id")
     return replace(
         plan,
         files=files,

@@ -10,15 +10,18 @@ import pandas as pd
 from ichkit.core.errors import DataError
 from ichkit.core.progress import logger
 from ichkit.core.tasks import Task
+from ichkit.imaging.parts import part_id
 
 KEYS = ("slice_id", "study_id")
+PART_COLUMNS = ("part", "side", "region")
+"""Columns that name a part, joined by a hyphen: part alone, side alone, or side and region."""
 _DELIMITERS = (",", ";", "\t", "|")
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 1}
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
 _SHOWN_ROWS = 5
 
 
-def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
+def read_folder_labels(path: Path, task: Task, *, by_part: bool = False) -> tuple[pd.DataFrame, str]:
     """The id column and one column of labels per class, sorted by id; and the name of the id column.
 
     Labels are 0, 1, or missing (unknown) where the cell is empty; the id column is slice_id or study_id.
@@ -26,6 +29,9 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
     Accepted are spaces around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab
     or bar as delimiter; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may have no
     column: it is 1 where one of them is, else unknown where one of them is, else 0.
+
+    Args:
+        by_part: take the columns `PART_COLUMNS` for the part of the study or slice; ids are then those of parts.
 
     Raises:
         DataError: not a table, no id, another value, an id with different labels, or a class that is 0 while a class
@@ -44,6 +50,11 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
         )
     # Ids are the file name of a NIfTI volume without its suffix, or the UID of a DICOM file; a suffix is accepted.
     ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.(?:nii(?:\.gz)?|dcm|dicom)$", "", regex=True)
+    names = [name for name in PART_COLUMNS if by_part and name in raw]
+    if names:
+        _refuse(path, (raw[names] == "").any(axis=1), f"expected {' and '.join(names)} in every row, found none")
+        parts = raw[names].agg("-".join, axis=1) if len(names) > 1 else raw[names[0]]
+        ids = pd.Series([part_id(*pair) if pair[0] else "" for pair in zip(ids, parts, strict=True)], raw.index)
     table = pd.DataFrame({key: ids})
     given = [name for name in task.classes if name not in derived]
     is_wrong = pd.Series(False, index=raw.index)
@@ -69,7 +80,7 @@ def read_folder_labels(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
         raise DataError(f"{path}: expected labels of 0 and 1, found empty cells alone. Fill in those that are known.")
     if unknown.any():
         logger.info("%s: %d of %d rows have unknown labels (empty cells)", path, int(unknown.sum()), len(table))
-    unused = raw.shape[1] - 1 - len(given)
+    unused = raw.shape[1] - 1 - len(given) - len(names)
     if unused:
         logger.warning("%s: %d other columns are ignored", path, unused)
     return table.drop_duplicates().sort_values(key, ignore_index=True), key

@@ -38,6 +38,7 @@ class Found:
         override: columns study_id and series: manually chosen series; or None.
         salt: secret bytes for digests of anything that may identify a person.
         judges_hu: of several series, pass over one whose values cannot be HU of a head.
+        by_part: studies are cut into parts, for which the label file may have columns part, or side and region.
     """
 
     files: pd.DataFrame
@@ -48,6 +49,7 @@ class Found:
     override: pd.DataFrame | None = None
     salt: bytes = b""
     judges_hu: bool = False
+    by_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class SourcePlan:
             `part`, the slices of one part of a study are ordered by position, across its series.
         rejected: `schemas.REJECTED`.
         series_choice: `schemas.SERIES_CHOICE`.
-        labels: slice labels, column slice_id and one per class; or None.
-        study_labels: study labels, column study_id and one per class; or None.
+        labels: slice labels, column slice_id and one per class; or None. In place of slice_id study_id, to label all
+            slices of a study.
+        study_labels: study labels, column study_id and one per class; or None. Ids in both may be those of parts
+            (`imaging.parts.part_id`).
         sample_ids: column ID; empty without a sample submission.
         facts: counts and names for the manifest.
         inputs: name to digest of label files and similar inputs.
@@ -195,7 +199,14 @@ class StudyTasks(Sequence[StudyTask]):
         stored = zip(*(rows[name].to_list() for name in STORED_COLUMNS), strict=True)
         pairs = [(ref, StoredPixels(*values)) for ref, values in zip(file_refs(rows), stored, strict=True)]
         slices = tuple(tuple(pairs[a:b]) for a, b in itertools.pairwise(edges))
-        return StudyTask(self.keys[position], slices, self._pixels)
+        heads = [group[len(group) // 2] for group in (list(range(a, b)) for a, b in itertools.pairwise(edges))]
+        positions = tuple(rows["position_mm"].to_numpy(float)[heads].tolist())
+        return StudyTask(self.keys[position], slices, self._pixels, positions if self._pixels.has_parts else ())
+
+    @property
+    def pixels(self) -> PixelSettings:
+        """How the pixels of its studies are treated."""
+        return self._pixels
 
     def rows(self, position: int) -> pd.DataFrame:
         """The files of one study."""
@@ -212,6 +223,8 @@ class StudyTasks(Sequence[StudyTask]):
             treatment += ", accepts any values"
         if pixels.steps:
             treatment += f", steps {pixels.steps}"
+        if pixels.has_parts:
+            treatment += f", parts {pixels.parts.to_json()}"
         keys = []
         for study_id, (start, end) in zip(self.study_ids, itertools.pairwise(self._bounds), strict=True):
             sha = hashlib.sha256(f"({dataset!r}, {study_id!r}, {treatment})".encode())

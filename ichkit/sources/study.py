@@ -1,9 +1,11 @@
 """Decodes one study from its files to its volume; runs in a worker."""
 
+import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from ichkit.imaging.hounsfield import (
     open_file,
     why_no_head,
 )
+from ichkit.imaging.parts import WHOLE, PartSettings, cut_parts
 from ichkit.imaging.resample import fit_to_square, frame_centre
 from ichkit.imaging.steps import Origin, run_steps
 from ichkit.imaging.store import write_volume
@@ -35,6 +38,7 @@ class PixelSettings:
         size: side of the square every slice is fitted to; None keeps the native size.
         judges_hu: reject a study whose values cannot be HU of a head (`why_no_head`).
         steps: rows of `imaging.steps.STEPS`, done to the volume of native size, before `size`.
+        parts: the sub-studies it gives, cut after the steps.
     """
 
     repair: bool
@@ -42,11 +46,22 @@ class PixelSettings:
     size: int | None
     judges_hu: bool = False
     steps: tuple[str, ...] = ()
+    parts: PartSettings = PartSettings()
+
+    @property
+    def has_parts(self) -> bool:
+        """True where a study gives other studies than itself."""
+        return self.parts.kind != WHOLE
+
+    @property
+    def is_plain(self) -> bool:
+        """True where a volume shows the whole picture of its source."""
+        return not (self.steps or self.has_parts)
 
     @property
     def fits_each(self) -> bool:
-        """True where every slice is resized as it is read; steps need them all in their native size first."""
-        return self.size is not None and not self.steps
+        """True where every slice is resized as it is read; steps and parts need all in their native size first."""
+        return self.size is not None and self.is_plain
 
 
 @dataclass(frozen=True)
@@ -57,11 +72,32 @@ class StudyTask:
         key: hex digest of everything the volume depends on; names its file.
         slices: for each slice of the volume its files, and how their pixels are stored; several files if a thin series
             is averaged.
+        positions_mm: of each slice along the axis of the body; () if unknown.
     """
 
     key: str
     slices: tuple[tuple[tuple[FileRef, StoredPixels], ...], ...]
     pixels: PixelSettings
+    positions_mm: tuple[float, ...] = ()
+
+
+class Piece(NamedTuple):
+    """A study, or a part of one, in the store.
+
+    Attributes:
+        name: of the part; empty for the study itself.
+        volume: path relative to the store.
+        kept: positions in `task.slices` of the rows of its volume.
+        padded, brain_share: for each row, as in `StudyRecord`.
+        origin: as in `StudyRecord`.
+    """
+
+    name: str
+    volume: str
+    kept: list[int]
+    padded: list[bool]
+    brain_share: list[float]
+    origin: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,12 +105,14 @@ class StudyRecord:
     """The result of a task.
 
     Attributes:
-        volume: path relative to the store; empty if no slice could be read.
+        volume: path relative to the store; empty if no slice could be read, or it was cut into parts.
         kept: positions in `task.slices` of the rows of the volume.
         padded: for each kept slice, whether its scanner padded it.
         brain_share: for each kept slice, the share of its pixels from 0 to 80 HU.
         failures: (position in `task.slices`, position inside it, reason) of each file that could not be read.
-        origin: the fields of `Origin`; empty without steps.
+        origin: the fields of `Origin`; empty without steps and parts.
+        parts: of a study that was cut, each with name, volume, sha256, num_bytes, origin, and rows, the positions in
+            `kept` of its slices.
     """
 
     key: str
@@ -86,15 +124,47 @@ class StudyRecord:
     brain_share: list[float]
     failures: list[tuple[int, int, str]]
     origin: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without an empty origin, so that a store without steps has the bytes it had before there were."""
-        return {name: value for name, value in vars(self).items() if name != "origin" or value}
+        """Its fields, without an empty origin or parts, so that a store without them has the bytes it had before."""
+        return {name: value for name, value in vars(self).items() if name not in ("origin", "parts") or value}
+
+    def pieces(self) -> Iterator[Piece]:
+        """What the study gives: itself, or its parts."""
+        if not self.parts:
+            yield Piece("", self.volume, self.kept, self.padded, self.brain_share, self.origin)
+        for part in self.parts:
+            of_rows = ([values[row] for row in part["rows"]] for values in (self.kept, self.padded, self.brain_share))
+            yield Piece(part["name"], part["volume"], *of_rows, part["origin"])
+
+    def files(self) -> Iterator[tuple[str, str, int]]:
+        """Path, SHA-256 and size of every volume."""
+        if self.volume:
+            yield self.volume, self.sha256, self.num_bytes
+        for part in self.parts:
+            yield part["volume"], part["sha256"], part["num_bytes"]
+
+
+@dataclass(frozen=True)
+class DecodedPart:
+    """A part in memory: its name, its volume (s, h, w) int16 HU, the rows of its study, and where it lies."""
+
+    name: str
+    volume: np.ndarray
+    rows: tuple[int, ...]
+    origin: Origin | None
 
 
 @dataclass(frozen=True)
 class DecodedStudy:
-    """A volume in memory, (S, H, W) int16 HU, and what `StudyRecord` says of it; `origin` is None without steps."""
+    """A study in memory, and what `StudyRecord` says of it.
+
+    Attributes:
+        volume: (S, H, W) int16 HU; no slices where it was cut into parts.
+        origin: None without steps and parts.
+        parts: of a study that was cut.
+    """
 
     volume: np.ndarray
     kept: list[int]
@@ -102,22 +172,44 @@ class DecodedStudy:
     brain_share: list[float]
     failures: list[tuple[int, int, str]]
     origin: Origin | None = None
+    parts: tuple[DecodedPart, ...] = ()
 
-    def record(self, key: str, volume: str, sha256: str, num_bytes: int) -> StudyRecord:
-        """Its record, with where the volume was written."""
-        origin = {} if self.origin is None else asdict(self.origin)
-        facts = (self.kept, self.padded, self.brain_share, self.failures, origin)
+    def pieces(self) -> tuple[DecodedPart, ...]:
+        """What the study gives, as `StudyRecord.pieces`."""
+        return self.parts or (DecodedPart("", self.volume, tuple(range(len(self.volume))), self.origin),)
+
+    def record(self, key: str, write: Callable[[str, np.ndarray], tuple[str, str, int]]) -> StudyRecord:
+        """Its record.
+
+        Args:
+            write: from the key and the pixels of a volume to its path, SHA-256 and size.
+        """
+        volume, sha256, num_bytes = write(key, self.volume) if self.kept and not self.parts else ("", "", 0)
+        parts = []
+        for part in self.parts:
+            names = dict(zip(("volume", "sha256", "num_bytes"), write(_part_key(key, part.name), part.volume), strict=True))
+            parts.append({"name": part.name, **names, "rows": list(part.rows), "origin": _to_json(part.origin)})
+        facts = (self.kept, self.padded, self.brain_share, self.failures, _to_json(self.origin), parts)
         return StudyRecord(key, volume, sha256, num_bytes, *facts)
 
 
+def _to_json(origin: Origin | None) -> dict[str, Any]:
+    return {} if origin is None else origin.to_json()
+
+
+def _part_key(key: str, name: str) -> str:
+    """The key of a part of a study, from which its file is named."""
+    return hashlib.sha256(f"{key}\x1f{name}".encode()).hexdigest()[:32]
+
+
 def store_study(folder: Path, task: StudyTask) -> StudyRecord:
-    """Decodes a study and writes its volume below `folder`."""
-    decoded = decode_study(task)
-    volume, sha256, num_bytes = "", "", 0
-    if decoded.kept:
-        volume, digest = write_volume(folder, task.key, decoded.volume)
-        sha256, num_bytes = digest.sha256, digest.num_bytes
-    return decoded.record(task.key, volume, sha256, num_bytes)
+    """Decodes a study and writes its volume, or those of its parts, below `folder`."""
+
+    def write(key: str, volume: np.ndarray) -> tuple[str, str, int]:
+        path, digest = write_volume(folder, key, volume)
+        return path, digest.sha256, digest.num_bytes
+
+    return decode_study(task).record(task.key, write)
 
 
 def decode_study(task: StudyTask) -> DecodedStudy:
@@ -126,7 +218,7 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     A study of mixed matrix sizes gets the largest rows and columns; smaller slices stand in the middle of air. A slice
     whose matrix would swell the volume beyond `MAX_VOLUME_BYTES` is left out like one that cannot be read. Where all
     that was read cannot be HU of a head, every file is left out with that reason (`PixelSettings.judges_hu`).
-    Steps come last, then `PixelSettings.size`.
+    Steps come last, then parts, then `PixelSettings.size`.
     """
     shape = _volume_shape(task)
     reader = _Reader(task.pixels)
@@ -161,25 +253,34 @@ def decode_study(task: StudyTask) -> DecodedStudy:
         places = ((position, inside) for position, files in enumerate(task.slices) for inside in range(len(files)))
         failures += [(*place, f"{reason} (accepted with --accept-raw)") for place in places if place not in lost]
         return DecodedStudy(volume[:0], [], [], [], sorted(failures))
-    volume, origin = _run_steps(task, volume[: len(kept)], kept)
-    return DecodedStudy(volume, kept, padded, brain, failures, origin)
+    if task.pixels.is_plain or not kept:
+        return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
+    pieces = _treat(task, volume[: len(kept)], kept)
+    if task.pixels.has_parts:
+        return DecodedStudy(volume[:0], kept, padded, brain, failures, None, pieces)
+    (whole,) = pieces
+    return DecodedStudy(whole.volume, kept, padded, brain, failures, whole.origin)
 
 
-def _run_steps(task: StudyTask, volume: np.ndarray, kept: list[int]) -> tuple[np.ndarray, Origin | None]:
-    """The volume after the steps of the settings and in their size, and where in the source picture it lies."""
+def _treat(task: StudyTask, volume: np.ndarray, kept: list[int]) -> tuple[DecodedPart, ...]:
+    """The parts of a volume after the steps of the settings and in their size, and where in the picture they lie."""
     pixels = task.pixels
-    if not pixels.steps or not kept:
-        return volume, None
     headers = [task.slices[position][0][1] for position in kept]
     row_mm = float(np.median([header.spacing_row_mm for header in headers]))
     col_mm = float(np.median([header.spacing_col_mm for header in headers]))
     volume, origin = run_steps(pixels.steps, volume, (row_mm, col_mm))
-    if pixels.size is None:
-        return np.ascontiguousarray(volume), origin
-    fitted = np.empty((len(volume), pixels.size, pixels.size), np.int16)
-    for row, image in zip(fitted, volume, strict=True):
-        row[:] = fit_to_square(image, row_mm, col_mm, pixels.size, pixels.hull_hu[0])
-    return fitted, origin
+    positions = np.array([task.positions_mm[position] if task.positions_mm else np.nan for position in kept])
+    pieces = []
+    for cut in cut_parts(pixels.parts, volume, (row_mm, col_mm), positions):
+        taken = cut.take(volume, pixels.hull_hu[0])
+        if pixels.size is not None:
+            fitted = np.empty((len(taken), pixels.size, pixels.size), np.int16)
+            for row, image in zip(fitted, taken, strict=True):
+                row[:] = fit_to_square(image, row_mm, col_mm, pixels.size, pixels.hull_hu[0])
+            taken = fitted
+        place = origin.cut(cut.box, is_found=cut.is_found, is_mirrored=cut.is_mirrored)
+        pieces.append(DecodedPart(cut.name, taken, cut.rows, place))
+    return tuple(pieces)
 
 
 def is_repaired(header: StoredPixels, pixels: PixelSettings) -> bool:

@@ -28,6 +28,8 @@ CROPS = {
     "is_found": "bool",
 }
 """Column to dtype of `crops.parquet`, in order."""
+MIRRORED, PART = "is_mirrored", "study_part"
+"""Further columns of `crops.parquet`, and of `slices.parquet`, in a store of parts."""
 BRAIN_SHARE, TILT = "brain_share", "tilt_degrees"
 """Columns of `slice_facts.parquet` beside slice_id and dataset."""
 _SLICE_FACTS = {

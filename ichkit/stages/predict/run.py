@@ -16,6 +16,7 @@ from ichkit.core.tasks import Task
 from ichkit.engine.devices import memory_advice
 from ichkit.engine.inference import Predictor
 from ichkit.engine.parallel import run_tasks
+from ichkit.imaging.parts import PartSettings, part_id
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.folder import hide_files, plan_folder
 from ichkit.sources.index import check_decoders, read_index, refuse_raw
@@ -94,13 +95,18 @@ def run(plan: PredictPlan) -> Prediction:
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
     )
-    _log_results(prediction, out, sum(not record.origin.get("is_found", True) for record in records.values()))
+    _log_results(prediction, out, _count_not_found(records))
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
         written[PAGE_NAME] = write_page(out, prediction, networks, volumes, task)
     finish_output(out, {**describe_prediction(prediction, task), "files": {k: v.sha256 for k, v in written.items()}})
     return prediction
+
+
+def _count_not_found(records: dict[str, StudyRecord]) -> int:
+    """Studies in which no head was found, of which the whole picture was used."""
+    return sum(any(not piece.origin.get("is_found", True) for piece in one.pieces()) for one in records.values())
 
 
 def _join(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -159,14 +165,14 @@ def _predict_slices(
 def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, judges_hu: bool) -> PixelSettings:
     """The pixel settings of the stores the networks were trained on, which must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
-    ways = {(card.hull_hu, card.prepare_size, card.steps) for card in cards}
+    ways = {(card.hull_hu, card.prepare_size, card.steps, PartSettings.from_json(card.parts)) for card in cards}
     if len(ways) != 1:
         raise ArtifactError(
-            f"{model.name}: its networks were trained on stores of different size, HU range or crop "
+            f"{model.name}: its networks were trained on stores of different size, HU range, crop or parts "
             f"({sorted(map(str, ways))}). Train them on one prepared folder."
         )
-    hull_hu, size, steps = ways.pop()
-    return PixelSettings(repair=False, hull_hu=hull_hu, size=size, judges_hu=judges_hu, steps=steps)
+    hull_hu, size, steps, parts = ways.pop()
+    return PixelSettings(False, hull_hu, size, judges_hu, steps, parts)
 
 
 def _describe(
@@ -189,18 +195,19 @@ def _describe(
     all_positions = planned.slices["position_mm"].to_numpy()
     starts = np.flatnonzero(planned.slices["slice_index"].to_numpy() == 0)
     with Meter("predict", len(volumes), "studies") as meter:
-        for start, study_id, (record, volume) in zip(starts, planned.tasks.study_ids, volumes, strict=True):
+        for start, study_id, (record, pieces) in zip(starts, planned.tasks.study_ids, volumes, strict=True):
             records[record.key] = record
-            positions = all_positions[start + np.array(record.kept, np.int64)]
-            of_study = []
-            for name, of_run in networks.items() if record.kept else ():
-                for k, predictor in of_run.items():
-                    read = predictor.read_study(volume, positions)
-                    values[name][k].append(predictor.spread(read.probabilities))
-                    features[name][k] += [read.features] if embeds else []
-                    of_study += [] if read.of_study is None else [predictor.spread(read.of_study[None])[0]]
-            if of_study:
-                pooled[study_id] = np.mean(of_study, axis=0, dtype=np.float64)
+            for piece, volume in zip(record.pieces(), pieces, strict=True):
+                positions = all_positions[start + np.array(piece.kept, np.int64)]
+                of_study = []
+                for name, of_run in networks.items() if piece.kept else ():
+                    for k, predictor in of_run.items():
+                        read = predictor.read_study(volume, positions)
+                        values[name][k].append(predictor.spread(read.probabilities))
+                        features[name][k] += [read.features] if embeds else []
+                        of_study += [] if read.of_study is None else [predictor.spread(read.of_study[None])[0]]
+                if of_study:
+                    pooled[part_id(study_id, piece.name)] = np.mean(of_study, axis=0, dtype=np.float64)
             meter.advance()
     slices = collect_slices(planned, records, task)
     order = slices.reset_index(drop=True).sort_values(KEY).index  # as in the tables

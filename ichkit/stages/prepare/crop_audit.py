@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ichkit.imaging.parts import PartSettings, whole_id
 from ichkit.imaging.pictures import brain_picture, caption_picture, fit_picture, tile_pictures
 from ichkit.imaging.resample import frame_centre
 from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.show import page
 from ichkit.sources.collect import PlannedSource
+from ichkit.sources.plan import StudyTasks
 from ichkit.sources.study import StudyTask, decode_study
 
 SIDE_EDGES_MM = (0, 140, 160, 180, 200, 220, 240, 260, 300)
@@ -88,16 +90,22 @@ def draw_crops(crops: pd.DataFrame, planned: Sequence[PlannedSource]) -> str:
     for caption, position in pick_extremes(crops):
         row = crops.iloc[position]
         tasks = sources[row["dataset"]].tasks
-        slices = _read_pictures(tasks[tasks.study_ids.index(row["study_id"])], (int(row["rows"]), int(row["columns"])))
+        slices = _read_pictures(_task_of(tasks, row["study_id"]), (int(row["rows"]), int(row["columns"])))
         tiles += [caption_picture(fit_picture(_draw_box(one, row), _SIDE), [caption]) for one in slices]
     return page.encode_jpeg(tile_pictures(tiles, len(_PLACES)), _JPEG_QUALITY) if tiles else ""
+
+
+def _task_of(tasks: StudyTasks, study_id: str) -> StudyTask:
+    """The task of a study, or of that of which it is a part."""
+    known = tasks.study_ids
+    return tasks[known.index(study_id if study_id in known else whole_id(study_id))]
 
 
 def _read_pictures(task: StudyTask, shape: tuple[int, int]) -> list[np.ndarray]:
     """(H, W) int16 HU of a few slices of a study, as large as its largest picture, before any step."""
     last = len(task.slices) - 1
     chosen = tuple(task.slices[round(place * last)] for place in _PLACES)
-    plain = replace(task.pixels, size=None, steps=(), judges_hu=False)
+    plain = replace(task.pixels, size=None, steps=(), judges_hu=False, parts=PartSettings())
     slices = decode_study(StudyTask(task.key, chosen, plain)).volume
     frames = [np.empty(shape, np.int16) for _ in slices]
     for frame, one in zip(frames, slices, strict=True):

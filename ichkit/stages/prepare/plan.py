@@ -15,6 +15,7 @@ from ichkit.core.progress import format_count, format_seconds, logger
 from ichkit.core.roles import Role
 from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
+from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.imaging.steps import find_step
 from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
@@ -118,6 +119,16 @@ class PreparePlan(Plan):
     seen: Look
 
     @property
+    def parts(self) -> PartSettings:
+        """How studies are cut."""
+        return PartSettings.from_json(self.settings.get("parts"))
+
+    @property
+    def by_part(self) -> bool:
+        """Whether studies are cut, so that labels may be those of parts."""
+        return "parts" in self.settings
+
+    @property
     def writes(self) -> tuple[Path, ...]:
         """The store."""
         return () if self.current is not None else (self.work.prepared,)
@@ -188,7 +199,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
 
     Raises:
         DataError: no data in a folder that was named, or none at all.
-        ConfigError: options exclude each other, or an unknown `prepare.crop`.
+        ConfigError: options exclude each other, or an unknown `prepare.crop` or `prepare.parts`.
         ArtifactError: the existing store was made from other settings.
         FoldError: an invalid file of folds.
     """
@@ -203,6 +214,9 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     }
     if steps := config.prepare.steps():
         settings["steps"] = [find_step(name).name for name in steps]
+    parts = PartSettings.of(config.prepare.parts)
+    if parts.kind != WHOLE:
+        settings["parts"] = parts.to_json()
     folds, locked = _kept_folds(work, options), _kept_locks(work)
     lock = options.lock or (None if locked is None else _earlier_settings(work).get("lock"))
     if lock is not None:

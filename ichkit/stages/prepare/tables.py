@@ -21,7 +21,7 @@ from ichkit.stages.prepare.crop_audit import describe_crops, draw_crops, measure
 from ichkit.stages.prepare.plan import FOLDS_NAME, LOCKS_NAME
 from ichkit.validation.folds import assign_folds, check_folds, lock_patients, tally_studies
 from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_table, write_bytes_atomically
-from ichkit.work.schemas import BRAIN_SHARE, CROPS, KEY, REJECTED, SERIES_CHOICE, TILT
+from ichkit.work.schemas import BRAIN_SHARE, CROPS, KEY, MIRRORED, REJECTED, SERIES_CHOICE, TILT
 
 _FACT_COLUMNS = ["slice_id", "dataset", BRAIN_SHARE, TILT]
 
@@ -84,9 +84,9 @@ def write_tables(
     writer.write_table(FACTS_NAME, slices[_FACT_COLUMNS])
     writer.write_table("studies.parquet", studies)
     crops = measure_crops(pd.concat([collect_crops(item, records) for item in planned], ignore_index=True))
-    has_crops = bool(config.prepare.steps())
+    has_crops = any(not item.tasks.pixels.is_plain for item in planned)
     if has_crops:
-        writer.write_table(CROPS_NAME, crops[list(CROPS)])
+        writer.write_table(CROPS_NAME, crops[[name for name in (*CROPS, MIRRORED) if name in crops]])
     writer.write_table(FOLDS_NAME, folds)
     if locked is not None:
         writer.write_table(LOCKS_NAME, locked)

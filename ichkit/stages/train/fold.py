@@ -157,7 +157,9 @@ def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", 
 def _stored(prepared: Prepared) -> dict[str, Any]:
     """The settings of the store that belong into the config of a fold."""
     steps = {"crop": prepared.steps[0]} if prepared.steps else {}
-    return {"size": prepared.manifest.settings["size"], **steps}
+    parts = prepared.manifest.settings.get("parts")
+    kept = {"parts": {name: parts[name] for name in ("kind", "slices") if name in parts}} if parts else {}
+    return {"size": prepared.manifest.settings["size"], **steps, **kept}
 
 
 def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:

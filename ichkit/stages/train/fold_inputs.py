@@ -197,7 +197,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
             "seed": config.seed,
             "channels": config.channels.settings(),
             "train": train,
-            "prepare": {name: stored[name] for name in ("size", "hull_hu", "steps") if name in stored},
+            "prepare": {name: stored[name] for name in ("size", "hull_hu", "steps", "parts") if name in stored},
         },
         inputs={
             "train_slices": digest_table(parts.train[[*_SEEN, *classes]]),

@@ -96,7 +96,7 @@ def train_network(
         raise _nothing_labelled(task, run_classes)
     adapted = adapt_to_length(config.train, num_labelled, num_studies, ranks.world)
     settings = adapted.config
-    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps)
+    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps, prepared.parts)
     fabric = make_fabric(settings, ranks, task.gpu)
     num_workers = count_loader_workers(settings, fabric.device)
     reader = VolumeReader(prepared.folder, num_sharing=max(num_workers, 1))
