@@ -18,7 +18,7 @@ from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.rows import find_row
 from ichkit.core.tasks import Task, find_task
 from ichkit.core.train_config import ContextConfig, PoolConfig, check_backbone_args
-from ichkit.imaging.parts import PartSettings
+from ichkit.imaging.parts import UNCUT, PartSettings
 from ichkit.imaging.steps import find_step
 from ichkit.imaging.views import TTA_SETS, View
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
@@ -81,7 +81,7 @@ class ModelCard:
         prepare_size: int | None,
         hull_hu: tuple[int, int],
         steps: Sequence[str] = (),
-        parts: PartSettings = PartSettings(),
+        parts: PartSettings = UNCUT,
     ) -> "ModelCard":
         """The card of a network trained with this config on a store of that size, HU range, steps and parts."""
         return cls(

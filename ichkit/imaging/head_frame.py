@@ -44,15 +44,13 @@ class HeadFrame:
         return self.centre[0] + below / self.spacing_mm[0], self.centre[1] + right / self.spacing_mm[1]
 
     def to_reference(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x and y in reference mm of pixels; the inverse of `to_picture`."""
+        """X and y in reference mm of pixels; the inverse of `to_picture`."""
         below, right = (rows - self.centre[0]) * self.spacing_mm[0], (columns - self.centre[1]) * self.spacing_mm[1]
         cosine, sine = np.cos(self.turn), np.sin(self.turn)
         return (cosine * right + sine * below) / self.scale[0], (cosine * below - sine * right) / self.scale[1]
 
 
-def find_head_frame(
-    volume_hu: np.ndarray, spacing_mm: tuple[float, float], positions_mm: np.ndarray
-) -> HeadFrame:
+def find_head_frame(volume_hu: np.ndarray, spacing_mm: tuple[float, float], positions_mm: np.ndarray) -> HeadFrame:
     """The reference frame by the inside of the skull, slice by slice.
 
     Moments of the inside give its centre, turn and half axes; the area of the cap, which shrinks towards the vertex as
@@ -101,7 +99,9 @@ def _fill(bone: np.ndarray) -> np.ndarray:
     return np.asarray(labels == sizes.argmax())
 
 
-def _measure(inside: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[tuple[float, float], float, tuple[float, float]]:
+def _measure(
+    inside: np.ndarray, pixel_mm: tuple[float, float]
+) -> tuple[tuple[float, float], float, tuple[float, float]]:
     """Mean centre (row, column) in pixels, turn, and the half axes across and along the head at its widest, in mm."""
     centres, spreads = [], []
     for one in inside:

@@ -70,6 +70,10 @@ class PartSettings:
         return {"kind": self.kind, **counts, **({"regions": as_rows(self.regions)} if self.regions else {})}
 
 
+UNCUT = PartSettings()
+"""Those of whole studies."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """One part of a volume.
@@ -169,7 +173,9 @@ def _everything(volume: np.ndarray) -> Box:
     return Box(0, 0, *volume.shape[-2:])
 
 
-def _cut_nothing(volume: np.ndarray, _spacing: tuple[float, float], _positions: np.ndarray, _: PartSettings) -> list[Cut]:
+def _cut_nothing(
+    volume: np.ndarray, _spacing: tuple[float, float], _positions: np.ndarray, _: PartSettings
+) -> list[Cut]:
     return [Cut("", tuple(range(len(volume))), _everything(volume))]
 
 

@@ -57,8 +57,8 @@ REGIONS = (
 )
 """Ten regions of ASPECTS on each side, and two levels each of the anterior and the posterior cerebral artery.
 
-Source: the regions of Barber et al., Lancet 2000, at the levels of the basal ganglia and above them; places and sizes are
-chosen here for the reference head of the phantom. The paper names 14 regions and lists none.
+Source: the regions of Barber et al., Lancet 2000, at the levels of the basal ganglia and above them; places and sizes
+are chosen here for the reference head of the phantom. The paper names 14 regions and lists none.
 """
 
 

@@ -63,7 +63,8 @@ def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], t
     formats["hu_repaired"] = np.array([planned.repair and has_broken_intercept(*row) for row in rows], bool)
     table = table.merge(formats, on=_FORMAT, how="left")
     has_parts = planned.tasks.pixels.has_parts
-    table = _with_labels(table, planned.plan.labels, task).assign(fold=pd.array([pd.NA] * len(table), dtype="Int16"))
+    table = _with_labels(table, planned.plan.labels, task)
+    table["fold"] = pd.array([pd.NA] * len(table), dtype="Int16")
     dtypes = {**slices_dtypes(task), BRAIN_SHARE: "float32", TILT: "float32"}
     return conform(table, {**dtypes, PART: "str"} if has_parts else dtypes)
 
@@ -112,7 +113,12 @@ def collect_crops(planned: PlannedSource, records: Mapping[str, StudyRecord]) ->
     """`schemas.CROPS` rows of the studies of a source that have a volume, where its settings have steps."""
     studies = zip(planned.tasks.study_ids, (records[key] for key in planned.tasks.keys), strict=True)
     rows = [
-        {"dataset": planned.plan.dataset, "study_id": part_id(study_id, piece.name), "volume": piece.volume, **piece.origin}
+        {
+            "dataset": planned.plan.dataset,
+            "study_id": part_id(study_id, piece.name),
+            "volume": piece.volume,
+            **piece.origin,
+        }
         for study_id, record in studies
         for piece in record.pieces()
         if piece.origin
@@ -125,7 +131,7 @@ def collect_crops(planned: PlannedSource, records: Mapping[str, StudyRecord]) ->
 
 
 def _kept_slices(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:
-    """The planned slices that were read, in order, with volume, padded and brain_share; those of parts once for each."""
+    """The planned slices that were read, once for each part, in order, with volume, padded and brain_share."""
     done = [(number, piece) for number, key in enumerate(planned.tasks.keys) for piece in records[key].pieces()]
     counts = np.fromiter((len(piece.kept) for _, piece in done), np.int64, len(done))
     total = int(counts.sum())

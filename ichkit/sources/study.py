@@ -18,7 +18,7 @@ from ichkit.imaging.hounsfield import (
     open_file,
     why_no_head,
 )
-from ichkit.imaging.parts import WHOLE, PartSettings, cut_parts
+from ichkit.imaging.parts import UNCUT, WHOLE, PartSettings, cut_parts
 from ichkit.imaging.resample import fit_to_square, frame_centre
 from ichkit.imaging.steps import Origin, run_steps
 from ichkit.imaging.store import write_volume
@@ -46,7 +46,7 @@ class PixelSettings:
     size: int | None
     judges_hu: bool = False
     steps: tuple[str, ...] = ()
-    parts: PartSettings = PartSettings()
+    parts: PartSettings = UNCUT
 
     @property
     def has_parts(self) -> bool:
@@ -187,7 +187,9 @@ class DecodedStudy:
         volume, sha256, num_bytes = write(key, self.volume) if self.kept and not self.parts else ("", "", 0)
         parts = []
         for part in self.parts:
-            names = dict(zip(("volume", "sha256", "num_bytes"), write(_part_key(key, part.name), part.volume), strict=True))
+            names = dict(
+                zip(("volume", "sha256", "num_bytes"), write(_part_key(key, part.name), part.volume), strict=True)
+            )
             parts.append({"name": part.name, **names, "rows": list(part.rows), "origin": _to_json(part.origin)})
         facts = (self.kept, self.padded, self.brain_share, self.failures, _to_json(self.origin), parts)
         return StudyRecord(key, volume, sha256, num_bytes, *facts)

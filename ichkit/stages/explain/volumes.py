@@ -44,9 +44,9 @@ class Volumes:
             yield study.record(task.key, lambda _key, _volume: ("memory", "", 0)), [piece.volume for piece in pieces]
 
     def of_study(self, study_id: str) -> tuple[np.ndarray, Origin | None]:
-        """(S, H, W) int16 HU of one study, or of a part of one by its id, and what part of the source picture it shows, None for all of it.
+        """(S, H, W) int16 HU of one study, or of a part of one by its id, and the part of the source picture it shows.
 
-        Decoded again if it is not in the cache.
+        None in place of that for the whole picture. Decoded again if it is not in the cache.
         """
         if study_id in self._kept:
             return self._kept[study_id]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task
+from ichkit.imaging.parts import whole_id
 from ichkit.show.table import NOTHING, Table
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.work.artifacts import digest_file, encode_json, package_versions, write_bytes_atomically
@@ -94,10 +95,16 @@ def find_headline(table: pd.DataFrame, task: Task) -> str:
     return task.headline_class if task.headline_class in known or not known else known[0]
 
 
+def find_series(prediction: Prediction) -> dict[str, pd.DataFrame]:
+    """The series of each study, chosen or not; a part of a study has those of the study."""
+    known = dict(list(prediction.series_choice.groupby("study_id")))
+    return {name: known[name if name in known else whole_id(name)] for name in prediction.studies["study_id"]}
+
+
 def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
     """The content of predictions.json: the model; probabilities, series and key slices of every study."""
     slices = dict(list(find_key_slices(prediction.slices, task).groupby("study_id")))
-    choice = dict(list(prediction.series_choice.groupby("study_id")))
+    choice = find_series(prediction)
     studies = []
     for number, row in enumerate(prediction.studies.to_dict("records"), 1):
         key_slices = slices[row["study_id"]]

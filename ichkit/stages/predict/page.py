@@ -16,7 +16,7 @@ from ichkit.imaging.windows import TABLE_LOW_HU
 from ichkit.show.page import encode_jpeg, render
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE
-from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_headline, find_key_slices
+from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_headline, find_key_slices, find_series
 from ichkit.work.artifacts import FileDigest, write_bytes_atomically
 
 _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
@@ -56,9 +56,9 @@ def write_page(
             volume, origin = volumes.of_study(str(study_id))
             pictures[study_id] = _draw_slices(predictors, volume, positions_mm, origin, rows, task)
             meter.advance()
-    choice = dict(list(prediction.series_choice.groupby("study_id")))
+    series = find_series(prediction)
     blocks = [
-        {**row, "series": choice[row["study_id"]].to_dict("records"), "key_slices": pictures.get(row["study_id"], [])}
+        {**row, "series": series[row["study_id"]].to_dict("records"), "key_slices": pictures.get(row["study_id"], [])}
         for row in studies.to_dict("records")
     ]
     page = render(

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ichkit.imaging.parts import PartSettings, whole_id
+from ichkit.imaging.parts import UNCUT, whole_id
 from ichkit.imaging.pictures import brain_picture, caption_picture, fit_picture, tile_pictures
 from ichkit.imaging.resample import frame_centre
 from ichkit.imaging.windows import TABLE_LOW_HU
@@ -105,7 +105,7 @@ def _read_pictures(task: StudyTask, shape: tuple[int, int]) -> list[np.ndarray]:
     """(H, W) int16 HU of a few slices of a study, as large as its largest picture, before any step."""
     last = len(task.slices) - 1
     chosen = tuple(task.slices[round(place * last)] for place in _PLACES)
-    plain = replace(task.pixels, size=None, steps=(), judges_hu=False, parts=PartSettings())
+    plain = replace(task.pixels, size=None, steps=(), judges_hu=False, parts=UNCUT)
     slices = decode_study(StudyTask(task.key, chosen, plain)).volume
     frames = [np.empty(shape, np.int16) for _ in slices]
     for frame, one in zip(frames, slices, strict=True):

@@ -111,7 +111,9 @@ def _plan_source(
     index = check_decoders(refuse_raw(index) if judges_hu else index, skip=plan.options.skip_undecodable)
     salt = b"" if source.keeps_index else _read_salt(plan.work)
     labels, override = listing.labels, plan.override
-    found = source.plan(Found(listing.files, listing.images, index, task, labels, override, salt, judges_hu, plan.by_part))
+    found = source.plan(
+        Found(listing.files, listing.images, index, task, labels, override, salt, judges_hu, plan.by_part)
+    )
     found = _limit(found, plan.options.limit_studies)
     if plan.options.strict and len(found.rejected):
         first = found.rejected.iloc[0]

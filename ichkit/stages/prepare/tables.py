@@ -85,6 +85,7 @@ def write_tables(
     writer.write_table("studies.parquet", studies)
     crops = measure_crops(pd.concat([collect_crops(item, records) for item in planned], ignore_index=True))
     has_crops = any(not item.tasks.pixels.is_plain for item in planned)
+    has_parts = any(item.tasks.pixels.has_parts for item in planned)
     if has_crops:
         writer.write_table(CROPS_NAME, crops[[name for name in (*CROPS, MIRRORED) if name in crops]])
     writer.write_table(FOLDS_NAME, folds)
@@ -105,7 +106,7 @@ def write_tables(
         **{item.plan.dataset: item.plan.facts for item in planned},
     }
     if has_crops:
-        facts["crop"] = describe_crops(crops)
+        facts["crop"] = {**describe_crops(crops), **({"parts": config.prepare.parts.kind} if has_parts else {})}
     write_audit(writer, slices, studies, rejected, facts, config, draw_crops(crops, planned) if has_crops else "")
     inputs = dict(stamp.inputs)
     for item in planned:
@@ -199,7 +200,8 @@ def _log_result(
         logger.info("prepare: %d rejected: %s", count, reason)
     if "crop" in facts:
         whole, of_all = facts["crop"]["not_found"], format_count(facts["crop"]["studies"], "study", "studies")
-        logger.info("prepare: cropped to the head; no head found in %d of %s: whole picture kept", whole, of_all)
+        done = f"cut into parts ({facts['crop']['parts']})" if "parts" in facts["crop"] else "cropped to the head"
+        logger.info("prepare: %s; no head found in %d of %s: whole picture kept", done, whole, of_all)
     for name in order_external(studies["dataset"][studies["split"] == "external"]):
         missing = facts.get(name, {}).get("missing_studies", [])
         if missing:

@@ -104,7 +104,9 @@ class TrainPlan(Plan):
         from ichkit.engine.inference import ModelCard
 
         config, settings, stored = self.config, self.config.train, self.prepared.manifest.settings
-        network = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps, self.prepared.parts).build()
+        network = ModelCard.of(
+            config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps, self.prepared.parts
+        ).build()
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
         steps = [f"{settings.backbone}, {num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"]
         copies = 4 + (settings.ema_decay is not None)  # weights, gradients, two moments, EMA weights
