@@ -15,7 +15,7 @@ from pydicom.multival import MultiValue
 
 from ichkit.core.errors import DataError
 from ichkit.imaging.geometry import TRANSPOSE, in_plane_turn
-from ichkit.imaging.tags import EXPLICIT_LITTLE, WANTED_NAMES, is_vr, walk_tags
+from ichkit.imaging.tags import EXPLICIT_BIG, EXPLICIT_LITTLE, WANTED_NAMES, is_little_endian, is_vr, walk_tags
 
 MAX_SIDE = 4096
 MAX_FILE_BYTES = 256 * 1024**2
@@ -179,15 +179,25 @@ def read_slices(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
         return [(None, str(error))]
 
 
+def find_data_set(data: bytes) -> int | None:
+    """Where the data set of a file begins, as the length of its meta group says; None without a meta group."""
+    if data[128:_META_BEGINS] != b"DICM" or data[_META_BEGINS : _META_BEGINS + 8] != b"\x02\0\0\0UL\x04\0":
+        return None
+    try:
+        return int(_META_BEGINS + 12 + struct.unpack_from("<I", data, _META_BEGINS + 8)[0])
+    except struct.error:
+        return None
+
+
 def inflate(data: bytes) -> bytes:
     """A deflated file (PS3.5 A.5) with its data set inflated, at most `MAX_FILE_BYTES` of it.
 
     Raises:
         UnreadableError: no meta group in front, damaged, or too large.
     """
-    if data[128:_META_BEGINS] != b"DICM" or data[_META_BEGINS : _META_BEGINS + 8] != b"\x02\0\0\0UL\x04\0":
+    start = find_data_set(data)
+    if start is None:
         raise UnreadableError("deflated data set without a meta group")
-    start = _META_BEGINS + 12 + struct.unpack_from("<I", data, _META_BEGINS + 8)[0]
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         inflated = inflater.decompress(data[start:], MAX_FILE_BYTES)
@@ -267,7 +277,7 @@ def _parse(head: bytes, *, is_deflated: bool) -> tuple[pydicom.Dataset, int, str
     if is_deflated:
         # Inflated already, within bounds; pydicom must not do it again.
         head = head.replace(DEFLATED.encode(), EXPLICIT_LITTLE.encode().ljust(len(DEFLATED), b"\0"), 1)
-    stream = io.BytesIO(head)
+    stream = io.BytesIO(_correct_endianness(head))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -286,6 +296,15 @@ def _parse(head: bytes, *, is_deflated: bool) -> tuple[pydicom.Dataset, int, str
     if not is_sane:
         raise UnreadableError("not DICOM: no DICM mark, and no data set that could be read without it")
     return dataset, stream.tell(), declared
+
+
+def _correct_endianness(head: bytes) -> bytes:
+    """The head, with a transfer syntax that names little endian where it names big endian and the data set is not."""
+    start = find_data_set(head)
+    declared = EXPLICIT_BIG.encode() + b"\0"
+    if start is None or declared not in head[:start] or not is_little_endian(head, start):
+        return head
+    return head.replace(declared, EXPLICIT_LITTLE.encode() + b"\0", 1)
 
 
 def _check_frames(dataset: pydicom.Dataset, place: _Place) -> list[Outcome]:

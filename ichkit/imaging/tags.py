@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 PIXEL_TAG = 0x7FE00010
 _META_BEGINS = 132
 _TRANSFER_SYNTAX = 0x00020010
@@ -75,20 +76,27 @@ def walk_tags(head: bytes) -> Tags | None:
 
     Ordinary: little endian and uncompressed, a correct meta group, known value representations, defined lengths, plain
     ASCII text, and PixelData inside the bytes given. A tenth of pydicom's time, which does the rest. Explicit or
-    implicit is what the first element looks like: the transfer syntax UID is missing or wrong in files that were copied
-    or anonymised by careless tools.
+    implicit, little or big endian is what the first element looks like: the transfer syntax UID is missing or wrong in
+    files that were copied or anonymised by careless tools.
 
     Source: DICOM PS3.5 section 7.1, PS3.10 section 7.1.
     """
     try:
         meta, start = _walk_meta(head)
-        if _text(meta.get(_TRANSFER_SYNTAX, b"")) not in ("", EXPLICIT_LITTLE, IMPLICIT_LITTLE):
+        if _text(meta.get(_TRANSFER_SYNTAX, b"")) not in ("", EXPLICIT_LITTLE, IMPLICIT_LITTLE, EXPLICIT_BIG):
+            return None
+        if not is_little_endian(head, start):
             return None
         walk = _walk_explicit if is_vr(head[start + 4 : start + 6]) else _walk_implicit
         raw, offset = walk(head, start)
         return Tags({_WANTED[tag][0]: _convert(_WANTED[tag][1], raw[tag]) for tag in raw}, offset)
     except (struct.error, KeyError, ValueError):
         return None
+
+
+def is_little_endian(head: bytes, start: int) -> bool:
+    """True where the data set that begins at `start` is little endian: the group of its first element is a low one."""
+    return head[start + 1 : start + 2] <= head[start : start + 1]
 
 
 def is_vr(two_bytes: bytes) -> bool:

@@ -15,6 +15,7 @@ from support.encodings import (
 
 from ichkit.imaging.dicom import UnreadableError
 from ichkit.imaging.hounsfield import decode_stored, open_file
+from ichkit.imaging.tags import walk_tags
 
 PIXELS = head_pixels()
 
@@ -78,6 +79,20 @@ def test_big_endian_is_refused_by_its_name_whether_the_meta_group_says_so_or_not
     for data in (big_endian(dataset), with_meta_uid(marked, b"1.2.840.10008.1.2.2") + big_endian(dataset)):
         with pytest.raises(UnreadableError, match="big-endian"):
             decode(data)
+
+
+@pytest.mark.parametrize("with_sequence", [False, True], ids=["plain", "read by pydicom"])
+@pytest.mark.parametrize("is_implicit", [False, True], ids=["explicit", "implicit"])
+def test_little_endian_data_under_the_big_endian_uid_are_read_as_what_they_are(is_implicit, with_sequence):
+    dataset = make_dataset(PIXELS, implicit=is_implicit)
+    if with_sequence:
+        dataset.ReferencedImageSequence = [pydicom.Dataset()]
+        dataset["ReferencedImageSequence"].is_undefined_length = True
+    data = with_meta_uid(to_bytes(dataset), b"1.2.840.10008.1.2.2")
+    assert (walk_tags(data) is None) == with_sequence
+    stored, header = decode(data)
+    np.testing.assert_array_equal(stored, PIXELS)
+    assert header.position_z == 0.0
 
 
 def test_a_deflated_bomb_is_refused_before_it_fills_memory(monkeypatch):
