@@ -27,9 +27,14 @@ _NAMED_SECTIONS = ("train.context", "train.pool", "train.schedule", "prepare.par
 
 
 class ChannelsConfig(ConfigSection):
-    """Input channels: `kind` is a row of `imaging.windows.CHANNELS`, windows are (level, width) in HU."""
+    """Input channels: `kind` is a row of `imaging.windows.CHANNELS`, windows are (level, width) in HU.
+
+    `stretch` is "window" (from one end of the window to the other) or "image" (from the lowest to the highest value of
+    each image inside the window; an image of one value is 0).
+    """
 
     kind: str = "windows"
+    stretch: Literal["window", "image"] = "window"
     windows: tuple[tuple[float, Positive], ...] = ((40, 80), (75, 215), (600, 2800))
 
     def hull_hu(self) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The channels seam: how slices in Hounsfield units become the uint8 images that a network sees."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -24,11 +24,14 @@ class Rendering:
         tables: (T, V) uint8 look-up tables; column v holds the grey level of TABLE_LOW_HU + v.
         offsets: for each channel of the image, which slice it shows, relative to the slice itself.
         table_of: for each channel, the row of `tables` it is seen through.
+        stretched: for each channel, lowest and highest HU of a window that is stretched by image instead of being seen
+            through a table; empty for tables.
     """
 
     tables: np.ndarray
     offsets: tuple[int, ...]
     table_of: tuple[int, ...]
+    stretched: tuple[tuple[float, float], ...] = ()
 
     @property
     def num_channels(self) -> int:
@@ -56,6 +59,8 @@ class Rendering:
             (n, H, W, C) uint8.
         """
         sources = np.clip(np.asarray(rows)[:, None] + np.array(self.offsets), 0, len(volume_hu) - 1)
+        if self.stretched:
+            return _stretch(volume_hu, sources, np.array(self.stretched, np.float64))
         if self.num_channels == 3 and self.reach == 0:
             return _look_up_thrice(volume_hu, sources[:, 0], self._triples)
         return look_up(volume_hu, sources, np.array(self.table_of), self.tables)
@@ -140,6 +145,30 @@ def _look_up_thrice(volume_hu: np.ndarray, rows: np.ndarray, triples: np.ndarray
     return images
 
 
+@numba.njit(cache=True, nogil=True)
+def _stretch(volume_hu: np.ndarray, sources: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """(n, H, W, C) uint8: each channel clipped to its (C, 2) limits, then stretched from its lowest to its highest."""
+    num_images, num_channels = sources.shape
+    height, width = volume_hu.shape[1:]
+    images = np.zeros((num_images, height, width, num_channels), np.uint8)
+    for image in range(num_images):
+        for channel in range(num_channels):
+            source = volume_hu[sources[image, channel]]
+            bottom, top = limits[channel]
+            low, high = top, bottom
+            for y in range(height):
+                for x in range(width):
+                    value = min(max(np.float64(source[y, x]), bottom), top)
+                    low, high = min(low, value), max(high, value)
+            if high <= low:
+                continue
+            for y in range(height):
+                for x in range(width):
+                    value = min(max(np.float64(source[y, x]), bottom), top)
+                    images[image, y, x, channel] = np.uint8(np.floor((value - low) / (high - low) * 255 + 0.5))
+    return images
+
+
 def resize_volume(volume_hu: np.ndarray, size: int) -> np.ndarray:
     """Slices of another size: area average when they shrink, bilinear when they grow.
 
@@ -184,7 +213,11 @@ def make_rendering(config: ChannelsConfig) -> Rendering:
     row = find_row(CHANNELS, config.kind, "channels.kind")
     if not config.windows:
         raise ConfigError("channels.windows: expected at least one (level, width), found none.")
-    return row.constructor(config)
+    rendering = row.constructor(config)
+    if config.stretch == "window":
+        return rendering
+    windows = [config.windows[table] for table in rendering.table_of]
+    return replace(rendering, stretched=tuple((level - width / 2, level + width / 2) for level, width in windows))
 
 
 def _window_tables(config: ChannelsConfig) -> np.ndarray:

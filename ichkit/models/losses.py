@@ -87,6 +87,22 @@ def _ratio_bce(prevalence: np.ndarray) -> LossFunction:
     return elementwise
 
 
+def _pos_weight_bce(prevalence: np.ndarray) -> LossFunction:
+    ratios = torch.as_tensor((1 - prevalence) / np.maximum(prevalence, 1e-12), dtype=torch.float32)
+    # A class without positives has no term that its ratio would multiply.
+    ratios[torch.as_tensor(prevalence <= 0)] = 1.0
+    return lambda logits, labels: functional.binary_cross_entropy_with_logits(
+        logits, labels, pos_weight=ratios.to(logits.device), reduction="none"
+    )
+
+
+def _odds_bce(prevalence: np.ndarray) -> LossFunction:
+    odds = torch.as_tensor(prevalence / np.maximum(1 - prevalence, 1e-12), dtype=torch.float32)
+    return lambda logits, labels: (
+        functional.binary_cross_entropy_with_logits(logits, labels, reduction="none") * odds.to(logits.device)
+    )
+
+
 def _focal(_prevalence: np.ndarray) -> LossFunction:
     def elementwise(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -114,6 +130,20 @@ LOSSES = {
         constructor=_ratio_bce,
         description="As weighted-bce, with positives weighted by negatives per positive, at most 20; not calibrated.",
         source="pos_weight of torch.nn.BCEWithLogitsLoss",
+    ),
+    "pos-weight-bce": Loss(
+        name="pos-weight-bce",
+        constructor=_pos_weight_bce,
+        description="Mean over the classes, positives weighted by negatives per positive, unlimited; not calibrated.",
+        source="Huang and Chen, DLMI 2021, section 2.2, as its text means it; pos_weight of BCEWithLogitsLoss",
+        has_equal_weights=True,
+    ),
+    "odds-bce": Loss(
+        name="odds-bce",
+        constructor=_odds_bce,
+        description="Mean over the classes, each multiplied by its positives per negative: rare classes count least.",
+        source="Huang and Chen, DLMI 2021, section 2.2, as its formula W = p / n is printed; for comparison",
+        has_equal_weights=True,
     ),
     "focal": Loss(
         name="focal",

@@ -94,7 +94,7 @@ def plan_rsna(found: Found) -> SourcePlan:
 
 
 def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:
-    """slice_id and one 0/1 column per class, sorted by slice_id; and the number of rows before duplicates are merged.
+    """slice_id and one 0/1 column per class, sorted by slice_id; and their number of rows before duplicates are merged.
 
     Raises:
         DataError: unexpected columns or labels, contradicting rows, or missing classes.
@@ -104,10 +104,11 @@ def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:
     if not raw["Label"].isin([0, 1]).all():
         row = int(raw.index[~raw["Label"].isin([0, 1])][0])
         raise DataError(f"{where}: expected labels 0 or 1, found {raw.Label[row]} in row {row + 2}.")
-    columns = {}
+    columns, num_rows = {}, 0
     for name in task.classes:
         rows = raw[raw["ID"].str.endswith(f"_{name}")]
         rows = pd.DataFrame({"slice_id": rows["ID"].str.slice(stop=-len(name) - 1), name: rows["Label"]})
+        num_rows += len(rows)
         rows = rows.drop_duplicates()
         twice = rows["slice_id"][rows["slice_id"].duplicated()]
         if len(twice):
@@ -123,7 +124,7 @@ def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:
             f"{where}: expected {task.num_classes} classes for every image; {len(missing)} images lack one, "
             f"e.g. {missing[0]} lacks {', '.join(table.columns[table.loc[missing[0]].isna()])}."
         )
-    return table.astype("int8").rename_axis("slice_id").reset_index(), len(raw)
+    return table.astype("int8").rename_axis("slice_id").reset_index(), num_rows
 
 
 def read_sample(ref: FileRef) -> pd.DataFrame:

@@ -10,13 +10,23 @@ from ichkit.core.tasks import Task
 from ichkit.validation.intervals import Interval, basic_interval_of, interval_of
 from ichkit.validation.reliability import COUNT, POSITIVES, PROBABILITY, expected_calibration_error, positive_share
 from ichkit.validation.tallies import BINS, LOSS, RANKS, Blocks, ScoredRows, draw_blocks
-from ichkit.validation.thresholds import F1_AIM, HALF_AIM, YOUDEN_AIM, f1_score, sensitivity, specificity
+from ichkit.validation.thresholds import (
+    F1_AIM,
+    HALF_AIM,
+    YOUDEN_AIM,
+    accuracy,
+    f1_score,
+    precision,
+    sensitivity,
+    specificity,
+)
 
 POOLED = -1  # the `fold` of a score over all folds of its source
-ALL_CLASSES, MEAN_CLASS = "all", "mean"
+ALL_CLASSES, MEAN_CLASS, MICRO_CLASS = "all", "mean", "micro"
 WEIGHTED_LOG_LOSS, LOG_LOSS, ROC_AUC = "weighted_log_loss", "log_loss", "roc_auc"
 AVERAGE_PRECISION, CALIBRATION_ERROR = "average_precision", "calibration_error"
 F1_HALF, F1_BEST = "f1_at_half", "f1_at_best"
+PRECISION_HALF, RECALL_HALF, ACCURACY_HALF = "precision_at_half", "recall_at_half", "accuracy_at_half"
 SENSITIVITY, SPECIFICITY = "sensitivity_at_youden", "specificity_at_youden"
 # Without bootstrap samples: DeLong's interval of an AUC, and the chosen thresholds, by criterion.
 DELONG_AUC = "roc_auc_delong"
@@ -43,7 +53,8 @@ class Metric:
         name: key in `METRICS`, and the `metric` of `scores.parquet`.
         block: the statistics it is computed from, a name in `draw_blocks`.
         measure: computes (..., C), or (...) for a score over all classes, from the blocks and the task.
-        has_mean: adds a row for the mean over classes, undefined if one of them is.
+        has_mean: adds a row for the mean over classes (macro), undefined if one of them is.
+        has_micro: adds a row for the counts of decisions of all classes together; its block holds such counts.
         is_biased: it is biased upwards by chance, so its interval is the basic one.
     """
 
@@ -53,6 +64,7 @@ class Metric:
     description: str
     source: str
     has_mean: bool = False
+    has_micro: bool = False
     is_biased: bool = False
 
 
@@ -100,6 +112,10 @@ def score_rows(
             entries = [(label, value[c], values[:, c], counted[c], positive[c]) for c, label in enumerate(task.classes)]
         if metric.has_mean:
             entries.append((MEAN_CLASS, value.mean(), values.mean(1), *over_all))
+        if metric.has_micro:
+            pooled, of_draws = ({metric.block: blocks[metric.block].sum(-2)} for blocks in (whole, drawn))
+            micro = metric.measure(pooled, task), metric.measure(of_draws, task)
+            entries.append((MICRO_CLASS, *micro, counted.sum(), positive.sum()))
         for label, one, many, n, n_positive in entries:
             interval = _interval(float(one), many, level, metric.is_biased)
             if is_single:
@@ -181,6 +197,35 @@ METRICS = {
         measure=lambda blocks, _task: f1_score(blocks[HALF_AIM]),
         description="F1 at a threshold of 0.5.",
         source="van Rijsbergen, Information Retrieval, 1979, chapter 7",
+        has_mean=True,
+        has_micro=True,
+    ),
+    PRECISION_HALF: Metric(
+        name=PRECISION_HALF,
+        block=HALF_AIM,
+        measure=lambda blocks, _task: precision(blocks[HALF_AIM]),
+        description="Share of true positives among the rows of 0.5 or more.",
+        source="as f1_at_half",
+        has_mean=True,
+        has_micro=True,
+    ),
+    RECALL_HALF: Metric(
+        name=RECALL_HALF,
+        block=HALF_AIM,
+        measure=lambda blocks, _task: sensitivity(blocks[HALF_AIM]),
+        description="Share of the positives at 0.5 or more.",
+        source="as f1_at_half",
+        has_mean=True,
+        has_micro=True,
+    ),
+    ACCURACY_HALF: Metric(
+        name=ACCURACY_HALF,
+        block=HALF_AIM,
+        measure=lambda blocks, _task: accuracy(blocks[HALF_AIM]),
+        description="Share of correct decisions at a threshold of 0.5; high for rare classes whatever is predicted.",
+        source="as f1_at_half",
+        has_mean=True,
+        has_micro=True,
     ),
     F1_BEST: Metric(
         name=F1_BEST,

@@ -80,6 +80,21 @@ def sensitivity(confusion: np.ndarray) -> np.ndarray:
     return _share(confusion[..., TRUE_POSITIVE], positives, positives)
 
 
+def precision(confusion: np.ndarray) -> np.ndarray:
+    """The share of true positives among those predicted positive, of (..., 4) counts; NaN without any."""
+    hits = confusion[..., TRUE_POSITIVE]
+    predicted = hits + confusion[..., FALSE_POSITIVE]
+    return _share(hits, predicted, predicted)
+
+
+def accuracy(confusion: np.ndarray) -> np.ndarray:
+    """The share of correct decisions, of (..., 4) counts; NaN without rows."""
+    negatives = confusion[..., NEGATIVE]
+    correct = confusion[..., TRUE_POSITIVE] + negatives - confusion[..., FALSE_POSITIVE]
+    total = confusion[..., POSITIVE] + negatives
+    return _share(correct, total, total)
+
+
 def specificity(confusion: np.ndarray) -> np.ndarray:
     """The share of negatives predicted negative, of (..., 4) counts; NaN without a negative."""
     negatives = confusion[..., NEGATIVE]

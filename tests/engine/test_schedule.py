@@ -111,3 +111,14 @@ def test_every_schedule_stays_within_the_configured_rate_and_warms_up(name):
 def test_an_unknown_schedule_gets_the_nearest_spelling():
     with pytest.raises(ConfigError, match=r'train\.schedule\.kind: unknown "cosin"\. Did you mean "cosine"'):
         learning_rate_factor(0, Span(2), ScheduleConfig(kind="cosin"))
+
+
+def test_a_drop_by_0_412_after_50_of_100_epochs_is_step_lr_of_torch_and_acts_once():
+    """DLMI 2021, section 3.2: x 0.412 every 50 epochs of 100; the drop after the last epoch never comes."""
+    steps_per_epoch = 3
+    config = ScheduleConfig(kind="step", milestones=(0.5,), drop_factor=0.412)
+    expected = rates(lambda o: oracle.StepLR(o, step_size=50 * steps_per_epoch, gamma=0.412), 100 * steps_per_epoch)
+    found = factors(config, Span(100 * steps_per_epoch))
+    assert found == pytest.approx(expected)
+    of_epoch = [found[epoch * steps_per_epoch] for epoch in (49, 50, 51, 99)]
+    assert of_epoch == [1.0, 0.412, 0.412, 0.412]

@@ -101,3 +101,35 @@ def test_a_slice_that_is_not_square_is_centred_in_air():
     assert square[0, :, 0].tolist() == [TABLE_LOW_HU, 50, 50, TABLE_LOW_HU]
     np.testing.assert_array_equal(pad_to_square(volume.transpose(0, 2, 1)), square.transpose(0, 2, 1))
     assert pad_to_square(square) is square
+
+
+def test_images_stretched_by_their_own_values_are_those_of_numpy_and_a_blank_one_is_black():
+    rng = np.random.default_rng(0)
+    volume = rng.integers(-200, 300, (4, 9, 7)).astype(np.int16)
+    volume[1] = 20
+    volume[2] = rng.integers(30, 50, (9, 7))
+    config = ChannelsConfig(windows=((40, 80), (80, 200), (40, 380)), stretch="image")
+    images = make_rendering(config).render(volume, np.arange(4))
+    for row in range(4):
+        for channel, (level, width) in enumerate(config.windows):
+            clipped = np.clip(volume[row].astype(np.float64), level - width / 2, level + width / 2)
+            spread = clipped.max() - clipped.min()
+            grey = (clipped - clipped.min()) / spread if spread else np.zeros_like(clipped)
+            np.testing.assert_array_equal(images[row, :, :, channel], np.floor(grey * 255 + 0.5))
+    assert not images[1].any()
+    assert images[2].max() == 255
+    # Between the windows' ends the two stretches are the same.
+    whole = np.tile(np.linspace(-400, 500, 80, dtype=np.int16), (1, 2, 1))
+    by_window = make_rendering(config.model_copy(update={"stretch": "window"})).render(whole, np.array([0]))
+    np.testing.assert_array_equal(make_rendering(config).render(whole, np.array([0])), by_window)
+
+
+def test_one_window_of_neighbours_is_stretched_by_the_slice_that_a_channel_shows():
+    volume = np.stack([np.full((4, 4), 10), np.arange(16).reshape(4, 4), np.arange(16).reshape(4, 4) * 3]).astype(
+        np.int16
+    )
+    config = ChannelsConfig(kind="neighbours", windows=((40, 80),), stretch="image")
+    image = make_rendering(config).render(volume, np.array([1]))[0]
+    assert image[..., 0].max() == 0
+    assert (image[..., 1] == image[..., 2]).all()
+    assert image[..., 1].max() == 255

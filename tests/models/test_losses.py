@@ -106,3 +106,17 @@ def test_an_unknown_label_has_no_part_in_the_loss_and_nothing_known_is_a_loss_of
     nothing.backward()
     assert nothing.item() == 0
     assert not logits.grad.any()
+
+
+def test_pos_weight_bce_is_that_of_torch_without_a_limit_and_the_literal_row_weighs_classes_by_their_odds():
+    rare = np.array([390, 3260, 4196, 4616, 6208, 40000]) / 92616  # of the paper, and a common class
+    ratios = torch.as_tensor((1 - rare) / rare, dtype=torch.float32)
+    logits, labels = random_case()
+    oracle = torch.nn.BCEWithLogitsLoss(pos_weight=ratios)(logits, labels)
+    torch.testing.assert_close(make_loss("pos-weight-bce", WEIGHTS, rare)(logits, labels), oracle)
+    assert ratios[0] > 200
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    literal = (each * torch.as_tensor(rare / (1 - rare), dtype=torch.float32)).mean()
+    torch.testing.assert_close(make_loss("odds-bce", WEIGHTS, rare)(logits, labels), literal)
+    nothing = make_loss("pos-weight-bce", np.array([1.0]), np.array([0.0]))(torch.zeros(1, 1), torch.zeros(1, 1))
+    assert nothing.item() == pytest.approx(np.log(2))

@@ -174,14 +174,21 @@ def score(rows: ScoredRows) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_every_metric_has_its_rows_counts_and_an_interval_that_holds_it():
     table, _ = score(draw_rows(40, 5, 3))
-    assert table.metric.value_counts().to_dict() == {**dict.fromkeys(METRICS, 3), "weighted_log_loss": 1, "roc_auc": 4}
+    at_half = [name for name in METRICS if name.endswith("at_half")]
+    assert len(at_half) == 4
+    assert table.metric.value_counts().to_dict() == {
+        **dict.fromkeys(METRICS, 3),
+        "weighted_log_loss": 1,
+        "roc_auc": 4,
+        **dict.fromkeys(at_half, 5),
+    }
     told = table[table.low.notna()]
     assert ((told.low <= told.value) & (told.value <= told.high)).all()
     assert set(table.metric) == set(told.metric)
     undefined = table[(table["class"] == "c") & table.metric.str.endswith("youden")]
     assert undefined.value.isna().all()
     assert (undefined.num_left_out == 100).all()
-    assert (table.n == 200).all()
+    assert (table.n == np.where(table["class"] == "micro", 600, 200)).all()
 
 
 def test_a_single_patient_has_scores_but_no_interval():

@@ -103,7 +103,8 @@ def make_reliability(report: ReportData) -> Section:
 def _by_class(report: ReportData) -> list[Table]:
     of_studies = {column: metric for column, metric in _METRICS.items() if metric != LOG_LOSS}
     shown = {SLICES: _METRICS, STUDIES: of_studies}
-    return [tables.by_class(report.scores, report.best, group, metrics) for group, metrics in shown.items()]
+    made = [tables.by_class(report.scores, report.best, group, metrics) for group, metrics in shown.items()]
+    return [*made, *(tables.at_half(report.scores, report.best, group) for group in shown)]
 
 
 def _draw_roc(report: ReportData, group: Group, title: str, labels: np.ndarray, p: np.ndarray) -> Chart | None:

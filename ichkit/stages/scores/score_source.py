@@ -20,6 +20,7 @@ from ichkit.validation.delong import delong_auc
 from ichkit.validation.folds import deal_patients
 from ichkit.validation.scope import Scope, label_array
 from ichkit.validation.scores import (
+    ACCURACY_HALF,
     AVERAGE_PRECISION,
     CALIBRATION_ERROR,
     CURVE_DTYPES,
@@ -28,6 +29,8 @@ from ichkit.validation.scores import (
     F1_HALF,
     LOG_LOSS,
     POOLED,
+    PRECISION_HALF,
+    RECALL_HALF,
     ROC_AUC,
     SCORE_DTYPES,
     SENSITIVITY,
@@ -45,10 +48,10 @@ from ichkit.work.schemas import check_predictions
 FACTS_SUFFIX = "_facts.csv"  # after the name of an external set: facts about its studies
 _LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
 _RANKS = (ROC_AUC, AVERAGE_PRECISION)
-_DECISIONS = (F1_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
+_DECISIONS = (F1_HALF, PRECISION_HALF, RECALL_HALF, ACCURACY_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
 # No loss by study: study maxima are not submitted anywhere.
 _BY_STUDY = (*_RANKS, *_DECISIONS, CALIBRATION_ERROR)
-_COMPARED = (*_LOSSES, ROC_AUC)
+_COMPARED = (*_LOSSES, ROC_AUC, F1_HALF)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) ->
     made += [tables.external(book, source, dataset) for dataset in book.external_sets]
     if is_whole:
         made += [tables.by_class(book, source, group, DECISIONS) for group in (SLICES, STUDIES)]
+        made += [tables.at_half(book, source, group) for group in (SLICES, STUDIES)]
         made.append(tables.subgroups(book, source))
         made += [tables.aggregations(book, source, dataset) for dataset in book.external_sets]
         made.append(tables.thresholds(book, source))

@@ -16,6 +16,7 @@ from ichkit.validation.catalog import Source
 from ichkit.validation.published import find_published
 from ichkit.validation.scope import Scope
 from ichkit.validation.scores import (
+    ACCURACY_HALF,
     ALL_CLASSES,
     AVERAGE_PRECISION,
     CALIBRATION_ERROR,
@@ -24,6 +25,9 @@ from ichkit.validation.scores import (
     F1_HALF,
     LOG_LOSS,
     MEAN_CLASS,
+    MICRO_CLASS,
+    PRECISION_HALF,
+    RECALL_HALF,
     ROC_AUC,
     SENSITIVITY,
     SPECIFICITY,
@@ -64,6 +68,8 @@ BY_STUDY = {"AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
 DECISIONS = {"F1 at 0.5": F1_HALF, "F1": F1_BEST, "sensitivity": SENSITIVITY, "specificity": SPECIFICITY}
 
 
+AT_HALF = {"F1": F1_HALF, "precision": PRECISION_HALF, "recall": RECALL_HALF, "accuracy": ACCURACY_HALF}
+_AT_HALF = "Macro: the mean over the classes. Micro: the decisions of all classes counted together."
 _TRANSDUCTIVE = (
     "Transductive: networks were trained on predictions (pseudo-labels) of scans that they predict; scores on these "
     "scans do not hold for new ones."
@@ -151,7 +157,7 @@ def by_class(book: ScoreBook, source: Source, group: Group, metrics: Mapping[str
         metrics: column to metric.
     """
     rows: list[list[Cell | str]] = []
-    for name in book.task.classes:
+    for name in source.scope.classes:
         cells = [book.find(source, metric, name, group).cell(_DIGITS.get(metric, 3)) for metric in metrics.values()]
         rows.append([name, *cells, book.find(source, ROC_AUC, name, group).counts])
     notes = [_CHOSEN] if F1_BEST in metrics.values() else []
@@ -159,6 +165,25 @@ def by_class(book: ScoreBook, source: Source, group: Group, metrics: Mapping[str
     notes += [_STUDY_MAXIMUM] if group == STUDIES else []
     how = {SLICES: "by slice", STUDIES: "by study"}[group]
     return Table(f"{source.name}, out of fold, {how}", ("class", *metrics, "positive"), rows, note=" ".join(notes))
+
+
+def at_half(book: ScoreBook, source: Source, group: Group) -> Table:
+    """Decisions at a probability of 0.5: of every class, their mean (macro) and of all classes together (micro).
+
+    Args:
+        group: SLICES or STUDIES.
+    """
+    names = {name: name for name in source.scope.classes}
+    if len(names) > 1:
+        names |= {MEAN_CLASS: "macro", MICRO_CLASS: "micro"}
+    rows: list[list[Cell | str]] = []
+    for name, shown in names.items():
+        found = [book.find(source, metric, name, group) for metric in AT_HALF.values()]
+        rows.append([shown, *(score.cell(3) for score in found), found[0].counts])
+    how = {SLICES: "by slice", STUDIES: "by study"}[group]
+    notes = [_AT_HALF, *([_STUDY_MAXIMUM] if group == STUDIES else [])]
+    title = f"{source.name}, out of fold, {how}: positive from 0.5"
+    return Table(title, ("class", *AT_HALF, "positive"), rows, note=" ".join(notes))
 
 
 def external(book: ScoreBook, source: Source, dataset: str) -> Table:

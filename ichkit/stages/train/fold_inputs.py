@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ichkit.core.config import Config
+from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, FoldError
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import find_task
@@ -245,7 +245,9 @@ def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(train, dict):
         return settings
     train, phase = _fill(train, TrainConfig().settings()), PhaseConfig().settings()
-    return {**settings, "train": {**train, "phases": [_fill(found, phase) for found in train["phases"]]}}
+    channels = _fill(settings.get("channels", {}), ChannelsConfig().settings())
+    phases = [_fill(found, phase) for found in train["phases"]]
+    return {**settings, "channels": channels, "train": {**train, "phases": phases}}
 
 
 def _fill(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
