@@ -17,8 +17,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class AugmentConfig(ConfigSection):
     """Augmentation of training images; parameters are drawn once per block or once per slice.
 
-    `crop_scale` is the range of a crop's share of the slice's area. `scale` is the range of the linear magnification
-    about the centre, drawn together with the rotation and the shift, with `rotation_probability`; below 1 the border is
+    `crop_scale` is the range of a crop's share of the slice's area, `crop_ratio` that of its width by its height (by
+    default that of heads, from the narrowest to the broadest). `scale` is the range of the linear magnification about
+    the centre, drawn together with the rotation and the shift, with `rotation_probability`; below 1 the border is
     filled with air. `shift_hu` is the largest shift, either sign, and `contrast` the range of the factor on HU (0 HU,
     water, stays where it is), both drawn with `intensity_probability`. `noise_hu` is the range of the noise's standard
     deviation in HU. `dropout_holes` is the number of rectangles filled with air, `dropout_size` the range of their
@@ -30,6 +31,7 @@ class AugmentConfig(ConfigSection):
 
     per: Literal["block", "slice"] = "block"
     crop_scale: tuple[Share, Share] = (0.7, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (0.8, 1.25)
     crop_probability: Probability = 1.0
     horizontal_flip_probability: Probability = 0.5
     vertical_flip_probability: Probability = 0.0
@@ -51,7 +53,7 @@ class AugmentConfig(ConfigSection):
     dropout_size: tuple[Share, Share] = (0.05, 0.2)
     dropout_probability: Probability = 0.0
 
-    @field_validator("crop_scale", "scale", "noise_hu", "contrast", "dropout_holes", "dropout_size")
+    @field_validator("crop_scale", "crop_ratio", "scale", "noise_hu", "contrast", "dropout_holes", "dropout_size")
     @classmethod
     def _check_range(cls, values: tuple[float, float]) -> tuple[float, float]:
         if values[0] > values[1]:

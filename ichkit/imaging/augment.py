@@ -103,7 +103,7 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
         crop = library.RandomResizedCrop(
             size=size,
             scale=config.crop_scale,
-            ratio=(0.8, 1.25),  # chosen here: the range between the narrowest and the broadest heads
+            ratio=config.crop_ratio,
             interpolation=cv2.INTER_LINEAR,
             area_for_downscale="image",
             p=config.crop_probability,

@@ -33,7 +33,7 @@ from ichkit.work.schemas import (
 )
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"])
 SMALL = [word for text in (*TINY, "prepare.size=null") for word in ("--set", text)]
 NOT_OURS = {"git", "cd", "pip", "pytest", "ruff", "kaggle"}
 
@@ -69,7 +69,7 @@ def test_a_page_is_short_has_no_dead_link_and_no_em_dash(page):
 
 
 def test_the_readme_links_every_page():
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         assert f"(docs/{page.name})" in read("README.md"), page.name
 
 

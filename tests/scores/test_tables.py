@@ -132,7 +132,7 @@ def test_every_table_of_one_source_has_a_row_for_every_class(book):
     made = summary.render_source(book, source, is_whole=True)
     assert len({table.title for table in made}) == len({(table.title, table.columns) for table in made}) - 2
     by_class = [table for table in made if table.columns[0] == "class"]
-    assert len(by_class) == 7
+    assert len(by_class) == 9
     for table in by_class:
         assert [row[0] for row in table.rows][: TASK.num_classes] == list(TASK.classes)
         assert all(len(row) == len(table.columns) for row in table.rows)

@@ -137,3 +137,19 @@ def test_ids_without_scans_and_scans_without_labels_are_counted(tmp_path, caplog
         check_matches(tmp_path, more, "study_id", pd.Series(["a", "b", "c", "d"]), pd.Series(["a"]))
     half = pd.DataFrame({"study_id": ["a", "x"]})
     check_matches(tmp_path, half, "study_id", pd.Series(["a"]), pd.Series(["a"]))
+
+
+def test_an_empty_cell_is_an_unknown_label_and_a_missing_any_is_unknown_only_where_it_could_be_either(tmp_path):
+    rows = ["1.2.1,1,,,0,0", "1.2.2,0,,0,0,0", "1.2.3,0,0,0,0,0", "1.2.4,,,,,"]
+    path = write(tmp_path / "l.csv", HEADER.removesuffix(",any"), rows)
+    table = read_folder_labels(path, TASK)[0]
+    assert table["intraparenchymal"].isna().to_list() == [True, True, False, True]
+    assert table["any"].astype("float").to_list()[::2] == [1.0, 0.0]
+    assert table["any"].isna().to_list() == [False, True, False, True]
+
+
+def test_a_known_contradiction_is_refused_beside_unknown_labels_and_so_is_a_file_without_any_label(tmp_path):
+    with pytest.raises(DataError, match="any is 0 although a class that it covers is 1, in row 3"):
+        read_folder_labels(write(tmp_path / "l.csv", rows=["1.2.1,,,,,,1", "1.2.2,,,,,1,0"]), TASK)
+    with pytest.raises(DataError, match="expected labels of 0 and 1, found empty cells alone"):
+        read_folder_labels(write(tmp_path / "l.csv", rows=["1.2.1,,,,,,", "1.2.2,,,,,,"]), TASK)
