@@ -115,16 +115,17 @@ def _thresholds(report: ReportData, c: int) -> np.ndarray:
     return np.array([found.get(int(k), found.get(POOLED, np.nan)) for k in fold])
 
 
-def _explain(report: ReportData, judged: list[Judged]) -> dict[str, Explained]:
-    """Heat maps by the first-stage network of each slice's own fold, by slice_id; one pass per fold."""
-    if report.first is None:
-        return {}
-    rows = report.rows.iloc[sorted({one.row for one in judged})]
-    explained: dict[str, Explained] = {}
-    for fold in sorted(rows.fold.unique()):
-        ids = rows.slice_id[rows.fold == fold].to_list()
-        found = explain_slices(report.prepared, report.work, report.first.name, int(fold), ids)
-        explained |= {one.slice_id: one for one in found}
+def _explain(report: ReportData, judged: list[Judged]) -> dict[tuple[str, int], Explained]:
+    """Heat maps by the first-stage network of each slice's own fold, by slice_id and class; one pass per run and fold."""
+    drawers = {c: report.drawer_of(name) for c, name in enumerate(report.task.classes)}
+    explained: dict[tuple[str, int], Explained] = {}
+    for run in dict.fromkeys(drawer.name for drawer in drawers.values() if drawer is not None):
+        own = {c for c, drawer in drawers.items() if drawer is not None and drawer.name == run}
+        rows = report.rows.iloc[sorted({one.row for one in judged if one.class_index in own})]
+        for fold in sorted(rows.fold.unique()):
+            ids = rows.slice_id[rows.fold == fold].to_list()
+            found = explain_slices(report.prepared, report.work, run, int(fold), ids)
+            explained |= {(one.slice_id, c): one for one in found for c in own}
     return explained
 
 
@@ -138,29 +139,42 @@ def _text(report: ReportData, has_heat: bool) -> str:
     if not has_heat or report.first is None:
         return f"{text}{windows}."
     heat = (
-        f"; last, the Grad-CAM heat map of {report.first.name} over the brain window, by the network of the slice's "
+        f"; last, the Grad-CAM heat map of {_name_drawers(report)} over the brain window, by the network of the slice's "
         "own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, not the "
         "confidence."
     )
     return text + windows + heat
 
 
-def _card(report: ReportData, one: Judged, p: np.ndarray, explained: dict[str, Explained], with_verdict: bool) -> Card:
+def _name_drawers(report: ReportData) -> str:
+    """The runs whose networks draw the heat maps."""
+    drawers = [report.drawer_of(name) for name in report.task.classes]
+    return " and ".join(dict.fromkeys(drawer.name for drawer in drawers if drawer is not None))
+
+
+def _card(
+    report: ReportData,
+    one: Judged,
+    p: np.ndarray,
+    explained: dict[tuple[str, int], Explained],
+    with_verdict: bool,
+) -> Card:
     task, row = report.task, report.rows.iloc[one.row]
-    found, name = explained.get(row.slice_id), task.classes[one.class_index]
+    found, name = explained.get((row.slice_id, one.class_index)), task.classes[one.class_index]
     if found is None:
         hounsfield = report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
     else:
         hounsfield = found.hounsfield
     tiles = [window_picture(hounsfield, *window) for _, window in WINDOWS]
-    tiles += [] if found is None else [paint_heat(hounsfield, found.heat[one.class_index])]
+    tiles += [] if found is None else [paint_heat(hounsfield, found.heat[found.class_indices.index(one.class_index)])]
     # Four tiles two by two, fewer side by side.
     picture = tile_pictures([fit_picture(tile, _TILE) for tile in tiles], 2 if len(tiles) == 4 else len(tiles))
     truth = [task.classes[c] for c in np.flatnonzero(report.labels[one.row] == 1)]
     facts = [f"truth: {', '.join(truth) or 'none'}"]
-    if found is not None and report.first is not None and report.best is not report.first:
+    drawer = report.drawer_of(name)
+    if found is not None and drawer is not None and report.best is not drawer:
         before = format_number(float(found.probabilities[one.class_index]), 3)
-        facts.append(f"{report.first.name} alone: {before}")
+        facts.append(f"{drawer.name} alone: {before}")
     place = f"slice {row.slice_index + 1} of {row.num_slices}"
     alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} images"
     figure = format_number(float(p[one.class_index]), 3)

@@ -12,6 +12,7 @@ from ichkit.core.config import Config
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
 from ichkit.show.drawing import Series
+from ichkit.stacking.table import BASE
 from ichkit.stages.scores.book import Score, ScoreBook
 from ichkit.validation.catalog import Source, load_out_of_fold
 from ichkit.work.folder import WorkFolder
@@ -77,7 +78,8 @@ class ReportData:
     @cached_property
     def second(self) -> Source | None:
         """The best second stage among the peers; None if nothing is stacked."""
-        return next((source for source in self.peers if not source.is_run), None)
+        stacks = (source for source in self.peers if not source.is_run)
+        return next((source for source in stacks if source.kind != BASE), None)
 
     @cached_property
     def first(self) -> Source | None:
@@ -87,6 +89,12 @@ class ReportData:
         """
         runs = self.second.runs if self.second is not None else self.best.runs
         return next((source for source in self.peers if source.is_run and source.name in runs), None)
+
+    def drawer_of(self, name: str) -> Source | None:
+        """The run whose networks draw the heat maps of a class: `first`, or the best run of its kin that predicts it."""
+        runs = self.second.runs if self.second is not None else self.best.runs
+        own = (source for source in self.peers if source.is_run and source.name in runs)
+        return next((source for source in own if name in source.scope.classes), None)
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def describe_scope(scope: Scope) -> str:
 def scored_classes_note(book: ScoreBook, source: Source) -> str:
     """The classes missing from the headline loss, e.g. "4 of 6 classes scored: ..."; empty if none is."""
     without, classes = book.unscored_classes(source), book.task.classes
-    if not without:
+    if not without or not source.scope.is_whole:
         return ""
     scored = f"{len(classes) - len(without)} of {len(classes)} classes scored"
     return f"{scored}: {', '.join(without)} without both positives and negatives"
