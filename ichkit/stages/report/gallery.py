@@ -116,7 +116,7 @@ def _thresholds(report: ReportData, c: int) -> np.ndarray:
 
 
 def _explain(report: ReportData, judged: list[Judged]) -> dict[tuple[str, int], Explained]:
-    """Heat maps by the first-stage network of each slice's own fold, by slice_id and class; one pass per run and fold."""
+    """Heat maps by the first-stage network of each slice's own fold, by slice_id and class."""
     drawers = {c: report.drawer_of(name) for c, name in enumerate(report.task.classes)}
     explained: dict[tuple[str, int], Explained] = {}
     for run in dict.fromkeys(drawer.name for drawer in drawers.values() if drawer is not None):
@@ -139,8 +139,8 @@ def _text(report: ReportData, has_heat: bool) -> str:
     if not has_heat or report.first is None:
         return f"{text}{windows}."
     heat = (
-        f"; last, the Grad-CAM heat map of {_name_drawers(report)} over the brain window, by the network of the slice's "
-        "own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, not the "
+        f"; last, the Grad-CAM heat map of {_name_drawers(report)} over the brain window, by the network of the "
+        "slice's own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, not the "
         "confidence."
     )
     return text + windows + heat

@@ -91,7 +91,7 @@ class ReportData:
         return next((source for source in self.peers if source.is_run and source.name in runs), None)
 
     def drawer_of(self, name: str) -> Source | None:
-        """The run whose networks draw the heat maps of a class: `first`, or the best run of its kin that predicts it."""
+        """The run whose networks draw the heat maps of a class: the best one of the stack that predicts it."""
         runs = self.second.runs if self.second is not None else self.best.runs
         own = (source for source in self.peers if source.is_run and source.name in runs)
         return next((source for source in own if name in source.scope.classes), None)
