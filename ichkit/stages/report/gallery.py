@@ -140,8 +140,8 @@ def _text(report: ReportData, has_heat: bool) -> str:
         return f"{text}{windows}."
     heat = (
         f"; last, the Grad-CAM heat map of {_name_drawers(report)} over the brain window, by the network of the "
-        "slice's own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, not "
-        "the confidence."
+        "slice's own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, "
+        "not the confidence."
     )
     return text + windows + heat
 
