@@ -64,7 +64,7 @@ def find_head_frame(volume_hu: np.ndarray, spacing_mm: tuple[float, float], posi
     """
     positions = np.asarray(positions_mm, np.float64)
     if not np.isfinite(positions).all() or len(np.unique(positions)) < len(positions):
-        positions = 5.0 * np.arange(len(volume_hu))
+        positions = 5.0 * np.arange(len(volume_hu), dtype=np.float64)
     steps = tuple(max(1, int(_COARSE_MM / size)) for size in spacing_mm)
     coarse = volume_hu[:, :: steps[0], :: steps[1]]
     pixel_mm = (steps[0] * spacing_mm[0], steps[1] * spacing_mm[1])

@@ -89,8 +89,8 @@ def make_regions(rows: Iterable[Iterable[Any]]) -> tuple[Region, ...]:
     """
     regions = []
     for row in rows:
-        name, *numbers, group = row
-        region = Region(str(name), *(float(value) for value in numbers), group=str(group))
+        name, x, y, rx, ry, low, high, group = row
+        region = Region(str(name), float(x), float(y), float(rx), float(ry), float(low), float(high), str(group))
         if not (region.name.replace("_", "").isalnum() and region.name.isascii() and len(region.name) <= 32):
             raise ValueError(f"region {region.name[:32]!r}: expected a name of letters, digits and _")
         if not (region.rx > 0 and region.ry > 0 and region.high > region.low):

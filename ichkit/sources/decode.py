@@ -71,9 +71,9 @@ def keep_records(writer: ArtifactWriter, records: dict[str, StudyRecord]) -> Non
     whole = json.dumps({key: records[key].to_json() for key in sorted(records)}, separators=(",", ":"))
     writer.write_bytes(RECORDS_FILE, whole.encode())
     shutil.rmtree(writer.folder / RECORDS_FOLDER, ignore_errors=True)
-    for path in (writer.folder / "volumes").glob("*/*"):
-        if str(path.relative_to(writer.folder)) not in writer.files:
-            path.unlink()
+    for volume in (writer.folder / "volumes").glob("*/*"):
+        if str(volume.relative_to(writer.folder)) not in writer.files:
+            volume.unlink()
 
 
 class _Chosen(Sequence[StudyTask]):

@@ -64,9 +64,9 @@ def read_folder_labels(path: Path, task: Task, *, by_part: bool = False) -> tupl
     _refuse(path, is_wrong, "expected 0 or 1 for every class (empty if unknown), found something else")
     _refuse(path, table[key].isna() | (table[key] == ""), f"expected a {key} in every row, found none")
     for name in derived:
-        under = table[[other for other in task.covers[name] if other in table]]
-        highest = under.max(axis=1)
-        table[name] = highest.where((highest == 1) | under.notna().all(axis=1))
+        covered_by: pd.DataFrame = table.filter(items=[other for other in task.covers[name] if other in table])
+        highest = covered_by.max(axis=1)
+        table[name] = highest.where((highest == 1) | covered_by.notna().all(axis=1))
     for name, covered in task.covers.items():
         if name in given:
             contradicts = (table[name] == 0) & (table[list(covered)] == 1).any(axis=1)

@@ -135,8 +135,10 @@ class StudyRecord:
         if not self.parts:
             yield Piece("", self.volume, self.kept, self.padded, self.brain_share, self.origin)
         for part in self.parts:
-            of_rows = ([values[row] for row in part["rows"]] for values in (self.kept, self.padded, self.brain_share))
-            yield Piece(part["name"], part["volume"], *of_rows, part["origin"])
+            rows = part["rows"]
+            kept, padded = [self.kept[row] for row in rows], [self.padded[row] for row in rows]
+            shares = [self.brain_share[row] for row in rows]
+            yield Piece(part["name"], part["volume"], kept, padded, shares, part["origin"])
 
     def files(self) -> Iterator[tuple[str, str, int]]:
         """Path, SHA-256 and size of every volume."""

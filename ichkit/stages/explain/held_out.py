@@ -124,7 +124,7 @@ def read_weights(work: WorkFolder, run: str, fold: int, study: str) -> pd.DataFr
         return None
     table = read_table(folder / name, manifest.sha256_of(name))
     weights = table.loc[table["study_id"] == study].sort_values("slice_index", ignore_index=True)
-    return weights[["slice_index", *(column for column in weights if column.startswith("w_"))]]
+    return weights[["slice_index", *(column for column in map(str, weights) if column.startswith("w_"))]]
 
 
 def explain_slices(

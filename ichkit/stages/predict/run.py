@@ -207,7 +207,7 @@ def _describe(
                         features[name][k] += [read.features] if embeds else []
                         of_study += [] if read.of_study is None else [predictor.spread(read.of_study[None])[0]]
                 if of_study:
-                    pooled[part_id(study_id, piece.name)] = np.mean(of_study, axis=0, dtype=np.float64)
+                    pooled[part_id(study_id, piece.name)] = np.stack(of_study).mean(axis=0, dtype=np.float64)
             meter.advance()
     slices = collect_slices(planned, records, task)
     order = slices.reset_index(drop=True).sort_values(KEY).index  # as in the tables
