@@ -88,7 +88,7 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
                 probabilities, features.setdefault(name, {})[k] = predictor.describe_volume(volume)
                 if probabilities.shape != (_NUM_SLICES, len(predictor.classes)) or not np.isfinite(probabilities).all():
                     raise ValueError("probabilities")
-                tables.setdefault(name, {})[k] = make_predictions(slices, probabilities, task, fold=k)
+                tables.setdefault(name, {})[k] = make_predictions(slices, predictor.spread(probabilities), task, fold=k)
         if stack is not None:
             predict_chains(stack, tables, slices, features)[kind]
 
