@@ -10,6 +10,6 @@ setup(
         "ichkit.configs": ["*.yaml"],
         "ichkit.pipelines": ["*.yaml"],
         "ichkit": ["py.typed"],
-        "": ["*.j2"],
+        "": ["*.j2", "*.js"],
     },
 )

@@ -11,6 +11,11 @@ from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
 BRAIN_WINDOW = (40.0, 80.0)
 # Most of the colour a pixel may get: with less the heat is hard to see, with more the tissue beneath it.
 _STRENGTH = 0.6
+WINDOWS = (("brain", BRAIN_WINDOW), ("subdural", (80.0, 200.0)), ("bone", (600.0, 2800.0)))
+"""Names with (level, width) in HU of the windows that people look at slices through."""
+CODE_KNOTS = ((-1024, 0), (-100, 24), (-15, 44), (90, 196), (200, 224), (2000, 255))
+"""(HU, code) between which `encode_hounsfield` is linear: most of the 256 codes are for brain and blood."""
+_HEAD_HU = -300
 _FONT, _LINE_PIXELS, _INK = cv2.FONT_HERSHEY_SIMPLEX, 16, (235, 235, 235)
 
 
@@ -32,8 +37,38 @@ def window_picture(slice_hu: np.ndarray, level: float, width: float) -> np.ndarr
     return np.repeat(window_table(level, width)[places][..., None], 3, axis=2)
 
 
+def encode_hounsfield(slices_hu: np.ndarray) -> np.ndarray:
+    """Codes from which all of `WINDOWS` can be shown, finest between -15 and 90 HU (0.7 HU per code).
+
+    Args:
+        slices_hu: int16 HU of any shape.
+
+    Returns:
+        uint8 of the same shape.
+
+    Example:
+        >>> encode_hounsfield(np.array([-2000, 0, 40, 3000])).tolist()
+        [0, 66, 124, 255]
+    """
+    hounsfield, code = np.array(CODE_KNOTS, np.float64).T
+    table = np.interp(np.arange(hounsfield[0], hounsfield[-1] + 1), hounsfield, code).round().astype(np.uint8)
+    places = np.clip(slices_hu, hounsfield[0], hounsfield[-1]).astype(np.int32) - int(hounsfield[0])
+    codes: np.ndarray = table[places]
+    return codes
+
+
+def head_mask(slice_hu: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the largest object above -300 HU with everything inside it; all False in air."""
+    body = (slice_hu > _HEAD_HU).astype(np.uint8)
+    outlines, _ = cv2.findContours(body, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    mask = np.zeros(body.shape, np.uint8)
+    if outlines:
+        cv2.drawContours(mask, [max(outlines, key=len)], -1, 1, cv2.FILLED)
+    return mask.astype(bool)
+
+
 def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A slice in the brain window with a heat map over it: cold places stay grey, hot ones turn yellow.
+    """A slice in the brain window with a heat map over the head: cold places stay grey, hot ones turn yellow.
 
     Args:
         slice_hu: (H, W) int16 HU.
@@ -47,7 +82,7 @@ def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
         >>> paint_heat(brain, np.zeros((2, 2)))[0, 0].tolist()
         [128, 128, 128]
     """
-    levels = np.floor(np.clip(heat, 0, 1) * 255 + 0.5).astype(np.uint8)
+    levels = np.floor(np.clip(heat * head_mask(slice_hu), 0, 1) * 255 + 0.5).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     share = _STRENGTH * levels[..., None].astype(np.float32) / 255
     painted: np.ndarray = np.floor((1 - share) * brain_picture(slice_hu) + share * colours + 0.5).astype(np.uint8)

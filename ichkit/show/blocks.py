@@ -88,6 +88,8 @@ class Card:
         name: shortened slice_id.
         figure: the probability, as text.
         facts: further lines.
+        link: anchor of the viewer of its study, empty for none.
+        slice_index: the slice that the viewer shows.
     """
 
     picture: str
@@ -96,6 +98,8 @@ class Card:
     name: str
     figure: str
     facts: tuple[str, ...]
+    link: str = ""
+    slice_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,85 @@ class KeyFigures:
     figures: list[KeyFigure]
 
 
-Block = Table | Charts | Prose | Missing | Listing | Strip | Gallery | KeyFigures
+@dataclass(frozen=True)
+class Curve:
+    """The probability of one class along a study.
+
+    Attributes:
+        colour: number of its colour, 0 to 5.
+        dash: SVG dash pattern, empty for a solid line.
+        points: of an SVG polyline, 1 wide per slice and 100 high.
+        highest, at: the maximum and its slice.
+        threshold: None if unknown.
+        truth: (first, number) of each run of positive slices.
+        has_truth: labels are known.
+    """
+
+    name: str
+    colour: int
+    dash: str
+    points: str
+    highest: float
+    at: int
+    threshold: float | None
+    truth: tuple[tuple[int, int], ...]
+    has_truth: bool
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A study to scroll through, from `viewer.make_viewer`.
+
+    Attributes:
+        anchor: its id, unique in the page.
+        content: JSON for the script.
+        num_slices: width of the chart.
+        keys: positions of the key slices in per cent of the width.
+        stills: shown without scripts.
+    """
+
+    kind: ClassVar[str] = "viewer"
+    anchor: str
+    title: str
+    content: str
+    curves: list[Curve]
+    num_slices: int
+    keys: tuple[float, ...]
+    stills: list[Card]
+    caption: str = ""
+
+
+PASS, WARN, FAIL = "pass", "warn", "fail"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked: PASS, WARN or FAIL, and what was found."""
+
+    verdict: str
+    what: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What to read first: everything that was checked."""
+
+    kind: ClassVar[str] = "checks"
+    checks: list[Check]
+
+
+@dataclass(frozen=True)
+class Subsection:
+    """Blocks below a heading of their own that can be folded."""
+
+    kind: ClassVar[str] = "subsection"
+    title: str
+    blocks: list["Block"]
+    is_open: bool = True
+
+
+Block = Table | Charts | Prose | Missing | Listing | Strip | Gallery | KeyFigures | Viewer | Checks | Subsection
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,19 @@ class Cell:
     Attributes:
         small: small text below, e.g. an interval or a count.
         tone: "good", "bad", "warn" or empty.
+        share: a bar behind the text, as a share of the cell's width in [0, 1]; pages only.
+        link: id of the element that the text links to; pages only.
+        slice_index: the slice that a linked viewer shows.
+        full: the whole ID that `text` is the end of, shown on a click; pages only.
     """
 
     text: str
     small: str = ""
     tone: str = ""
+    share: float | None = None
+    link: str = ""
+    slice_index: int | None = None
+    full: str = ""
 
 
 @dataclass(frozen=True)

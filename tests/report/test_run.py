@@ -191,8 +191,8 @@ def test_every_part_has_a_name_and_every_link_an_end(page):
 
 def test_nothing_comes_from_elsewhere_and_the_page_says_what_the_data_are(page):
     assert not re.search(r'(src|href)="(?!data:|#)', page.raw)
-    assert "http" not in page.raw
-    assert "<script" not in page.raw
+    assert "http" not in page.raw.replace("http-equiv", "")
+    assert page.raw.count("<script") == 1  # the one that the policy of the page names
     assert "Made from phantoms" in page.text
     assert "Research use only, not a medical device" in page.text
 
@@ -217,7 +217,7 @@ def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, 
     text = do(report, CONFIG, copied, submissions=submissions).read_text()
     assert "mine" not in text
     assert "not &lt;script&gt;alert(1)&lt;/script&gt; DICOM" in text
-    assert "<script" not in text
+    assert text.count("<script") == 1
 
 
 def test_the_stages_of_the_best_source_are_its_stack_and_its_runs_and_no_others(tmp_path):

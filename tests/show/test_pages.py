@@ -1,19 +1,24 @@
 """Script or HTML from outside (series descriptions, names of runs, ids, reasons) is text in every page."""
 
+import base64
+import hashlib
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.browsers import find_browser, look_at
-from support.simulated import TASK
 
 import ichkit
 from ichkit.show import page
 from ichkit.show.blocks import (
+    WARN,
     Card,
     Chart,
     Charts,
+    Check,
+    Checks,
     Gallery,
     KeyFigure,
     KeyFigures,
@@ -22,11 +27,12 @@ from ichkit.show.blocks import (
     Prose,
     Section,
     Strip,
+    Subsection,
 )
 from ichkit.show.drawing import Series, draw_intervals, to_svg
 from ichkit.show.page import encode_jpeg
 from ichkit.show.table import Cell, Table
-from ichkit.stages.predict.model import Model
+from ichkit.show.viewer import Viewed, make_viewer
 
 SCRIPT = """<script>console.error("obeyed")</script>"""
 HOSTILE = f"""</title></style></pre></svg>{SCRIPT}"'><img src=x onerror='console.error("obeyed")'>"""
@@ -51,23 +57,24 @@ def report_page():
     return page.render("ichkit.stages.report", "report.html.j2", sections=[Section("a", HOSTILE, blocks)], **values)
 
 
+def viewer_block(anchor="study-1", num_slices=4):
+    volume = np.full((num_slices, 16, 16), 40, np.int16)
+    heat = {1: (HOSTILE, np.ones((16, 16)))}
+    still = Card(PICTURE, (8, 8), HOSTILE, HOSTILE, HOSTILE, (HOSTILE,))
+    p, mm = np.full((num_slices, 2), 0.25), np.full(num_slices, np.nan)
+    study = Viewed(anchor, HOSTILE, volume, p, mm, np.eye(num_slices, 2), heat, (1,), [still])
+    return make_viewer(study, (HOSTILE, "b"), {HOSTILE: 0.5}, 1, HOSTILE)
+
+
 def predictions_page():
-    series = {"series": HOSTILE, "num_slices": 1, "coverage_mm": 1.0, "gap_mm": 1.0, "chosen": True, "reason": HOSTILE}
-    probabilities = dict.fromkeys(TASK.probability_columns, 0.5)
-    drawn = {"slice_index": 0, "position_mm": 1.0, "shown_class": "subdural", "brain": PICTURE, "heat": PICTURE}
-    study = {"number": 1, "study_id": HOSTILE, "num_slices": 1, "series": [series]}
-    study |= {"key_slices": [{**drawn, **probabilities}], **probabilities}
-    return page.render(
-        "ichkit.stages.predict",
-        "predictions.html.j2",
-        task=TASK,
-        note=HOSTILE,
-        model=Model(HOSTILE, {}, None, "base", "phantom"),
-        num_networks=1,
-        studies=[study],
-        max_drawn=1,
-        rejected={HOSTILE: 3},
-    )
+    cell = Cell(HOSTILE, HOSTILE, share=0.5, link="study-1", slice_index=2)
+    blocks = [
+        Checks([Check(WARN, HOSTILE, HOSTILE)]),
+        Table(HOSTILE, (HOSTILE,), [[cell], [Cell(HOSTILE, full=HOSTILE)]]),
+        Subsection(HOSTILE, [viewer_block()]),
+    ]
+    sections = [Section("a", HOSTILE, blocks)]
+    return page.render("ichkit.stages.predict", "predictions.html.j2", sections=sections, made=HOSTILE, notice=HOSTILE)
 
 
 PAGES = {"report": report_page, "predictions": predictions_page}
@@ -89,11 +96,26 @@ class Tags(HTMLParser):
 def test_no_tag_and_no_handler_from_outside_stands_in_a_page(name):
     text = PAGES[name]()
     tags = Tags(text).tags
-    assert "script" not in {tag for tag, _ in tags}
+    own = page.read_template("ichkit.show", page.SCRIPT)
+    assert [tag for tag, _ in tags].count("script") == 1
+    assert text.count(f"<script>{own}</script>") == 1
     assert not [key for _, attributes in tags for key in attributes if key.startswith("on")]
     assert {attributes["src"] for tag, attributes in tags if tag == "img"} == {PICTURE}
     assert all(attributes["href"].startswith("#") for tag, attributes in tags if tag == "a")
     assert "${7*7} {{7*7}}" in text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_policy_of_a_page_allows_its_own_script_alone_and_nothing_from_elsewhere(name):
+    text = PAGES[name]()
+    (policy,) = [found["content"] for tag, found in Tags(text).tags if found.get("http-equiv")]
+    script = re.search("<script>(.*)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert not re.search(r"\b(fetch|XMLHttpRequest|eval|innerHTML|import)\b", script)
 
 
 def test_a_dollar_in_a_name_is_no_formula_of_a_drawing():

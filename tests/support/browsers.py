@@ -1,5 +1,6 @@
 """A headless Chromium that looks at a page: what loads, what links, what sticks out, what the console says."""
 
+import html
 import json
 import re
 import shutil
@@ -40,6 +41,25 @@ for (const width of widths) {
 }
 </script>"""
 
+_ACTOR = """<!doctype html><meta charset="utf-8"><body><script>
+const frame = document.createElement("iframe");
+frame.style = "width:1280px;height:900px;border:0";
+const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+frame.onload = async () => {
+  frame.onload = null;
+  const view = frame.contentWindow, root = frame.contentDocument;
+  const keydown = key => new view.KeyboardEvent("keydown", { key, bubbles: true, cancelable: true });
+  const press = (part, key) => part.dispatchEvent(keydown(key));
+  // A fragment would be of the harness, because a frame without an address has the base of its parent.
+  root.addEventListener("click", event => { if (event.target.closest("a")) event.preventDefault(); });
+  let found;
+  try { found = await (async () => { ACTIONS })(); } catch (error) { found = { error: String(error) }; }
+  const out = document.createElement("pre");
+  out.id = "findings"; out.textContent = JSON.stringify(found); document.body.append(out);
+};
+frame.srcdoc = PAGE; document.body.append(frame);
+</script>"""
+
 
 def find_browser():
     """The path of a Chromium, or None."""
@@ -53,9 +73,23 @@ def look_at(browser, page, widths, scratch):
         page: HTML.
         scratch: an empty folder of its own.
     """
+    found, console = _run(browser, _HARNESS.replace("WIDTHS", json.dumps(list(widths)), 1), page, scratch)
+    return {int(width): of_width for width, of_width in found.items()}, console
+
+
+def act_on(browser, page, actions, scratch):
+    """What an async JavaScript function body returns (JSON) that acts on a page, and every line of its console.
+
+    Args:
+        actions: may use `root` (the document), `view` (its window), `press(element, key)` and `await wait(ms)`.
+    """
+    return _run(browser, _ACTOR.replace("ACTIONS", actions, 1), page, scratch)
+
+
+def _run(browser, template, page, scratch):
     text = json.dumps(page).replace("<", "\\u003c")
     harness = scratch / "harness.html"
-    harness.write_text(_HARNESS.replace("PAGE", text, 1).replace("WIDTHS", json.dumps(list(widths)), 1))
+    harness.write_text(template.replace("PAGE", text, 1))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0"]
     options += [f"--user-data-dir={scratch / 'profile'}", "--virtual-time-budget=60000", "--window-size=1700,1000"]
     command = [browser, *options, "--dump-dom", harness.as_uri()]
@@ -63,4 +97,4 @@ def look_at(browser, page, widths, scratch):
     findings = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout, re.DOTALL)
     assert findings, f"the page was not looked at: {done.stderr[-2000:]}"
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return {int(width): found for width, found in json.loads(findings[1].replace("&gt;", ">")).items()}, console
+    return json.loads(html.unescape(findings[1])), console

@@ -1,28 +1,39 @@
-"""`predictions.html`, a self-contained page: probabilities, series and most probable slices of every study."""
+"""`predictions.html`, a self-contained page: what to read first, a triage list, and a slice viewer of every study."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ichkit.core.progress import Meter, logger
+from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.tasks import Task
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import Predictor
 from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat
-from ichkit.imaging.steps import Origin, restore
+from ichkit.imaging.steps import restore
 from ichkit.imaging.windows import TABLE_LOW_HU
-from ichkit.show.page import encode_jpeg, render
+from ichkit.show.blocks import PASS, WARN, Block, Card, Check, Checks, Prose, Section, Viewer
+from ichkit.show.page import encode_webp, render
+from ichkit.show.table import NOTHING, Cell, Table, format_number
+from ichkit.show.viewer import Viewed, make_viewer
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.model import RESEARCH_NOTE
-from ichkit.stages.predict.outcome import PAGE_NAME, Prediction, find_headline, find_key_slices, find_series
+from ichkit.stages.predict.outcome import (
+    NUM_KEY_SLICES,
+    PAGE_NAME,
+    Prediction,
+    find_headline,
+    find_key_slices,
+    find_series,
+)
 from ichkit.work.artifacts import FileDigest, write_bytes_atomically
 
 _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
 # More pictures make the page slow to open; the tables list every study.
 _MAX_DRAWN_STUDIES = 50
-_SIDE, _JPEG_QUALITY = 256, 88
+_NUM_HEAT = 8  # slices of a study with a heat map; each takes a backward pass per network
+_SIDE, _QUALITY = 192, 60
 
 
 def write_page(
@@ -31,6 +42,7 @@ def write_page(
     networks: dict[str, dict[int, Predictor]],
     volumes: Volumes,
     task: Task,
+    thresholds: Mapping[str, float],
 ) -> FileDigest:
     """Writes the page and returns its digest.
 
@@ -41,73 +53,164 @@ def write_page(
         out: the folder of the tables.
         networks: by run, then fold.
         volumes: the volumes of the studies in `prediction`.
+        thresholds: class to threshold of a slice; empty if unknown.
     """
     studies = prediction.studies.assign(number=np.arange(1, len(prediction.studies) + 1))
     main = find_headline(prediction.studies, task)
     studies = studies.sort_values([f"p_{main}", "number"], ascending=[False, True])
-    drawn = studies["study_id"].head(_MAX_DRAWN_STUDIES)
-    key_slices = find_key_slices(prediction.slices[prediction.slices["study_id"].isin(drawn)], task)
+    drawn = studies.head(_MAX_DRAWN_STUDIES)
     predictors = [predictor for of_run in networks.values() for predictor in of_run.values()]
-    pictures = {}
+    viewers: list[Block] = []
     with Meter("pictures", len(drawn), "studies") as meter:
-        for study_id, rows in key_slices.groupby("study_id", sort=False):
-            of_study = prediction.slices[prediction.slices["study_id"] == study_id].sort_values("slice_index")
-            positions_mm = of_study["position_mm"].to_numpy()
-            volume, origin = volumes.of_study(str(study_id))
-            pictures[study_id] = _draw_slices(predictors, volume, positions_mm, origin, rows, task)
+        for number, study_id in zip(drawn["number"], drawn["study_id"], strict=True):
+            rows = prediction.slices[prediction.slices["study_id"] == study_id].sort_values("slice_index")
+            viewers.append(_draw_study(int(number), rows, predictors, volumes, task, main, thresholds, len(drawn)))
             meter.advance()
-    series = find_series(prediction)
-    blocks = [
-        {**row, "series": series[row["study_id"]].to_dict("records"), "key_slices": pictures.get(row["study_id"], [])}
-        for row in studies.to_dict("records")
+    left = len(studies) - len(drawn)
+    if left:
+        viewers.append(Prose(f"{left} more without images: drawn are the {len(drawn)} with the highest probability."))
+    sections = [
+        Section("first", "Read this first", [Checks(_check(prediction, thresholds, len(predictors)))]),
+        Section("triage", "Studies", [_triage(studies, set(drawn["number"]), task, main)]),
+        Section("slices", "Slices", [Prose(_how_to_read(prediction)), *viewers]),
+        Section("series", "Series selection", [_series_table(prediction, studies)]),
+        Section("rejected", "Rejected files", [_rejected(prediction)]),
     ]
-    page = render(
-        _ROOM,
-        _TEMPLATE,
-        task=task,
-        main=main,
-        note=RESEARCH_NOTE,
-        model=prediction.model,
-        num_networks=len(predictors),
-        studies=blocks,
-        max_drawn=_MAX_DRAWN_STUDIES,
-        rejected=prediction.rejected["reason"].value_counts().to_dict(),
-    )
-    logger.info("predict: the page is %s", out / PAGE_NAME)
+    made = f"{format_count(len(studies), 'study', 'studies')}, by {prediction.model.name}."
+    page = render(_ROOM, _TEMPLATE, sections=sections, made=made, notice=RESEARCH_NOTE)
+    logger.info("predict: the page is %s, %.1f MB", out / PAGE_NAME, len(page) / 1e6)
     return write_bytes_atomically(out / PAGE_NAME, page.encode())
 
 
-def _draw_slices(
-    predictors: list[Predictor],
-    volume: np.ndarray,
-    positions_mm: np.ndarray,
-    origin: Origin | None,
+def _anchor(number: int) -> str:
+    return f"study-{number}"
+
+
+def _draw_study(
+    number: int,
     rows: pd.DataFrame,
+    predictors: list[Predictor],
+    volumes: Volumes,
     task: Task,
-) -> list[dict[str, Any]]:
-    """Position, probabilities and two pictures (data URLs) of each key slice of a study, in the source picture."""
-    positions = rows["slice_index"].to_numpy()
-    known = [name for name in task.classes if rows[f"p_{name}"].notna().any()]
-    shown_classes = [name for name in known if name != task.any_class] or known
-    best = rows[[f"p_{name}" for name in shown_classes]].to_numpy().argmax(axis=1)
-    names = [shown_classes[index] for index in best]
-    wanted = sorted({task.classes.index(name) for name in names})
+    main: str,
+    thresholds: Mapping[str, float],
+    num_studies: int,
+) -> Viewer:
+    """The viewer of one study, in the source picture; `rows` are its slices from feet to head."""
+    volume, origin = volumes.of_study(str(rows["study_id"].iloc[0]))
+    p = rows[task.probability_columns].to_numpy(np.float64)
+    positions_mm = rows["position_mm"].to_numpy(np.float64)
+    top = p[:, task.classes.index(main)]
+    hot = np.argsort(-top, kind="stable")[:_NUM_HEAT]
+    known = [c for c in range(task.num_classes) if not np.isnan(p[:, c]).all()]
+    drawn_classes = np.array([c for c in known if task.classes[c] != task.any_class] or known)
+    best = drawn_classes[p[np.ix_(hot, drawn_classes)].argmax(axis=1)]
+    wanted = sorted(set(best.tolist()))
     # A model may combine networks of different classes: each draws those it predicts.
-    maps: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
+    by_class: dict[int, list[np.ndarray]] = {c: [] for c in wanted}
     for predictor in predictors:
-        own = [index for index in wanted if task.classes[index] in predictor.classes]
-        drawn_maps = heat_maps(predictor, volume, positions, own, positions_mm) if own else np.empty((0, 0))
-        for place, index in enumerate(own):
-            maps[index].append(drawn_maps[:, place])
-    heat = np.stack([np.mean(of_class, axis=0) for of_class in maps.values()], axis=1)
-    shown_slices, heat = restore(volume[positions], origin, TABLE_LOW_HU), restore(heat, origin, 0.0)
-    drawn = []
-    for place, (row, name) in enumerate(zip(rows.to_dict("records"), names, strict=True)):
-        slice_hu, of_class = shown_slices[place], heat[place, wanted.index(task.classes.index(name))]
+        own = [c for c in wanted if task.classes[c] in predictor.classes]
+        drawn = heat_maps(predictor, volume, hot, own, positions_mm) if own else np.empty((0, 0))
+        for place, c in enumerate(own):
+            by_class[c].append(drawn[:, place])
+    maps = np.stack([np.mean(of_class, axis=0) for of_class in by_class.values()], axis=1)
+    whole, maps = restore(volume, origin, TABLE_LOW_HU), restore(maps, origin, 0.0)
+    heat = {}
+    for place, (index, c) in enumerate(zip(hot.tolist(), best.tolist(), strict=True)):
+        of_class = maps[place, wanted.index(c)]
         # Rescaled, because the mean of maps that disagree is low everywhere; times the probability, because every map
         # has a maximum, even that of an improbable class.
-        shown = of_class / max(float(of_class.max()), 1e-6) * row[f"p_{name}"]
-        pictures = {"brain": brain_picture(slice_hu), "heat": paint_heat(slice_hu, shown)}
-        encoded = {key: encode_jpeg(fit_picture(image, _SIDE), _JPEG_QUALITY) for key, image in pictures.items()}
-        drawn.append({**{str(key): value for key, value in row.items()}, "shown_class": name, **encoded})
-    return drawn
+        heat[index] = task.classes[c], of_class / max(float(of_class.max()), 1e-6) * p[index, c]
+    keys = find_key_slices(rows.assign(row=np.arange(len(rows))), task)["row"].tolist()[:NUM_KEY_SLICES]
+    stills = [_still(number, index, whole[index], *heat[index], p[index], task, main) for index in keys]
+    title = f"Study {number}: {main} {top.max():.3f}"
+    study = Viewed(_anchor(number), title, whole, p[:, known], positions_mm, None, heat, keys, stills)
+    return make_viewer(study, [task.classes[c] for c in known], thresholds, num_studies)
+
+
+def _still(
+    number: int, index: int, slice_hu: np.ndarray, shown: str, heat: np.ndarray, p: np.ndarray, task: Task, main: str
+) -> Card:
+    """A key slice in the brain window, and with its heat map."""
+    pair = [fit_picture(picture, _SIDE) for picture in (brain_picture(slice_hu), paint_heat(slice_hu, heat))]
+    picture = np.concatenate(pair, axis=1)
+    alt = f"Slice {index} of study {number} in the brain window, and with the heat map for {shown}"
+    facts = (f"heat map for {shown}: {p[task.classes.index(shown)]:.3f}",)
+    figure = f"{main} {p[task.classes.index(main)]:.3f}"
+    size = (picture.shape[1], picture.shape[0])
+    return Card(encode_webp(picture, _QUALITY), size, alt, f"slice {index}", figure, facts)
+
+
+def _check(prediction: Prediction, thresholds: Mapping[str, float], num_networks: int) -> list[Check]:
+    model = prediction.model
+    checks = [Check(WARN, "Purpose", RESEARCH_NOTE)]
+    if "phantom" in model.data:
+        found = "this model was trained on synthetic phantoms; its predictions for patient scans are meaningless"
+        checks.append(Check(WARN, "Training data", found))
+    else:
+        checks.append(Check(PASS, "Training data", model.data))
+    stack = "and a second stage" if model.stack else "without a second stage"
+    checks.append(Check(PASS, "Model", f"{model.name}: {format_count(num_networks, 'network')} {stack}"))
+    found = "of the model's out-of-fold slices (best F1)" if thresholds else "the model has none: no decision is shown"
+    checks.append(Check(PASS if thresholds else WARN, "Thresholds", found))
+    num_rejected = len(prediction.rejected)
+    found = f"{format_count(num_rejected, 'file')} rejected" if num_rejected else "every file was used or a known extra"
+    checks.append(Check(WARN if num_rejected else PASS, "Files", found))
+    short = prediction.studies["num_slices"] < 10
+    found = f"{format_count(int(short.sum()), 'study', 'studies')} of fewer than 10 slices"
+    checks.append(Check(WARN if short.any() else PASS, "Coverage", found if short.any() else "10 slices or more each"))
+    return checks
+
+
+def _triage(studies: pd.DataFrame, drawn: set[int], task: Task, main: str) -> Table:
+    rows: list[list[Cell | str]] = []
+    for row in studies.to_dict("records"):
+        number = int(row["number"])
+        shares = [float(row[name]) for name in task.probability_columns]
+        cells = [Cell(NOTHING) if np.isnan(share) else Cell(f"{share:.3f}", share=share) for share in shares]
+        rows.append(
+            [Cell(str(number), link=_anchor(number) if number in drawn else ""), str(row["num_slices"]), *cells]
+        )
+    note = (
+        f"Probability of a study: the maximum over its slices. Sorted by {main}, highest first. Study "
+        "numbers are row numbers of `studies.csv`, which contains the IDs."
+    )
+    return Table("Triage list", ("study", "slices", *task.classes), rows, note=note)
+
+
+def _how_to_read(prediction: Prediction) -> str:
+    second = " The probabilities are those of the second stage, which sees no pixels." if prediction.model.stack else ""
+    return (
+        "Click the images, then scroll with the wheel or the arrow keys; Page Up and Down, Home and End jump, H "
+        "switches the heat map, K goes to the next key slice (\u25bc). Click the chart to go to a slice. Slice 0 is at "
+        "the feet. The heat map (Grad-CAM, averaged over all stage 1 networks) is scaled by the probability and "
+        f"limited to the head; it is coarse and does not outline a finding.{second}"
+    )
+
+
+def _series_table(prediction: Prediction, studies: pd.DataFrame) -> Table:
+    series = find_series(prediction)
+    of_studies = [
+        series[name].assign(number=number) for name, number in zip(studies["study_id"], studies["number"], strict=True)
+    ]
+    chosen = pd.concat(of_studies, ignore_index=True) if of_studies else prediction.series_choice.assign(number=0)
+    rows: list[list[Cell | str]] = []
+    best = set()
+    for row in chosen.sort_values("number", kind="stable").to_dict("records"):
+        if row["chosen"]:
+            best.add(len(rows))
+        verdict = "selected" if row["chosen"] else "not selected"
+        sizes = [format_number(row[name], 1) for name in ("coverage_mm", "gap_mm")]
+        name = str(row["series"]) if pd.notna(row["series"]) else NOTHING
+        rows.append([str(row["number"]), name, f"{verdict}: {row['reason']}", str(row["num_slices"]), *sizes])
+    columns = ("study", "series", "decision", "slices", "coverage (mm)", "slice gap (mm)")
+    return Table("Series of every study", columns, rows, best=frozenset(best), num_text=3)
+
+
+def _rejected(prediction: Prediction) -> Block:
+    counts = prediction.rejected["reason"].value_counts()
+    if not len(counts):
+        return Prose("None.")
+    rows = [[str(reason), f"{count:,}"] for reason, count in counts.items()]
+    note = "Each file is listed in `rejected.csv`, its name replaced by a digest."
+    return Table("Rejected files by reason", ("reason", "files"), rows, note=note)

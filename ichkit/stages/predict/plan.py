@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ConfigError
+from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Forecast, Plan, format_bytes
 from ichkit.sources.files import scan_files
@@ -62,6 +62,7 @@ class PredictPlan(Plan):
     """
 
     config: Config
+    work: WorkFolder
     options: PredictOptions
     task: Task
     images: pd.DataFrame
@@ -80,6 +81,25 @@ class PredictPlan(Plan):
         assert self.scoring is not None
         make_current(self.scoring)
         return model_of(self.scoring.work, choose_source(self.scoring))
+
+    def find_thresholds(self, model: Model) -> dict[str, float]:
+        """The slice thresholds of each class with the best F1 out of fold; empty without current scores."""
+        from ichkit.stages.scores.book import SLICES, open_book
+        from ichkit.validation.scores import THRESHOLD_OF
+        from ichkit.validation.thresholds import F1_AIM
+
+        if model.is_exported or not find_sources(self.work, self.task):
+            return {}
+        try:
+            book = open_book(self.work, self.task)
+        except ArtifactError:  # no scores, or old ones: thresholds are only shown
+            return {}
+        source = next((one for one in book.sources if one.name == model.name), None)
+        if source is None:
+            return {}
+        metric = THRESHOLD_OF[F1_AIM]
+        found = {name: book.find(source, metric, name, SLICES).value for name in self.task.classes}
+        return {name: value for name, value in found.items() if value == value}
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -124,4 +144,4 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         scoring = plan_scores(config, work)
         if scoring.is_current:
             model = model_of(work, choose_source(scoring))
-    return PredictPlan(config, options, task, image_files(files), refused, override, scoring, model)
+    return PredictPlan(config, work, options, task, image_files(files), refused, override, scoring, model)

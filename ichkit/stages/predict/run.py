@@ -99,7 +99,7 @@ def run(plan: PredictPlan) -> Prediction:
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
-        written[PAGE_NAME] = write_page(out, prediction, networks, volumes, task)
+        written[PAGE_NAME] = write_page(out, prediction, networks, volumes, task, plan.find_thresholds(chosen))
     finish_output(out, {**describe_prediction(prediction, task), "files": {k: v.sha256 for k, v in written.items()}})
     return prediction
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.core.config import ChannelsConfig
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
-from ichkit.imaging.pictures import fit_picture, paint_heat, tile_pictures, window_picture
+from ichkit.imaging.pictures import WINDOWS, fit_picture, paint_heat, tile_pictures, window_picture
 from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
 from ichkit.show.page import encode_jpeg
 from ichkit.show.table import format_number
@@ -20,8 +19,6 @@ TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive
 _VERDICTS = (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE)
 _NUM_OF_MAIN, _NUM_OF_OTHER = 4, 2
 _TILE, _QUALITY = 168, 80
-WINDOWS = tuple(zip(("brain", "subdural", "bone"), ChannelsConfig().windows, strict=True))
-"""Name to (level, width) in HU of the windows that pictures of a slice are shown in."""
 
 
 @dataclass(frozen=True)

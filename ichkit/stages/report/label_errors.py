@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.progress import logger
-from ichkit.imaging.pictures import fit_picture, tile_pictures, window_picture
+from ichkit.imaging.pictures import WINDOWS, fit_picture, tile_pictures, window_picture
 from ichkit.show import page
 from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
 from ichkit.show.page import encode_jpeg
 from ichkit.show.table import Table, format_number
-from ichkit.stages.report.gallery import WINDOWS
 from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.stages.scores.tables import data_note
 from ichkit.validation.label_errors import Suspects, find_label_errors

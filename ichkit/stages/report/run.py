@@ -1,4 +1,4 @@
-"""`ichkit report`: one self-contained HTML page about a work folder: no network, no script, images embedded."""
+"""`ichkit report`: one self-contained HTML page about a work folder: no network, images embedded."""
 
 import re
 from dataclasses import dataclass
@@ -199,7 +199,7 @@ def _digest(report: ReportData) -> str:
     made = [manifest.created_utc for manifest in manifests]
     looks = read_looks(report.work).to_dict("records")
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
-    templates = [page.read_template(_ROOM, name) for name in ("page.html.j2", page.TABLE_TEMPLATE, _TEMPLATE)]
+    templates = [page.read_template(_ROOM, name) for name in (*page.SHARED, _TEMPLATE)]
     return digest_of([read, made, looks, sites, templates, package_versions(), git_commit(), report.config.settings()])
 
 

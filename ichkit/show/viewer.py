@@ -1,0 +1,137 @@
+"""The slices of a study for a page: one small picture that a script shows through three windows, and a static chart."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from ichkit.imaging.pictures import CODE_KNOTS, WINDOWS, encode_hounsfield, head_mask
+from ichkit.show.blocks import Card, Curve, Viewer
+from ichkit.show.page import encode_webp
+
+PAGE_BYTES = 6_000_000
+"""A page with viewers of up to 30 studies is at most this large, so that it can be mailed."""
+_STUDIES_BYTES = 3_000_000  # of their pictures before base64; the rest is for tables, charts and single slices
+_STUDY_BYTES = 110_000
+_MAX_TILES, _COLUMNS = 64, 8
+# Tried in this order until a study fits.
+_SIDES_AND_QUALITIES = ((256, 60), (224, 50), (192, 45), (160, 40), (128, 30), (96, 20), (64, 10))
+_HEAT_SIDE, _HEAT_QUALITY = 48, 60
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """One study to look at.
+
+    Attributes:
+        anchor: id of the viewer, unique in the page.
+        title: heading.
+        volume_hu: (S, H, W) int16 HU, row 0 at the feet.
+        probabilities: (S, C).
+        positions_mm: (S,), NaN if unknown.
+        labels: (S, C) of 0, 1 or NaN; None if there is no truth.
+        heat: slice to (class, (H, W) heat in [0, 1], scaled by the probability); may be empty.
+        key_slices: the most important slices, most important first.
+        stills: the key slices as pictures, shown without scripts.
+    """
+
+    anchor: str
+    title: str
+    volume_hu: np.ndarray
+    probabilities: np.ndarray
+    positions_mm: np.ndarray
+    labels: np.ndarray | None = None
+    heat: Mapping[int, tuple[str, np.ndarray]] = field(default_factory=dict)
+    key_slices: Sequence[int] = ()
+    stills: Sequence[Card] = ()
+
+
+def make_viewer(
+    study: Viewed, classes: Sequence[str], thresholds: Mapping[str, float], num_studies: int, caption: str = ""
+) -> Viewer:
+    """The viewer of a study; of a long study at most 64 evenly spaced slices and the key slices have pictures.
+
+    Args:
+        classes: (C,) names.
+        thresholds: class to threshold; classes without one are absent.
+        num_studies: number of viewers in the page, which share `PAGE_BYTES`.
+        caption: text below.
+    """
+    num_slices = len(study.volume_hu)
+    spaced = np.linspace(0, num_slices - 1, min(_MAX_TILES, num_slices)).round().astype(int)
+    shown = sorted({*spaced.tolist(), *study.key_slices, *study.heat})
+    side, sprite = _encode_within(study.volume_hu[shown], min(_STUDY_BYTES, _STUDIES_BYTES // max(num_studies, 1)))
+    tiles, heat_at, heat_class = [], {}, {}
+    for number, (index, (name, heat)) in enumerate(sorted(study.heat.items())):
+        inside = heat * head_mask(study.volume_hu[index])
+        tiles.append(_fit(np.clip(inside * 255, 0, 255).astype(np.uint8), _HEAT_SIDE, 0))
+        heat_at[shown.index(index)], heat_class[shown.index(index)] = number, name
+    mm = [None if np.isnan(value) else round(float(value), 1) for value in study.positions_mm]
+    content = {
+        "side": side,
+        "columns": _COLUMNS,
+        "sprite": sprite,
+        "shown": shown,
+        "knots": CODE_KNOTS,
+        "windows": [[name, *window] for name, window in WINDOWS],
+        "heat": encode_webp(_grid(tiles), _HEAT_QUALITY) if tiles else "",
+        "heat_side": _HEAT_SIDE,
+        "heat_at": heat_at,
+        "heat_class": heat_class,
+        "keys": [shown.index(index) for index in study.key_slices],
+        "positions_mm": mm,
+        "probabilities": study.probabilities.astype(float).round(4).tolist(),
+        "truth": None if study.labels is None else _plain(study.labels),
+    }
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    curves = [_curve(study, c, name, thresholds.get(name)) for c, name in enumerate(classes)]
+    keys = tuple(100 * (index + 0.5) / num_slices for index in study.key_slices)
+    return Viewer(study.anchor, study.title, text, curves, num_slices, keys, list(study.stills), caption)
+
+
+def _curve(study: Viewed, c: int, name: str, threshold: float | None) -> Curve:
+    p = study.probabilities[:, c]
+    points = " ".join(f"{i + 0.5:g},{100 * (1 - value):.1f}" for i, value in enumerate(p))
+    truth: tuple[tuple[int, int], ...] = ()
+    if study.labels is not None:
+        turns = np.flatnonzero(np.diff(np.concatenate([[False], study.labels[:, c] == 1, [False]]).astype(int)))
+        truth = tuple((int(start), int(end - start)) for start, end in turns.reshape(-1, 2))
+    dash = _DASHES[c // 6 % len(_DASHES)]
+    known = None if threshold is None or np.isnan(threshold) else float(threshold)
+    return Curve(name, c % 6, dash, points, float(p.max()), int(p.argmax()), known, truth, study.labels is not None)
+
+
+def _plain(labels: np.ndarray) -> list[list[int | None]]:
+    return [[None if np.isnan(value) else int(value) for value in row] for row in labels]
+
+
+def _encode_within(slices_hu: np.ndarray, most: int) -> tuple[int, str]:
+    """The tile side and the picture of all slices in rows of 8: the largest and best that fits `most` bytes."""
+    codes = encode_hounsfield(slices_hu)
+    found = (0, "")
+    for side, quality in _SIDES_AND_QUALITIES:
+        found = side, encode_webp(_grid([_fit(code, side, 0) for code in codes]), quality)
+        if len(found[1]) * 3 // 4 <= most:
+            break
+    return found
+
+
+def _fit(image: np.ndarray, side: int, fill: int) -> np.ndarray:
+    """(side, side) uint8: the image in the middle of a square, scaled until it just fits."""
+    scale = side / max(image.shape)
+    height, width = (max(1, round(length * scale)) for length in image.shape)
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    square = np.full((side, side), fill, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = cv2.resize(image, (width, height), interpolation=way)
+    return square
+
+
+def _grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Square tiles in rows of 8."""
+    filled = [*tiles, *[np.zeros_like(tiles[0])] * (-len(tiles) % _COLUMNS)]
+    rows = [np.concatenate(filled[i : i + _COLUMNS], axis=1) for i in range(0, len(filled), _COLUMNS)]
+    return np.concatenate(rows)

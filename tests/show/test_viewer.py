@@ -1,0 +1,187 @@
+"""Slices for a page: small enough to mail, right in every window, and scrolled with mouse, slider and keys."""
+
+import base64
+import json
+
+import cv2
+import numpy as np
+import pytest
+from support.browsers import act_on, find_browser
+
+from ichkit.imaging.pictures import CODE_KNOTS, WINDOWS, encode_hounsfield, head_mask, paint_heat, window_picture
+from ichkit.show.blocks import Prose, Section
+from ichkit.show.page import render
+from ichkit.show.table import Cell, Table
+from ichkit.show.viewer import PAGE_BYTES, Viewed, make_viewer
+
+CLASSES = ("left", "right")
+ROOM, TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
+
+
+def head(num_slices=6, side=64, noise=0.0, seed=0):
+    """Brain inside bone; the middle is brighter from slice to slice."""
+    y, x = np.mgrid[:side, :side] / (side / 2) - 1
+    radius = np.hypot(x, y)
+    flat = np.where(radius < 0.7, 30, np.where(radius < 0.8, 1000, -1000))
+    volume = np.stack([flat + (radius < 0.2) * 8 * i for i in range(num_slices)])
+    return (volume + np.random.default_rng(seed).normal(0, noise, volume.shape)).astype(np.int16)
+
+
+def view(volume, anchor="s1", num_studies=1, heat=None, keys=(3, 2)):
+    num_slices = len(volume)
+    p = np.stack([np.linspace(0, 0.9, num_slices), np.full(num_slices, 0.25)], axis=1)
+    labels = np.zeros((num_slices, 2))
+    labels[2:4, 0] = 1
+    heat = {3: ("left", np.ones(volume.shape[1:]))} if heat is None else heat
+    study = Viewed(anchor, f"Study {anchor}", volume, p, np.arange(num_slices) * 5.0, labels, heat, keys)
+    return make_viewer(study, CLASSES, {"left": 0.4}, num_studies)
+
+
+def unpack(uri):
+    return cv2.imdecode(np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+def to_hounsfield(codes):
+    hounsfield, code = np.array(CODE_KNOTS, float).T
+    return np.interp(codes, code, hounsfield).round().astype(np.int16)
+
+
+@pytest.mark.parametrize(("name", "window"), WINDOWS)
+def test_codes_give_every_window_back_within_two_grey_levels(name, window):
+    level, width = window
+    hounsfield = np.arange(int(level - width / 2) - 20, int(level + width / 2) + 20)[None].astype(np.int16)
+    shown = window_picture(to_hounsfield(encode_hounsfield(hounsfield)), *window).astype(int)
+    most = {"brain": 2, "subdural": 4, "bone": 12}[name]
+    assert np.abs(shown - window_picture(hounsfield, *window)).max() <= most
+
+
+def test_the_picture_of_a_study_shows_its_slices_in_order():
+    volume = head()
+    content = json.loads(view(volume).content)
+    sprite, side = unpack(content["sprite"]), content["side"]
+    middles = [to_hounsfield(sprite[side // 2, i * side + side // 2]) for i in range(len(volume))]
+    assert np.abs(np.array(middles) - volume[:, 32, 32]).max() <= 3
+    assert content["shown"] == list(range(6))
+
+
+def test_heat_outside_the_head_is_not_painted():
+    slice_hu = head()[0]
+    mask = head_mask(slice_hu)
+    assert mask[32, 32]
+    assert not mask[2, 2]
+    painted = paint_heat(slice_hu, np.ones(slice_hu.shape))
+    assert (painted[2, 2] == 0).all()
+    assert len(set(painted[32, 32].tolist())) > 1
+    content = json.loads(view(head()).content)
+    heat, side = unpack(content["heat"]), content["heat_side"]
+    assert heat[side // 2, side // 2] > 200
+    assert heat[1, 1] < 20
+
+
+def test_thirty_noisy_studies_fit_the_budget_of_a_page_and_long_ones_are_thinned():
+    still = view(head(36, 256, noise=12.0), num_studies=30)
+    others = [view(head(6, 32, noise=12.0, seed=i), f"s{i}", 30) for i in range(2)]
+    blocks = [*others, *[still] * 28]
+    page = render(ROOM, TEMPLATE, sections=[Section("a", "a", blocks)], made="", notice="")
+    assert len(page.encode()) <= PAGE_BYTES
+    long = json.loads(view(head(200, 16), keys=(151, 3)).content)
+    assert len(long["shown"]) <= 66
+    assert {0, 3, 151, 199} <= set(long["shown"])
+    assert len(long["probabilities"]) == 200
+
+
+def make_page():
+    """A table with links into two viewers."""
+    rows = [[Cell("b", link="s1", slice_index=4), "2"], [Cell("a", link="s2", slice_index=1), "10"]]
+    rows += [[Cell(f"c{i}", full=f"whole-c{i}"), "-" if i == 5 else f"{i}.5"] for i in range(8)]
+    table = Table("Errors", ("name", "number"), rows)
+    sections = [
+        Section("errors", "Errors", [table]),
+        Section("slices", "Slices", [Prose("x"), view(head(), "s1"), view(head(), "s2")]),
+    ]
+    return render(ROOM, TEMPLATE, sections=sections, made="made", notice="notice")
+
+
+needs_browser = pytest.mark.skipif(find_browser() is None, reason="no chromium or google-chrome on PATH")
+ACTIONS = """
+  const found = {}, one = root.getElementById("s1"), panes = one.querySelector(".panes");
+  const slider = one.querySelector("input[type=range]"), drawn = () => one.dataset.drawn;
+  one.scrollIntoView(); await wait(300);
+  found.first = drawn();
+  found.canvases = one.querySelectorAll("canvas").length;
+  const probe = root.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const middle = () => {
+    probe.drawImage(one.querySelector("canvas"), 0, 0);
+    return [...probe.getImageData(128, 128, 1, 1).data];
+  };
+  found.hot = middle(); press(panes, "h"); found.cold = middle(); press(panes, "h");
+  const steps = {};
+  for (const key of ["ArrowUp", "ArrowDown", "ArrowDown", "Home", "PageUp", "End", "k", "k"]) {
+    press(panes, key);
+    (steps[key] ??= []).push(drawn());
+  }
+  found.steps = steps;
+  slider.value = 1; slider.dispatchEvent(new view.Event("input")); found.slid = drawn();
+  const wheel = by => panes.dispatchEvent(new view.WheelEvent("wheel", { deltaY: by, cancelable: true }));
+  wheel(-1); found.wheel_before_focus = drawn(); panes.focus(); wheel(-1); found.wheel = drawn();
+  found.now = [...one.querySelectorAll("[data-now]")].map(cell => cell.textContent);
+  root.querySelector("a[href='#s1'][data-slice='4']").click(); found.linked = drawn();
+  const table = root.querySelector("#errors").closest("section").querySelector("table");
+  const names = () => [...table.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent.trim());
+  const sort = table.tHead.rows[0].cells[1].querySelector("button");
+  sort.click(); found.up = names(); sort.click(); found.down = names();
+  found.sorted = table.tHead.rows[0].cells[1].getAttribute("aria-sort");
+  const filter = table.closest("section").querySelector("input[type=search]");
+  filter.value = "whole-c3"; filter.dispatchEvent(new view.Event("input")); found.filtered = names();
+  const texts = []; view.URL.createObjectURL = blob => { texts.push(blob.text()); return "#"; };
+  view.HTMLAnchorElement.prototype.click = () => {};
+  [...table.closest("section").querySelectorAll(".tools button")].at(-1).click();
+  found.csv = await texts[0];
+  root.querySelector("[data-fold-all]").click();
+  found.open = [...root.querySelectorAll("section > details")].map(part => part.open);
+  const planted = root.createElement("script"); planted.textContent = "window.planted = 1"; root.body.append(planted);
+  found.planted = view.planted ?? 0;
+  return found;
+"""
+
+
+@pytest.fixture(scope="module")
+def acted(tmp_path_factory):
+    return act_on(find_browser(), make_page(), ACTIONS, tmp_path_factory.mktemp("acted"))
+
+
+@needs_browser
+def test_a_study_is_scrolled_with_keys_slider_and_wheel(acted):
+    found = acted[0]
+    assert "error" not in found
+    assert (found["first"], found["canvases"]) == ("3", 3)
+    steps = {"ArrowUp": ["4"], "ArrowDown": ["3", "2"], "Home": ["0"], "PageUp": ["5"], "End": ["5"], "k": ["3", "2"]}
+    assert found["steps"] == steps
+    assert (found["slid"], found["wheel_before_focus"], found["wheel"]) == ("1", "1", "2")
+    assert found["now"] == ["0.360 (truth: positive)", "0.250"]
+
+
+@needs_browser
+def test_heat_is_switched_with_a_key_and_a_link_goes_to_its_slice(acted):
+    found = acted[0]
+    assert found["cold"][0] == found["cold"][1] == found["cold"][2]
+    assert len(set(found["hot"][:3])) > 1
+    assert found["linked"] == "4"
+
+
+@needs_browser
+def test_a_table_is_sorted_by_number_filtered_by_whole_ids_and_downloaded(acted):
+    found = acted[0]
+    numbers = ["c0", "c1", "b", "c2", "c3", "c4", "c6", "c7", "a"]
+    assert [name.split("whole")[0] for name in found["up"]] == [*numbers, "c5"]
+    assert [name.split("whole")[0] for name in found["down"]] == [*reversed(numbers), "c5"]
+    assert found["sorted"] == "descending"
+    assert found["csv"] == "name,number\r\nwhole-c3,3.5\r\n"
+    assert found["open"] == [False, False]
+
+
+@needs_browser
+def test_a_planted_script_is_refused_and_nothing_else_is_said(acted):
+    assert acted[0]["planted"] == 0
+    assert len(acted[1]) == 1
+    assert "Content Security Policy" in acted[1][0]
