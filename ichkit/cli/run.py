@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from ichkit.cli.completion import complete_pipeline
-from ichkit.cli.terminal import PATH, Settings, common_options, epilog
+from ichkit.cli.terminal import PATH, Settings, common_options, epilog, show
 from ichkit.core.errors import ArtifactError, DataError
 from ichkit.core.progress import logger
+from ichkit.work.folder import WorkFolder
 
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what each command would do; write nothing.")
 _DEMO = "demo"
@@ -78,11 +79,11 @@ def _run_pipeline(settings: Settings, name: str, *, dry_run: bool) -> None:
         shared.append("--debug")
     elif not logger.isEnabledFor(logging.INFO):
         shared.append("--quiet")
-    will_change = False
+    will_change, store = False, None
     for words in read_pipeline(name, _commands()):
         click.echo(f"$ ichkit {' '.join(words)}", err=True)
         if dry_run:
-            will_change = _plan_step([*words, *shared], will_change)
+            will_change, store = _plan_step([*words, *shared], will_change, store)
             continue
         root = click.get_current_context().find_root().command
         code = root.main([*words, *shared], standalone_mode=False, prog_name="ichkit")
@@ -90,22 +91,38 @@ def _run_pipeline(settings: Settings, name: str, *, dry_run: bool) -> None:
             click.get_current_context().exit(code)
 
 
-def _plan_step(words: list[str], will_change: bool) -> bool:
+def _plan_step(words: list[str], will_change: bool, store: Any) -> tuple[bool, Any]:
     """Shows what one command of a pipeline would do; returns whether it or an earlier one would change anything.
 
-    What a command finds depends on those before it: once one of them would write, later plans are estimates, and a
-    command whose input does not exist yet has none.
+    The second value is the plan of `prepare`, once there is one: with it the time of training is estimated before
+    anything is prepared. What a command finds depends on those before it: once one of them would write, later plans
+    are estimates, and a command whose input does not exist yet has none.
     """
     command = _commands()[words[0]]
     if not any(option.name == "dry_run" for option in command.params):
         click.echo("not planned: the command has no --dry-run")
-        return will_change
+        return will_change, store
     with command.make_context(f"ichkit {words[0]}", [*words[1:], "--dry-run"]) as context:
         try:
             plan: Any = command.invoke(context)
         except (ArtifactError, DataError) as error:
             if not will_change:
                 raise
-            click.echo(f"cannot be planned until the previous commands have run ({error})")
-            return True
-    return will_change or plan is None or not plan.is_idle
+            if words[0] == "train" and store is not None:
+                _foresee(context, store)
+            else:
+                click.echo(f"cannot be planned until the previous commands have run ({error})")
+            return True, store
+    return will_change or plan is None or not plan.is_idle, plan if words[0] == "prepare" else store
+
+
+def _foresee(context: click.Context, store: Any) -> None:
+    """Shows what `train` with these options would need on a store that was planned but not made."""
+    from ichkit.core.config import load_config
+    from ichkit.show.plan import render
+    from ichkit.stages.train.plan import ForeseenTraining
+
+    given = context.params
+    config = load_config(given["config"], given["overrides"])
+    foreseen = ForeseenTraining(config, WorkFolder(given["work"]), given["run_name"], *store.count_roles())
+    show(render(foreseen, context.command_path))

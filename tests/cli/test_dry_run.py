@@ -1,5 +1,6 @@
 """`--dry-run`: the plan is what then happens, and not a byte, name or time of a file is another afterwards."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ from support.simulated import make_stack, make_work
 
 from ichkit.cli.main import main
 from ichkit.core.config import load_config
+from ichkit.core.progress import format_seconds
 from ichkit.engine.inference import ModelCard
 from ichkit.show.plan import Forecast, Plan, render
 from ichkit.stages.scores import submit
 from ichkit.stages.train import run as train
+from ichkit.stages.train.plan import ForeseenTraining
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
@@ -182,6 +185,30 @@ def test_a_recipe_is_planned_as_far_as_its_input_is_there(here):
     assert "phantom: what it would do" in printed
     assert "fold 0: 1 epochs of" in printed  # the store is there
     assert "cannot be planned until the previous commands have run" in printed  # no run is
+
+
+def test_a_recipe_says_how_long_training_would_take_before_anything_is_prepared(here, tmp_path, monkeypatch):
+    from ichkit.engine import step_cost
+
+    cost = step_cost.StepCost(seconds=3600.0, activation_bytes=123_000_000)
+    monkeypatch.setattr(step_cost, "measure_step_cost", lambda *_, **__: cost)
+    for name in ("rsna", "cq500"):
+        monkeypatch.setenv(f"ICHKIT_{name.upper()}", str(here / "phantom" / name))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("commands: [prepare, train --run mine, stack --runs mine]")
+    before = tree_of(here)
+    printed = call("run", recipe, "--work", "none", *SMALL, "--dry-run")
+    assert tree_of(here) == before
+    count = {name: len(list((here / "phantom" / name).rglob("*.dcm"))) for name in ("rsna", "cq500")}
+    plan = ForeseenTraining(load_config("demo", TINY), WorkFolder("none"), "mine", *count.values())
+    folds = 3
+    steps = folds * math.ceil(math.ceil(count["rsna"] * (folds - 1) // folds / 7) / 4)
+    predicted = count["rsna"] + folds * count["cq500"]
+    assert plan.forecast().seconds == pytest.approx(3600 * (steps + predicted / 28 / 3))
+    assert f"about {format_seconds(plan.forecast().seconds)}, one fold after another" in printed
+    assert "as if every image file were a slice" in printed
+    assert "none/runs/mine/fold2" in printed
+    assert "stack" in printed.split("cannot be planned until")[0].rsplit("$", 1)[1]  # only what follows has no plan
 
 
 def test_the_plan_of_a_training_has_its_memory_and_counts_every_view_of_the_prediction(here, monkeypatch):

@@ -176,6 +176,12 @@ class PreparePlan(Plan):
         sizes = [item.images["num_bytes"] for item in self.listings]
         return sum(map(len, sizes)), sum(int(of_source.sum()) for of_source in sizes)
 
+    def count_roles(self) -> tuple[int, int]:
+        """Number of image files of the training data, and of the external sets."""
+        counts = {item.source.name: len(item.images) for item in self.listings}
+        own = counts.pop(self.source)
+        return own, sum(counts.values())
+
     def log_needs(self) -> None:
         """Logs the files, the disk space needed at most and free, and the time."""
         (num_files, num_bytes), forecast = self.count_images(), self.forecast()

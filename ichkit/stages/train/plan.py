@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ichkit.models.descriptor import DescriptorNetwork
 
 _BYTES_PER_NUMBER = 4
+_ANY_HULL = (-800, 2000)  # the range of the store changes neither time nor memory
+_LONGEST_STUDY = 60  # of RSNA 2019
 _FORWARD_SHARE = 1 / 3  # a backward pass takes about twice as long as the forward pass
 
 
@@ -120,14 +122,54 @@ class TrainPlan(Plan):
             trained += [len(parts.train)] if task.trains else []
         seconds, basis = _seconds_by_history(config, self.work, self.prepared, sum(trained))
         if seconds is None and trained:
-            tried, shape = _try_step(config, self.prepared, network)
-            views = len(find_row(TTA_SETS, settings.tta, "train.tta").views)
-            predicting = num_predicted * views * _FORWARD_SHARE * tried.seconds / math.prod(shape)
-            seconds = tried.seconds * _count_steps(settings, trained, shape) + predicting
-            memory = tried.activation_bytes + _BYTES_PER_NUMBER * copies * num_parameters
-            what = "with prediction" if views == 1 else f"with prediction in {views} views"
-            basis = f"one fold after another, measured on a trial step, {what}; reading is extra"
+            longest = int(self.prepared.split("train").groupby("study_id").size().max())
+            seconds, activations, basis = _seconds_by_trial(config, network, longest, trained, num_predicted)
+            memory = activations + _BYTES_PER_NUMBER * copies * num_parameters
         return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis, memory)
+
+
+@dataclass(frozen=True)
+class ForeseenTraining(Plan):
+    """What `train` would need on a store that is yet to be prepared: an estimate, for the dry run of a pipeline.
+
+    Attributes:
+        run_name: the run, every fold.
+        num_labelled: image files of the training data; all are counted as labelled slices.
+        num_external: image files of the external sets.
+    """
+
+    config: Config
+    work: WorkFolder
+    run_name: str
+    num_labelled: int
+    num_external: int
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folders of the folds."""
+        return tuple(self.work.fold(self.run_name, fold) for fold in range(self.config.prepare.num_folds))
+
+    def forecast(self) -> Forecast:
+        """The network, and what all folds take by a trial step.
+
+        Raises:
+            ConfigError: no such backbone, or the accelerator, the loss or the network cannot be used as configured.
+        """
+        from ichkit.engine.inference import ModelCard
+
+        config, folds = self.config, self.config.prepare.num_folds
+        network = ModelCard.of(config, config.prepare.size, _ANY_HULL).build()
+        num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        copies = 4 + (config.train.ema_decay is not None)
+        trained = [self.num_labelled * (folds - 1) // folds] * folds
+        num_predicted = self.num_labelled + folds * self.num_external
+        seconds, activations, basis = _seconds_by_trial(config, network, _LONGEST_STUDY, trained, num_predicted)
+        steps = (
+            f"{config.train.backbone}, {num_parameters / 1e6:.2f} M parameters, at {config.train.image_size} px",
+            f"{folds} folds, {config.train.total_epochs} epochs of at most {trained[0]} slices",
+        )
+        memory = activations + _BYTES_PER_NUMBER * copies * num_parameters
+        return Forecast(steps, None, seconds, f"{basis}; at most, as if every image file were a slice", memory)
 
 
 def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
@@ -239,8 +281,28 @@ def _seconds_by_history(
     return None, NOT_KNOWN
 
 
-def _try_step(config: Config, prepared: Prepared, network: "DescriptorNetwork") -> "tuple[StepCost, tuple[int, int]]":
+def _seconds_by_trial(
+    config: Config, network: "DescriptorNetwork", longest: int, trained: list[int], num_predicted: int
+) -> tuple[float, int, str]:
+    """Time of training folds with these numbers of images and of predicting, bytes of activations, and the basis.
+
+    Raises:
+        ConfigError: see `_try_step`.
+    """
+    settings = config.train
+    tried, shape = _try_step(config, longest, network)
+    views = len(find_row(TTA_SETS, settings.tta, "train.tta").views)
+    predicting = num_predicted * views * _FORWARD_SHARE * tried.seconds / math.prod(shape)
+    what = "with prediction" if views == 1 else f"with prediction in {views} views"
+    basis = f"one fold after another, measured on a trial step, {what}; reading is extra"
+    return tried.seconds * _count_steps(settings, trained, shape) + predicting, tried.activation_bytes, basis
+
+
+def _try_step(config: Config, longest: int, network: "DescriptorNetwork") -> "tuple[StepCost, tuple[int, int]]":
     """Time and memory of a trial step on this device, its number of blocks and of slices in each.
+
+    Args:
+        longest: slices of the longest study.
 
     Raises:
         ConfigError: the accelerator, the loss or the network cannot be used as configured.
@@ -249,10 +311,9 @@ def _try_step(config: Config, prepared: Prepared, network: "DescriptorNetwork") 
     from ichkit.engine.step_cost import measure_step_cost
     from ichkit.models.losses import make_loss
 
-    settings, task = config.train, prepared.task
+    settings, task = config.train, find_task(config.task)
     shape = (settings.batch_blocks, settings.block_size)
     if settings.sampling == "studies":
-        longest = int(prepared.split("train").groupby("study_id").size().max())
         shape = (settings.batch_blocks, min(settings.max_slices, longest))
     weights = task.weight_array()
     # An arbitrary prevalence: the value of the loss does not change the time.
