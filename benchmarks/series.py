@@ -1,13 +1,14 @@
 """A network that reads whole studies beside the same network on single slices: `python benchmarks/series.py`.
 
-[--json FILE] [--seeds 3] [--data DIR] [--scratch DIR] [--studies 160] [--folds 0,1,...] [--slice-epochs 4]
-[--set train.key=value ...]
+[--json FILE] [--seeds 3] [--scratch DIR] [--studies 160] [--num-folds 2] [--folds 0,1,...] [--slice-epochs 12]
+[--first-epochs 6] [--difficulty demo] [--set train.key=value ...]
 
-Both networks are the demo's, on its phantom, with the same folds, seed and augmentation. The slice network is the
-demo's own; the series network differs in `SERIES`. It gets as many epochs as fit into the CPU seconds of the slice
-network, training alone, measured in the same run; both are printed. Then both go through the same stackers. Gains are
-shares of the slice network's loss (or of its blend's), out of fold, over the rows of all seeds; `_low` is the lower end
-of the 95 % interval by resampling patients, the same ones for both.
+Both networks are the demo's, on a phantom of the demo's difficulty or of the real one, with the same folds, seed and
+augmentation. The slice network is the demo's own; the series network starts from a slice network of the first epochs
+and differs in `SERIES`. It gets as many epochs as fit into what is left of the CPU seconds of the slice network,
+training and prediction, measured in the same run; both are printed. Then both go through the same stackers. Gains are
+shares of the slice network's loss (or of its blend's), out of fold, over the rows of all seeds; `_low` and `_high` are
+the ends of the 95 % interval by resampling patients, the same ones for both.
 """
 
 import argparse
@@ -38,11 +39,14 @@ from ichkit.work.folder import WorkFolder
 TASK = find_task("hemorrhage")
 SERIES = (
     "train.sampling=studies",
-    "train.batch_blocks=1",
+    "train.batch_blocks=3",  # batches of one study have statistics of one study
+    "train.max_slices=12",
     "train.context=transformer",
     "train.context.width=64",
     "train.keep_slice_head=true",
+    "train.learning_rate=0.002",
 )
+FIRST = "train.phases=[{weights: 'run:first'}]"
 KINDS = ("fusion", "lightgbm", "blend")
 NUM_DRAWS = 2000
 
@@ -51,11 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data", type=Path, help="a phantom to use for every seed")
     parser.add_argument("--scratch", type=Path, help="keep work folders here; finished folds are not trained again")
     parser.add_argument("--studies", type=int, default=160)
+    parser.add_argument("--difficulty", default="demo", help="of the phantom")
+    parser.add_argument("--num-folds", type=int, default=2)
     parser.add_argument("--folds", help="only these, and no second stage")
-    parser.add_argument("--slice-epochs", type=int, default=4)
+    parser.add_argument("--slice-epochs", type=int, default=12)
+    parser.add_argument("--first-epochs", type=int, default=6, help="those of the slice network before the series one")
     parser.add_argument("--set", action="append", default=[], help="further settings of the series network")
     args = parser.parse_args()
     logger.setLevel("WARNING")
@@ -69,28 +75,29 @@ def main() -> None:
 
 def play(seed: int, scratch: Path, args: argparse.Namespace) -> tuple[dict[str, float], pd.DataFrame]:
     """CPU seconds and losses of one seed; the loss of each slice by source, with its patient."""
-    data = args.data or scratch / f"phantom{seed}"
-    changes = (f"seed={seed}", f"train.epochs={args.slice_epochs}", "prepare.workers=1", "train.workers=0")
-    slices, work = load_config("demo", changes), WorkFolder(scratch / f"work{seed}")
+    data = scratch / f"phantom{seed}"
+    changes = (f"seed={seed}", f"prepare.num_folds={args.num_folds}", "prepare.workers=1", "train.workers=0")
+    slices = load_config("demo", (*changes, f"train.epochs={args.slice_epochs}"))
+    first = load_config("demo", (*changes, f"train.epochs={args.first_epochs}"))
+    work = WorkFolder(scratch / f"work{seed}")
     if not data.exists():
         counts = {"studies": args.studies, "test_studies": 1, "cq500_studies": 0}
-        write_phantom(data, **counts, size=slices.phantom.size, seed=seed, workers=1)
+        how = {"size": slices.phantom.size, "difficulty": args.difficulty, "seed": seed, "workers": 1}
+        write_phantom(data, **counts, **how)
     if not (work.prepared / "manifest.json").exists():
         do(prepare, slices, work, rsna=data / "rsna")
     folds = [int(k) for k in args.folds.split(",")] if args.folds else list(range(slices.prepare.num_folds))
     figures = {"cpu_slices": 0.0, "cpu_series": 0.0}
-    per_epoch, epochs = 0.0, 1
+    epochs = 0
     for fold in folds:
         spent = train(slices, work, "slices", fold)
         figures["cpu_slices"] += spent
-        if not per_epoch:
-            # An epoch of the series network, measured on a run that is thrown away.
-            tried = load_config("demo", (*changes, *SERIES, *args.set, "train.epochs=1"))
-            per_epoch = train(tried, work, "tried", fold)
-            shutil.rmtree(work.runs / "tried")
-            epochs = max(1, int(spent / per_epoch))
-        series = load_config("demo", (*changes, *SERIES, *args.set, f"train.epochs={epochs}"))
-        figures["cpu_series"] += train(series, work, "series", fold)
+        spent_first = train(first, work, "first", fold)
+        own = (*changes, *SERIES, FIRST, *args.set)
+        if not epochs:
+            epochs = count_epochs(spent - spent_first, fold, work, own)
+        series = load_config("demo", (*own, f"train.epochs={epochs}"))
+        figures["cpu_series"] += spent_first + train(series, work, "series", fold)
     figures["epochs_series"] = epochs
     sources = {
         "slices": [work.fold("slices", k) / "oof.parquet" for k in folds],
@@ -105,6 +112,19 @@ def play(seed: int, scratch: Path, args: argparse.Namespace) -> tuple[dict[str, 
     figures |= {f"loss_{name}": float(losses[name].mean()) for name in losses}
     patients = read_table(work.prepared / "slices.parquet").set_index("slice_id").patient_id
     return figures, losses.assign(patient=f"{seed} " + patients.loc[losses.index].to_numpy())
+
+
+def count_epochs(seconds: float, fold: int, work: WorkFolder, changes: tuple[str, ...]) -> int:
+    """Epochs of the series network that fit into these CPU seconds, by runs of one and of five that are thrown away."""
+    note = work.root / f"epochs_{fold}.txt"
+    if not note.exists():
+        spent = {}
+        for epochs in (1, 5):
+            spent[epochs] = train(load_config("demo", (*changes, f"train.epochs={epochs}")), work, f"try{epochs}", fold)
+            shutil.rmtree(work.runs / f"try{epochs}")
+        per_epoch = (spent[5] - spent[1]) / 4
+        note.write_text(str(max(1, int(5 + (seconds - spent[5]) / per_epoch))))
+    return int(note.read_text())
 
 
 def train(config: Config, work: WorkFolder, run: str, fold: int) -> float:
