@@ -87,5 +87,5 @@ def test_networks_of_differently_cropped_stores_do_not_predict_together(trained)
     one, other = (load_predictor(work.fold("demo", 0), "cpu") for _ in range(2))
     other.card = replace(other.card, steps=())
     model = find_model(work, "demo", TASK)
-    with pytest.raises(ArtifactError, match="size, HU range or crop"):
+    with pytest.raises(ArtifactError, match="size, HU range, crop or parts"):
         _pixel_settings({"demo": {0: one, 1: other}}, model, judges_hu=True)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from support.browsers import find_browser, look_at
 
 import ichkit
+from ichkit.core.tasks import find_task
 from ichkit.show import page
 from ichkit.show.blocks import (
     WARN,
@@ -54,6 +56,7 @@ def report_page():
         KeyFigures([KeyFigure(HOSTILE, HOSTILE, HOSTILE)]),
     ]
     values = dict.fromkeys(("data", "notice", "made", "inputs"), HOSTILE)
+    values["task"] = replace(find_task("hemorrhage"), title=HOSTILE)
     return page.render("ichkit.stages.report", "report.html.j2", sections=[Section("a", HOSTILE, blocks)], **values)
 
 
