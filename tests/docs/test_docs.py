@@ -61,7 +61,7 @@ def call(*words, code=0):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_is_short_has_no_dead_link_and_no_em_dash(page):
     text = page.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= (265 if page.name == "README.md" else 250)  # the table of recipes
+    assert len(text.splitlines()) <= 250
     assert max(len(line) for line in text.splitlines() if not line.startswith(("|", "**`", "http"))) <= 200
     assert "\u2014" not in text
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
