@@ -242,6 +242,7 @@ def run(plan: EvaluatePlan) -> Manifest:
     """
     began = time.monotonic()
     config, work, prepared, sources, old = plan.config, plan.work, plan.prepared, plan.sources, plan.old
+    _record_looks(plan)
     if plan.is_current:
         assert old is not None
         logger.info("evaluate: the scores of %s are up to date", format_count(len(sources), "source"))
@@ -261,10 +262,6 @@ def run(plan: EvaluatePlan) -> Manifest:
         tables = [getattr(kept[source.name], part) for source in sources]
         writer.write_table(name, pd.concat(tables, ignore_index=True))
     writer.write_table(COMPARISONS_NAME, _compare(sources, kept, prepared, config))
-    record_looks(
-        work,
-        [looked_at(work, source, name, MADE_BY) for source in sources for name in scored_external_sets(prepared)],
-    )
     facts = {
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
@@ -273,6 +270,12 @@ def run(plan: EvaluatePlan) -> Manifest:
         "seconds_per_source": round((time.monotonic() - began) / num_to_score, 1) if num_to_score else None,
     }
     return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
+
+
+def _record_looks(plan: EvaluatePlan) -> None:
+    """Adds the external sets that are scored to the ledger; before the scores, so that a killed call leaves no gap."""
+    sets = scored_external_sets(plan.prepared)
+    record_looks(plan.work, [looked_at(plan.work, source, name, MADE_BY) for source in plan.sources for name in sets])
 
 
 def make_current(plan: EvaluatePlan) -> None:
