@@ -183,7 +183,7 @@ def stack(plan: "StackPlan") -> None:
         from ichkit.stages.scores import prove
 
         proof = prove.plan(plan.config, plan.work, prove.ProveOptions(plan.final.name))
-        show(prove.render(prove.run(proof), plan.inputs.data))
+        show(prove.render(prove.run(proof), proof.data))
 
 
 @main.command(
@@ -220,7 +220,7 @@ def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
         from ichkit.stages.scores import prove
 
         proof = prove.plan(plan.config, plan.work)
-        show(prove.render(prove.run(proof), "+".join(sorted({source.data for source in proof.sources}))))
+        show(prove.render(prove.run(proof), proof.data))
         return
     for table in summary.render(plan.work, task, options.source, is_whole=options.is_whole):
         show(table)

@@ -89,6 +89,11 @@ def find_key_slices(slices: pd.DataFrame, task: Task) -> pd.DataFrame:
     return ordered.groupby("study_id", sort=False).head(NUM_KEY_SLICES)
 
 
+def describe_pooling(prediction: Prediction) -> str:
+    """How the probabilities of the studies were made."""
+    return "pooled over the study" if prediction.is_pooled else "maximum over the slices"
+
+
 def find_headline(table: pd.DataFrame, task: Task) -> str:
     """The class that tables of probabilities are sorted by: that of the task, or the first one that is predicted."""
     known = [name for name in task.classes if table[f"p_{name}"].notna().any()]
@@ -132,8 +137,7 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
 
 def render(prediction: Prediction, task: Task) -> Table:
     """One row per study in the order of studies.csv, by number without ids."""
-    how = "pooled over the study" if prediction.is_pooled else "maximum over the slices"
-    title = f"Probability of each class, {how}"
+    title = f"Probability of each class, {describe_pooling(prediction)}"
     rows = []
     for number, row in enumerate(prediction.studies.itertuples(index=False), 1):
         values = [getattr(row, column) for column in task.probability_columns]

@@ -23,6 +23,7 @@ from ichkit.stages.predict.outcome import (
     NUM_KEY_SLICES,
     PAGE_NAME,
     Prediction,
+    describe_pooling,
     find_headline,
     find_key_slices,
     find_series,
@@ -71,7 +72,7 @@ def write_page(
         viewers.append(Prose(f"{left} more without images: drawn are the {len(drawn)} with the highest probability."))
     sections = [
         Section("first", "Read this first", [Checks(_check(prediction, thresholds, len(predictors)))]),
-        Section("triage", "Studies", [_triage(studies, set(drawn["number"]), task, main)]),
+        Section("triage", "Studies", [_triage(prediction, studies, set(drawn["number"]), task, main)]),
         Section("slices", "Slices", [Prose(_how_to_read(prediction)), *viewers]),
         Section("series", "Series selection", [_series_table(prediction, studies)]),
         Section("rejected", "Rejected files", [_rejected(prediction)]),
@@ -149,7 +150,7 @@ def _check(prediction: Prediction, thresholds: Mapping[str, float], num_networks
         checks.append(Check(WARN, "Training data", found))
     else:
         checks.append(Check(PASS, "Training data", model.data))
-    stack = "and a second stage" if model.stack else "without a second stage"
+    stack = "and a second stage" if _has_second_stage(prediction) else "without a second stage"
     checks.append(Check(PASS, "Model", f"{model.name}: {format_count(num_networks, 'network')} {stack}"))
     found = "of the model's out-of-fold slices (best F1)" if thresholds else "the model has none: no decision is shown"
     checks.append(Check(PASS if thresholds else WARN, "Thresholds", found))
@@ -162,7 +163,7 @@ def _check(prediction: Prediction, thresholds: Mapping[str, float], num_networks
     return checks
 
 
-def _triage(studies: pd.DataFrame, drawn: set[int], task: Task, main: str) -> Table:
+def _triage(prediction: Prediction, studies: pd.DataFrame, drawn: set[int], task: Task, main: str) -> Table:
     rows: list[list[Cell | str]] = []
     for row in studies.to_dict("records"):
         number = int(row["number"])
@@ -172,14 +173,21 @@ def _triage(studies: pd.DataFrame, drawn: set[int], task: Task, main: str) -> Ta
             [Cell(str(number), link=_anchor(number) if number in drawn else ""), str(row["num_slices"]), *cells]
         )
     note = (
-        f"Probability of a study: the maximum over its slices. Sorted by {main}, highest first. Study "
+        f"Probability of a study: {describe_pooling(prediction)}. Sorted by {main}, highest first. Study "
         "numbers are row numbers of `studies.csv`, which contains the IDs."
     )
     return Table("Triage list", ("study", "slices", *task.classes), rows, note=note)
 
 
+def _has_second_stage(prediction: Prediction) -> bool:
+    """True unless the model is a run, or a stack that only combines runs."""
+    return bool(prediction.model.stack) and prediction.model.kind != "base"
+
+
 def _how_to_read(prediction: Prediction) -> str:
-    second = " The probabilities are those of the second stage, which sees no pixels." if prediction.model.stack else ""
+    second = ""
+    if _has_second_stage(prediction):
+        second = " The probabilities are those of the second stage, which sees no pixels."
     return (
         "Click the images, then scroll with the wheel or the arrow keys; Page Up and Down, Home and End jump, H "
         "switches the heat map, K goes to the next key slice (\u25bc). Click the chart to go to a slice. Slice 0 is at "

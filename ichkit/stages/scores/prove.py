@@ -30,6 +30,7 @@ from ichkit.stages.scores.tables import data_note
 from ichkit.validation.catalog import Source, find_sources, load_out_of_fold, looked_at
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.proof import Gain, compare_gains, measure_gain, seed_of_gain
+from ichkit.validation.scope import label_array
 from ichkit.work.artifacts import ArtifactWriter, Manifest, digest_table, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, alone, look_at
@@ -79,6 +80,11 @@ class ProvePlan(Plan):
     inputs: dict[str, str]
     current: Manifest | None
     seen: Look
+
+    @property
+    def data(self) -> str:
+        """Origin of the scans of the sources, e.g. "phantom"."""
+        return "+".join(sorted({source.data for source in self.sources}))
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -159,7 +165,7 @@ def run(plan: ProvePlan) -> pd.DataFrame:
     record_looks(plan.work, [looked_at(plan.work, source, LOCKED, MADE_BY) for source in plan.sources])
     writer = ArtifactWriter(plan.work.proof, "proof")
     writer.write_table(PROOF_NAME, table)
-    facts = {"task": plan.prepared.task.name, "data": "+".join(sorted({source.data for source in plan.sources}))}
+    facts = {"task": plan.prepared.task.name, "data": plan.data}
     writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
     return table
 
@@ -248,7 +254,7 @@ def _out_of_fold_gains(
     train = inputs.train
     rows = make_rows([inputs.out_of_fold(run) for run in inputs.runs], train, task)
     base = _base(rows, task, is_coherent=is_coherent)
-    labels, patients = _labels(train, task), train.patient_id.to_numpy()
+    labels, patients = label_array(train, task), train.patient_id.to_numpy()
     gains = {}
     for source in sources:
         table = load_out_of_fold(source)
@@ -280,7 +286,7 @@ def _locked_gains(
         bases.append(_base(rows, task, is_coherent=is_coherent))
         for kind, of_kind in seconds.items():
             of_kind.append(make_coherent(to_probabilities(kinds[kind]), task))
-    labels, patients = _labels(locked, task), locked.patient_id.to_numpy()
+    labels, patients = label_array(locked, task), locked.patient_id.to_numpy()
     base, repeats = np.concatenate(bases), len(bases)
     return {
         kind: measure_gain(
@@ -301,9 +307,3 @@ def _base(rows: Rows, task: Task, *, is_coherent: bool) -> np.ndarray:
     """(N, C) probabilities of the mean of the runs, made coherent where `evaluate` scores runs so."""
     probabilities = to_probabilities(rows.combined_logits())
     return make_coherent(probabilities, task) if is_coherent else probabilities
-
-
-def _labels(slices: pd.DataFrame, task: Task) -> np.ndarray:
-    """(N, C) float64 labels, NaN where unknown."""
-    labels: np.ndarray = slices[list(task.classes)].to_numpy(np.float64, na_value=np.nan)
-    return labels
