@@ -89,6 +89,12 @@ class EvaluateConfig(ConfigSection):
     coherent_base: bool = False
 
 
+class ReportConfig(ConfigSection):
+    """The page of a work folder; predictive values are also given at each of `prevalences`."""
+
+    prevalences: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.05, 0.1, 0.3)
+
+
 class PhantomConfig(ConfigSection):
     """Size and difficulty of the phantom; `difficulty` is a row of `phantom.difficulty.DIFFICULTIES`."""
 
@@ -109,6 +115,7 @@ class Config(ConfigSection):
     train: TrainConfig = TrainConfig()
     stack: StackConfig = StackConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
     phantom: PhantomConfig = PhantomConfig()
 
     @field_validator("task")

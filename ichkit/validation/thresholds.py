@@ -87,6 +87,13 @@ def precision(confusion: np.ndarray) -> np.ndarray:
     return _share(hits, predicted, predicted)
 
 
+def negative_precision(confusion: np.ndarray) -> np.ndarray:
+    """The share of true negatives among those predicted negative, of (..., 4) counts; NaN without any."""
+    true_negatives = confusion[..., NEGATIVE] - confusion[..., FALSE_POSITIVE]
+    predicted = true_negatives + confusion[..., POSITIVE] - confusion[..., TRUE_POSITIVE]
+    return _share(true_negatives, predicted, predicted)
+
+
 def accuracy(confusion: np.ndarray) -> np.ndarray:
     """The share of correct decisions, of (..., 4) counts; NaN without rows."""
     negatives = confusion[..., NEGATIVE]

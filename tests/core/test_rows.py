@@ -17,6 +17,7 @@ from ichkit.phantom.lookalikes import LOOKALIKES
 from ichkit.sources.table import SOURCES
 from ichkit.stacking.strengths import STRENGTHS
 from ichkit.stacking.table import STACKERS
+from ichkit.validation.operating import OPERATING_POINTS
 from ichkit.validation.scores import METRICS
 from ichkit.validation.studies import AGGREGATIONS
 
@@ -29,6 +30,7 @@ TABLES = {
     "LOOKALIKES": LOOKALIKES,
     "LOSSES": LOSSES,
     "METRICS": METRICS,
+    "OPERATING_POINTS": OPERATING_POINTS,
     "OPTIMIZERS": OPTIMIZERS,
     "SCHEDULES": SCHEDULES,
     "SOURCES": SOURCES,

@@ -6,11 +6,10 @@ from ichkit.core.roles import title_of
 from ichkit.show.blocks import Chart, Charts, Prose, Section
 from ichkit.show.drawing import COLOURS, draw_intervals, to_svg
 from ichkit.show.table import Cell, Table, format_interval, format_number
-from ichkit.stages.report.curves import draw_reliability, draw_roc, roc_points
+from ichkit.stages.report.curves import draw_recall, draw_reliability, draw_roc, recall_points, roc_points
 from ichkit.stages.report.report_data import ReportData, make_series
 from ichkit.stages.scores import tables
 from ichkit.stages.scores.book import SLICES, STUDIES, Group, external_studies
-from ichkit.stages.scores.score_source import load_external, study_scores
 from ichkit.validation.scores import (
     AVERAGE_PRECISION,
     CALIBRATION_ERROR,
@@ -20,7 +19,7 @@ from ichkit.validation.scores import (
     SENSITIVITY,
     SPECIFICITY,
 )
-from ichkit.validation.studies import MAXIMUM
+from ichkit.validation.tallies import ScoredRows
 
 _METRICS = {
     "log loss": LOG_LOSS,
@@ -55,25 +54,16 @@ def make_losses(report: ReportData) -> Section:
 
 
 def make_roc(report: ReportData) -> Section:
-    """ROC curves of the best source: out-of-fold slices and studies, and the studies of each external set."""
-    best, p = report.best, report.probabilities(report.best)
-    first = np.flatnonzero(report.rows.study_id.ne(report.rows.study_id.shift()))
+    """ROC and precision-recall curves of the best source: slices and studies out of fold, studies of external sets."""
     groups = {
-        SLICES: ("slices, out of fold", report.labels, p),
-        STUDIES: (
-            "studies, out of fold, maximum over the slices",
-            np.maximum.reduceat(report.labels, first),
-            np.maximum.reduceat(p, first),
-        ),
+        SLICES: ("slices, out of fold", report.scored.slices),
+        STUDIES: ("studies, out of fold, maximum over the slices", report.scored.studies),
     }
-    settings = report.config.evaluate
     for name in report.scores.external_sets:
-        table = load_external(best, report.prepared, name, settings)
-        studies = study_scores(table, report.prepared, name, MAXIMUM, settings.num_top)
-        title = f"{title_of(name)} studies, maximum over the slices"
-        groups[external_studies(name)] = (title, studies.labels.to_numpy(), studies.probabilities.to_numpy())
-    charts = [_draw_roc(report, group, *what) for group, what in groups.items()]
-    return Section("roc", "ROC curves", [Charts([chart for chart in charts if chart is not None], "thirds")])
+        studies = report.external_studies(name)
+        groups[external_studies(name)] = (f"{title_of(name)} studies, maximum over the slices", studies)
+    charts = [chart for group, what in groups.items() for chart in _draw_curves(report, group, *what)]
+    return Section("roc", "ROC and precision-recall curves", [Charts(charts)])
 
 
 def make_reliability(report: ReportData) -> Section:
@@ -107,17 +97,31 @@ def _by_class(report: ReportData) -> list[Table]:
     return [*made, *(tables.at_half(report.scores, report.best, group) for group in shown)]
 
 
-def _draw_roc(report: ReportData, group: Group, title: str, labels: np.ndarray, p: np.ndarray) -> Chart | None:
-    """None where no class has both positives and negatives."""
-    curves = {}
+def _draw_curves(report: ReportData, group: Group, title: str, rows: ScoredRows) -> list[Chart]:
+    """The ROC and the precision-recall curves of a group; none where no class has both positives and negatives."""
+    roc, recall, prevalences = {}, {}, []
     for c, name in enumerate(report.task.classes):
-        known = ~np.isnan(labels[:, c])
-        truth = labels[known, c]
-        if 0 < truth.sum() < len(truth):
-            score = report.scores.find(report.best, ROC_AUC, name, group)
-            curves[f"{name} {format_number(score.value, 3)} ({score.n_positive:,})"] = roc_points(truth, p[known, c])
-    if not curves:
-        return None
-    caption = f"{report.best.name}: {title}. Legend: AUC (number of positives)."
-    alt = f"ROC curves, {title}: AUC (positives) {'; '.join(curves)}."
-    return Chart(to_svg(draw_roc(curves), f"roc-{group.dataset or group.level}", alt), caption)
+        known = ~np.isnan(rows.labels[:, c])
+        truth, p = rows.labels[known, c], rows.probabilities[known, c]
+        if not 0 < truth.sum() < len(truth):
+            continue
+        area, average = (
+            report.scores.find(report.best, metric, name, group) for metric in (ROC_AUC, AVERAGE_PRECISION)
+        )
+        roc[f"{name} {format_number(area.value, 3)} ({area.n_positive:,})"] = roc_points(truth, p)
+        recall[f"{name} {format_number(average.value, 3)} ({truth.mean():.3f})"] = recall_points(truth, p)
+        prevalences.append(float(truth.mean()))
+    if not roc:
+        return []
+    of = group.dataset or group.level
+    start = f"{report.best.name}: {title}."
+    areas = Chart(
+        to_svg(draw_roc(roc), f"roc-{of}", f"ROC curves, {title}: AUC (positives) {'; '.join(roc)}."),
+        f"{start} Legend: AUC (number of positives).",
+    )
+    alt = f"Precision-recall curves, {title}: average precision (prevalence) {'; '.join(recall)}."
+    averages = Chart(
+        to_svg(draw_recall(recall, prevalences), f"recall-{of}", alt),
+        f"{start} Legend: average precision (prevalence). Dotted: the prevalence, which is the precision of chance.",
+    )
+    return [areas, averages]

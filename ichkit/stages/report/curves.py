@@ -1,16 +1,18 @@
-"""Figures: ROC and reliability curves, training loss by epoch, probabilities along a study."""
+"""Figures: ROC, precision-recall and reliability curves, training loss by epoch, probabilities along a study."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ichkit.show.drawing import COLOURS, GRID, MUTED, in_style, make_figure
 
 _NUM_POINTS = 160
+_SQUARE, _FIFTHS = (3.9, 4.3), (0, 0.2, 0.4, 0.6, 0.8, 1)
 _DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), "-")
 
 
@@ -31,25 +33,67 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarra
     return np.append(0.0, false_positives / false_positives[-1]), np.append(0.0, true_positives / true_positives[-1])
 
 
+def recall_points(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision at every threshold, from the highest; the area of their steps is the average precision.
+
+    Args:
+        labels: (N,) of 0 and 1, a 1 among them.
+        probabilities: (N,).
+
+    Example:
+        >>> recall_points(np.array([0, 1, 1]), np.array([0.2, 0.2, 0.9]))
+        (array([0. , 0.5, 1. ]), array([1.        , 1.        , 0.66666667]))
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    is_last = np.append(np.diff(probabilities[order]) != 0, True)
+    true_positives, predicted = np.cumsum(labels[order])[is_last], np.flatnonzero(is_last) + 1
+    precision = true_positives / predicted
+    return np.append(0.0, true_positives / true_positives[-1]), np.append(precision[0], precision)
+
+
 @in_style
 def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """ROC curves by name in the legend; each from `roc_points`."""
-    figure, axes = make_figure(3.8, 3.7)
+    figure, axes = make_figure(*_SQUARE)
     axes.plot([0, 1], [0, 1], color=GRID, lw=1.2)
-    for number, (name, (false_positive_rate, sensitivity)) in enumerate(curves.items()):
-        # Evenly spaced along the curve, so that its steep part keeps its shape.
-        length = np.cumsum(np.append(0, np.diff(false_positive_rate) + np.diff(sensitivity)))
-        keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _NUM_POINTS)).clip(max=len(length) - 1))
-        style: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "ls": _DASHES[number % len(_DASHES)],
-            "lw": 1.6,
-        }
-        axes.plot(false_positive_rate[keep], sensitivity[keep], label=name, **style)
-    axes.set(xlabel="false positive rate", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.set_aspect("equal")
-    axes.legend(loc="lower right", fontsize=7.5, handlelength=2.2, borderaxespad=0.2, labelspacing=0.3)
+    for number, (name, points) in enumerate(curves.items()):
+        axes.plot(*_thin(*points), label=name, **_line(number))
+    axes.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity (true positive rate)")
+    _finish_square(figure, axes)
     return figure
+
+
+@in_style
+def draw_recall(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], prevalences: Sequence[float]) -> Figure:
+    """Precision-recall curves by name in the legend, each from `recall_points`, and the prevalence of each, dotted."""
+    figure, axes = make_figure(*_SQUARE)
+    for number, ((name, points), prevalence) in enumerate(zip(curves.items(), prevalences, strict=True)):
+        axes.axhline(prevalence, lw=0.9, ls=":", alpha=0.8, color=COLOURS[number % len(COLOURS)])
+        # The precision of a threshold holds for the recall that it adds, to the left of its point.
+        axes.plot(*_thin(*points), drawstyle="steps-pre", label=name, **_line(number))
+    axes.set(xlabel="recall (sensitivity)", ylabel="precision (positive predictive value)")
+    _finish_square(figure, axes)
+    return figure
+
+
+def _line(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number % len(_DASHES)], "lw": 1.6}
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points evenly spaced along a curve, so that its steep part keeps its shape."""
+    length = np.cumsum(np.append(0, np.abs(np.diff(x)) + np.abs(np.diff(y))))
+    keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _NUM_POINTS)).clip(max=len(length) - 1))
+    return x[keep], y[keep]
+
+
+def _finish_square(figure: Figure, axes: Axes) -> None:
+    """Both axes from 0 to 1 with the same ticks, the legend below."""
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_xticks(_FIFTHS)
+    axes.set_yticks(_FIFTHS)
+    axes.set_aspect("equal")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, handlelength=2.2, labelspacing=0.3)
 
 
 @in_style

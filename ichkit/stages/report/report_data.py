@@ -14,7 +14,9 @@ from ichkit.imaging.store import Prepared
 from ichkit.show.drawing import Series
 from ichkit.stacking.table import BASE
 from ichkit.stages.scores.book import Score, ScoreBook
+from ichkit.stages.scores.score_source import OutOfFold, read_external_studies, read_out_of_fold
 from ichkit.validation.catalog import Source, load_out_of_fold
+from ichkit.validation.tallies import ScoredRows
 from ichkit.work.folder import WorkFolder
 
 _SHOWN_CHARACTERS = 6
@@ -106,6 +108,15 @@ class ReportData:
     def labels(self) -> np.ndarray:
         """(N, C) float64 labels of `rows`: 0, 1, or NaN if unknown."""
         return self.rows[list(self.task.classes)].to_numpy(np.float64, na_value=np.nan)
+
+    @cached_property
+    def scored(self) -> OutOfFold:
+        """The out-of-fold rows of the best source, as they were scored."""
+        return read_out_of_fold(self.best, self.prepared, self.config)
+
+    def external_studies(self, dataset: str) -> ScoredRows:
+        """The studies of an external set with the probabilities of the best source, by study_id."""
+        return read_external_studies(self.best, self.prepared, dataset, self.config)
 
     def probabilities(self, source: Source) -> np.ndarray:
         """(N, C) float64 out-of-fold probabilities of `rows` by one of the peers."""

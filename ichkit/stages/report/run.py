@@ -18,6 +18,7 @@ from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.external import make_external
 from ichkit.stages.report.gallery import make_galleries
 from ichkit.stages.report.label_errors import write_label_errors
+from ichkit.stages.report.operating import make_operating
 from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
@@ -47,6 +48,7 @@ _SCORED = (
     make_board,
     make_losses,
     make_roc,
+    make_operating,
     make_reliability,
     make_strips,
     make_galleries,

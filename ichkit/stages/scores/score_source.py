@@ -82,8 +82,7 @@ class _Collector:
             num_draws=settings.num_draws,
             level=settings.level,
             num_bins=settings.num_bins,
-            # Without the name of the source, so that two sources are compared on the same draws.
-            seed=derive_seed(self._config.seed, "evaluate", rows.place["dataset"], rows.place["fold"]),
+            seed=seed_of_rows(rows, self._config),
         )
         self._scores += scored.rows
         self._curves += scored.curve
@@ -138,6 +137,11 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
     return collector.finish()
 
 
+def seed_of_rows(rows: ScoredRows, config: Config) -> int:
+    """The seed of the bootstrap of these rows: without the name of the source, so that sources share the draws."""
+    return derive_seed(config.seed, "evaluate", rows.place["dataset"], rows.place["fold"])
+
+
 def scored_external_sets(prepared: Prepared) -> list[str]:
     """The external sets that have slices; not the locked patients, which only `--prove` scores."""
     return [name for name in prepared.external_sets() if name != LOCKED and len(prepared.split(name))]
@@ -189,12 +193,33 @@ def _as_scored(table: pd.DataFrame, source: Source, settings: EvaluateConfig) ->
     return make_table_coherent(table, source.task) if settings.coherent_base else table
 
 
-def _score_out_of_fold(
-    collector: _Collector, source: Source, prepared: Prepared, config: Config
-) -> dict[str, np.ndarray]:
-    """Scores the out-of-fold rows; returns the study-level thresholds of all of them, by aim, (C,) each.
+@dataclass(frozen=True)
+class OutOfFold:
+    """The labelled rows that a source is scored on.
 
-    Labels that the source is not asked count as unknown.
+    Attributes:
+        facts: the rows of `slices.parquet`, in the order of `slices`.
+        slices, studies: labels that the source is not asked count as unknown; a study by the maximum over its slices.
+        part: (N,) the part of each slice, whose thresholds are chosen on the others: its fold, or of a single fold one
+            of several parts.
+        part_of_study: (S,) the same of each study.
+        first_of_study: (S,) the row of the first slice of each study.
+    """
+
+    facts: pd.DataFrame
+    slices: ScoredRows
+    studies: ScoredRows
+    part: np.ndarray
+    part_of_study: np.ndarray
+    first_of_study: np.ndarray
+
+
+def read_out_of_fold(source: Source, prepared: Prepared, config: Config) -> OutOfFold:
+    """The out-of-fold rows of a source, by study_id and slice_index.
+
+    Raises:
+        ArtifactError: a table cannot be read.
+        ContractError: the table does not contain exactly the expected slices, each with its own fold.
     """
     task = prepared.task
     train = prepared.split("train")
@@ -202,7 +227,7 @@ def _score_out_of_fold(
     table = _as_scored(load_out_of_fold(source), source, config.evaluate)
     _check_slices(table, train, source, "oof")
     check_predictions(table, task, source.path, train)
-    fold, part = table.fold.to_numpy(), _parts_of(source, train, config)
+    part = _parts_of(source, train, config)
     place: dict[str, str | int] = {
         "dataset": "+".join(sorted(train.dataset.unique())),
         "split": "train",
@@ -223,13 +248,35 @@ def _score_out_of_fold(
         label_array(source.scope.mask(find_study_labels(train, task)), task),
         patient[first],
     )
+    return OutOfFold(train, slices, studies, part, part[first], first)
+
+
+def read_external_studies(source: Source, prepared: Prepared, dataset: str, config: Config) -> ScoredRows:
+    """The studies of an external set by the maximum over their slices, by study_id; raises as `load_external`."""
+    settings = config.evaluate
+    table = load_external(source, prepared, dataset, settings)
+    return _rows_of(study_scores(table, prepared, dataset, MAXIMUM, settings.num_top, source.scope))
+
+
+def _rows_of(scored: StudyScores) -> ScoredRows:
+    place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
+    studies = scored.probabilities.index
+    return ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())
+
+
+def _score_out_of_fold(
+    collector: _Collector, source: Source, prepared: Prepared, config: Config
+) -> dict[str, np.ndarray]:
+    """Scores the out-of-fold rows; returns the study-level thresholds of all of them, by aim, (C,) each."""
+    rows = read_out_of_fold(source, prepared, config)
+    slices, fold = rows.slices, rows.facts.fold.to_numpy(np.int64)
     # The weighted loss of some classes, or of some slices, compares with no other.
     losses = _LOSSES if source.scope.is_whole else (LOG_LOSS,)
-    _score_with_thresholds(collector, slices, part, source, (*losses, *_BY_STUDY))
-    chosen = _score_with_thresholds(collector, studies, part[first], source, _BY_STUDY)
+    _score_with_thresholds(collector, slices, rows.part, source, (*losses, *_BY_STUDY))
+    chosen = _score_with_thresholds(collector, rows.studies, rows.part_of_study, source, _BY_STUDY)
     for k in source.folds:
         collector.add(slices.take(fold == k, fold=k), (*losses, ROC_AUC))
-    for name, is_inside in find_subgroups(train, SLICE_PARTITIONS).items():
+    for name, is_inside in find_subgroups(rows.facts, SLICE_PARTITIONS).items():
         collector.add(slices.take(is_inside, subgroup=name), (*losses, ROC_AUC))
     return chosen
 
@@ -286,9 +333,7 @@ def _score_external(
     task, settings = prepared.task, config.evaluate
     for aggregation in AGGREGATIONS:
         scored = study_scores(table, prepared, dataset, aggregation, settings.num_top, collector.source.scope)
-        place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
-        studies = scored.probabilities.index
-        rows = ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())
+        rows = _rows_of(scored)
         if aggregation != MAXIMUM:
             collector.add(rows, _RANKS)
             continue
@@ -297,7 +342,7 @@ def _score_external(
         decisions = {aim: decide(rows.probabilities, {0: of_class}, anywhere) for aim, of_class in thresholds.items()}
         collector.add(rows.with_decisions(decisions), _BY_STUDY, is_compared=True)
         collector.add_delong(rows)
-        facts = _study_facts(studies, prepared, dataset)
+        facts = _study_facts(scored.probabilities.index, prepared, dataset)
         for name, is_inside in find_subgroups(facts, STUDY_PARTITIONS).items():
             collector.add(rows.take(is_inside, subgroup=name), (ROC_AUC,))
 

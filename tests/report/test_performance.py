@@ -1,0 +1,100 @@
+"""The sections that say how well the best source works: what they show is what the rows and the scores say."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, precision_recall_curve
+from support.reports import CONFIG, Page, make_report_work
+from support.simulated import TASK
+
+from ichkit.show import page
+from ichkit.stages.report import run as report
+from ichkit.stages.report.classes import make_roc
+from ichkit.stages.report.curves import recall_points
+from ichkit.stages.report.operating import make_operating
+from ichkit.stages.scores.book import SLICES, STUDIES, external_studies
+from ichkit.validation.scores import SENSITIVITY, SPECIFICITY
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    root = tmp_path_factory.mktemp("performance")
+    work = make_report_work(root / "work", cq500_missing=2)
+    return report.collect(report.plan(CONFIG, work, report.ReportOptions(root / "submissions")))
+
+
+def show(section):
+    """One section as a page."""
+    values = {"task": TASK, "data": "phantom", "notice": "", "made": "", "inputs": ""}
+    return Page(page.render("ichkit.stages.report", "report.html.j2", sections=[section], **values))
+
+
+@pytest.fixture(scope="module")
+def operating(given):
+    return show(make_operating(given))
+
+
+def by_first(rows):
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[1:]}
+
+
+def test_decisions_at_youdens_threshold_are_those_of_the_scores(given, operating):
+    groups = {
+        "studies, out of fold": STUDIES,
+        "slices, out of fold": SLICES,
+        "studies of CQ500": external_studies("cq500"),
+    }
+    for name, group in groups.items():
+        for label in TASK.classes:
+            row = by_first(operating.tables[f"Decisions on {label}: {name}"])["Youden's J"]
+            for column, metric in (("sensitivity", SENSITIVITY), ("specificity", SPECIFICITY)):
+                score = given.scores.find(given.best, metric, label, group)
+                cell = score.cell(3)
+                assert row[column] == (f"{cell.text}|{cell.small}" if cell.small else cell.text)
+
+
+def test_the_four_counts_are_all_rows_of_known_label_and_give_the_rates(given, operating):
+    rows = given.scored.slices
+    for c, label in enumerate(TASK.classes):
+        for row in by_first(operating.tables[f"Decisions on {label}: slices, out of fold"]).values():
+            tp, fp, fn, tn = (int(row[name].replace(",", "")) for name in ("TP", "FP", "FN", "TN"))
+            assert tp + fn == (rows.labels[:, c] == 1).sum()
+            assert fp + tn == (rows.labels[:, c] == 0).sum()
+            assert row["sensitivity"].startswith(f"{tp / (tp + fn):.3f}")
+            assert row["PPV"].startswith(f"{tp / (tp + fp):.3f}" if tp + fp else "-")
+
+
+def test_an_external_set_is_decided_at_the_thresholds_of_the_training_studies(operating):
+    own = by_first(operating.tables["Decisions on any: studies, out of fold"])
+    outside = by_first(operating.tables["Decisions on any: studies of CQ500"])
+    for name, row in outside.items():
+        assert row["threshold"] == own[name]["threshold"].split("|")[0]
+
+
+def test_predictive_values_are_given_at_every_prevalence_of_the_settings(given, operating):
+    rows = by_first(operating.tables["Predictive values of any by prevalence: studies, out of fold"])
+    decisions = by_first(operating.tables["Decisions on any: studies, out of fold"])
+    for name, row in rows.items():
+        found, kept = (float(decisions[name][rate].split("|")[0]) for rate in ("sensitivity", "specificity"))
+        for share in given.config.report.prevalences:
+            right = found * share
+            expected = right / (right + (1 - kept) * (1 - share)) if right else np.nan
+            shown = row[f"PPV\nat {100 * share:g} %"].split("|")[0]
+            assert shown == "-" or float(shown) == pytest.approx(expected, abs=0.01)
+
+
+def test_recall_points_are_those_of_scikit_learn_and_their_steps_the_average_precision():
+    rng = np.random.default_rng(0)
+    p, y = rng.integers(0, 12, 200) / 11, rng.integers(0, 2, 200)
+    recall, precision = recall_points(y, p)
+    expected = precision_recall_curve(y, p)
+    np.testing.assert_allclose(recall[1:], expected[1][::-1][1:])
+    np.testing.assert_allclose(precision[1:], expected[0][::-1][1:])
+    assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(average_precision_score(y, p))
+
+
+def test_a_precision_recall_curve_stands_beside_every_roc_curve_with_the_average_precision_of_the_scores(given):
+    words = [drawing["aria-label"] for drawing in show(make_roc(given)).drawings]
+    assert [text.split(" curves, ")[0] for text in words] == ["ROC", "Precision-recall"] * 3
+    for text, group in zip(words[1::2], (SLICES, STUDIES, external_studies("cq500")), strict=True):
+        score = given.scores.find(given.best, "average_precision", "any", group)
+        assert f"any {score.value:.3f} ({score.n_positive / score.n:.3f})" in text
