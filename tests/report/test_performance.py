@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_curve
 from support.reports import CONFIG, Page, make_report_work
 from support.simulated import TASK
 
 from ichkit.show import page
+from ichkit.show.table import format_number
 from ichkit.stages.report import run as report
+from ichkit.stages.report.calibration import make_calibration
 from ichkit.stages.report.classes import make_roc
 from ichkit.stages.report.curves import recall_points
+from ichkit.stages.report.decisions import make_decisions
 from ichkit.stages.report.operating import make_operating
 from ichkit.stages.scores.book import SLICES, STUDIES, external_studies
+from ichkit.validation.net_benefit import measure_net_benefit
+from ichkit.validation.recalibration import measure_calibration
 from ichkit.validation.scores import SENSITIVITY, SPECIFICITY
 
 
@@ -95,6 +100,37 @@ def test_recall_points_are_those_of_scikit_learn_and_their_steps_the_average_pre
 def test_a_precision_recall_curve_stands_beside_every_roc_curve_with_the_average_precision_of_the_scores(given):
     words = [drawing["aria-label"] for drawing in show(make_roc(given)).drawings]
     assert [text.split(" curves, ")[0] for text in words] == ["ROC", "Precision-recall"] * 3
-    for text, group in zip(words[1::2], (SLICES, STUDIES, external_studies("cq500")), strict=True):
+    for text, group in zip(words[1::2], (STUDIES, SLICES, external_studies("cq500")), strict=True):
         score = given.scores.find(given.best, "average_precision", "any", group)
         assert f"any {score.value:.3f} ({score.n_positive / score.n:.3f})" in text
+
+
+def test_calibration_is_that_of_the_rows_and_every_bin_of_the_scores_is_counted(given):
+    shown = show(make_calibration(given))
+    for name, rows in (("slices, out of fold", given.scored.slices), ("studies, out of fold", given.scored.studies)):
+        table = by_first(shown.tables[f"Calibration: {name}"])
+        for c, label in enumerate(TASK.classes):
+            p, y = rows.probabilities[:, c], rows.labels[:, c]
+            assert table[label]["Brier"].startswith(f"{brier_score_loss(y, p):.4f}|")
+            found = measure_calibration(p, y, rows.members, num_draws=5, level=0.95, seed=0)
+            shown_slope, shown_intercept = (table[label][name].split("|")[0] for name in ("slope", "intercept"))
+            assert shown_slope.lstrip("+") == format_number(found.slope.value, 2)
+            assert shown_intercept == f"{found.intercept.value:+z.2f}"
+        counts = [row[2:4] for row in shown.tables[f"Bins: {name}"][1:]]
+        totals = np.array([[int(text.replace(",", "")) for text in row] for row in counts]).sum(0)
+        assert totals.tolist() == [rows.labels.size, int(rows.labels.sum())]
+    words = [drawing["aria-label"] for drawing in shown.drawings]
+    assert sum(text.startswith("Reliability curve of") for text in words) == len(words) == 3 * len(TASK.classes)
+
+
+def test_the_gain_in_net_benefit_is_that_of_the_rows_for_every_class_and_set(given):
+    shown = show(make_decisions(given))
+    for group in (one for one in given.groups if one.unit == "studies"):
+        table = by_first(shown.tables[f"Gain in net benefit: {group.name}"])
+        for label, row in table.items():
+            c = TASK.classes.index(label)
+            columns = group.rows.probabilities[:, c], group.rows.labels[:, c], group.rows.members
+            found = measure_net_benefit(*columns, np.array([0.1, 0.5]), num_draws=5, seed=0)
+            assert row["at 10 %"].startswith(f"{100 * found.gain[0]:+z.2f}")
+            assert row["at 50 %"].startswith(f"{100 * found.gain[1]:+z.2f}")
+    assert len(shown.drawings) == sum(len(table) - 1 for table in shown.tables.values())

@@ -181,7 +181,7 @@ def test_every_part_has_a_name_and_every_link_an_end(page):
     assert len(page.ids) == len(set(page.ids))
     anchors = [link.removeprefix("#") for link in page.links]
     assert set(anchors) <= set(page.ids)
-    assert len(anchors) == len(page.headings) == 16
+    assert len(anchors) == len(page.headings) == 17
     assert {name for pair in page.references for name in pair if name} <= set(page.ids)
     assert all(picture["alt"] and picture["src"].startswith("data:image/") for picture in page.pictures)
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in page.drawings)
@@ -267,7 +267,7 @@ def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
     for command in ("ichkit train --fold 1", "ichkit stack", "ichkit prepare --cq500 PATH"):
         assert f"Run {command}" in page.text
     assert set(page.tables) >= {"Log loss per class and stage, out of fold", "a, out of fold, by slice"}
-    assert len(page.headings) == 16
+    assert len(page.headings) == 17
 
 
 def test_without_training_the_page_shows_the_data_and_says_what_comes_next(tmp_path):

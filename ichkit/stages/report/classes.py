@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from ichkit.core.roles import title_of
-from ichkit.show.blocks import Chart, Charts, Prose, Section
+from ichkit.show.blocks import Chart, Charts, Section
 from ichkit.show.drawing import COLOURS, draw_intervals, to_svg
-from ichkit.show.table import Cell, Table, format_interval, format_number
-from ichkit.stages.report.curves import draw_recall, draw_reliability, draw_roc, recall_points, roc_points
-from ichkit.stages.report.report_data import ReportData, make_series
+from ichkit.show.table import Cell, Table, format_number
+from ichkit.stages.report.curves import draw_recall, draw_roc, recall_points, roc_points
+from ichkit.stages.report.report_data import ReportData, Scorable, make_series
 from ichkit.stages.scores import tables
-from ichkit.stages.scores.book import SLICES, STUDIES, Group, external_studies
+from ichkit.stages.scores.book import SLICES, STUDIES
 from ichkit.validation.scores import (
     AVERAGE_PRECISION,
     CALIBRATION_ERROR,
@@ -19,7 +18,6 @@ from ichkit.validation.scores import (
     SENSITIVITY,
     SPECIFICITY,
 )
-from ichkit.validation.tallies import ScoredRows
 
 _METRICS = {
     "log loss": LOG_LOSS,
@@ -55,39 +53,8 @@ def make_losses(report: ReportData) -> Section:
 
 def make_roc(report: ReportData) -> Section:
     """ROC and precision-recall curves of the best source: slices and studies out of fold, studies of external sets."""
-    groups = {
-        SLICES: ("slices, out of fold", report.scored.slices),
-        STUDIES: ("studies, out of fold, maximum over the slices", report.scored.studies),
-    }
-    for name in report.scores.external_sets:
-        studies = report.external_studies(name)
-        groups[external_studies(name)] = (f"{title_of(name)} studies, maximum over the slices", studies)
-    charts = [chart for group, what in groups.items() for chart in _draw_curves(report, group, *what)]
+    charts = [chart for group in report.groups for chart in _draw_curves(report, group)]
     return Section("roc", "ROC and precision-recall curves", [Charts(charts)])
-
-
-def make_reliability(report: ReportData) -> Section:
-    """A reliability curve of the best source for each class, with that of the first stage for comparison."""
-    curves = report.scores.tables.reliability
-    curves = curves[(curves.level == SLICES.level) & (curves.split == SLICES.split)]
-    best, first = report.best, report.first
-    charts = []
-    for name in report.task.classes:
-        of_class = curves[curves["class"] == name]
-        own = of_class[of_class.source == best.name]
-        before = None if first in (None, best) else of_class[of_class.source == first.name]
-        error = report.scores.find(best, CALIBRATION_ERROR, name)
-        found = f"{format_number(error.value, 4)} ({format_interval(error.low, error.high, 4) or 'no interval'})"
-        figure = draw_reliability(own, before)
-        alt = f"Reliability curve of {name}: {len(own)} non-empty bins; expected calibration error {found}."
-        charts.append(Chart(to_svg(figure, f"reliability-{name}", alt), f"{name}: ECE {found}"))
-    hollow = "" if first in (None, best) else f" Hollow marks: {first.name}, before the second stage."
-    num_bins = report.config.evaluate.num_bins
-    text = Prose(
-        f"{best.name}, out-of-fold slices in {num_bins} bins, observed frequencies with confidence intervals. Dotted "
-        f"line: perfect calibration.{hollow} ECE: expected calibration error."
-    )
-    return Section("reliability", "Calibration", [text, Charts(charts, "small")])
 
 
 def _by_class(report: ReportData) -> list[Table]:
@@ -97,23 +64,24 @@ def _by_class(report: ReportData) -> list[Table]:
     return [*made, *(tables.at_half(report.scores, report.best, group) for group in shown)]
 
 
-def _draw_curves(report: ReportData, group: Group, title: str, rows: ScoredRows) -> list[Chart]:
+def _draw_curves(report: ReportData, group: Scorable) -> list[Chart]:
     """The ROC and the precision-recall curves of a group; none where no class has both positives and negatives."""
-    roc, recall, prevalences = {}, {}, []
+    rows, roc, recall, prevalences = group.rows, {}, {}, []
     for c, name in enumerate(report.task.classes):
         known = ~np.isnan(rows.labels[:, c])
         truth, p = rows.labels[known, c], rows.probabilities[known, c]
         if not 0 < truth.sum() < len(truth):
             continue
         area, average = (
-            report.scores.find(report.best, metric, name, group) for metric in (ROC_AUC, AVERAGE_PRECISION)
+            report.scores.find(report.best, metric, name, group.group) for metric in (ROC_AUC, AVERAGE_PRECISION)
         )
         roc[f"{name} {format_number(area.value, 3)} ({area.n_positive:,})"] = roc_points(truth, p)
         recall[f"{name} {format_number(average.value, 3)} ({truth.mean():.3f})"] = recall_points(truth, p)
         prevalences.append(float(truth.mean()))
     if not roc:
         return []
-    of = group.dataset or group.level
+    of = group.group.dataset or group.group.level
+    title = f"{group.name}, maximum over the slices" if group.unit == "studies" else group.name
     start = f"{report.best.name}: {title}."
     areas = Chart(
         to_svg(draw_roc(roc), f"roc-{of}", f"ROC curves, {title}: AUC (positives) {'; '.join(roc)}."),

@@ -1,4 +1,4 @@
-"""Figures: ROC, precision-recall and reliability curves, training loss by epoch, probabilities along a study."""
+"""Figures: ROC, precision-recall, reliability and decision curves, training loss, probabilities along a study."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ichkit.show.drawing import COLOURS, GRID, MUTED, in_style, make_figure
+from ichkit.validation.net_benefit import NetBenefit
 
 _NUM_POINTS = 160
 _SQUARE, _FIFTHS = (3.9, 4.3), (0, 0.2, 0.4, 0.6, 0.8, 1)
@@ -97,23 +98,54 @@ def _finish_square(figure: Figure, axes: Axes) -> None:
 
 
 @in_style
-def draw_reliability(curve: pd.DataFrame, before: pd.DataFrame | None) -> Figure:
-    """The observed frequency against the mean predicted probability of each bin of one class, with intervals.
+def draw_reliability(curve: pd.DataFrame, before: pd.DataFrame | None, unit: str) -> Figure:
+    """The observed frequency against the mean predicted probability of each bin, above the counts of the bins.
 
     Args:
         curve: rows of `reliability.parquet`.
         before: those of the first stage, drawn as hollow marks; None draws none.
+        unit: what is counted, e.g. "slices".
     """
-    figure, axes = make_figure(2.6, 2.5)
+    figure = Figure(figsize=(2.8, 3.4), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=":")
     if before is not None:
         axes.plot(before.mean_probability, before.positive_share, "o", ms=3, mfc="none", mec=MUTED, alpha=0.8)
     axes.vlines(curve.mean_probability, curve.low, curve.high, color=COLOURS[0], lw=1.6, alpha=0.5)
     axes.plot(curve.mean_probability, curve.positive_share, "-o", ms=3.6, lw=1.2, color=COLOURS[0])
-    axes.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    axes.set_xticks([0, 0.5, 1])
+    axes.set(ylabel="observed frequency", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.set_yticks([0, 0.5, 1])
-    axes.set_aspect("equal")
+    middle, width = (curve.bin_low + curve.bin_high) / 2, curve.bin_high - curve.bin_low
+    below.bar(middle, curve.n, width=0.9 * width, color=MUTED, alpha=0.45)
+    below.bar(middle, curve.n_positive, width=0.9 * width, color=COLOURS[0])
+    below.set_yscale("log")
+    below.set(xlabel="predicted probability", ylabel=unit, ylim=(0.7, 2 * curve.n.max()))
+    below.yaxis.set_major_locator(LogLocator(numticks=4))
+    below.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    below.yaxis.set_minor_locator(NullLocator())
+    below.set_xticks([0, 0.5, 1])
+    return figure
+
+
+@in_style
+def draw_net_benefit(found: NetBenefit, level: float, size: tuple[float, float]) -> Figure:
+    """The decision curve of one class with its interval, and the two defaults.
+
+    Args:
+        level: confidence level of the band.
+        size: width and height in inches.
+    """
+    figure, axes = make_figure(*size)
+    low, high = np.quantile(found.draws_of_model, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    axes.fill_between(found.thresholds, low, high, color=COLOURS[0], alpha=0.18, lw=0)
+    axes.plot(found.thresholds, found.of_model, color=COLOURS[0], lw=1.7, label="model")
+    axes.plot(found.thresholds, found.of_all, color=COLOURS[1], lw=1.2, ls="--", label="act on all")
+    axes.axhline(0, color=MUTED, lw=1.2, ls=":", label="act on none")
+    share, top = found.n_positive / found.n, 1.04 * high.max()
+    axes.set(xlabel="threshold probability", ylabel="net benefit per study", xlim=(0, 1), ylim=(-0.15 * share, top))
+    axes.set_xticks(_FIFTHS)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7.5, handlelength=1.8, columnspacing=1.2)
     return figure
 
 

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.core.roles import title_of
 from ichkit.show.blocks import Block, Prose, Section, Subsection
 from ichkit.show.table import Cell, Table, format_interval, format_number
-from ichkit.stages.report.report_data import ReportData
+from ichkit.stages.report.report_data import ReportData, Scorable
+from ichkit.stages.scores.book import SLICES, STUDIES
 from ichkit.stages.scores.score_source import seed_of_rows
 from ichkit.validation.intervals import interval_of
 from ichkit.validation.operating import (
     OPERATING_POINTS,
     PointCounts,
-    Thresholds,
     choose_operating_points,
     count_at_given,
     count_at_points,
@@ -22,7 +21,6 @@ from ichkit.validation.operating import (
     positive_predictive_value,
 )
 from ichkit.validation.scores import POOLED
-from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import (
     FALSE_POSITIVE,
     NEGATIVE,
@@ -54,17 +52,20 @@ class Decided:
     """One group of rows with its decisions at every operating point.
 
     Attributes:
-        name: unique in the page, e.g. "studies, out of fold".
         thresholds: operating point to (C,), for new scans or carried over.
         ranges: operating point to (K, C) thresholds of the folds; empty where they are carried over.
         counts: operating point to its decisions.
     """
 
-    name: str
-    rows: ScoredRows
+    of: Scorable
     thresholds: dict[str, np.ndarray]
     ranges: dict[str, np.ndarray]
     counts: dict[str, PointCounts]
+
+    @property
+    def name(self) -> str:
+        """Unique in the page."""
+        return self.of.name
 
 
 def make_operating(report: ReportData) -> Section:
@@ -77,7 +78,7 @@ def make_operating(report: ReportData) -> Section:
         for name in (task.headline_class, *others):
             tables = _tables(report, group, task.classes.index(name))
             is_open = name == task.headline_class
-            blocks.append(Subsection(f"{_first_upper(group.name)}: {name}", tables, is_open))
+            blocks.append(Subsection(f"{group.of.title}: {name}", tables, is_open))
     return Section("operating", "Decisions at named thresholds", blocks)
 
 
@@ -86,7 +87,7 @@ def _text(report: ReportData) -> str:
     points = "; ".join(f"{point.title}: {point.description[0].lower()}{point.description[1:-1]}" for point in named)
     return (
         f"{report.best.name}. A slice, or a study by the maximum over its slices, is positive at or above the "
-        f"threshold. {_first_upper(points)}; sensitivity or specificity 90, 95, 98 %: the threshold that reaches at "
+        f"threshold. Thresholds: {points}; sensitivity or specificity 90, 95, 98 %: the threshold that reaches at "
         "least that share where it was chosen. Out of fold, each fold is decided at thresholds chosen on the other "
         "folds, so the share aimed at is reached only approximately. An external set is decided at the thresholds of "
         f"the out-of-fold studies, carried over unchanged. {_INTERVALS}"
@@ -94,25 +95,22 @@ def _text(report: ReportData) -> str:
 
 
 def _decide_groups(report: ReportData) -> list[Decided]:
-    """The studies and slices out of fold, then the studies of each external set."""
-    scored, num_draws = report.scored, report.config.evaluate.num_draws
-    groups = []
-    for name, rows, part in (
-        ("studies, out of fold", scored.studies, scored.part_of_study),
-        ("slices, out of fold", scored.slices, scored.part),
-    ):
-        parts = [int(number) for number in np.unique(part)]
-        chosen: Thresholds = choose_operating_points(rows, part, [*parts, POOLED])
-        for_all = chosen.pop(POOLED)
-        counts = count_at_points(rows, chosen, part, num_draws=num_draws, seed=seed_of_rows(rows, report.config))
-        ranges = {point: np.stack([chosen[number][point] for number in parts]) for point in OPERATING_POINTS}
-        groups.append(Decided(name, rows, for_all, ranges, counts))
-    carried = groups[0].thresholds
-    for dataset in report.scores.external_sets:
-        rows = report.external_studies(dataset)
-        counts = count_at_given(rows, carried, num_draws=num_draws, seed=seed_of_rows(rows, report.config))
-        groups.append(Decided(f"studies of {title_of(dataset)}", rows, carried, {}, counts))
-    return groups
+    """Every group; an external set at the thresholds of the out-of-fold studies, which come first."""
+    parts = {STUDIES: report.scored.part_of_study, SLICES: report.scored.part}
+    decided: list[Decided] = []
+    for group in report.groups:
+        asked = {"num_draws": report.config.evaluate.num_draws, "seed": seed_of_rows(group.rows, report.config)}
+        if group.group in parts:
+            part = parts[group.group]
+            numbers = [int(number) for number in np.unique(part)]
+            chosen = choose_operating_points(group.rows, part, [*numbers, POOLED])
+            for_all = chosen.pop(POOLED)
+            ranges = {name: np.stack([of_part[name] for of_part in chosen.values()]) for name in OPERATING_POINTS}
+            decided.append(Decided(group, for_all, ranges, count_at_points(group.rows, chosen, part, **asked)))
+        else:
+            carried = decided[0].thresholds
+            decided.append(Decided(group, carried, {}, count_at_given(group.rows, carried, **asked)))
+    return decided
 
 
 def _summary(report: ReportData, group: Decided) -> Table:
@@ -129,7 +127,7 @@ def _summary(report: ReportData, group: Decided) -> Table:
     rows: list[list[Cell | str]] = []
     for c, label in enumerate(report.task.classes):
         cells = [_rate(group.counts[name], c, measure, report) for name, measure in by_aim.values()]
-        rows.append([label, *cells, _positives(group, c)])
+        rows.append([label, *cells, group.of.positives(c)])
     title = f"Sensitivity at fixed specificity, and the reverse: {group.name}"
     note = "The specificity, or sensitivity, that was reached is in the tables by class below."
     return Table(title, ("class", *by_aim, "positive"), rows, note=note)
@@ -204,16 +202,7 @@ def _confusion(counts: np.ndarray) -> list[str]:
     return [format_number(None, 0) if np.isnan(number) else f"{int(number):,}" for number in numbers]
 
 
-def _positives(group: Decided, c: int) -> Cell:
-    labels = group.rows.labels[:, c]
-    return Cell(f"{int((labels == 1).sum()):,}", f"/ {int((~np.isnan(labels)).sum()):,}")
-
-
 def _prevalence(group: Decided, c: int) -> float:
-    labels = group.rows.labels[:, c]
+    labels = group.of.rows.labels[:, c]
     known = labels[~np.isnan(labels)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _first_upper(text: str) -> str:
-    return text[0].upper() + text[1:]

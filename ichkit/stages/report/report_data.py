@@ -9,17 +9,45 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
+from ichkit.core.roles import title_of
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
 from ichkit.show.drawing import Series
+from ichkit.show.table import Cell
 from ichkit.stacking.table import BASE
-from ichkit.stages.scores.book import Score, ScoreBook
+from ichkit.stages.scores.book import SLICES, STUDIES, Group, Score, ScoreBook, external_studies
 from ichkit.stages.scores.score_source import OutOfFold, read_external_studies, read_out_of_fold
 from ichkit.validation.catalog import Source, load_out_of_fold
 from ichkit.validation.tallies import ScoredRows
 from ichkit.work.folder import WorkFolder
 
 _SHOWN_CHARACTERS = 6
+
+
+@dataclass(frozen=True)
+class Scorable:
+    """Rows that the best source is judged on.
+
+    Attributes:
+        name: unique in the page, e.g. "studies, out of fold".
+        group: their place in the scores.
+        unit: what a row is: "slices" or "studies".
+    """
+
+    name: str
+    group: Group
+    rows: ScoredRows
+    unit: str
+
+    @property
+    def title(self) -> str:
+        """The name with a capital."""
+        return self.name[0].upper() + self.name[1:]
+
+    def positives(self, c: int) -> Cell:
+        """Positive rows of a class above all rows of known label."""
+        labels = self.rows.labels[:, c]
+        return Cell(f"{int((labels == 1).sum()):,}", f"/ {int((~np.isnan(labels)).sum()):,}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +145,19 @@ class ReportData:
     def external_studies(self, dataset: str) -> ScoredRows:
         """The studies of an external set with the probabilities of the best source, by study_id."""
         return read_external_studies(self.best, self.prepared, dataset, self.config)
+
+    @cached_property
+    def groups(self) -> list[Scorable]:
+        """The rows that the best source is judged on: studies and slices out of fold, studies of external sets."""
+        own = [
+            Scorable("studies, out of fold", STUDIES, self.scored.studies, "studies"),
+            Scorable("slices, out of fold", SLICES, self.scored.slices, "slices"),
+        ]
+        outside = self.scores.external_sets
+        return own + [
+            Scorable(f"studies of {title_of(name)}", external_studies(name), self.external_studies(name), "studies")
+            for name in outside
+        ]
 
     def probabilities(self, source: Source) -> np.ndarray:
         """(N, C) float64 out-of-fold probabilities of `rows` by one of the peers."""

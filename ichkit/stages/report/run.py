@@ -13,8 +13,10 @@ from ichkit.imaging.store import Prepared
 from ichkit.show import page
 from ichkit.show.blocks import Section
 from ichkit.show.plan import Forecast, Plan
-from ichkit.stages.report.classes import make_losses, make_reliability, make_roc
+from ichkit.stages.report.calibration import make_calibration
+from ichkit.stages.report.classes import make_losses, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
+from ichkit.stages.report.decisions import make_decisions
 from ichkit.stages.report.external import make_external
 from ichkit.stages.report.gallery import make_galleries
 from ichkit.stages.report.label_errors import write_label_errors
@@ -49,7 +51,8 @@ _SCORED = (
     make_losses,
     make_roc,
     make_operating,
-    make_reliability,
+    make_calibration,
+    make_decisions,
     make_strips,
     make_galleries,
     make_external,
