@@ -11,5 +11,6 @@ setup(
         "ichkit.pipelines": ["*.yaml"],
         "ichkit": ["py.typed"],
         "": ["*.j2", "*.js"],
+        "ichkit.stages.report": ["checklists/*.csv"],
     },
 )

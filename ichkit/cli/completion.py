@@ -65,6 +65,13 @@ def complete_model(ctx: click.Context, option: click.Parameter, typed: str) -> l
     return found or [CompletionItem(typed, type="dir")]
 
 
+def complete_checklist(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Reporting guidelines, each with its description."""
+    from ichkit.stages.report.checklists import CHECKLISTS
+
+    return [CompletionItem(name, help=CHECKLISTS[name].description) for name in _starting(list(CHECKLISTS), typed)]
+
+
 def complete_setting(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[str]:
     """`section.key=` of every setting; behind the sign, the values of a setting that has a fixed choice of them."""
     from ichkit.core.config import Config

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ichkit import __version__
-from ichkit.cli.completion import complete_run, complete_runs, complete_source, complete_training_source
+from ichkit.cli.completion import (
+    complete_checklist,
+    complete_run,
+    complete_runs,
+    complete_source,
+    complete_training_source,
+)
 from ichkit.cli.config import config_commands
 from ichkit.cli.external import external_options
 from ichkit.cli.model import explain_command, export_command, predict_command
@@ -272,9 +278,17 @@ main.add_command(export_command)
 main.add_command(explain_command)
 
 
-@main.command(epilog=epilog("ichkit report", "ichkit report --label-errors"))
+@main.command(epilog=epilog("ichkit report", "ichkit report --label-errors", "ichkit report --checklist claim"))
 @click.option(
     "--label-errors", is_flag=True, help="Also list labels that the out-of-fold predictions contradict (HTML and CSV)."
+)
+@click.option(
+    "--checklist",
+    "checklists",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_checklist,
+    help="Also fill the checklist of a reporting guideline, claim, tripod-ai or stard-ai (HTML and CSV); repeatable.",
 )
 @submissions_option
 @common_options

@@ -7,6 +7,8 @@ from typing import ClassVar
 import pandas as pd
 
 NOTHING = "-"
+BLANK = "to be filled in by the authors"
+"""The mark of a field that no file of the work folder can answer."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Cell:
         link: id of the element that the text links to; pages only.
         slice_index: the slice that a linked viewer shows.
         full: the whole ID that `text` is the end of, shown on a click; pages only.
+        links: text and address of links instead of `text`; pages only.
     """
 
     text: str
@@ -29,6 +32,7 @@ class Cell:
     link: str = ""
     slice_index: int | None = None
     full: str = ""
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,19 @@ class Table:
         assert at >= self.num_text
         rows = [[*row[:at], *row[at + 1 :]] for row in self.rows]
         return replace(self, columns=(*self.columns[:at], *self.columns[at + 1 :]), rows=rows)
+
+
+def cell_text(cell: Cell) -> str:
+    """The cell as one line: the whole ID where it is shortened, its small text in brackets.
+
+    Example:
+        >>> cell_text(Cell("0.983", "0.971-0.992"))
+        '0.983 (0.971-0.992)'
+    """
+    text = cell.full or cell.text
+    if not cell.small:
+        return text
+    return f"{text} ({cell.small})" if text else cell.small
 
 
 def format_number(value: float | None, digits: int) -> str:

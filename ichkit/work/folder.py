@@ -97,6 +97,10 @@ class WorkFolder:
         """The page of suspected label errors; their table is beside it."""
         return self.root / "label_errors.html"
 
+    def checklist(self, name: str) -> Path:
+        """The page of a reporting guideline; its table is beside it."""
+        return self.root / f"checklist-{name}.html"
+
     def fold(self, run: str, fold: int) -> Path:
         """The artifact of one fold of one run.
 

@@ -1,7 +1,9 @@
 """`ichkit report`: one self-contained HTML page about a work folder: no network, images embedded."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ichkit.core.config import Config
@@ -14,6 +16,8 @@ from ichkit.show import page
 from ichkit.show.blocks import Section
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.report.calibration import make_calibration
+from ichkit.stages.report.checklist_page import CHECKLIST_TEMPLATE, write_checklist
+from ichkit.stages.report.checklists import Checklist, find_checklist, read_source
 from ichkit.stages.report.classes import make_losses, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.decisions import make_decisions
@@ -71,10 +75,12 @@ class ReportOptions:
     Attributes:
         submissions: the folder of the submissions whose Kaggle scores are shown.
         label_errors: also write the page and the table of suspected label errors.
+        checklists: reporting guidelines whose checklists are filled, names in `CHECKLISTS`.
     """
 
     submissions: Path = Path("submissions")
     label_errors: bool = False
+    checklists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class ReportPlan(Plan):
 
     Attributes:
         scoring: the plan of the missing scores; None if nothing is trained yet.
+        checklists: the guidelines whose checklists are filled.
     """
 
     config: Config
@@ -90,20 +97,24 @@ class ReportPlan(Plan):
     options: ReportOptions
     prepared: Prepared
     scoring: EvaluatePlan | None
+    checklists: tuple[Checklist, ...] = ()
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The scores, if they are out of date, and the page."""
-        page_path = self.work.label_errors
-        label_errors = (page_path, page_path.with_suffix(".csv")) if self.options.label_errors else ()
-        return (*(() if self.scoring is None else self.scoring.writes), self.work.report, *label_errors)
+        """The scores, if they are out of date, and the page with what was asked for beside it."""
+        pages = [self.work.label_errors] if self.options.label_errors else []
+        pages += [self.work.checklist(checklist.name) for checklist in self.checklists]
+        beside = [path for page_path in pages for path in (page_path, page_path.with_suffix(".csv"))]
+        return (*(() if self.scoring is None else self.scoring.writes), self.work.report, *beside)
 
     def forecast(self) -> Forecast:
         """The missing scores, then the page; the size of the existing page, if the scores are up to date."""
         scoring, page = self.scoring, self.work.report
         before = () if scoring is None or scoring.is_current else scoring.forecast().steps
         step = f"one page about {format_count(0 if scoring is None else len(scoring.sources), 'source')}"
-        steps = (*before, step, *(("suspected label errors of the best source",) if self.options.label_errors else ()))
+        label_errors = ("suspected label errors of the best source",) if self.options.label_errors else ()
+        filled = (f"checklist {checklist.title}, {checklist.num_items} items" for checklist in self.checklists)
+        steps = (*before, step, *label_errors, *filled)
         return Forecast(steps, page.stat().st_size if not before and page.is_file() else None)
 
 
@@ -111,9 +122,11 @@ def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None)
     """The plan of a report; writes nothing.
 
     Raises:
+        ConfigError: no such checklist.
         ArtifactError: nothing is prepared, an artifact is damaged, or label errors are asked for before training.
     """
     options = options or ReportOptions()
+    checklists = tuple(map(find_checklist, dict.fromkeys(options.checklists)))
     prepared = Prepared.open(work.prepared, find_task(config.task))
     scoring = evaluate.plan_scores(config, work) if take_inventory(work).finished_runs else None
     if options.label_errors and scoring is None:
@@ -121,12 +134,14 @@ def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None)
             "report --label-errors: expected out-of-fold predictions, found no finished fold in runs/. "
             "Run `ichkit train` first."
         )
-    return ReportPlan(config, work, options, prepared, scoring)
+    return ReportPlan(config, work, options, prepared, scoring, checklists)
 
 
 @holding(lambda given: given["plan"].work.report)
 def run(plan: ReportPlan) -> Path:
-    """Writes `work/report.html` and returns its path; missing scores are computed, missing parts are named in the page.
+    """Writes `work/report.html` and what was asked for beside it, and returns its path.
+
+    Missing scores are computed, missing parts are named in the page.
 
     A page made from the same inputs, settings and versions is kept.
 
@@ -136,16 +151,50 @@ def run(plan: ReportPlan) -> Path:
     report, work = collect(plan), plan.work
     if plan.options.label_errors:
         write_label_errors(report, work.label_errors, work.label_errors.with_suffix(".csv"))
-    inputs = _digest(report)
-    if _inputs_of(work.report) == inputs:
-        logger.info("report: %s is up to date", work.report)
-        return work.report
-    if work.report.exists():
-        logger.info("report: the inputs changed; writing the page again")
-    text = render(report, inputs)
-    write_bytes_atomically(work.report, text.encode())
-    logger.info("report: %s, %.1f MB", work.report, len(text) / 1e6)
+    outputs = Outputs(report, _digest(report))
+    outputs.write_page()
+    for checklist in plan.checklists:
+        outputs.write_checklist(checklist)
     return work.report
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that are made of the sections of one report; those made from the same inputs are kept.
+
+    Attributes:
+        inputs: digest of everything that the sections depend on.
+    """
+
+    report: ReportData
+    inputs: str
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The sections of the page, made once for all files and only if one of them is out of date."""
+        return make_sections(self.report)
+
+    def write_page(self) -> None:
+        """Writes `work/report.html`."""
+        path = self.report.work.report
+        if _inputs_of(path) == self.inputs:
+            logger.info("report: %s is up to date", path)
+            return
+        if path.exists():
+            logger.info("report: the inputs changed; writing the page again")
+        text = render(self.report, self.sections, self.inputs)
+        write_bytes_atomically(path, text.encode())
+        logger.info("report: %s, %.1f MB", path, len(text) / 1e6)
+
+    def write_checklist(self, checklist: Checklist) -> None:
+        """Writes the page and the table of a guideline."""
+        path = self.report.work.checklist(checklist.name)
+        template = page.read_template(_ROOM, CHECKLIST_TEMPLATE)
+        inputs = digest_of([self.inputs, vars(checklist), read_source(checklist), template])
+        if _inputs_of(path) == inputs and path.with_suffix(".csv").is_file():
+            logger.info("report: %s is up to date", path)
+            return
+        write_checklist(self.report, checklist, self.sections, path, inputs)
 
 
 def collect(plan: ReportPlan) -> ReportData:
@@ -164,10 +213,11 @@ def collect(plan: ReportPlan) -> ReportData:
     return ReportData(config, work, prepared, "+".join(sorted({data, *book.data.split("+")})), book, sites)
 
 
-def render(report: ReportData, inputs: str = "") -> str:
+def render(report: ReportData, sections: Sequence[Section], inputs: str = "") -> str:
     """The page as HTML.
 
     Args:
+        sections: from `make_sections`.
         inputs: digest of the inputs, stored in the head of the page.
     """
     made = "Nothing is trained yet."
@@ -178,7 +228,7 @@ def render(report: ReportData, inputs: str = "") -> str:
         _ROOM,
         _TEMPLATE,
         task=report.task,
-        sections=_make_sections(report),
+        sections=sections,
         data=report.data,
         notice=notice,
         made=made,
@@ -186,7 +236,8 @@ def render(report: ReportData, inputs: str = "") -> str:
     )
 
 
-def _make_sections(report: ReportData) -> list[Section]:
+def make_sections(report: ReportData) -> list[Section]:
+    """The sections of the page, in order."""
     scored = [make(report) for make in _SCORED] if report.sources else []
     return [make_overview(report), *scored, make_data(report), make_repeat(report)]
 
