@@ -25,6 +25,8 @@ os.environ["BLOSC_NTHREADS"] = "1"
 
 FACTS_NAME = "slice_facts.parquet"
 CROPS_NAME = "crops.parquet"
+FLOW = "image flow"
+"""The fact of the manifest that counts the images of each source: found, beyond_limit, and read by split."""
 _FEW_BLOCKS = 8
 _BLOCK_VALUES = 131_072  # 256 kB of int16: under a percent larger than 64 kB, and 7 % less time
 

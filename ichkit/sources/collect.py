@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,12 +36,16 @@ class PlannedSource:
 
     Attributes:
         slices: from `order_slices`.
+        num_images: image files found, each frame of a multi-frame file on its own.
+        num_beyond_limit: of these, those of studies that `--limit-studies` leaves out.
     """
 
     plan: SourcePlan
     tasks: StudyTasks
     slices: pd.DataFrame
     repair: bool
+    num_images: int = 0
+    num_beyond_limit: int = 0
 
 
 def collect_slices(planned: PlannedSource, records: Mapping[str, StudyRecord], task: Task) -> pd.DataFrame:
@@ -107,6 +112,21 @@ def collect_failures(planned: PlannedSource, records: Mapping[str, StudyRecord])
             failed = rows.iloc[[int(starts[at]) + inside for at, inside, _ in failures]]
             parts.append(make_rejected(failed, reason=[reason for *_, reason in failures]))
     return pd.concat(parts) if parts else pd.DataFrame(columns=REJECTED)
+
+
+def count_images(planned: PlannedSource, records: Mapping[str, StudyRecord], num_refused: int) -> dict[str, Any]:
+    """The flow of a source for the manifest: images found, beyond the limit of studies, and read, the last by split.
+
+    Args:
+        num_refused: zip members rejected unread; they count as found.
+    """
+    failed = collect_failures(planned, records)["split"].value_counts()
+    read = planned.plan.files["split"].value_counts().sub(failed, fill_value=0)
+    return {
+        "found": planned.num_images + num_refused,
+        "beyond_limit": planned.num_beyond_limit,
+        "read": {str(split): int(count) for split, count in read.sort_index().items()},
+    }
 
 
 def collect_crops(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:

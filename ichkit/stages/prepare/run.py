@@ -114,6 +114,7 @@ def _plan_source(
     found = source.plan(
         Found(listing.files, listing.images, index, task, labels, override, salt, judges_hu, plan.by_part)
     )
+    whole = found
     found = _limit(found, plan.options.limit_studies)
     if plan.options.strict and len(found.rejected):
         first = found.rejected.iloc[0]
@@ -122,7 +123,8 @@ def _plan_source(
     treatment = (config.channels.hull_hu(), config.prepare.size, judges_hu, config.prepare.steps(), plan.parts)
     pixels = PixelSettings(source.repair, *treatment)
     ordered, slices = order_slices(found.files)
-    return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair)
+    beyond = len(whole.files) + len(whole.rejected) - len(found.files) - len(found.rejected)
+    return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair, len(index), beyond)
 
 
 def _read_salt(work: WorkFolder) -> bytes:

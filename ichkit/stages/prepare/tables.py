@@ -10,8 +10,15 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import LOCKED, Role, order_external, title_of
 from ichkit.core.tasks import Task, find_task
-from ichkit.imaging.store import CROPS_NAME, FACTS_NAME
-from ichkit.sources.collect import PlannedSource, collect_crops, collect_failures, collect_slices, collect_studies
+from ichkit.imaging.store import CROPS_NAME, FACTS_NAME, FLOW
+from ichkit.sources.collect import (
+    PlannedSource,
+    collect_crops,
+    collect_failures,
+    collect_slices,
+    collect_studies,
+    count_images,
+)
 from ichkit.sources.decode import keep_records
 from ichkit.sources.folder import hide_files
 from ichkit.sources.plan import count_reasons
@@ -103,6 +110,7 @@ def write_tables(
         "num_slices": len(slices),
         "num_studies": len(studies),
         "num_rejected": len(rejected),
+        FLOW: {item.plan.dataset: count_images(item, records, len(refused[item.plan.dataset])) for item in planned},
         **{item.plan.dataset: item.plan.facts for item in planned},
     }
     if has_crops:

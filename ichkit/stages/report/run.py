@@ -22,10 +22,12 @@ from ichkit.stages.report.classes import make_losses, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.decisions import make_decisions
 from ichkit.stages.report.external import make_external
+from ichkit.stages.report.flow import make_flow
 from ichkit.stages.report.gallery import make_galleries
 from ichkit.stages.report.label_errors import write_label_errors
 from ichkit.stages.report.operating import make_operating
 from ichkit.stages.report.overview import make_board, make_overview
+from ichkit.stages.report.population import make_population
 from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.report_data import ReportData
@@ -65,6 +67,11 @@ _SCORED = (
     make_second_stage,
     make_proof,
     make_training,
+)
+# Study and methods, in the order of an article; these need no scores.
+_STUDY = (
+    make_flow,
+    make_population,
 )
 
 
@@ -239,7 +246,8 @@ def render(report: ReportData, sections: Sequence[Section], inputs: str = "") ->
 def make_sections(report: ReportData) -> list[Section]:
     """The sections of the page, in order."""
     scored = [make(report) for make in _SCORED] if report.sources else []
-    return [make_overview(report), *scored, make_data(report), make_repeat(report)]
+    study = [make(report) for make in _STUDY]
+    return [make_overview(report), *scored, *study, make_data(report), make_repeat(report)]
 
 
 def _digest(report: ReportData) -> str:
