@@ -19,6 +19,8 @@ _SAME_ORIENTATION_DEGREES = 20.0
 _MIN_PASS_SLICES = 4
 _MIN_SHARED = 0.5
 _REGULAR = 0.1
+_WIDEST_GAP_MM = 10.0
+"""No head is scanned with wider gaps: a pass with fewer slices than that does not cover its range."""
 
 
 def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -43,29 +45,53 @@ def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(files with one slice for each position of a series, those of other passes with their reason).
 
-    The pass that covers most positions is used, of equal ones the last, because a scan is repeated if the first one
-    failed. A series whose slices all have one position has no geometry to separate passes and is kept whole. The kept
-    files have a column `repeats`: how often the positions of their series were covered.
+    Of the passes along at least half of the series, that with the least reason against it is used, then that with most
+    slices, then the last, because a scan is repeated if the first one failed. A series whose slices all have one
+    position has no geometry to separate passes and is kept whole. The kept files have a column `repeats`: how often
+    the positions of their series were scanned.
 
     Args:
         files: study_id, series_id, position_mm (along one normal for a series), kind, acquisition_number,
             instance_number, slice_id.
     """
     keep, repeats = np.ones(len(files), bool), np.ones(len(files))
-    positions, numbers = files["position_mm"].to_numpy(), files["acquisition_number"].to_numpy()
+    positions, kinds = files["position_mm"].to_numpy(), files["kind"].to_numpy()
+    scans = files.groupby([*SERIES, "acquisition_number", "kind"], sort=False).ngroup().to_numpy()
     for rows in files.groupby(SERIES, sort=False).indices.values():
         place = _places(positions[rows])
         num_places = place.max(initial=0) + 1
-        # Without repeated positions, one acquisition is one pass, and so are acquisitions that alternate regularly.
-        is_unique = num_places == len(rows)
-        is_one = is_unique and ((numbers[rows] == numbers[rows[0]]).all() or _is_regular(np.sort(positions[rows])))
+        # Without repeated positions, one scan of one kind is one pass, and so are scans that alternate regularly.
+        is_one = is_distinct(positions[rows]) and ((scans[rows] == scans[rows[0]]).all() or is_regular(positions[rows]))
         if num_places == 1 or is_one:
             continue
         is_kept = _is_main_pass(files.iloc[rows], place)
         keep[rows] = is_kept
-        repeats[rows] = len(rows) / is_kept.sum()
+        # Another reconstruction of the same scan is no further scan.
+        is_same_kind = np.isin(kinds[rows], kinds[rows][is_kept])
+        repeats[rows] = is_same_kind.sum() / is_kept.sum()
     files = files.assign(repeats=repeats)
     return files[keep], files[~keep].drop(columns="repeats").assign(reason=REPEATED)
+
+
+def is_distinct(positions_mm: np.ndarray) -> bool:
+    """True if no place has two slices.
+
+    Example:
+        >>> is_distinct(np.array([5.0, 0.0, 0.01]))
+        False
+    """
+    return bool((np.diff(np.sort(positions_mm)) > _SAME_PLACE_MM).all())
+
+
+def is_regular(positions_mm: np.ndarray) -> bool:
+    """True if the slices, in any order, are equally spaced, and no place has two.
+
+    Example:
+        >>> is_regular(np.array([10.0, 0.0, 5.0]))
+        True
+    """
+    gaps = np.diff(np.sort(positions_mm))
+    return is_distinct(positions_mm) and bool((np.abs(gaps - np.median(gaps)) <= _REGULAR * np.median(gaps)).all())
 
 
 def _common_normal(normals: np.ndarray) -> np.ndarray:
@@ -83,17 +109,11 @@ def _places(positions_mm: np.ndarray) -> np.ndarray:
     return places
 
 
-def _is_regular(positions_mm: np.ndarray) -> bool:
-    """True if the slices are equally spaced."""
-    gaps = np.diff(positions_mm)
-    return bool((np.abs(gaps - np.median(gaps)) <= _REGULAR * np.median(gaps)).all())
-
-
 def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
     """(N,) True for one slice at each position, of the main pass if it has one there."""
     columns = ("kind", "acquisition_number", "instance_number", "slice_id")
     kinds, acquisitions, instances, ids = (series[name].to_list() for name in columns)
-    places = place.tolist()
+    places, positions = place.tolist(), series["position_mm"].to_numpy()
     # Without acquisition numbers, the second slice at a position, by instance number, belongs to the second pass.
     passes: dict[tuple[str, int, int], list[int]] = {}
     turns: Counter[tuple[str, int, int]] = Counter()
@@ -102,9 +122,13 @@ def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
         passes.setdefault((*scan, turns[*scan, places[row]]), []).append(row)
         turns[*scan, places[row]] += 1
 
+    def is_whole(rows: list[int]) -> bool:
+        covered = np.minimum(np.diff(positions[rows]), _WIDEST_GAP_MM).sum()
+        return bool(covered >= np.ptp(positions) / 2)
+
     def preference(name: tuple[str, int, int]) -> tuple[bool, int, int, int, int, str]:
-        (kind, acquisition, turn), size = name, len(passes[name])
-        return (2 * size <= max(places), RANKS.get(kind, -1), -size, -acquisition, -turn, kind)
+        (kind, acquisition, turn), rows = name, passes[name]
+        return (not is_whole(rows), RANKS.get(kind, -1), -len(rows), -acquisition, -turn, kind)
 
     is_kept = np.zeros(len(places), bool)
     taken: set[int] = set()
@@ -114,7 +138,9 @@ def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
         first, last = places[rows[0]], places[rows[-1]]
         # A slightly shifted pass shares no position with the main one, but still covers the same head.
         is_shifted = min(last, high) - max(first, low) + 1 >= _MIN_SHARED * (last - first + 1)
-        if name[1:] != main[1:] and is_shifted and min(len(rows), len(rows_of_main)) >= _MIN_PASS_SLICES:
+        # Two reconstructions of one scan may share a series; a few slices with another header belong to their pass.
+        is_other = name[1:] != main[1:] or (name[0] != main[0] and is_whole(rows) and is_whole(rows_of_main))
+        if is_other and is_shifted and min(len(rows), len(rows_of_main)) >= _MIN_PASS_SLICES:
             continue
         new = [row for row in rows if places[row] not in taken]
         is_kept[new] = True

@@ -10,6 +10,7 @@ from ichkit.core.progress import logger
 from ichkit.core.roles import Role
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.parts import whole_id
+from ichkit.sources.acquisitions import is_distinct, is_regular
 from ichkit.sources.copies import split_copies
 from ichkit.sources.labels import check_matches, read_folder_labels
 from ichkit.sources.plan import NO_PATIENT, Found, SourcePlan, add_positions, add_reason, make_rejected
@@ -19,8 +20,11 @@ from ichkit.work.artifacts import digest_table
 
 DATASET = "folder"
 _NO_STUDY = "no StudyInstanceUID and no PatientID: studies cannot be told apart"
-_MANY_SERIES = 8
-"""Fewer series of one file may be scouts, screens or slices that watch a bolus arrive."""
+_MANY_FILES = 8
+"""Fewer series or studies of one file may be scouts, screens or slices that watch a bolus arrive."""
+_SAME_PATIENT_AND_PICTURE = ["patient_id", "kind", "rows", "columns", *ORIENTATION]
+# What files of one head share, in the order of trust, and what their positions must be.
+_ONE_HEAD = {"series_uid": is_distinct, "reference_uid": is_distinct, "folder": is_regular}
 _COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|dicomdir|thumbs\.db|\.[^/]*)$"
 
 
@@ -81,6 +85,7 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     index = add_reason(index, (study == "") & (patient == ""), _NO_STUDY)
     study_id = study.mask((study == "") & (patient != ""), _digests(salt, "study", patient, folder))
     study_id = _split_shared_studies(study_id, patient)
+    study_id = _join_single_studies(index.assign(study_id=study_id, folder=folder), salt)
     geometry = (
         index[[*ORIENTATION, "spacing_row_mm", "spacing_col_mm", "rows", "columns"]].fillna(0).round(3).astype("str")
     )
@@ -103,7 +108,7 @@ def _join_single_slices(index: pd.DataFrame, study_id: pd.Series, series_id: pd.
     good = index.assign(study_id=study_id, series_id=series_id)[(index["reason"] == "") & (study_id != "")]
     single = good[~good.duplicated(["study_id", "series_id"], keep=False)]
     single = single.assign(**{name: single[name].round(3) for name in ORIENTATION})
-    many = single[single.groupby(names)["series_id"].transform("size") >= _MANY_SERIES]
+    many = single[single.groupby(names)["series_id"].transform("size") >= _MANY_FILES]
     if many.empty:
         return series_id
     logger.warning(
@@ -112,6 +117,35 @@ def _join_single_slices(index: pd.DataFrame, study_id: pd.Series, series_id: pd.
     )
     texts = [many[name].astype("str") for name in names]
     return series_id.where(~series_id.index.isin(many.index), pd.Series(_digests(salt, "series", *texts), many.index))
+
+
+def _join_single_studies(index: pd.DataFrame, salt: bytes) -> pd.Series:
+    """The study of each row; many of a single file each, of one patient and one head, become one.
+
+    Some programs that anonymise make a new StudyInstanceUID for every file. Files are of one head if they have one
+    series or frame of reference and no position twice, or lie in one folder, equally spaced.
+
+    Args:
+        index: with study_id and folder.
+    """
+    study_id = index["study_id"]
+    good = index[(index["reason"] == "") & (study_id != "") & index["position_mm"].notna()]
+    single = good[~good["study_id"].duplicated(keep=False)]
+    single = single.assign(**{name: single[name].round(3) for name in ORIENTATION})
+    joined = study_id.copy()
+    for name, is_head in _ONE_HEAD.items():
+        free = single[single["study_id"].isin(joined) & (single[name] != "")]
+        for of_head, rows in free.groupby([name, *_SAME_PATIENT_AND_PICTURE], sort=False):
+            if len(rows) >= _MANY_FILES and is_head(rows["position_mm"].to_numpy()):
+                joined[rows.index] = salted(salt, "study", "\x1f".join(map(str, of_head)))
+    num_joined = int((joined != study_id).sum())
+    if num_joined:
+        logger.warning(
+            "%d files have each a StudyInstanceUID of their own: those of one patient that make one head are one "
+            "study; labels per study cannot refer to it",
+            num_joined,
+        )
+    return joined
 
 
 def _split_shared_studies(study_id: pd.Series, patient: pd.Series) -> pd.Series:

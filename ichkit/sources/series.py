@@ -77,7 +77,8 @@ class ChosenSeries:
         files: of the chosen series, one row per file, with `slab` (files that make one slice), `part` (0: one part
             per study, even with joined halves) and the slice_id of each slab's middle file.
         choice: `schemas.SERIES_CHOICE`.
-        refused: files of a chosen series outside its pass over the head, with their reason.
+        refused: with their reason, files of a chosen series outside its pass over the head, and every file of a study
+            without a chosen series.
     """
 
     files: pd.DataFrame
@@ -171,7 +172,6 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     is_flat = table["chosen"] & (table["coverage_mm"] == 0) & (table["num_slices"] > 1)
     table.loc[is_flat, "reason"] += "; all positions are the same, ordered by InstanceNumber"
     table.loc[table["chosen"] & (table["gap_mm"] < THIN_GAP_MM), "reason"] += "; thin, averaged to slabs of about 5 mm"
-    table.loc[table["chosen"] & (table["repeats"] > 1), "reason"] += "; one of several acquisitions of the same places"
     refused = table["study_id"][(table["kind"] == NO_HU) & ~table["chosen"]]
     table.loc[table["chosen"] & table["study_id"].isin(refused), "reason"] += _NO_HU_BEFORE
     return table[SERIES_CHOICE]
@@ -199,7 +199,7 @@ def take_chosen_series(
     candidates = describe_series(files, files["series_name"])
     if judge is not None:
         candidates = _judge_values(candidates, files, rule, judge)
-    choice = _say_strays(choose_series(candidates, rule, override), strays)
+    choice = _say_left_out(choose_series(candidates, rule, override), strays, repeats)
     pairs = choice[choice["chosen"]][SERIES]
     kept = files.drop(columns=["series_name", "repeats"]).merge(pairs, on=SERIES)
     kept, covered = _cut_overlap(kept, choice["study_id"][choice["reason"].str.startswith(_INTERLEAVED)])
@@ -215,7 +215,11 @@ def take_chosen_series(
     order = np.argsort(group, kind="stable")
     first, sizes = np.unique(group[order], return_index=True, return_counts=True)[1:]
     kept["slice_id"] = kept["slice_id"].to_numpy()[order][(first + sizes // 2)[group]]
-    refused = pd.concat([part.merge(pairs, on=SERIES) for part in (strays, repeats, covered)], ignore_index=True)
+    lost = choice[~choice["study_id"].isin(pairs["study_id"])][[*SERIES, "reason"]]
+    # Files of series that were not chosen are no rejected files, unless their whole study is lost.
+    unused = files.drop(columns=["repeats", "reason"], errors="ignore").merge(lost, on=SERIES)
+    own = [part.merge(both, on=SERIES) for part in (strays, repeats) for both in (pairs, lost[SERIES])]
+    refused = pd.concat([*own, covered.merge(pairs, on=SERIES), unused], ignore_index=True)
     return ChosenSeries(kept, choice, refused.drop(columns="series_name", errors="ignore"))
 
 
@@ -288,6 +292,7 @@ _JOINED = "one of two series with half of the head each"
 _INTERLEAVED = "one of two series that hold every other slice of the head each"
 _NO_HU_BEFORE = f"; passed over: a series with {NO_HU}"
 _STRAYS = "slices of another orientation are left out"
+_SEVERAL = "one of several acquisitions of the same places"
 _DOUBTS = (
     _FALLEN,
     _HALF_LEFT,
@@ -296,7 +301,7 @@ _DOUBTS = (
     _NO_HU_BEFORE,
     _STRAYS,
     "all positions are the same",
-    "one of several acquisitions",
+    _SEVERAL,
 )
 
 
@@ -319,14 +324,14 @@ def _judge_values(
         candidates["kind"] = candidates["kind"].where(~np.isin(np.arange(len(candidates)), failed), NO_HU)
 
 
-def _say_strays(choice: pd.DataFrame, strays: pd.DataFrame) -> pd.DataFrame:
-    """The choice; the reason of a chosen series says where many of its slices have another orientation."""
+def _say_left_out(choice: pd.DataFrame, strays: pd.DataFrame, repeats: pd.DataFrame) -> pd.DataFrame:
+    """The choice; the reason of a chosen series says where other passes, or many slices, of it are left out."""
     counts = strays[strays["reason"] == OTHER_ORIENTATION].groupby(SERIES).size().rename("count").reset_index()
     count = choice[SERIES].merge(counts, on=SERIES, how="left")["count"].fillna(0).astype(int).set_axis(choice.index)
     is_many = choice["chosen"] & (count > _MANY_STRAYS * choice["num_slices"])
-    return choice.assign(
-        reason=choice["reason"].mask(is_many, choice["reason"] + "; " + count.astype("str") + f" {_STRAYS}")
-    )
+    several = pd.MultiIndex.from_frame(choice[SERIES]).isin(pd.MultiIndex.from_frame(repeats[SERIES]))
+    reason = choice["reason"].mask(choice["chosen"] & several, choice["reason"] + f"; {_SEVERAL}")
+    return choice.assign(reason=reason.mask(is_many, reason + "; " + count.astype("str") + f" {_STRAYS}"))
 
 
 def _first_of_each(candidates: pd.DataFrame, **ascending: bool) -> pd.Index:

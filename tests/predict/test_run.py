@@ -51,6 +51,12 @@ def packed(root):
         (root / f"{i}.dcm.gz").write_bytes(b"\x1f\x8b")
 
 
+def coronal(folder):
+    for i in range(3):
+        tags = {"slice_uid": f"1.2.3.{i}", "position": (0, 5 * i, 0), "orientation": (1, 0, 0, 0, 0, -1)}
+        write_slice(folder / f"{i}.dcm", **tags)
+
+
 def nothing(root):
     pass
 
@@ -63,6 +69,7 @@ def nothing(root):
         (picture, 1, "1 not DICOM"),
         (magnetic_resonance, 3, "3 not CT"),
         (packed, 2, "2 gzip archive"),
+        (coronal, 3, "3 not axial"),
         (nothing, 0, "there is no file that may be an image"),
     ],
 )
@@ -78,7 +85,7 @@ def test_a_folder_without_a_usable_slice_is_said_with_the_reasons_before_the_mod
     assert len(rejected) == num_files
     assert pd.read_csv(out / "slices.csv").empty
     assert pd.read_csv(out / "studies.csv").empty
-    assert pd.read_csv(out / "series_choice.csv").empty
+    assert not pd.read_csv(out / "series_choice.csv")["chosen"].any()
 
 
 def test_a_wrong_path_is_said_before_the_model_is_looked_for(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from support.dicoms import write_series, write_slice
 from support.indexes import index_of, plan_of, slices_of
 
@@ -182,3 +183,34 @@ def test_no_slice_is_lost_where_every_place_is_covered_once():
     kept, refused = split_repeats(files)
     assert len(kept) == 30
     assert refused.empty
+
+
+def two_reconstructions(root, thin_shift=0.0):
+    """One series with a plain reconstruction of 5 mm and one of 1.25 mm with a bone kernel."""
+    write_series(root / "thick", 28)
+    for i in range(100):
+        write_slice(
+            root / "thin" / f"{i:03d}.dcm",
+            np.full((8, 8), 1500, np.uint16),
+            slice_uid=f"1.2.3.{500 + i}",
+            position=(0, 0, 1.25 * i + thin_shift),
+            SeriesDescription="BONE",
+        )
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.6])
+def test_of_two_reconstructions_in_one_series_the_plain_one_is_read_alone(tmp_path, shift):
+    two_reconstructions(tmp_path, shift)
+    plan = plan_of(tmp_path)
+    assert plan.files["position_mm"].to_list() == [5.0 * i for i in range(28)]
+    assert plan.rejected["reason"].to_list() == [REPEATED] * 100
+    (choice,) = plan.series_choice["reason"]
+    assert choice.startswith("plain axial series with spacing nearest 5 mm; one of several acquisitions")
+
+
+def test_a_few_slices_with_another_header_belong_to_their_pass(tmp_path):
+    for i in range(30):
+        name = {"SeriesDescription": "WITH CONTRAST"} if 10 <= i < 15 else {}
+        z = 2.5 * i if i < 12 else 5.0 * i - 30
+        write_slice(tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i + 1}", position=(0, 0, z), **name)
+    assert len(slices_of(tmp_path)) == 30

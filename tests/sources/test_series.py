@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from support.dicoms import write_series
+from support.dicoms import write_series, write_slice
 from support.indexes import plan_of, slices_of
 
 from ichkit.core.tasks import find_task
@@ -241,3 +241,49 @@ def test_where_many_slices_of_another_orientation_are_left_out_it_is_a_warning(t
     write(tmp_path / "more", HEAD, num=num, start=400.0, orientation=(1, 0, 0, 0, 0.6, 0.8))
     assert len(slices_of(tmp_path)) == 32
     assert (f"{num} slices of another orientation are left out" in caplog.text) == is_said
+
+
+def write_anonymised(root, num=24, patient="P1", **tags):
+    """A head of which every file has UIDs of its own, but for those given."""
+    for i in range(num):
+        own = {f"{name}_uid": f"{patient[1:]}.{number}.{i}" for number, name in enumerate(("study", "series", "slice"))}
+        write_slice(root / f"{(7 * i) % 101:03d}.dcm", position=(0, 0, 5.0 * i), patient_id=patient, **own | tags)
+
+
+@pytest.mark.parametrize("shared", ["", "series_uid", "FrameOfReferenceUID"])
+def test_files_that_have_a_study_uid_of_their_own_each_are_one_study(tmp_path, caplog, shared):
+    for patient in ("P1", "P2"):
+        # What files share tells heads apart even in one folder; without it the folder does.
+        folder = tmp_path / (patient if not shared else "all")
+        write_anonymised(folder / patient, patient=patient, **({shared: f"1.2.3.{patient[1:]}"} if shared else {}))
+    slices = slices_of(tmp_path)
+    assert slices["position_mm"].to_list() == [5.0 * i for i in range(24)] * 2
+    assert slices["study_id"].nunique() == slices["patient_id"].nunique() == 2
+    assert "48 files have each a StudyInstanceUID of their own" in caplog.text
+
+
+def test_two_scans_of_one_patient_in_one_folder_with_uids_of_their_own_stay_apart(tmp_path):
+    write_anonymised(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID += ".5"
+        dataset.SOPInstanceUID += ".5"
+        dataset.save_as(path.with_suffix(".second"))
+    # Which slice belongs to which scan cannot be told: each stays alone rather than in a mixture.
+    assert slices_of(tmp_path)["study_id"].nunique() == 48
+
+
+def test_single_slices_of_many_people_stay_studies_of_their_own(tmp_path):
+    for i, z in enumerate(np.random.default_rng(0).uniform(0, 150, 24)):
+        uids = {"study_uid": f"1.2.8.{i}", "series_uid": f"1.2.9.{i}", "slice_uid": f"1.2.10.{i}"}
+        write_slice(tmp_path / f"{i}.dcm", position=(0, 0, z), patient_id="anonymous", **uids)
+    assert slices_of(tmp_path)["study_id"].nunique() == 24
+
+
+def test_every_file_of_a_study_without_a_series_to_use_is_rejected_with_the_reason_of_its_series(tmp_path):
+    write(tmp_path / "head", HEAD, study_uid="1.2")
+    write(tmp_path / "coronal", "1.2.3.2", study_uid="1.9", num=20, orientation=(1, 0, 0, 0, 0, -1))
+    write(tmp_path / "scout", "1.2.3.3", study_uid="1.9", num=2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    rejected = plan_of(tmp_path).rejected
+    assert rejected["reason"].value_counts().to_dict() == {"not axial": 20, "localizer": 2}
+    assert set(rejected["study_id"]) == {"1.9"}
