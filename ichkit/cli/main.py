@@ -278,7 +278,9 @@ main.add_command(export_command)
 main.add_command(explain_command)
 
 
-@main.command(epilog=epilog("ichkit report", "ichkit report --label-errors", "ichkit report --checklist claim"))
+@main.command(
+    epilog=epilog("ichkit report", "ichkit report --label-errors", "ichkit report --checklist claim --tables")
+)
 @click.option(
     "--label-errors", is_flag=True, help="Also list labels that the out-of-fold predictions contradict (HTML and CSV)."
 )
@@ -290,6 +292,8 @@ main.add_command(explain_command)
     shell_complete=complete_checklist,
     help="Also fill the checklist of a reporting guideline, claim, tripod-ai or stard-ai (HTML and CSV); repeatable.",
 )
+@click.option("--tables", "has_tables", is_flag=True, help="Also write every table to work/tables, as CSV and LaTeX.")
+@click.option("--word", "has_word", is_flag=True, help="Like --tables, and as a Word document (extra: word).")
 @submissions_option
 @common_options
 @planned("ichkit.stages.report.run", "ReportOptions")

@@ -25,9 +25,19 @@ def encode_csv(frame: pd.DataFrame) -> bytes:
     guarded = frame.copy(deep=False)
     for place, name in enumerate(frame.columns):
         if _is_text(frame.iloc[:, place]):
-            guarded.isetitem(place, frame.iloc[:, place].map(_guard, na_action="ignore").array)
+            guarded.isetitem(place, frame.iloc[:, place].map(_guard_value, na_action="ignore").array)
         assert not _is_formula(str(name)), name
     return guarded.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode()
+
+
+def guard(text: str) -> str:
+    """The text with an apostrophe in front if a spreadsheet would take it for a formula.
+
+    Example:
+        >>> [guard("=cmd"), guard("head")]
+        ["'=cmd", 'head']
+    """
+    return _GUARD + text if _is_formula(text) else text
 
 
 def read_csv(source: Path | BytesIO, **options: Any) -> pd.DataFrame:
@@ -52,8 +62,8 @@ def _is_formula(text: str) -> bool:
     return text.lstrip(_GUARD)[:1] in _FORMULA_STARTS
 
 
-def _guard(value: Any) -> Any:
-    return _GUARD + value if isinstance(value, str) and _is_formula(value) else value
+def _guard_value(value: Any) -> Any:
+    return guard(value) if isinstance(value, str) else value
 
 
 def _unguard(value: Any) -> Any:

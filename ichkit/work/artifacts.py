@@ -68,7 +68,7 @@ class Manifest:
     """The settings, inputs and files of an artifact folder.
 
     Attributes:
-        kind: "prepared", "fold", "stack", "scores", "export", "phantom".
+        kind: "prepared", "fold", "stack", "scores", "export", "phantom", "tables".
         settings: the settings that determine the artifact.
         inputs: name to digest of everything that was read.
         facts: results that later stages need without opening the files.
@@ -273,7 +273,7 @@ def maker_of(folder: Path) -> str:
     if folder.parent.parent.name == "runs":
         return "ichkit train"
     places = {"stacks": "ichkit stack"}
-    names = {"prepared": "ichkit prepare", "scores": "ichkit evaluate"}
+    names = {"prepared": "ichkit prepare", "scores": "ichkit evaluate", "tables": "ichkit report --tables"}
     return places.get(folder.parent.name) or names.get(folder.name) or "ichkit export"
 
 

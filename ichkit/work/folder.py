@@ -97,6 +97,11 @@ class WorkFolder:
         """The page of suspected label errors; their table is beside it."""
         return self.root / "label_errors.html"
 
+    @property
+    def tables(self) -> Path:
+        """Every table of the report as CSV and LaTeX."""
+        return self.root / "tables"
+
     def checklist(self, name: str) -> Path:
         """The page of a reporting guideline; its table is beside it."""
         return self.root / f"checklist-{name}.html"

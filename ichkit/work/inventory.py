@@ -63,6 +63,7 @@ class Inventory:
     Attributes:
         runs: by name and fold, both ascending; every run has at least one finished or unfinished fold.
         stacks: by name, ascending.
+        derived: what is made of the others and read by no later command: the proof, the tables of the report.
     """
 
     work: WorkFolder
@@ -70,6 +71,7 @@ class Inventory:
     runs: dict[str, dict[int, Entry]]
     stacks: dict[str, Entry]
     scores: Entry
+    derived: tuple[Entry, ...] = ()
 
     @property
     def finished_runs(self) -> dict[str, list[int]]:
@@ -84,9 +86,9 @@ class Inventory:
 
     @property
     def finished(self) -> list[Entry]:
-        """Every finished artifact: the store, folds, stacks, scores."""
+        """Every finished artifact: the store, folds, stacks, scores, and what is derived from them."""
         folds = [entry for run in self.runs.values() for entry in run.values()]
-        entries = [self.prepared, *folds, *self.stacks.values(), self.scores]
+        entries = [self.prepared, *folds, *self.stacks.values(), self.scores, *self.derived]
         return [entry for entry in entries if entry.is_finished]
 
     @property
@@ -99,7 +101,8 @@ class Inventory:
     @cached_property
     def tables(self) -> dict[str, str]:
         """SHA-256 of every parquet table of the readable folds and stacks, by path relative to the work folder."""
-        entries = [entry for entry in self.finished if entry not in (self.prepared, self.scores) and not entry.damage]
+        without = (self.prepared, self.scores, *self.derived)
+        entries = [entry for entry in self.finished if entry not in without and not entry.damage]
         return {
             self.path_of(entry, name): file.sha256
             for entry in entries
@@ -125,9 +128,9 @@ def take_inventory(work: WorkFolder) -> Inventory:
     """Lists the artifacts of a work folder; writes nothing, and a damaged manifest raises nothing."""
     runs = {folder.name: _list_folds(folder) for folder in _list_artifacts(work.runs) if is_name(folder.name)}
     stacks = {folder.name: _look_at(folder) for folder in _list_artifacts(work.stacks) if is_name(folder.name)}
-    return Inventory(
-        work, _look_at(work.prepared), {name: run for name, run in runs.items() if run}, stacks, _look_at(work.scores)
-    )
+    begun = {name: run for name, run in runs.items() if run}
+    derived = (_look_at(work.proof), _look_at(work.tables))
+    return Inventory(work, _look_at(work.prepared), begun, stacks, _look_at(work.scores), derived)
 
 
 def kinds_of(stack: Manifest) -> list[str]:

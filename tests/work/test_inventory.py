@@ -10,6 +10,7 @@ from ichkit.core.errors import ArtifactError
 from ichkit.stages.doctor import verify
 from ichkit.stages.doctor.found_work import find_work
 from ichkit.validation.catalog import find_sources
+from ichkit.work.artifacts import ArtifactWriter
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
 from ichkit.work.places import MARK, final_of, partial_of, set_aside_of
@@ -35,6 +36,18 @@ def test_folds_ascend_by_number_and_what_was_begun_is_told_from_what_is_finished
     assert (found.stacks["half"].is_begun, found.finished_stacks) == (True, ["b+"])
     assert not found.scores.is_finished
     assert [found.path_of(entry) for entry in found.finished][-2:] == ["runs/b/fold10", "stacks/b+"]
+
+
+def test_what_is_derived_is_finished_and_verified_but_none_of_its_tables_is_an_input(work, tmp_path):
+    for folder in (work.proof, work.tables):
+        writer = ArtifactWriter(folder, folder.name)
+        writer.write_bytes("a.parquet", b"x")
+        writer.commit(settings={}, inputs={}, facts={})
+    found = take_inventory(work)
+    assert [found.path_of(entry) for entry in found.finished][-2:] == ["proof", "tables"]
+    assert not {"proof/a.parquet", "tables/a.parquet"} & set(found.tables)
+    (work.proof / "a.parquet").write_bytes(b"y")
+    assert [line for line in verify.run(work, tmp_path) if "proof" in line]
 
 
 def test_doctor_catalog_and_completion_see_the_same(work):

@@ -15,6 +15,8 @@ from ichkit.imaging.store import Prepared
 from ichkit.show import page
 from ichkit.show.blocks import Section
 from ichkit.show.plan import Forecast, Plan
+from ichkit.show.word import check_word
+from ichkit.stages.report import table_files
 from ichkit.stages.report.calibration import make_calibration
 from ichkit.stages.report.checklist_page import CHECKLIST_TEMPLATE, write_checklist
 from ichkit.stages.report.checklists import Checklist, find_checklist, read_source
@@ -83,11 +85,15 @@ class ReportOptions:
         submissions: the folder of the submissions whose Kaggle scores are shown.
         label_errors: also write the page and the table of suspected label errors.
         checklists: reporting guidelines whose checklists are filled, names in `CHECKLISTS`.
+        has_tables: also write every table of the page as CSV and LaTeX.
+        has_word: also write them as a Word document.
     """
 
     submissions: Path = Path("submissions")
     label_errors: bool = False
     checklists: tuple[str, ...] = ()
+    has_tables: bool = False
+    has_word: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,13 @@ class ReportPlan(Plan):
         pages = [self.work.label_errors] if self.options.label_errors else []
         pages += [self.work.checklist(checklist.name) for checklist in self.checklists]
         beside = [path for page_path in pages for path in (page_path, page_path.with_suffix(".csv"))]
+        beside += [self.work.tables] if self.has_tables else []
         return (*(() if self.scoring is None else self.scoring.writes), self.work.report, *beside)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether tables are written as files, in any format."""
+        return self.options.has_tables or self.options.has_word
 
     def forecast(self) -> Forecast:
         """The missing scores, then the page; the size of the existing page, if the scores are up to date."""
@@ -121,7 +133,9 @@ class ReportPlan(Plan):
         step = f"one page about {format_count(0 if scoring is None else len(scoring.sources), 'source')}"
         label_errors = ("suspected label errors of the best source",) if self.options.label_errors else ()
         filled = (f"checklist {checklist.title}, {checklist.num_items} items" for checklist in self.checklists)
-        steps = (*before, step, *label_errors, *filled)
+        formats = "CSV and LaTeX, and as a Word document" if self.options.has_word else "CSV and LaTeX"
+        tables = (f"every table of the page as {formats}",) if self.has_tables else ()
+        steps = (*before, step, *label_errors, *filled, *tables)
         return Forecast(steps, page.stat().st_size if not before and page.is_file() else None)
 
 
@@ -129,11 +143,13 @@ def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None)
     """The plan of a report; writes nothing.
 
     Raises:
-        ConfigError: no such checklist.
+        ConfigError: no such checklist, or python-docx is needed and not installed.
         ArtifactError: nothing is prepared, an artifact is damaged, or label errors are asked for before training.
     """
     options = options or ReportOptions()
     checklists = tuple(map(find_checklist, dict.fromkeys(options.checklists)))
+    if options.has_word:
+        check_word("report --word")
     prepared = Prepared.open(work.prepared, find_task(config.task))
     scoring = evaluate.plan_scores(config, work) if take_inventory(work).finished_runs else None
     if options.label_errors and scoring is None:
@@ -162,6 +178,8 @@ def run(plan: ReportPlan) -> Path:
     outputs.write_page()
     for checklist in plan.checklists:
         outputs.write_checklist(checklist)
+    if plan.has_tables:
+        outputs.write_tables(has_word=plan.options.has_word)
     return work.report
 
 
@@ -202,6 +220,14 @@ class Outputs:
             logger.info("report: %s is up to date", path)
             return
         write_checklist(self.report, checklist, self.sections, path, inputs)
+
+    def write_tables(self, *, has_word: bool) -> None:
+        """Writes `work/tables`."""
+        folder = self.report.work.tables
+        if table_files.is_current(folder, self.inputs, has_word=has_word):
+            logger.info("report: %s is up to date", folder)
+            return
+        table_files.write_tables(self.sections, folder, self.inputs, has_word=has_word)
 
 
 def collect(plan: ReportPlan) -> ReportData:
