@@ -43,6 +43,10 @@ _UNITS = ("HU_MOD", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """Defined terms of RescaleType other than HU (PS3.3 C.11.1.1.2); other text may name somebody and is not repeated."""
 
 
+_GE_PRIVATE = "1.2.840.113619.5.2"
+"""Implicit VR little endian, but for the pixels, which are big endian (GE DLX conformance statement)."""
+
+
 class UnreadableError(DataError):
     """A file that cannot be used; the message is the reason in `rejected.csv` and holds nothing from its header."""
 
@@ -293,6 +297,8 @@ def _parse(head: bytes, *, is_deflated: bool) -> tuple[pydicom.Dataset, int, str
         raise UnreadableError(reason) from error
     if is_little is False:
         raise UnreadableError("big-endian transfer syntax is not supported")
+    if declared == _GE_PRIVATE:
+        raise UnreadableError("big-endian pixels of a private transfer syntax of GE are not supported")
     if not is_sane:
         raise UnreadableError("not DICOM: no DICM mark, and no data set that could be read without it")
     return dataset, stream.tell(), declared

@@ -27,6 +27,8 @@ LARGEST_DARK_HU = -100
 SMALLEST_RANGE_HU = 50
 """From air to bone are 2000 HU; a blank or an overlay has almost none."""
 _EXTENT_STEP = 4
+_LARGEST_HU = 32767
+"""What no CT scale goes beyond: even the extended one for metal ends at 30,710 HU."""
 
 
 def decode_stored(data: bytes | np.ndarray, header: StoredPixels) -> np.ndarray:
@@ -202,6 +204,19 @@ def _stored_values(bits_stored: int, high_bit: int, signed: int) -> np.ndarray:
     return np.where(values >= 1 << (bits_stored - 1), values - (1 << bits_stored), values) if signed else values
 
 
+def _restore_signs(values: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """The values; one of slope 1 that would be more HU than any CT gives is a negative one whose sign was lost.
+
+    Args:
+        values: from `_stored_values`.
+
+    Source: chosen here. Some programs copy signed pixels into files that say unsigned: a padding of -2000 is stored as
+        63536 and would be drawn as metal around the head.
+    """
+    is_beyond = values * slope + intercept > _LARGEST_HU
+    return np.where(is_beyond & (slope == 1), values - 65536, values)
+
+
 def _are_padding(values: np.ndarray, signed: int, padding_value: int, padding_limit: int) -> np.ndarray:
     """(65536,) bool: which patterns are the padding of PixelPaddingValue, or between it and PixelPaddingRangeLimit.
 
@@ -258,7 +273,7 @@ def _plain_table(
 ) -> np.ndarray:
     """(65536,) float32 HU of every 16 bit pattern, neither repaired nor clipped; NaN where it is padding."""
     values = _stored_values(bits_stored, high_bit, signed)
-    hounsfield = values * slope + intercept
+    hounsfield = _restore_signs(values, slope, intercept) * slope + intercept
     is_padding = _are_padding(values, signed, padding_value, padding_limit) | (hounsfield < PADDING_HU)
     return np.where(is_padding, np.nan, hounsfield).astype(np.float32)
 
@@ -285,6 +300,7 @@ def _hounsfield_table(
     is_padding = _are_padding(values, signed, padding_value, padding_limit)
     if repair:
         values, intercept = (values + 1000) % 4096, -1000.0
+    values = _restore_signs(values, slope, intercept)
     hounsfield = np.where(is_padding, min(low, PADDING_HU), np.rint(values * slope + intercept))
     table = np.clip(hounsfield, low, high).astype(np.int32) & 0xFFFF
     table |= np.where(is_padding | (hounsfield < PADDING_HU), _IS_PADDING, 0).astype(np.int32)

@@ -111,13 +111,14 @@ def _places(positions_mm: np.ndarray) -> np.ndarray:
 
 def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
     """(N,) True for one slice at each position, of the main pass if it has one there."""
-    columns = ("kind", "acquisition_number", "instance_number", "slice_id")
-    kinds, acquisitions, instances, ids = (series[name].to_list() for name in columns)
+    columns = ("kind", "acquisition_number", "instance_number", "frame", "slice_id")
+    kinds, acquisitions, *order = (series[name].to_list() for name in columns)
+    turn = list(zip(*order, strict=True))
     places, positions = place.tolist(), series["position_mm"].to_numpy()
     # Without acquisition numbers, the second slice at a position, by instance number, belongs to the second pass.
     passes: dict[tuple[str, int, int], list[int]] = {}
     turns: Counter[tuple[str, int, int]] = Counter()
-    for row in sorted(range(len(places)), key=lambda row: (places[row], instances[row], ids[row])):
+    for row in sorted(range(len(places)), key=lambda row: (places[row], turn[row])):
         scan = (kinds[row], acquisitions[row])
         passes.setdefault((*scan, turns[*scan, places[row]]), []).append(row)
         turns[*scan, places[row]] += 1

@@ -18,7 +18,7 @@ from ichkit.work.schemas import REJECTED, SERIES_CHOICE
 
 PLAN_COLUMNS = ["dataset", "split", "study_id", "patient_id", "series_id", "slice_id", "position_mm"]
 PLAN_COLUMNS += ["tilt_degrees", "slab"]
-TIES = ["instance_number", "acquisition_number", "slice_id"]
+TIES = ["instance_number", "acquisition_number", "frame", "slice_id"]
 """The order of slices at one position."""
 
 _SHOWN_REASONS = 8
@@ -147,7 +147,7 @@ def order_slices(plan: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         slices: one row per slice, that of its file (for a slab the middle file), with slice_index.
 
     Series of one study are ordered by series_id, parts by number; slices at one position by InstanceNumber,
-    AcquisitionNumber and slice_id, in RSNA by slice_id only.
+    AcquisitionNumber, number of the frame and slice_id, in RSNA by slice_id only.
     """
     series = series_key(plan)
     files = plan.sort_values(["study_id", series, "slab", "position_mm", *TIES], ignore_index=True)

@@ -61,6 +61,25 @@ def test_every_pixel_format_gives_the_hounsfield_value_worked_out_by_hand(
     assert (values == expected).all()
 
 
+@pytest.mark.parametrize(
+    ("intercept", "stored", "expected", "is_padded"),
+    [
+        (-1024, 65536 - 2000, -800, True),  # the padding of a scanner, copied without its sign
+        (-1024, 65536 - 100, -800, False),  # -1124 HU: noise in air
+        (0, 65536 - 700, -700, False),
+        (0, 65536 - 30, -30, False),
+        (-10240, 40950, 2000, False),  # the extended scale for metal
+    ],
+)
+def test_a_sign_that_a_program_lost_is_restored_where_no_ct_has_such_a_value(
+    tmp_path, intercept, stored, expected, is_padded
+):
+    path = write_slice(tmp_path / "a.dcm", np.full((4, 6), stored, np.uint16), signed=0, intercept=intercept)
+    values, padded = hounsfield(path)
+    assert (values == expected).all()
+    assert padded == is_padded
+
+
 def test_a_broken_intercept_is_left_alone_outside_rsna(tmp_path):
     path = write_slice(tmp_path / "a.dcm", np.full((4, 4), 3996, np.uint16), bits_stored=12, signed=0, intercept=0)
     values, _ = hounsfield(path, repair=False)

@@ -81,6 +81,11 @@ def test_big_endian_is_refused_by_its_name_whether_the_meta_group_says_so_or_not
             decode(data)
 
 
+def test_pixels_of_another_byte_order_than_their_header_are_refused():
+    with pytest.raises(UnreadableError, match="big-endian pixels of a private transfer syntax"):
+        decode(with_meta_uid(implicit(), b"1.2.840.113619.5.2"))
+
+
 @pytest.mark.parametrize("with_sequence", [False, True], ids=["plain", "read by pydicom"])
 @pytest.mark.parametrize("is_implicit", [False, True], ids=["explicit", "implicit"])
 def test_little_endian_data_under_the_big_endian_uid_are_read_as_what_they_are(is_implicit, with_sequence):

@@ -179,7 +179,7 @@ def test_an_instance_number_that_is_no_number_is_no_reason_to_refuse_a_slice(tmp
 
 def test_no_slice_is_lost_where_every_place_is_covered_once():
     files = pd.DataFrame({"study_id": "s", "series_id": "t", "position_mm": np.arange(30) * 0.6, "kind": ""})
-    files = files.assign(acquisition_number=1, instance_number=range(30), slice_id=[str(i) for i in range(30)])
+    files = files.assign(acquisition_number=1, instance_number=range(30), frame=0, slice_id=[str(i) for i in range(30)])
     kept, refused = split_repeats(files)
     assert len(kept) == 30
     assert refused.empty
@@ -214,3 +214,13 @@ def test_a_few_slices_with_another_header_belong_to_their_pass(tmp_path):
         z = 2.5 * i if i < 12 else 5.0 * i - 30
         write_slice(tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i + 1}", position=(0, 0, z), **name)
     assert len(slices_of(tmp_path)) == 30
+
+
+def test_frames_of_one_file_at_one_place_are_passes_in_the_order_of_the_frames():
+    frames = np.arange(36)
+    files = pd.DataFrame(
+        {"study_id": "1", "series_id": "1", "kind": "", "frame": frames, "position_mm": 10.0 * (frames % 3)}
+    )
+    files = files.assign(acquisition_number=1, instance_number=1, slice_id=[f"1.{frame + 1}" for frame in frames])
+    kept, _ = split_repeats(files)
+    assert kept["frame"].to_list() == [33, 34, 35]
