@@ -11,7 +11,7 @@ from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # File to the section it shows and its height in pixels.
-PICTURES = {"report.png": ("overview", 860), "board.png": ("board", 720), "gallery.png": ("galleries", 900)}
+PICTURES = {"report.png": ("overview", 860), "board.png": ("board", 720), "gallery.png": ("failures", 900)}
 _WIDTH = 1280
 # One section alone, or the top of the page: scrolling to it would depend on when the picture is taken.
 _ALONE = (

@@ -103,12 +103,21 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Legend:
+    """What the tiles of a picture are, row by row, and whether the last one has the colours of heat."""
+
+    tiles: tuple[str, ...]
+    has_heat: bool = False
+
+
+@dataclass(frozen=True)
 class Gallery:
     """Cards of one class and verdict, with a title."""
 
     kind: ClassVar[str] = "gallery"
     title: str
     cards: list[Card]
+    legend: Legend | None = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Operating points: named thresholds, the decisions they give, and predictive values at a stated prevalence."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ichkit.validation.tallies import ScoredRows, draw_blocks
-from ichkit.validation.thresholds import HALF, YOUDEN_AIM, choose_thresholds, decide
+from ichkit.validation.thresholds import HALF, YOUDEN_AIM, Decisions, choose_thresholds, decide
 
 _ROUNDING = 1e-9  # 0.9 * 70 rows is 63 rows, not a little more
 _ANYWHERE = 0  # the part of rows that all have the same thresholds
@@ -129,9 +129,16 @@ def count_at_points(
         name: decide(rows.probabilities, {number: of[name] for number, of in thresholds.items()}, part)
         for name in OPERATING_POINTS
     }
-    asked = set(OPERATING_POINTS)
+    return count_decisions(rows, decisions, num_draws=num_draws, seed=seed)
+
+
+def count_decisions(
+    rows: ScoredRows, decisions: Mapping[str, Decisions], *, num_draws: int, seed: int
+) -> dict[str, PointCounts]:
+    """The counts of decisions by name, of all rows and of every bootstrap sample of their members."""
+    asked = set(decisions)
     whole, drawn = draw_blocks(rows.with_decisions(decisions), asked, num_bins=1, num_draws=num_draws, seed=seed)
-    return {name: PointCounts(whole[name], drawn[name]) for name in OPERATING_POINTS}
+    return {name: PointCounts(whole[name], drawn[name]) for name in decisions}
 
 
 def count_at_given(

@@ -1,5 +1,6 @@
 """Subgroups of the data: the tables `SLICE_PARTITIONS` and `STUDY_PARTITIONS`."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,9 +38,16 @@ def find_subgroups(table: pd.DataFrame, partitions: dict[str, Partition]) -> dic
     groups = {}
     for partition in partitions.values():
         part = partition.part(table)
-        for value in sorted(part.dropna().unique()):
+        for value in sorted(part.dropna().unique(), key=_by_number):
             groups[f"{partition.name}={value}"] = (part == value).to_numpy(bool, na_value=False)
     return groups
+
+
+def _by_number(part: str) -> tuple[float, str]:
+    """Sorts parts such as "<2", "2-3.5" and ">=4.5" by number, others after them by name."""
+    found = re.search(r"\d+(\.\d+)?", part)
+    number = float(found[0]) if found else np.inf
+    return (np.nextafter(number, -np.inf) if part.startswith("<") else number), part
 
 
 def gap_of_slices(slices: pd.DataFrame) -> pd.Series:

@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_curve
-from support.reports import CONFIG, Page, make_report_work
+from support.reports import CONFIG, Page, explain_without_network, make_report_work
 from support.simulated import TASK
 
 from ichkit.show import page
 from ichkit.show.table import format_number
+from ichkit.stages.report import gallery
 from ichkit.stages.report import run as report
 from ichkit.stages.report.calibration import make_calibration
 from ichkit.stages.report.classes import make_roc
 from ichkit.stages.report.curves import recall_points
 from ichkit.stages.report.decisions import make_decisions
+from ichkit.stages.report.failures import make_failures
+from ichkit.stages.report.gallery import decision_thresholds
 from ichkit.stages.report.operating import make_operating
 from ichkit.stages.scores.book import SLICES, STUDIES, external_studies
 from ichkit.validation.net_benefit import measure_net_benefit
@@ -134,3 +137,53 @@ def test_the_gain_in_net_benefit_is_that_of_the_rows_for_every_class_and_set(giv
             assert row["at 10 %"].startswith(f"{100 * found.gain[0]:+z.2f}")
             assert row["at 50 %"].startswith(f"{100 * found.gain[1]:+z.2f}")
     assert len(shown.drawings) == sum(len(table) - 1 for table in shown.tables.values())
+
+
+@pytest.fixture(scope="module")
+def failures(given):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "explain_slices", explain_without_network)
+        return show(make_failures(given))
+
+
+def test_errors_by_subgroup_are_counted_on_the_rows_and_parts_of_a_partition_add_up(given, failures):
+    rows, facts = given.scored.slices, given.scored.facts
+    for c, label in enumerate(TASK.classes):
+        yes, y = rows.probabilities[:, c] >= decision_thresholds(given, c), rows.labels[:, c] == 1
+        table = by_first(failures.tables[f"Errors on {label} by subgroup"])
+        is_edge = ((facts.slice_index == 0) | (facts.slice_index == facts.num_slices - 1)).to_numpy()
+        inside = {"all slices": np.ones(len(y), bool), "edge: first or last": is_edge}
+        for name, kept in inside.items():
+            assert table[name]["false\nnegatives"] == f"{(y & ~yes & kept).sum()}|of {(y & kept).sum()}"
+            assert table[name]["false\npositives"] == f"{(~y & yes & kept).sum()}|of {(~y & kept).sum()}"
+        thirds = [table[f"position: {part} third"]["false\npositives"] for part in ("lower", "middle", "upper")]
+        total = sum(int(text.split("|")[0]) for text in thirds)
+        assert total == int(table["all slices"]["false\npositives"].split("|")[0])
+
+
+def test_the_most_confident_errors_come_first_one_of_each_study_with_their_labels_and_places(given, failures):
+    rows, facts, c = given.scored.slices, given.scored.facts, TASK.classes.index("any")
+    _, *shown = failures.tables["Most confident errors on any"]
+    limits = decision_thresholds(given, c)
+    for error, wanted, sign in (("false negative", 1, 1), ("false positive", 0, -1)):
+        found = [row for row in shown if row[0] == error]
+        p = [float(row[4].split("|")[0]) for row in found]
+        assert p == sorted(p, key=lambda value: sign * value)
+        assert len({row[3] for row in found}) == len(found)
+        wrong = (rows.labels[:, c] == wanted) & ((rows.probabilities[:, c] >= limits) != wanted)
+        first = np.flatnonzero(wrong)[np.argmin(sign * rows.probabilities[wrong, c])]
+        assert p[0] == pytest.approx(rows.probabilities[first, c], abs=1e-4)
+        row = facts.iloc[first]
+        assert found[0][5].split("|")[0] == f"{row.slice_index + 1} of {row.num_slices}"
+        labels = [name for name, value in zip(TASK.classes, rows.labels[first], strict=True) if value == 1]
+        assert found[0][1] == (", ".join(labels) or "none")
+
+
+def test_every_verdict_has_a_part_of_its_own_and_every_gallery_a_legend_with_the_scale_of_the_heat(failures):
+    places = [failures.raw.index(f"<h3>{name}s</h3>") for name in ("True positive", "False positive", "False negative")]
+    assert places == sorted(places)
+    assert failures.raw.count('class="legend"') == failures.raw.count('<div class="cards">') > 6
+    assert failures.raw.count("low <i></i> high") == failures.raw.count('class="legend"')
+    alts = [picture["alt"] for picture in failures.pictures]
+    kinds = [next(kind for kind in ("true pos", "false pos", "false neg") if kind in alt) for alt in alts]
+    assert kinds == sorted(kinds, key=["true pos", "false pos", "false neg"].index)

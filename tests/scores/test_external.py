@@ -108,7 +108,7 @@ def test_the_report_has_every_set_in_curves_tables_and_subgroups(both, tmp_path,
     for shown in ("CQ500", "site"):
         assert f"{best} on {shown}, by study" in page.tables
         assert f"{best} on {shown}: AUC by slice-to-study aggregation" in page.tables
-        assert f"{best}: {shown} studies, maximum over the slices" in page.text
+        assert f"{best}: studies of {shown}, maximum over the slices" in page.text
     assert {row[1] for row in page.tables[f"{best}: performance by subgroup"][1:]} == {"out of fold", "CQ500", "site"}
     assert len(page.ids) == len(set(page.ids))
 

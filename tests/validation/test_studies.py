@@ -108,3 +108,9 @@ def test_the_published_means_are_those_of_the_published_classes_to_their_digits(
         assert find_published("cq500", TASK)[name] is row
     assert find_published("site", TASK) == {}
     assert find_published("cq500", replace(TASK, name="other")) == {}
+
+
+def test_parts_of_a_partition_follow_each_other_by_number():
+    studies = pd.DataFrame({"gap_mm": [5.0, 1.0, 4.0, 2.0], "batch": ["B10", "B2", "B1", "B1"]})
+    parts = [name.partition("=")[2] for name in find_subgroups(studies, STUDY_PARTITIONS)]
+    assert parts == ["B1", "B2", "B10", "<2", "2-3.5", "3.5-4.5", ">=4.5"]

@@ -1,4 +1,4 @@
-"""Report section: the most confident true positives, false positives and false negatives, with heat maps."""
+"""Galleries of the most confident true positives, false positives and false negatives, with heat maps."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import numpy as np
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
 from ichkit.imaging.pictures import WINDOWS, fit_picture, paint_heat, tile_pictures, window_picture
-from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
+from ichkit.show.blocks import Block, Card, Gallery, Legend, Missing, Prose, Subsection
 from ichkit.show.page import encode_jpeg
 from ichkit.show.table import format_number
 from ichkit.stages.explain.held_out import Explained, explain_slices
 from ichkit.stages.report.report_data import ReportData, shorten
-from ichkit.validation.scores import POOLED, THRESHOLD_OF
+from ichkit.validation.scores import THRESHOLD_OF
 from ichkit.validation.thresholds import F1_AIM
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive", "false negative"
@@ -29,11 +29,13 @@ class Judged:
         row: its row in the out-of-fold table.
         class_index: the class it was judged for.
         verdict: TRUE_POSITIVE, FALSE_POSITIVE or FALSE_NEGATIVE.
+        threshold: at or above which it is predicted positive.
     """
 
     row: int
     class_index: int
     verdict: str
+    threshold: float
 
 
 def pick_judged(
@@ -63,53 +65,62 @@ def pick_judged(
     return picked
 
 
-def make_galleries(report: ReportData) -> Section:
-    """Galleries of every class, the headline class first, with heat maps of the network of each slice's own fold."""
-    anchor, title = "galleries", "True positives, false positives, false negatives"
+def make_galleries(report: ReportData) -> list[Block]:
+    """A part for each verdict with a gallery for each class, the headline class first.
+
+    Heat maps are of the network of each slice's own fold.
+    """
     judged = _judge(report)
     if not judged:
-        return Section(anchor, title, [Missing("No slice is positive or predicted positive.")])
+        return [Missing("No slice is positive or predicted positive.")]
     if not all((report.prepared.folder / report.rows.volume[one.row]).is_file() for one in judged):
-        return Section(anchor, title, [Missing("The images are not in this work folder.", "ichkit prepare --fresh")])
+        return [Missing("The images are not in this work folder.", "ichkit prepare --fresh")]
     try:
         explained = _explain(report, judged)
     except ConfigError as error:  # a backbone without known feature maps: the slices are shown without heat maps
         logger.warning("report: %s", error)
         explained = {}
-    probabilities = report.probabilities(report.best)
-    main = report.task.headline_index
     blocks: list[Block] = [Prose(_text(report, bool(explained)))]
-    order = [main, *(c for c in range(report.task.num_classes) if c != main)]
-    for c in order:
-        own = [one for one in judged if one.class_index == c]
-        verdicts = _VERDICTS if c == main else (None,)
-        for verdict in verdicts:
-            shown = [one for one in own if verdict in (None, one.verdict)]
-            cards = [_card(report, one, probabilities[one.row], explained, verdict is None) for one in shown]
+    for verdict in _VERDICTS:
+        inside: list[Block] = []
+        for c in report.task_order:
+            shown = [one for one in judged if (one.class_index, one.verdict) == (c, verdict)]
+            cards = [_card(report, one, explained) for one in shown]
             name = report.task.classes[c]
-            of_verdict = name if verdict is None else f"{name}: most confident {verdict}s"
-            blocks.append(Gallery(of_verdict, cards) if cards else Prose(f"{of_verdict}: none."))
-    return Section(anchor, title, blocks)
+            none = Prose(f"{name}: none.")
+            inside.append(Gallery(f"{name}: {verdict}s", cards, _legend(explained)) if cards else none)
+        blocks.append(Subsection(f"{verdict[0].upper()}{verdict[1:]}s", inside))
+    return blocks
+
+
+def decision_thresholds(report: ReportData, c: int) -> np.ndarray:
+    """(N,) the threshold each row is judged at: of its fold, or for a single fold the pooled one."""
+    name, metric = report.task.classes[c], THRESHOLD_OF[F1_AIM]
+    fold = report.rows.fold.to_numpy(np.int64)
+    if len(report.best.folds) == 1:
+        return np.full(len(fold), report.scores.find(report.best, metric, name).value)
+    limits = np.full(len(fold), np.nan)
+    for k in report.best.folds:
+        limits[fold == k] = report.scores.find(report.best, metric, name, fold=k).value
+    return limits
 
 
 def _judge(report: ReportData) -> list[Judged]:
-    task, p = report.task, report.probabilities(report.best)
+    task, rows = report.task, report.scored.slices
     studies = report.rows.study_id.to_numpy()
     judged = []
     for c in range(task.num_classes):
         count = _NUM_OF_MAIN if c == task.headline_index else _NUM_OF_OTHER
-        picked = pick_judged(p[:, c], report.labels[:, c], _thresholds(report, c), studies, count)
-        judged += [Judged(row, c, verdict) for verdict, rows in picked.items() for row in rows]
+        limits = decision_thresholds(report, c)
+        picked = pick_judged(rows.probabilities[:, c], rows.labels[:, c], limits, studies, count)
+        judged += [Judged(row, c, verdict, float(limits[row])) for verdict, own in picked.items() for row in own]
     return judged
 
 
-def _thresholds(report: ReportData, c: int) -> np.ndarray:
-    """(N,) the threshold each row was scored at: of its fold, or for a single fold the pooled one."""
-    name, metric = report.task.classes[c], THRESHOLD_OF[F1_AIM]
-    fold = report.rows.fold.to_numpy(np.int64)
-    numbers = report.best.folds if len(report.best.folds) > 1 else (POOLED,)
-    found = {k: report.scores.find(report.best, metric, name, fold=k).value for k in numbers}
-    return np.array([found.get(int(k), found.get(POOLED, np.nan)) for k in fold])
+def _legend(explained: dict[tuple[str, int], Explained]) -> Legend:
+    """The names of the tiles, with the scale of the heat where there is any."""
+    tiles = tuple(f"{name} {level:g}/{width:g}" for name, (level, width) in WINDOWS)
+    return Legend((*tiles, "heat map") if explained else tiles, has_heat=bool(explained))
 
 
 def _explain(report: ReportData, judged: list[Judged]) -> dict[tuple[str, int], Explained]:
@@ -127,20 +138,17 @@ def _explain(report: ReportData, judged: list[Judged]) -> dict[tuple[str, int], 
 
 
 def _text(report: ReportData, has_heat: bool) -> str:
-    windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in WINDOWS)
     text = (
-        f"Out-of-fold predictions of {report.best.name}, most confident first, at most one slice per study. A slice "
-        "is predicted positive at or above the threshold with the best F1 on the other folds. Windows, row by row "
-        "(level/width in HU): "
+        f"Pictures: out-of-fold predictions of {report.best.name}, most confident first, at most one slice per study. "
+        "Windows: level/width in HU."
     )
     if not has_heat or report.first is None:
-        return f"{text}{windows}."
-    heat = (
-        f"; last, the Grad-CAM heat map of {_name_drawers(report)} over the brain window, by the network of the "
-        "slice's own fold, for which it was held out. Each map is scaled to its own maximum: it shows the location, "
-        "not the confidence."
+        return text
+    return (
+        f"{text} Heat map: Grad-CAM of {_name_drawers(report)} over the brain window, inside the head, by the network "
+        "of the slice's own fold, for which it was held out. Each map is scaled to its own maximum: it shows the "
+        "location, not the confidence."
     )
-    return text + windows + heat
 
 
 def _name_drawers(report: ReportData) -> str:
@@ -149,13 +157,8 @@ def _name_drawers(report: ReportData) -> str:
     return " and ".join(dict.fromkeys(drawer.name for drawer in drawers if drawer is not None))
 
 
-def _card(
-    report: ReportData,
-    one: Judged,
-    p: np.ndarray,
-    explained: dict[tuple[str, int], Explained],
-    with_verdict: bool,
-) -> Card:
+def _card(report: ReportData, one: Judged, explained: dict[tuple[str, int], Explained]) -> Card:
+    p = report.scored.slices.probabilities[one.row]
     task, row = report.task, report.rows.iloc[one.row]
     found, name = explained.get((row.slice_id, one.class_index)), task.classes[one.class_index]
     if found is None:
@@ -175,7 +178,6 @@ def _card(
     place = f"slice {row.slice_index + 1} of {row.num_slices}"
     alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} images"
     figure = format_number(float(p[one.class_index]), 3)
-    verdict = f"{one.verdict}, " if with_verdict else ""
-    facts.insert(0, f"{verdict}{place}")
+    facts[:0] = [place, f"{one.verdict}, threshold {format_number(one.threshold, 3)}"]
     size = (picture.shape[1], picture.shape[0])
     return Card(encode_jpeg(picture, _QUALITY), size, alt, shorten(row.slice_id), f"{name} {figure}", tuple(facts))

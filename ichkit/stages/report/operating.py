@@ -70,15 +70,12 @@ class Decided:
 
 def make_operating(report: ReportData) -> Section:
     """Decisions of the best source at named thresholds: studies and slices out of fold, studies of external sets."""
-    task = report.task
     blocks: list[Block] = [Prose(_text(report))]
-    others = [name for name in task.classes if name != task.headline_class]
     for group in _decide_groups(report):
         blocks.append(_summary(report, group))
-        for name in (task.headline_class, *others):
-            tables = _tables(report, group, task.classes.index(name))
-            is_open = name == task.headline_class
-            blocks.append(Subsection(f"{group.of.title}: {name}", tables, is_open))
+        for c in report.task_order:
+            title = f"{group.of.title}: {report.task.classes[c]}"
+            blocks.append(Subsection(title, _tables(report, group, c), is_open=c == report.task.headline_index))
     return Section("operating", "Decisions at named thresholds", blocks)
 
 

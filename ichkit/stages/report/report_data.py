@@ -73,6 +73,12 @@ class ReportData:
         return self.prepared.task
 
     @property
+    def task_order(self) -> list[int]:
+        """The classes by number, the headline class first."""
+        main = self.task.headline_index
+        return [main, *(c for c in range(self.task.num_classes) if c != main)]
+
+    @property
     def scores(self) -> ScoreBook:
         """Every score; must not be called if nothing is trained."""
         assert self.book is not None

@@ -24,8 +24,8 @@ from ichkit.stages.report.classes import make_losses, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.decisions import make_decisions
 from ichkit.stages.report.external import make_external
+from ichkit.stages.report.failures import make_failures
 from ichkit.stages.report.flow import make_flow
-from ichkit.stages.report.gallery import make_galleries
 from ichkit.stages.report.label_errors import write_label_errors
 from ichkit.stages.report.operating import make_operating
 from ichkit.stages.report.overview import make_board, make_overview
@@ -62,7 +62,7 @@ _SCORED = (
     make_calibration,
     make_decisions,
     make_strips,
-    make_galleries,
+    make_failures,
     make_external,
     make_subgroups,
     make_pairs,

@@ -1,0 +1,135 @@
+"""Report section: errors by subgroup, the most confident errors in a table, and galleries of slices."""
+
+import numpy as np
+
+from ichkit.imaging.parts import whole_id
+from ichkit.show.blocks import Block, Prose, Section, Subsection
+from ichkit.show.table import Cell, Table, format_interval, format_number
+from ichkit.stages.report.gallery import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    decision_thresholds,
+    make_galleries,
+    pick_judged,
+)
+from ichkit.stages.report.report_data import ReportData, shorten
+from ichkit.stages.scores.score_source import seed_of_rows
+from ichkit.stages.scores.tables import subgroup_name
+from ichkit.validation.intervals import interval_of
+from ichkit.validation.operating import count_decisions
+from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, find_subgroups
+from ichkit.validation.tallies import ScoredRows
+from ichkit.validation.thresholds import (
+    F1_AIM,
+    NEGATIVE,
+    POSITIVE,
+    TRUE_POSITIVE,
+    Decisions,
+    sensitivity,
+    specificity,
+)
+from ichkit.validation.thresholds import (
+    FALSE_POSITIVE as FALSE_POSITIVES,
+)
+
+_NUM_OF_MAIN, _NUM_OF_OTHER = 10, 4
+
+
+def make_failures(report: ReportData) -> Section:
+    """What the best source gets wrong: how often and in which subgroups, the most confident errors, and pictures."""
+    main = report.task.headline_index
+    blocks: list[Block] = [Prose(_text(report)), *_by_subgroup(report)]
+    blocks += [_most_confident(report, c) for c in report.task_order if c == main]
+    others = [_most_confident(report, c) for c in report.task_order if c != main]
+    if others:
+        blocks.append(Subsection("Most confident errors of the other classes", [*others], is_open=False))
+    return Section("failures", "Errors and examples", [*blocks, *make_galleries(report)])
+
+
+def _text(report: ReportData) -> str:
+    return (
+        f"Out-of-fold slices of {report.best.name}; positive at or above the threshold with the best F1 on the other "
+        "folds. False negatives are positive slices below it, false positives are negative slices at or above it. A "
+        "label may be wrong too: `ichkit report --label-errors` lists suspected ones."
+    )
+
+
+def _by_subgroup(report: ReportData) -> list[Block]:
+    """Counts of errors by subgroup, the headline class first."""
+    rows, num_classes = report.scored.slices, report.task.num_classes
+    limits = np.stack([decision_thresholds(report, c) for c in range(num_classes)], axis=1)
+    is_yes, is_defined = rows.probabilities >= limits, np.isfinite(limits).all(0)
+    groups = {ALL: np.ones(len(limits), bool), **find_subgroups(report.scored.facts, SLICE_PARTITIONS)}
+    counted = {}
+    for name, is_inside in groups.items():
+        taken, decisions = rows.take(is_inside), Decisions(is_yes[is_inside], is_defined)
+        counted[name] = _cells(report, taken, decisions)
+    first, *others = [_table_of(report, c, counted) for c in report.task_order]
+    return [
+        first,
+        *([Subsection("Errors of the other classes by subgroup", [*others], is_open=False)] if others else []),
+    ]
+
+
+def _cells(report: ReportData, rows: ScoredRows, decisions: Decisions) -> list[list[Cell | str]]:
+    """For each class: false negatives, their share, false positives, their share."""
+    settings = report.config.evaluate
+    seed = seed_of_rows(rows, report.config)
+    found = count_decisions(rows, {F1_AIM: decisions}, num_draws=settings.num_draws, seed=seed)[F1_AIM]
+    is_single = len(np.unique(rows.members)) < 2  # all bootstrap samples of one patient are equal
+    cells: list[list[Cell | str]] = []
+    for c, counts in enumerate(found.counts):
+        of_class: list[Cell | str] = []
+        missed = counts[POSITIVE] - counts[TRUE_POSITIVE]
+        for number, total, measure in (
+            (missed, counts[POSITIVE], sensitivity),
+            (counts[FALSE_POSITIVES], counts[NEGATIVE], specificity),
+        ):
+            share, ends = 1 - measure(counts), interval_of(1 - measure(found.draws[:, c]), settings.level)
+            of_class.append(Cell(format_number(number, 0), f"of {format_number(total, 0)}"))
+            between = "" if is_single else format_interval(ends.low, ends.high, 3)
+            of_class.append(Cell(format_number(float(share), 3), between))
+        cells.append(of_class)
+    return cells
+
+
+def _table_of(report: ReportData, c: int, counted: dict[str, list[list[Cell | str]]]) -> Table:
+    label = report.task.classes[c]
+    rows = [[subgroup_name(name) if name != ALL else "all slices", *cells[c]] for name, cells in counted.items()]
+    columns = ("subgroup", "false\nnegatives", "share of\npositives", "false\npositives", "share of\nnegatives")
+    note = "Shares with intervals by resampling patients. Subgroups overlap."
+    return Table(f"Errors on {label} by subgroup", columns, rows, note=note)
+
+
+def _most_confident(report: ReportData, c: int) -> Table:
+    """The false negatives of the lowest and the false positives of the highest probability, one for each study."""
+    slices, facts = report.scored.slices, report.scored.facts
+    limits, p = decision_thresholds(report, c), slices.probabilities[:, c]
+    count = _NUM_OF_MAIN if c == report.task.headline_index else _NUM_OF_OTHER
+    picked = pick_judged(p, slices.labels[:, c], limits, facts.study_id.to_numpy(), count)
+    has_parts = any(whole_id(name) != name for name in facts.study_id.unique())
+    rows: list[list[Cell | str]] = []
+    for verdict in (FALSE_NEGATIVE, FALSE_POSITIVE):
+        for number in picked[verdict]:
+            numbers = (format_number(float(values[number]), 4) for values in (p, limits))
+            rows.append([verdict, *_describe(report, number, has_parts=has_parts), *_place(report, number, *numbers)])
+    names = ["error", "true labels", "slice", "study", *(["part"] if has_parts else [])]
+    columns = (*names, "probability", "slice from\nthe feet", "fold")
+    note = "" if rows else "There is none."
+    return Table(f"Most confident errors on {report.task.classes[c]}", columns, rows, note=note, num_text=len(names))
+
+
+def _describe(report: ReportData, number: int, *, has_parts: bool) -> list[Cell | str]:
+    """The true labels of a slice, its name, that of its study, and where studies have parts its part."""
+    row, labels = report.scored.facts.iloc[number], report.scored.slices.labels[number]
+    truth = [name for name, value in zip(report.task.classes, labels, strict=True) if value == 1]
+    study = whole_id(row.study_id)
+    part = [row.study_id.removeprefix(study).lstrip(":")] if has_parts else []
+    return [", ".join(truth) or "none", shorten(row.slice_id), shorten(study), *part]
+
+
+def _place(report: ReportData, number: int, p: str, threshold: str) -> list[Cell | str]:
+    """The probability of a slice above its threshold, its place in the study, its fold."""
+    row = report.scored.facts.iloc[number]
+    place = Cell(f"{row.slice_index + 1} of {row.num_slices}", f"{format_number(row.position_mm, 0)} mm")
+    return [Cell(p, f"threshold {threshold}"), place, str(row.fold)]
