@@ -196,6 +196,7 @@ def stack(plan: "StackPlan") -> None:
     epilog=epilog(
         "ichkit evaluate",
         "ichkit evaluate --source default-blend",
+        "ichkit evaluate --protocols",
         "ichkit evaluate --submission mine.csv --truth labels.csv",
     )
 )
@@ -208,6 +209,7 @@ def stack(plan: "StackPlan") -> None:
 @click.option(
     "--prove", "proves", is_flag=True, help="Measure the gains of all stacks on the locked patients (prepare --lock)."
 )
+@click.option("--protocols", is_flag=True, help="Score the external sets under every published protocol.")
 @click.option("--submission", type=PATH, help="Score this submission file (ID,Label) instead; needs --truth.")
 @click.option("--truth", type=PATH, help="Ground-truth labels of that file (ID,Label).")
 @common_options
@@ -222,6 +224,10 @@ def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
         return
     run(plan)
     options, task = plan.options, plan.prepared.task
+    if plan.protocols is not None:
+        for table in summary.render_protocols(plan.protocols, options.source, is_whole=options.is_whole):
+            show(table)
+        return
     if options.proves:
         from ichkit.stages.scores import prove
 

@@ -36,7 +36,9 @@ from ichkit.work.artifacts import encode_table
 
 NUM_CQ500 = 491
 _THIN_STEP_MM, _THIN_START_MM, _MAX_THIN_SLICES = 1.25, 14.0, 96
-_READER_ERROR = 0.08
+# Of the reader who differs in a study: the chance to miss a class that is there, and to report one that is not. With
+# one of three differing, readers disagree about as often as those of the real file.
+_MISSES, _REPORTS = 0.35, 0.07
 # Column of reads.csv for each of SUBTYPES, in the order of the real file.
 _READ_NAMES = {
     "IPH": "intraparenchymal",
@@ -203,7 +205,10 @@ class _StudyFolder:
 
 
 def write_reads(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
-    """Writes `reads.csv`: three readers, of whom at most one is wrong about each class of a study."""
+    """Writes `reads.csv`: three readers, of whom one in each study may miss a class or report one that is not there.
+
+    The two others are right, so that the majority is the truth; ICH of a reader is the maximum of its subtypes.
+    """
     generator = make_generator(seed, "phantom", "cq500", "reads")
     rows = []
     for position in generator.permutation(len(studies)).tolist():
@@ -211,12 +216,20 @@ def write_reads(root: Path, studies: list[dict[str, Any]], seed: int) -> None:
         truth = dict(zip((*SUBTYPES, "any"), study["labels"], strict=True))
         row: dict[str, Any] = {"name": study["name"], "Category": "B2" if study["index"] % 2 else "B1"}
         reads = {"ICH": truth["any"], **{column: truth[name] for column, name in _READ_NAMES.items()}}
-        wrong = {
-            column: int(generator.integers(3)) if generator.random() < 3 * _READER_ERROR else -1 for column in reads
-        }
+        differs = int(generator.integers(3))
         for reader in range(3):
-            for column, value in reads.items():
-                row[f"R{reader + 1}:{column}"] = 1 - value if wrong[column] == reader else value
+            own = _misread(reads, generator) if reader == differs else reads
+            row.update({f"R{reader + 1}:{column}": value for column, value in own.items()})
             row.update({f"R{reader + 1}:{column}": 0 for column in _OTHER_FINDINGS})
         rows.append(row)
     (root / "reads.csv").write_bytes(encode_table(pd.DataFrame(rows), ".csv"))
+
+
+def _misread(reads: dict[str, int], generator: np.random.Generator) -> dict[str, int]:
+    """The reads of the reader who differs."""
+    chances = generator.random(len(_READ_NAMES))
+    own = {
+        column: reads[column] ^ int(chance < (_MISSES if reads[column] else _REPORTS))
+        for column, chance in zip(_READ_NAMES, chances, strict=True)
+    }
+    return {"ICH": max(own.values()), **own}

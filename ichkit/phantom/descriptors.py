@@ -53,6 +53,7 @@ _LOOKALIKES = 0.4  # share of the studies in which a class is seen that is not t
 # Mean and standard deviation of the rise that a network sees; gives a base loss of about 0.065.
 _SEEN_RISE, _LOOKALIKE_RISE = (10.6, 2.7), (5.5, 2.7)
 _NOISE_STD = 0.8
+_READERS_DIFFER = 0.2
 
 
 @dataclass(frozen=True)
@@ -389,9 +390,24 @@ def _write_prepared(
     choice = pd.DataFrame({"study_id": cq500.study_id, "series_id": cq500.study_id + "-1", "series": "Plain"})
     choice = choice.assign(num_slices=cq500.num_slices, coverage_mm=100.0, gap_mm=5.0, chosen=True, reason="only one")
     writer.write_table("series_choice.csv", choice[SERIES_CHOICE])
+    writer.write_table("cq500_reads.csv", _draw_reads(studies[studies.dataset == "cq500"]))
     writer.write_table("rejected.csv", pd.DataFrame(columns=REJECTED))
     facts = {"data": data, "task": TASK.name, "num_slices": len(slices)}
     writer.commit(settings={"task": TASK.name, "simulated": True}, inputs={}, facts=facts)
+
+
+def _draw_reads(studies: pd.DataFrame) -> pd.DataFrame:
+    """study_id, reader and labels: three readers, of whom one in each study and class is wrong now and then."""
+    rng = make_generator(len(studies), "simulated reads")
+    labels = studies[list(TASK.classes)].to_numpy(np.int64, na_value=0)
+    wrong = np.where(rng.random(labels.shape) < _READERS_DIFFER, rng.integers(1, 4, labels.shape), 0)
+    parts = []
+    for reader in (1, 2, 3):
+        own = pd.DataFrame(labels ^ (wrong == reader), columns=list(TASK.classes)).astype("int8")
+        own.insert(0, "study_id", studies.study_id.to_numpy())
+        own.insert(1, "reader", reader)
+        parts.append(own)
+    return pd.concat(parts).sort_values(["study_id", "reader"], ignore_index=True)
 
 
 def _write_fold(

@@ -3,6 +3,7 @@
 import io
 import re
 
+import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import DataError
@@ -16,6 +17,7 @@ from ichkit.work.artifacts import digest_table
 DATASET = "cq500"
 FACTS_FILE = "cq500_facts.csv"
 BASELINE_FILE = "cq500_baseline.csv"
+READS_FILE = "cq500_reads.csv"
 _BASELINE = "prediction_probabilities.csv"
 TABLES = rf"(?:^|/)(?:reads\.csv|{re.escape(_BASELINE)})$"
 _STUDY = r"CQ500-?CT-?(\d+)"
@@ -27,7 +29,7 @@ _READER_COLUMNS = {
     "subdural": "SDH",
     "epidural": "EDH",
 }
-_NUM_READERS = 3
+_READERS = (1, 2, 3)
 _NO_UID = "no SeriesInstanceUID or no SOPInstanceUID"
 _LAYOUT_HINT = (
     "Expected reads.csv and CQ500-CT-0.zip ... CQ500-CT-490.zip, packed or unpacked, from "
@@ -60,6 +62,7 @@ def plan_cq500(found: Found) -> SourcePlan:
     if reads is None:
         raise DataError(f"cq500: no reads.csv among {len(found.files)} files. {_LAYOUT_HINT}")
     study_labels, batches = read_majority(reads, found.task)
+    votes = read_votes(reads, found.task)
     images = found.images[["relative", "split", "study_id", "series"]]
     index = add_positions(found.index.merge(images, on="relative", validate="many_to_one")).assign(dataset=DATASET)
     # A series is identified by study and UID: folders of the same name in other zip files are other series.
@@ -72,7 +75,7 @@ def plan_cq500(found: Found) -> SourcePlan:
     kept, choice = taken.files, taken.choice
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no row in reads.csv"), taken.refused]
     missing = study_labels[~study_labels["study_id"].isin(kept["study_id"])]["study_id"]
-    tables = {} if batches is None else {FACTS_FILE: batches}
+    tables = {READS_FILE: votes} if batches is None else {FACTS_FILE: batches, READS_FILE: votes}
     baseline = find_one(found.files, rf"(?:^|/){re.escape(_BASELINE)}$")
     if baseline is not None:
         tables[BASELINE_FILE] = read_baseline(baseline, found.task)
@@ -102,21 +105,47 @@ def read_majority(ref: FileRef, task: Task) -> tuple[pd.DataFrame, pd.DataFrame 
     Raises:
         DataError: a column is missing, a read is not 0 or 1, or a study has two rows.
     """
+    raw = _read_raw(ref, task)
+    table = pd.DataFrame({"study_id": raw["name"].str.strip()})
+    for name in task.classes:
+        columns = [_column_of(reader, name) for reader in _READERS]
+        table[name] = (raw[columns].sum(axis=1) * 2 > len(_READERS)).astype("int8")
+    batches = pd.DataFrame({"study_id": table["study_id"], "batch": raw["Category"]}) if "Category" in raw else None
+    return _by_number(table), None if batches is None else _by_number(batches)
+
+
+def read_votes(ref: FileRef, task: Task) -> pd.DataFrame:
+    """study_id, reader (1 to 3) and one 0/1 column per class: what each reader saw, by study number, then reader.
+
+    Raises:
+        DataError: as `read_majority`.
+    """
+    raw = _read_raw(ref, task)
+    parts = []
+    for reader in _READERS:
+        columns = {name: raw[_column_of(reader, name)].astype("int8") for name in task.classes}
+        parts.append(pd.DataFrame({"study_id": raw["name"].str.strip(), "reader": reader, **columns}))
+    table = pd.concat(parts, ignore_index=True)
+    order = table["study_id"].map(study_number)
+    return table.iloc[np.lexsort((table["reader"], order))].reset_index(drop=True)
+
+
+def _read_raw(ref: FileRef, task: Task) -> pd.DataFrame:
+    """The label file with the columns of all readers checked."""
     raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
-    wanted = {name: [f"R{r}:{_READER_COLUMNS[name]}" for r in range(1, _NUM_READERS + 1)] for name in task.classes}
-    missing = [column for columns in wanted.values() for column in columns if column not in raw]
+    wanted = [_column_of(reader, name) for name in task.classes for reader in _READERS]
+    missing = [column for column in wanted if column not in raw]
     if "name" not in raw or missing:
         raise DataError(f"{ref.relative}: expected columns name and R1:ICH ... R3:SAH, missing {missing or ['name']}.")
-    reads = raw[[column for columns in wanted.values() for column in columns]]
-    if not reads.isin([0, 1]).all(axis=None):
+    if not raw[wanted].isin([0, 1]).all(axis=None):
         raise DataError(f"{ref.relative}: expected reads of 0 or 1 in every R column.")
     if raw["name"].duplicated().any():
         raise DataError(f"{ref.relative}: study {raw.name[raw.name.duplicated()].iloc[0]} has two rows.")
-    table = pd.DataFrame({"study_id": raw["name"].str.strip()})
-    for name, columns in wanted.items():
-        table[name] = (raw[columns].sum(axis=1) * 2 > _NUM_READERS).astype("int8")
-    batches = pd.DataFrame({"study_id": table["study_id"], "batch": raw["Category"]}) if "Category" in raw else None
-    return _by_number(table), None if batches is None else _by_number(batches)
+    return raw
+
+
+def _column_of(reader: int, name: str) -> str:
+    return f"R{reader}:{_READER_COLUMNS[name]}"
 
 
 def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:

@@ -34,6 +34,8 @@ class DataSource:
         source: the origin of its layout.
         tables: patterns of the relative paths of the tables that `plan` reads; their content decides whether the store
             is up to date, and no other table below the root is opened.
+        makes: further tables of the store that its plan always makes; a store of an earlier version that lacks one is
+            updated.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DataSource:
     description: str
     source: str
     tables: tuple[str, ...] = (r"(?i)\.csv$",)
+    makes: tuple[str, ...] = ()
 
 
 _OWN_OPTIONS = (rsna.DATASET, STANDARD_EXTERNAL, folder.DATASET)
@@ -84,6 +87,7 @@ SOURCES = {
         description="CQ500: studies read by three radiologists, for external validation.",
         source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
         tables=(cq500.TABLES,),
+        makes=(cq500.READS_FILE,),
     ),
     "folder": DataSource(
         name=folder.DATASET,

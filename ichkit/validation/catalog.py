@@ -13,7 +13,7 @@ from ichkit.core.roles import OUT_OF_FOLD, STANDARD_EXTERNAL, TEST, order_extern
 from ichkit.core.tasks import Task
 from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_table
-from ichkit.work.folder import WorkFolder
+from ichkit.work.folder import WorkFolder, pooled_name
 from ichkit.work.inventory import Inventory, kinds_of, take_inventory
 from ichkit.work.looks import Scored
 from ichkit.work.schemas import KEY, check_predictions, make_predictions
@@ -180,6 +180,27 @@ def load_split(source: Source, split: str) -> pd.DataFrame:
     columns = source.task.probability_columns
     mean = np.mean([table[columns].to_numpy(np.float64) for table in tables], axis=0)
     return make_predictions(tables[0], mean, source.task, fold=-1)
+
+
+def load_pooled(source: Source, dataset: str) -> pd.DataFrame | None:
+    """study_id and p_<class> of an external set by the pool of a run, the mean over its folds; None without a pool.
+
+    Raises:
+        ArtifactError: a table cannot be read.
+        ContractError: the tables of the folds have different studies.
+    """
+    paths = source.paths(pooled_name(dataset).removesuffix(".parquet"))
+    tables = [source.read(path).drop_duplicates("study_id").sort_values("study_id") for path in paths]
+    if not tables:
+        return None
+    for path, table in zip(paths, tables, strict=True):
+        if table.study_id.tolist() != tables[0].study_id.tolist():
+            raise ContractError(
+                f"{path}: expected the same studies as {paths[0]}. Run `{source.remedy}` again to update the tables."
+            )
+    columns = source.task.probability_columns
+    mean = np.mean([table[columns].to_numpy(np.float64) for table in tables], axis=0)
+    return pd.DataFrame(mean, columns=columns).assign(study_id=tables[0].study_id.to_numpy())
 
 
 def _run_source(inventory: Inventory, run: str, folds: list[int], task: Task) -> Source:

@@ -83,6 +83,11 @@ class WorkFolder:
         return self.root / "proof"
 
     @property
+    def protocols(self) -> Path:
+        """The external sets scored under every protocol."""
+        return self.root / "protocols"
+
+    @property
     def looks(self) -> Path:
         """The ledger of every scoring of an external set or of the locked patients."""
         return self.root / "looks.csv"

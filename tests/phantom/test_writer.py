@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ichkit import write_phantom
+from ichkit.phantom.cq500 import write_reads
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 # The tags that real RSNA files hold, and no other.
@@ -366,3 +367,20 @@ def test_two_of_three_readers_are_right_and_sometimes_one_is_not(phantom):
     order = [study["name"] for study in phantom.external]
     assert np.array_equal((pd.DataFrame(votes, reads.index).loc[order] >= 2).astype(int).to_numpy(), truth)
     assert ((votes == 1) | (votes == 2)).any()
+    subtypes = [column for column in columns if column != "ICH"]
+    for reader in (1, 2, 3):
+        own = reads[[f"R{reader}:{column}" for column in subtypes]].max(axis=1)
+        assert (reads[f"R{reader}:ICH"] >= own).all(), "a reader sees a subtype and no hemorrhage"
+
+
+def test_readers_of_many_phantoms_differ_as_often_as_those_of_the_real_file(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.zeros((491, 6), int)
+    labels[:, :5] = rng.random((491, 5)) < 0.2
+    labels[:, 5] = labels.max(1)
+    studies = [{"name": f"CQ500-CT-{i}", "index": i, "labels": row.tolist()} for i, row in enumerate(labels)]
+    write_reads(tmp_path, studies, 0)
+    reads = pd.read_csv(tmp_path / "reads.csv")
+    votes = sum(reads[f"R{reader}:SDH"] for reader in (1, 2, 3)).to_numpy()
+    assert 0.25 < (votes[votes >= 2] == 2).mean() < 0.45  # from .18 to .54 in the real file
+    assert 0.03 < (votes[votes < 2] == 1).mean() < 0.11  # from .02 to .14

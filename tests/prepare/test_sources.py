@@ -23,7 +23,7 @@ from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
 from ichkit.sources.study import PixelSettings, decode_study
 from ichkit.stages.prepare import run as prepare
-from ichkit.work.artifacts import read_manifest
+from ichkit.work.artifacts import ArtifactWriter, read_manifest
 from ichkit.work.folder import WorkFolder
 
 TASK = find_task("hemorrhage")
@@ -249,6 +249,25 @@ def test_changed_labels_are_noticed_although_the_file_is_as_long_as_before(phant
     do(prepare, tiny_config, work, phantom_options(phantom_root, rsna=root))
     after = prepared(work).split("train")
     assert int(after["subdural"].iloc[0]) == int(flipped) != int(before["subdural"].iloc[0])
+
+
+def test_a_store_of_a_version_without_single_reads_gets_them_and_decodes_nothing_again(
+    prepared_work, phantom_root, tiny_config, monkeypatch
+):
+    before = read_manifest(prepared_work.prepared)
+    reads = pd.read_csv(prepared_work.prepared / "cq500_reads.csv")
+    raw = pd.read_csv(phantom_root / "cq500" / "reads.csv").set_index("name")
+    second = reads[reads["reader"] == 2].set_index("study_id")
+    assert (second["subdural"] == raw["R2:SDH"].loc[second.index]).all()
+    writer = ArtifactWriter(prepared_work.prepared, before.kind)
+    for name in before.files.keys() - {"cq500_reads.csv"}:
+        writer.write_bytes(name, (prepared_work.prepared / name).read_bytes())
+    writer.commit(settings=before.settings, inputs=before.inputs, facts=before.facts)
+    monkeypatch.setattr("ichkit.sources.decode.store_study", None)
+    do(prepare, tiny_config, prepared_work, phantom_options(phantom_root))
+    after = read_manifest(prepared_work.prepared)
+    assert after.files["cq500_reads.csv"] == before.files["cq500_reads.csv"]
+    assert after.files["slices.parquet"] == before.files["slices.parquet"]
 
 
 def test_the_batches_and_the_baseline_of_cq500_are_kept_where_they_are_given(phantom_root, tiny_config, tmp_path):

@@ -15,7 +15,7 @@ from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import run_tasks
 from ichkit.imaging.geometry import is_axial, slab_groups, slice_normals
 from ichkit.imaging.store import open_volume
-from ichkit.sources.cq500 import read_majority
+from ichkit.sources.cq500 import read_majority, read_votes
 from ichkit.sources.decode import without_culprit
 from ichkit.sources.files import FileRef, file_refs, scan_files
 from ichkit.sources.folder import plan_folder
@@ -142,6 +142,19 @@ def test_the_real_reads_of_cq500_give_the_published_counts(real_data):
     orphans = table[(table["any"] == 1) & (table[list(TASK.subtypes)].sum(axis=1) == 0)]["study_id"]
     assert orphans.str.rsplit("-").str[-1].astype(int).to_list() == [12, 106, 159, 228, 362, 370]
     assert batches["batch"].value_counts().to_dict() == {"B2": 277, "B1": 214}
+
+
+def test_the_real_single_reads_have_the_counts_of_each_reader_and_its_majority(real_data):
+    ref = plain_ref(real_data / "cq500" / "reads.csv")
+    votes, (majority, _) = read_votes(ref, TASK), read_majority(ref, TASK)
+    assert votes["reader"].to_list() == [1, 2, 3] * 491
+    assert votes["study_id"].to_list()[::3] == majority["study_id"].to_list()
+    raw = pd.read_csv(real_data / "cq500" / "reads.csv")
+    for reader, own in votes.groupby("reader"):
+        assert own["epidural"].sum() == raw[f"R{reader}:EDH"].sum()
+        assert own["any"].sum() == raw[f"R{reader}:ICH"].sum()
+    summed = votes.groupby("study_id", sort=False)[list(TASK.classes)].sum() >= 2
+    assert (summed.to_numpy() == majority[list(TASK.classes)].to_numpy()).all()
 
 
 def test_every_real_study_but_the_contrast_only_one_keeps_a_series_by_name(real_data):

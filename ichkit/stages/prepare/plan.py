@@ -235,7 +235,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     asks_folds = options.new_folds or options.folds_file is not None
     is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
     current = read_manifest(work.prepared) if is_update else None
-    if current is not None and any(current.inputs.get(name) != digest for name, digest in inputs.items()):
+    if current is not None and _is_old(current, inputs, listings):
         _refuse_to_drop(current, listings)
         current = None
     return PreparePlan(
@@ -269,6 +269,12 @@ def _earlier_settings(work: WorkFolder) -> dict[str, Any]:
     if has_artifact(work.prepared):
         return read_manifest(work.prepared).settings
     return dict(json.loads(unfinished.read_text())) if unfinished.exists() else {}
+
+
+def _is_old(before: Manifest, inputs: dict[str, str], listings: list[ListedSource]) -> bool:
+    """True for a store of other input files, or of a version that did not yet write every table."""
+    made = {name for item in listings for name in item.source.makes}
+    return any(before.inputs.get(name) != digest for name, digest in inputs.items()) or not made <= before.files.keys()
 
 
 def _refuse_to_drop(before: Manifest, listings: list[ListedSource]) -> None:

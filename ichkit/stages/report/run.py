@@ -31,6 +31,7 @@ from ichkit.stages.report.operating import make_operating
 from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.population import make_population
 from ichkit.stages.report.proof import make_proof
+from ichkit.stages.report.protocols import make_protocols
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.second_stage import make_second_stage
@@ -64,6 +65,7 @@ _SCORED = (
     make_strips,
     make_failures,
     make_external,
+    make_protocols,
     make_subgroups,
     make_pairs,
     make_second_stage,
@@ -282,7 +284,8 @@ def _digest(report: ReportData) -> str:
     for source in report.sources:
         folders = {path.parent for path in source.paths(OUT_OF_FOLD)}
         manifests += [read_manifest(folder) for folder in sorted(folders)]
-    manifests += [read_manifest(report.work.proof)] if has_artifact(report.work.proof) else []
+    further = (report.work.proof, report.work.protocols)
+    manifests += [read_manifest(folder) for folder in further if has_artifact(folder)]
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]

@@ -12,14 +12,19 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.progress import Meter, format_count, logger
-from ichkit.core.roles import Role, title_of
+from ichkit.core.roles import title_of
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
+from ichkit.stages.scores import protocols
+from ichkit.stages.scores.protocols import ProtocolsPlan
 from ichkit.stages.scores.score_source import (
+    BASELINE_SUFFIX,
     FACTS_SUFFIX,
     SourceScores,
     load_external,
+    missing_studies,
+    read_baseline,
     score_source,
     scored_external_sets,
     study_scores,
@@ -42,7 +47,6 @@ SCORES_NAME = "scores.parquet"
 RELIABILITY_NAME = "reliability.parquet"
 DRAWS_NAME = "draws.parquet"
 COMPARISONS_NAME = "comparisons.parquet"
-_BASELINE_SUFFIX = "_baseline.csv"  # of the published probabilities of an external set
 # File to the field of `SourceScores` it stores for every source.
 _TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
 # Inputs of the scores besides the tables of a source.
@@ -74,6 +78,7 @@ class EvaluateOptions:
     Attributes:
         source: the run or stack to show with all tables; None shows a summary of the best one.
         is_whole: show every row of `scores.parquet`.
+        protocols: afterwards score the external sets under every protocol (`stages.scores.protocols`) and show that.
         proves: afterwards show the gains of second stages on locked patients (`stages.scores.prove`) instead.
         submission, truth: score this file (ID,Label) against these labels instead; nothing is written.
 
@@ -84,6 +89,7 @@ class EvaluateOptions:
     source: str | None = None
     is_whole: bool = False
     proves: bool = False
+    protocols: bool = False
     submission: Path | None = None
     truth: Path | None = None
 
@@ -121,6 +127,7 @@ class EvaluatePlan(Plan):
         sources: every run and stack that can be scored.
         settings, inputs: everything the scores depend on.
         old: the manifest of the existing scores; None if there are none.
+        protocols: the plan of `--protocols`; None unless it was asked for.
     """
 
     config: Config
@@ -132,6 +139,7 @@ class EvaluatePlan(Plan):
     inputs: dict[str, str]
     old: Manifest | None
     seen: Look
+    protocols: ProtocolsPlan | None = None
 
     @property
     def is_current(self) -> bool:
@@ -147,8 +155,8 @@ class EvaluatePlan(Plan):
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The folder of the scores."""
-        return () if self.is_current else (self.work.scores,)
+        """The folder of the scores, and what `--protocols` writes."""
+        return (*(() if self.is_current else (self.work.scores,)), *(self.protocols.writes if self.protocols else ()))
 
     def forecast(self) -> Forecast:
         """The sources to score; disk space and time extrapolated from the existing scores."""
@@ -159,6 +167,7 @@ class EvaluatePlan(Plan):
                 f"scores {len(stale)} of {counted} ({', '.join(source.name for source in stale)})",
                 f"{self.config.evaluate.num_draws} bootstrap samples of patients for each interval",
             )
+        steps += () if self.protocols is None else self.protocols.forecast().steps
         num_bytes = each = None
         if self.old is not None:
             share = len(self.sources) / len(self.old.facts["sources"])
@@ -229,7 +238,9 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
     settings |= {name: list(table) for name, table in measured.items()}
     inputs = _inputs_of(sources, prepared.manifest)
     old = read_manifest(work.scores) if has_artifact(work.scores) else None
-    return EvaluatePlan(config, work, options or EvaluateOptions(), prepared, sources, settings, inputs, old, seen)
+    options = options or EvaluateOptions()
+    of_protocols = protocols.plan(config, work) if options.protocols else None
+    return EvaluatePlan(config, work, options, prepared, sources, settings, inputs, old, seen, of_protocols)
 
 
 @alone(lambda plan: plan.work.scores, lambda old: plan_scores(old.config, old.work, old.options))
@@ -248,7 +259,7 @@ def run(plan: EvaluatePlan) -> Manifest:
         logger.info("evaluate: the scores of %s are up to date", format_count(len(sources), "source"))
         return old
     kept = _still_valid(plan)
-    missing = {name: _missing_studies(prepared, name) for name in prepared.external_sets()}
+    missing = {name: missing_studies(prepared, name) for name in prepared.external_sets()}
     num_to_score = len(sources) - len(kept)
     _announce(num_to_score, len(sources), old is not None, missing)
     with Meter("evaluate", num_to_score, "source") as meter:
@@ -340,7 +351,7 @@ def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
 
 def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
     """SHA-256 of every file that the scores of these sources depend on."""
-    suffixes = (FACTS_SUFFIX, _BASELINE_SUFFIX)
+    suffixes = (FACTS_SUFFIX, BASELINE_SUFFIX)
     present = [name for name in prepared.files if name in _PREPARED_FILES or name.endswith(suffixes)]
     read = {f"prepared/{name}": prepared.files[name].sha256 for name in present}
     return read | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
@@ -372,7 +383,7 @@ def _compare(
     """
     task, settings = prepared.task, config.evaluate
     sets = scored_external_sets(prepared)
-    baselines = {name: found for name in sets if (found := _read_baseline(prepared, name)) is not None}
+    baselines = {name: found for name in sets if (found := read_baseline(prepared, name)) is not None}
     studies: dict[str, list[StudyScores]] = {}
     for source in sources if len(sources) > 1 or baselines else ():
         of_sets = {name: load_external(source, prepared, name, settings) for name in sets}
@@ -394,27 +405,6 @@ def _compare(
     return pd.concat(tables, ignore_index=True)
 
 
-def _read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
-    """The published baseline's probabilities of the studies of an external set; None if it has none.
-
-    Raises:
-        ContractError: a column is missing, or a study has two rows.
-    """
-    file = f"{dataset}{_BASELINE_SUFFIX}"
-    if file not in prepared.manifest.files:
-        return None
-    path, columns = prepared.folder / file, prepared.task.probability_columns
-    table = read_table(path)
-    missing = [name for name in ("study_id", *columns) if name not in table]
-    if missing or table.study_id.duplicated().any():
-        raise ContractError(
-            f"{path}: expected one row for each study with study_id and {', '.join(columns)}, found "
-            f"{f'no column {missing[0]}' if missing else 'a study twice'}. Run `ichkit prepare --fresh`."
-        )
-    probabilities = table.set_index("study_id")[columns].dropna()
-    return StudyScores({}, probabilities, pd.DataFrame(index=probabilities.index))
-
-
 def _announce(num_to_score: int, num_sources: int, is_remade: bool, missing: Mapping[str, list[str]]) -> None:
     why = ": inputs changed" if is_remade else ""
     logger.info("evaluate: scoring %d of %s%s", num_to_score, format_count(num_sources, "source"), why)
@@ -422,13 +412,6 @@ def _announce(num_to_score: int, num_sources: int, is_remade: bool, missing: Map
         if studies:
             message = "evaluate: %s studies without slices, not scored: %d (listed in the manifest)"
             logger.info(message, title_of(name), len(studies))
-
-
-def _missing_studies(prepared: Prepared, dataset: str) -> list[str]:
-    """The sorted study_ids of an external set with labels but no slices."""
-    is_own = (prepared.studies.dataset == dataset) & (prepared.studies.split == Role.EXTERNAL)
-    without_series = prepared.manifest.facts.get(dataset, {}).get("missing_studies", [])
-    return sorted({*prepared.studies.study_id[is_own], *without_series} - set(prepared.split(dataset).study_id))
 
 
 def _log_loss_of(scores: pd.DataFrame) -> None:

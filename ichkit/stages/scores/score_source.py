@@ -43,9 +43,11 @@ from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS, find_subgroups
 from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
+from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import check_predictions
 
-FACTS_SUFFIX = "_facts.csv"  # after the name of an external set: facts about its studies
+# After the name of an external set: facts about its studies, and the probabilities published with it.
+FACTS_SUFFIX, BASELINE_SUFFIX = "_facts.csv", "_baseline.csv"
 _LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
 _RANKS = (ROC_AUC, AVERAGE_PRECISION)
 _DECISIONS = (F1_HALF, PRECISION_HALF, RECALL_HALF, ACCURACY_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
@@ -186,6 +188,34 @@ def study_scores(
     place = {"dataset": dataset, "split": Role.EXTERNAL.value, "level": "study", "aggregation": aggregation}
     labels = studies.reindex(scores.index)[list(task.classes)].astype("Float64").astype("float64")
     return StudyScores(place, scores[task.probability_columns].astype("float64"), labels)
+
+
+def missing_studies(prepared: Prepared, dataset: str) -> list[str]:
+    """The sorted study_ids of an external set with labels but no slices."""
+    is_own = (prepared.studies.dataset == dataset) & (prepared.studies.split == Role.EXTERNAL)
+    without_series = prepared.manifest.facts.get(dataset, {}).get("missing_studies", [])
+    return sorted({*prepared.studies.study_id[is_own], *without_series} - set(prepared.split(dataset).study_id))
+
+
+def read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
+    """The published baseline's probabilities of the studies of an external set; None if it has none.
+
+    Raises:
+        ContractError: a column is missing, or a study has two rows.
+    """
+    file = f"{dataset}{BASELINE_SUFFIX}"
+    if file not in prepared.manifest.files:
+        return None
+    path, columns = prepared.folder / file, prepared.task.probability_columns
+    table = read_table(path)
+    missing = [name for name in ("study_id", *columns) if name not in table]
+    if missing or table.study_id.duplicated().any():
+        raise ContractError(
+            f"{path}: expected one row for each study with study_id and {', '.join(columns)}, found "
+            f"{f'no column {missing[0]}' if missing else 'a study twice'}. Run `ichkit prepare --fresh`."
+        )
+    probabilities = table.set_index("study_id")[columns].dropna()
+    return StudyScores({}, probabilities, pd.DataFrame(index=probabilities.index))
 
 
 def _as_scored(table: pd.DataFrame, source: Source, settings: EvaluateConfig) -> pd.DataFrame:

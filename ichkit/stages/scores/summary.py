@@ -8,8 +8,9 @@ import pandas as pd
 
 from ichkit.core.tasks import Task
 from ichkit.show.table import Table, format_interval, format_number
-from ichkit.stages.scores import tables
+from ichkit.stages.scores import protocol_tables, protocols, tables
 from ichkit.stages.scores.book import SLICES, STUDIES, ScoreBook, open_book
+from ichkit.stages.scores.protocols import ProtocolsPlan
 from ichkit.stages.scores.tables import BY_SLICE, BY_STUDY, DECISIONS
 from ichkit.validation.catalog import Source, pick_source
 from ichkit.validation.scores import POOLED
@@ -35,6 +36,30 @@ def render(work: WorkFolder, task: Task, name: str | None = None, *, is_whole: b
     if name is not None:
         return render_source(book, source, is_whole=True)
     return [with_data_note(tables.board(book), book.data), *render_source(book, source)]
+
+
+def render_protocols(plan: ProtocolsPlan, name: str | None = None, *, is_whole: bool = False) -> Sequence[Table]:
+    """The external sets under every protocol, computed if that was not done; sources best first.
+
+    Args:
+        name: this source alone.
+        is_whole: every row of `protocols.parquet`.
+
+    Raises:
+        ConfigError: no such source.
+        ArtifactError: there are no scores, or they are not of the current sources.
+    """
+    book = open_book(plan.work, plan.prepared.task)
+    sources = book.sources if name is None else [pick_source(book.sources, name)]
+    table = protocols.run(plan)
+    if is_whole:
+        return [protocol_tables.render_rows(table[table.source.isin([source.name for source in sources])])]
+    left_out = protocols.read_left_out(plan.work)
+    return [
+        protocol_tables.render(table, left_out, source.name, dataset, book.task, book.data)
+        for source in sources
+        for dataset in plan.scans
+    ]
 
 
 def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) -> list[Table]:

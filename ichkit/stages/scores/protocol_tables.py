@@ -1,0 +1,109 @@
+"""The protocols of an external test as tables, for terminal and report."""
+
+import pandas as pd
+
+from ichkit.core.roles import title_of
+from ichkit.core.tasks import Task
+from ichkit.show.table import Cell, Table, format_interval, format_number
+from ichkit.stages.scores.tables import data_note
+from ichkit.validation.protocols import SCANNED, Protocol, paper_protocol
+from ichkit.validation.scores import MEAN_CLASS
+
+_AXES = ["studies", "aggregation", "series", "reference"]
+_SHOWN_STUDIES = 10
+_NOTE = (
+    "First row: the protocol of the paper (every study with scans, maximum over the slices, majority of the readers); "
+    "each other row changes one thing. AUC by study with bootstrap intervals over studies."
+)
+_BASELINE = "Baseline: AUC of its own published probabilities of the same studies, with the p-value of DeLong's test."
+
+
+def select(table: pd.DataFrame, source: str, dataset: str) -> dict[Protocol, pd.DataFrame]:
+    """The protocols that differ from the paper's in at most one thing, the paper's first, to their rows by class.
+
+    Args:
+        table: from `protocols.run`.
+    """
+    base = paper_protocol(dataset)
+    own = table[(table.source == source) & (table.dataset == dataset)]
+    found = {Protocol(*values): rows.set_index("class") for values, rows in own.groupby(_AXES, sort=False)}
+    near = [one for one in found if len(one.changes(base)) <= 1]
+    order = sorted(near, key=lambda one: (one != base, *(_AXES.index(name) for name in one.changes(base))))
+    return {one: found[one] for one in order}
+
+
+def describe(protocol: Protocol, dataset: str) -> str:
+    """What a protocol changes, or that it is the paper's.
+
+    Example:
+        >>> describe(Protocol("scanned", "top_mean", "cq500", "majority"), "cq500")
+        'aggregation: top mean'
+    """
+    changed = protocol.changes(paper_protocol(dataset))
+    words = (f"{name}: {str(getattr(protocol, name)).replace('_', ' ')}" for name in changed)
+    return ", ".join(words) or "as in the paper"
+
+
+def render(table: pd.DataFrame, left_out: pd.DataFrame, source: str, dataset: str, task: Task, data: str) -> Table:
+    """The protocols of one source on one external set.
+
+    Args:
+        table, left_out: from `protocols.run` and `protocols.read_left_out`.
+        data: origin of the scans.
+    """
+    main, shown = task.headline_class, select(table, source, dataset)
+    names = (main, MEAN_CLASS, *(name for name in task.classes if name != main))
+    has_baseline = table.baseline[(table.source == source) & (table.dataset == dataset)].notna().any()
+    rows: list[list[Cell | str]] = []
+    for protocol, of_class in shown.items():
+        row = of_class.loc[main]
+        cells: list[Cell | str] = [_auc(of_class, name) for name in names]
+        cells.insert(1, Cell(f"{row.n_positive:,}", f"/ {row.n:,}"))
+        if has_baseline:
+            cells.insert(2, Cell(format_number(row.baseline, 3), f"p {format_number(row.p_value, 3)}"))
+        rows.append([describe(protocol, dataset), *cells])
+    heads = [f"AUC {main}", "positive", *(["baseline"] if has_baseline else []), *names[1:]]
+    notes = [_NOTE, *([_BASELINE] if has_baseline else []), _say_range(table, source, dataset, main)]
+    notes += [_say_left_out(left_out, dataset), data_note(data)]
+    return Table(
+        f"{source} on {title_of(dataset)} under every protocol",
+        ("protocol", *heads),
+        rows,
+        note=" ".join(note for note in notes if note),
+        optional=names[2:],
+    )
+
+
+def render_rows(table: pd.DataFrame) -> Table:
+    """Every row of `protocols.parquet`."""
+    names = ("source", "dataset", *_AXES, "class")
+    rows = []
+    for row in table.to_dict("records"):
+        interval = format_interval(row["low"], row["high"], 4)
+        numbers = [format_number(row["value"], 5), interval, str(row["n"]), str(row["n_positive"])]
+        numbers += [format_number(row[name], digits) for name, digits in (("baseline", 5), ("p_value", 4))]
+        rows.append([*(str(row[name]) for name in names), *numbers])
+    columns = (*names, "AUC", "interval", "n", "positive", "baseline", "p")
+    return Table("", columns, rows, num_text=len(names))
+
+
+def _auc(of_class: pd.DataFrame, name: str) -> Cell:
+    row = of_class.loc[name]
+    return Cell(format_number(row.value, 3), format_interval(row.low, row.high, 3))
+
+
+def _say_range(table: pd.DataFrame, source: str, dataset: str, main: str) -> str:
+    """The lowest and the highest AUC of all combinations."""
+    own = table[(table.source == source) & (table.dataset == dataset) & (table["class"] == main)].value.dropna()
+    if own.empty:
+        return ""
+    return f"Over all {len(own)} combinations the AUC of {main} goes from {own.min():.3f} to {own.max():.3f}."
+
+
+def _say_left_out(left_out: pd.DataFrame, dataset: str) -> str:
+    """The studies without a usable series, by name."""
+    own = left_out[(left_out.dataset == dataset) & (left_out.series == dataset) & (left_out.studies == SCANNED)]
+    if own.empty:
+        return "No study is missing."
+    shown = ", ".join(own.study_id[:_SHOWN_STUDIES]) + (", ..." if len(own) > _SHOWN_STUDIES else "")
+    return f"Without a usable series, not scored: {len(own)} ({shown}); `work/protocols/left_out.csv` has every name."
