@@ -18,6 +18,7 @@ from ichkit.sources.table import SOURCES
 from ichkit.stacking.strengths import STRENGTHS
 from ichkit.stacking.table import STACKERS
 from ichkit.validation.operating import OPERATING_POINTS
+from ichkit.validation.protocols import REFERENCES, STUDY_SETS
 from ichkit.validation.scores import METRICS
 from ichkit.validation.studies import AGGREGATIONS
 
@@ -32,11 +33,13 @@ TABLES = {
     "METRICS": METRICS,
     "OPERATING_POINTS": OPERATING_POINTS,
     "OPTIMIZERS": OPTIMIZERS,
+    "REFERENCES": REFERENCES,
     "SCHEDULES": SCHEDULES,
     "SOURCES": SOURCES,
     "STACKERS": STACKERS,
     "STEPS": STEPS,
     "STRENGTHS": STRENGTHS,
+    "STUDY_SETS": STUDY_SETS,
     "TASKS": TASKS,
 }
 

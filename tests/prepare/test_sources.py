@@ -29,6 +29,10 @@ from ichkit.work.folder import WorkFolder
 TASK = find_task("hemorrhage")
 
 
+def refuse_to_decode(*_):
+    raise AssertionError("a study was decoded again")
+
+
 def prepared(work):
     return Prepared.open(work.prepared, TASK)
 
@@ -263,7 +267,7 @@ def test_a_store_of_a_version_without_single_reads_gets_them_and_decodes_nothing
     for name in before.files.keys() - {"cq500_reads.csv"}:
         writer.write_bytes(name, (prepared_work.prepared / name).read_bytes())
     writer.commit(settings=before.settings, inputs=before.inputs, facts=before.facts)
-    monkeypatch.setattr("ichkit.sources.decode.store_study", None)
+    monkeypatch.setattr("ichkit.sources.decode.store_study", refuse_to_decode)
     do(prepare, tiny_config, prepared_work, phantom_options(phantom_root))
     after = read_manifest(prepared_work.prepared)
     assert after.files["cq500_reads.csv"] == before.files["cq500_reads.csv"]

@@ -1,5 +1,7 @@
 """The protocols of an external test as tables, for terminal and report."""
 
+from typing import Any
+
 import pandas as pd
 
 from ichkit.core.roles import title_of
@@ -26,7 +28,7 @@ def select(table: pd.DataFrame, source: str, dataset: str) -> dict[Protocol, pd.
     """
     base = paper_protocol(dataset)
     own = table[(table.source == source) & (table.dataset == dataset)]
-    found = {Protocol(*values): rows.set_index("class") for values, rows in own.groupby(_AXES, sort=False)}
+    found = {Protocol(*map(str, values)): rows.set_index("class") for values, rows in own.groupby(_AXES, sort=False)}
     near = [one for one in found if len(one.changes(base)) <= 1]
     order = sorted(near, key=lambda one: (one != base, *(_AXES.index(name) for name in one.changes(base))))
     return {one: found[one] for one in order}
@@ -56,11 +58,11 @@ def render(table: pd.DataFrame, left_out: pd.DataFrame, source: str, dataset: st
     has_baseline = table.baseline[(table.source == source) & (table.dataset == dataset)].notna().any()
     rows: list[list[Cell | str]] = []
     for protocol, of_class in shown.items():
-        row = of_class.loc[main]
+        row = _row_of(of_class, main)
         cells: list[Cell | str] = [_auc(of_class, name) for name in names]
-        cells.insert(1, Cell(f"{row.n_positive:,}", f"/ {row.n:,}"))
+        cells.insert(1, Cell(f"{row['n_positive']:,}", f"/ {row['n']:,}"))
         if has_baseline:
-            cells.insert(2, Cell(format_number(row.baseline, 3), f"p {format_number(row.p_value, 3)}"))
+            cells.insert(2, Cell(format_number(row["baseline"], 3), f"p {format_number(row['p_value'], 3)}"))
         rows.append([describe(protocol, dataset), *cells])
     heads = [f"AUC {main}", "positive", *(["baseline"] if has_baseline else []), *names[1:]]
     notes = [_NOTE, *([_BASELINE] if has_baseline else []), _say_range(table, source, dataset, main)]
@@ -88,8 +90,13 @@ def render_rows(table: pd.DataFrame) -> Table:
 
 
 def _auc(of_class: pd.DataFrame, name: str) -> Cell:
-    row = of_class.loc[name]
-    return Cell(format_number(row.value, 3), format_interval(row.low, row.high, 3))
+    row = _row_of(of_class, name)
+    return Cell(format_number(row["value"], 3), format_interval(row["low"], row["high"], 3))
+
+
+def _row_of(of_class: pd.DataFrame, name: str) -> dict[str, Any]:
+    """The row of one class."""
+    return {str(key): value for key, value in of_class.loc[name].items()}
 
 
 def _say_range(table: pd.DataFrame, source: str, dataset: str, main: str) -> str:

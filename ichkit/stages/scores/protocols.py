@@ -4,7 +4,7 @@ Published AUCs of one kind of network differ by protocol more than networks diff
 slices make a study, and whose reading is the truth. The same predictions are scored in each way.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, format_count, logger
-from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
@@ -25,6 +24,7 @@ from ichkit.stages.scores.score_source import (
     missing_studies,
     read_baseline,
     scored_external_sets,
+    seed_of_rows,
     study_scores,
 )
 from ichkit.validation.catalog import Source, find_sources, load_pooled, looked_at
@@ -107,7 +107,11 @@ def plan(config: Config, work: WorkFolder) -> ProtocolsPlan:
             f"{work.prepared}: expected an external set with slices, found none. Run `ichkit prepare --cq500 PATH`, "
             "then `ichkit train` and `ichkit stack` again."
         )
-    tables = {"aggregations": AGGREGATIONS, "references": REFERENCES, "study sets": STUDY_SETS}
+    tables: dict[str, Mapping[str, object]] = {
+        "aggregations": AGGREGATIONS,
+        "references": REFERENCES,
+        "study sets": STUDY_SETS,
+    }
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
     settings |= {name: list(table) for name, table in tables.items()} | {"columns": list(PROTOCOL_DTYPES)}
     inputs = _inputs_of(sources, prepared.manifest)
@@ -223,9 +227,9 @@ def _score(plan: ProtocolsPlan, source: Source, names: tuple[str, ...]) -> Itera
         ids = studies.labels.index
         is_kept = ids.isin(list(STUDY_SETS[protocol.studies].choose(set(ids), every)))
         votes = np.empty((len(ids), 0, 0)) if one.votes is None else one.votes
-        labels = REFERENCES[protocol.reference].label(studies.labels.to_numpy(), votes)
+        chosen = REFERENCES[protocol.reference].label(studies.labels.to_numpy(), votes)
         # What the source is not asked stays unknown under every reference.
-        labels = pd.DataFrame(labels, ids, list(source.task.classes)).where(studies.labels.notna())
+        labels = pd.DataFrame(chosen, ids, list(source.task.classes)).where(studies.labels.notna())
         kept = replace(studies, probabilities=studies.probabilities[is_kept], labels=labels[is_kept])
         tests = {} if one.baseline is None else _test(kept, one.baseline, source.task, plan.config.evaluate.level)
         for row in _score_rows(plan, source, kept, names[0]):
@@ -254,7 +258,8 @@ def _read_series(plan: ProtocolsPlan, source: Source, name: str) -> _Series:
 def _score_rows(plan: ProtocolsPlan, source: Source, kept: StudyScores, dataset: str) -> Iterator[dict[str, Any]]:
     """The AUC of every class and their mean, with intervals by resampling studies."""
     settings = plan.config.evaluate
-    place: dict[str, str | int] = {**kept.place, "subgroup": ALL, "fold": POOLED}
+    # The name of the set gives the seed: that of `evaluate`, so that the paper's protocol has the board's interval.
+    place: dict[str, str | int] = {**kept.place, "dataset": dataset, "subgroup": ALL, "fold": POOLED}
     rows = ScoredRows(place, kept.probabilities.to_numpy(), kept.labels.to_numpy(), kept.labels.index.to_numpy())
     scored = score_rows(
         rows,
@@ -263,8 +268,7 @@ def _score_rows(plan: ProtocolsPlan, source: Source, kept: StudyScores, dataset:
         num_draws=settings.num_draws,
         level=settings.level,
         num_bins=settings.num_bins,
-        # That of `evaluate`, so that the protocol of the paper has the interval of the leaderboard.
-        seed=derive_seed(plan.config.seed, "evaluate", dataset, POOLED),
+        seed=seed_of_rows(rows, plan.config),
     )
     names = ("class", "value", "low", "high", "n", "n_positive", "num_left_out")
     for row in scored.rows:
