@@ -47,6 +47,7 @@ class Table:
         best: numbers of the highlighted rows.
         num_text: number of text columns, from the left; other columns are never wrapped.
         optional: columns that a narrow terminal drops, the last one first.
+        is_wrapped: text columns hold sentences, which are wrapped; pages only.
     """
 
     kind: ClassVar[str] = "table"
@@ -57,6 +58,7 @@ class Table:
     best: frozenset[int] = frozenset()
     num_text: int = 1
     optional: tuple[str, ...] = ()
+    is_wrapped: bool = False
 
     @property
     def lines(self) -> list[list[Cell]]:

@@ -36,6 +36,8 @@ class DataSource:
             is up to date, and no other table below the root is opened.
         makes: further tables of the store that its plan always makes; a store of an earlier version that lacks one is
             updated.
+        licence: the terms of the data; empty if only their owner knows.
+        reference: who labelled them and how, with the publication; empty if only their owner knows.
     """
 
     name: str
@@ -51,6 +53,8 @@ class DataSource:
     source: str
     tables: tuple[str, ...] = (r"(?i)\.csv$",)
     makes: tuple[str, ...] = ()
+    licence: str = ""
+    reference: str = ""
 
 
 _OWN_OPTIONS = (rsna.DATASET, STANDARD_EXTERNAL, folder.DATASET)
@@ -73,6 +77,9 @@ SOURCES = {
         description="RSNA 2019: slices labelled with six classes, a test split and a sample submission.",
         source="https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/data",
         tables=(rsna.TABLES,),
+        licence="for non-commercial research, by the rules of the competition",
+        reference="Every slice was labelled by volunteer neuroradiologists, more than 60 in all, of RSNA and the "
+        "American Society of Neuroradiology (Flanders et al., Radiology: Artificial Intelligence 2, 2020, e190211).",
     ),
     "cq500": DataSource(
         name=cq500.DATASET,
@@ -88,6 +95,9 @@ SOURCES = {
         source="Chilamkurthy et al., Lancet 2018; http://headctstudy.qure.ai/dataset",
         tables=(cq500.TABLES,),
         makes=(cq500.READS_FILE,),
+        licence="CC BY-NC-SA 4.0",
+        reference="Three radiologists with 8, 12 and 20 years of experience read every study independently "
+        "(Chilamkurthy et al., Lancet 392, 2018).",
     ),
     "folder": DataSource(
         name=folder.DATASET,

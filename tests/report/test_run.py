@@ -25,7 +25,7 @@ from ichkit.validation.published import PUBLISHED
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
-STUDY = {"flow", "population"}
+STUDY = {"design", "flow", "population", "methods"}
 """Sections that describe the study, also before anything is trained."""
 
 

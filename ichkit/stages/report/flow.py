@@ -12,7 +12,7 @@ from ichkit.show.blocks import Block, Chart, Charts, Section, Subsection
 from ichkit.show.flow import END, LOSS, STEP, FlowBox, draw_flow
 from ichkit.show.table import NOTHING, Cell, Table
 from ichkit.stages.report.report_data import ReportData
-from ichkit.stages.report.sentences import say_count, say_counts
+from ichkit.stages.report.sentences.counts import say_count, say_counts
 from ichkit.stages.scores.book import external_studies
 from ichkit.validation.scores import ROC_AUC
 from ichkit.work.artifacts import has_artifact

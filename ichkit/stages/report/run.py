@@ -23,10 +23,12 @@ from ichkit.stages.report.checklists import Checklist, find_checklist, read_sour
 from ichkit.stages.report.classes import make_losses, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.decisions import make_decisions
+from ichkit.stages.report.design import make_design
 from ichkit.stages.report.external import make_external
 from ichkit.stages.report.failures import make_failures
 from ichkit.stages.report.flow import make_flow
 from ichkit.stages.report.label_errors import write_label_errors
+from ichkit.stages.report.methods import make_methods
 from ichkit.stages.report.operating import make_operating
 from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.population import make_population
@@ -74,8 +76,10 @@ _SCORED = (
 )
 # Study and methods, in the order of an article; these need no scores.
 _STUDY = (
+    make_design,
     make_flow,
     make_population,
+    make_methods,
 )
 
 

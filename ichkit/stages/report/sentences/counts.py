@@ -1,8 +1,7 @@
-"""Words that the sections about study and methods share: counts with their nouns, lists, and what authors fill in."""
+"""Words that the sections about study and methods share: counts with their nouns, and lists."""
 
 from collections.abc import Mapping, Sequence
 
-AUTHOR_FIELD = "to be filled in by the authors"
 _SINGULARS = {"studies": "study", "series": "series", "classes": "class", "patches": "patch"}
 
 

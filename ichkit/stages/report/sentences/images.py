@@ -1,0 +1,109 @@
+"""Sentences about the way from a scan to the images that a network reads, from the settings of a store and a config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ichkit.core.config import ChannelsConfig
+from ichkit.core.train_config import AugmentConfig, TrainConfig
+from ichkit.imaging.parts import PARTS, WHOLE
+from ichkit.imaging.steps import STEPS
+from ichkit.imaging.windows import CHANNELS
+from ichkit.stages.report.sentences.counts import join_words, say_count
+
+
+def say_store(settings: Mapping[str, Any], num_repaired: int, num_slabs: int | None) -> list[str]:
+    """How scans were stored.
+
+    Args:
+        settings: of the manifest of `prepared`.
+        num_repaired: slices whose RescaleIntercept was repaired.
+        num_slabs: images that were averaged with others into thicker slices; None if unknown.
+    """
+    said = ["Slices were ordered along the normal of their plane, from the feet to the head."]
+    said.append("Stored values were converted to Hounsfield units (HU) with the slope and intercept of each file")
+    if hull := settings.get("hull_hu"):
+        said[-1] += f" and clipped to {hull[0]} to {hull[1]} HU"
+    said[-1] += "."
+    if num_repaired:
+        said.append(f"The intercept of {say_count(num_repaired, 'slices')} was wrong in a known way and was repaired.")
+    if num_slabs:
+        said.append(f"{say_count(num_slabs, 'images')} of thin series were averaged into slabs of about 5 mm.")
+    size = settings.get("size")
+    steps = settings.get("steps", ())
+    said += [f'Step "{name}": {_lower(STEPS[name].description)}' for name in steps if name in STEPS]
+    parts = settings.get("parts", {}).get("kind", WHOLE)
+    if parts != WHOLE and parts in PARTS:
+        said.append(f'Studies were cut into parts ("{parts}"): {_lower(PARTS[parts].description)}')
+    how = "area average when they shrink, bilinear when they grow"
+    said.append(
+        f"Slices were stored at {size} x {size} pixels ({how})." if size else "Slices kept the size of their source."
+    )
+    return said
+
+
+def say_images(channels: ChannelsConfig, train: TrainConfig) -> list[str]:
+    """What a network reads of a slice."""
+    windows = [f"level {level:g}, width {width:g}" for level, width in channels.windows]
+    said = [f"Channels: {_lower(CHANNELS[channels.kind].description)}"] if channels.kind in CHANNELS else []
+    said.append(f"Windows in HU: {'; '.join(windows)}.")
+    if channels.stretch == "image":
+        said.append("Each image is scaled from its own lowest to its own highest value inside the window to 0 to 255.")
+    else:
+        said.append("Each window is scaled linearly from its low to its high end to 0 to 255.")
+    side = train.image_size
+    said.append(
+        f"Slices that are not square were padded with air. Images were resized to {side} x {side} pixels, normalised "
+        "with the mean and standard deviation that are stored with the network."
+    )
+    return said
+
+
+def say_augmentation(augment: AugmentConfig, train: TrainConfig) -> list[str]:
+    """The random changes of training images, each with its range and probability; nothing at inference."""
+    drawn = [
+        (augment.crop_probability, f"crops of {_range(augment.crop_scale, 100)} % of the area"),
+        (augment.horizontal_flip_probability, "horizontal flips"),
+        (augment.vertical_flip_probability, "vertical flips"),
+        (augment.transpose_probability, "transposition"),
+        (augment.rotation_probability, _say_affine(augment)),
+        (augment.distortion_probability if augment.distortion_limit else 0, "grid distortion"),
+        (augment.noise_probability, f"Gaussian noise of {_range(augment.noise_hu)} HU"),
+        (augment.intensity_probability, _say_intensity(augment)),
+        (augment.dropout_probability, "rectangles filled with air"),
+        (augment.every_second_probability, "every second slice alone"),
+        (augment.reversed_probability, "slices in reverse order"),
+    ]
+    used = [f"{what} (p = {probability:g})" for probability, what in drawn if probability > 0]
+    said = []
+    if used:
+        said.append(f"Training images were augmented, one draw per {augment.per}: {join_words(used)}.")
+    else:
+        said.append("Training images were not augmented.")
+    if train.cutmix.probability:
+        said.append(
+            f"CutMix between blocks in {train.cutmix.probability:.0%} of the batches (alpha {train.cutmix.alpha:g})."
+        )
+    if train.mixup.probability:
+        said.append(f"Mixup in {train.mixup.probability:.0%} of the batches (alpha {train.mixup.alpha:g}).")
+    return said
+
+
+def _say_affine(augment: AugmentConfig) -> str:
+    parts = [f"rotations up to {augment.rotation_degrees:g} degrees"] if augment.rotation_degrees else []
+    parts += [f"shifts up to {100 * augment.shift_fraction:g} % of the side"] if augment.shift_fraction else []
+    parts += [f"scaling by {_range(augment.scale)}"] if augment.scale != (1.0, 1.0) else []
+    return join_words(parts) or "no affine map"
+
+
+def _say_intensity(augment: AugmentConfig) -> str:
+    return f"shifts up to {augment.shift_hu} HU and contrast of {_range(augment.contrast)}"
+
+
+def _range(values: tuple[float, float], factor: float = 1) -> str:
+    low, high = (f"{factor * value:g}" for value in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _lower(sentence: str) -> str:
+    """A sentence that goes on after a colon."""
+    return sentence[:1].lower() + sentence[1:]

@@ -1,0 +1,61 @@
+"""Sentences about the second stage and what is averaged, from the settings of a stack."""
+
+from collections.abc import Sequence
+
+from ichkit.core.stack_config import FusionConfig, LightgbmConfig, SequenceConfig, StackConfig
+from ichkit.stacking.combine import COMBINERS
+from ichkit.stacking.table import STACKERS
+from ichkit.stages.report.sentences.counts import join_words, say_count
+
+
+def say_second_stage(stack: StackConfig, runs: Sequence[str], num_folds: int) -> list[str]:
+    """How the descriptors of runs become final probabilities.
+
+    Args:
+        runs: first-stage runs of the stack.
+        num_folds: folds that it was made from.
+    """
+    said = []
+    if len(runs) > 1:
+        rule = COMBINERS[stack.combine].description if stack.combine in COMBINERS else stack.combine
+        said.append(f"The runs {join_words(runs)} are combined ({stack.combine}): {rule}")
+    if not stack.stackers:
+        return [*said, "There is no second stage after that."]
+    said += [_say_stacker(name, stack) for name in stack.stackers]
+    if num_folds == 1:
+        said.append(f"One fold is trained: its patients are dealt into {stack.num_parts} parts, which serve as folds.")
+    said.append(
+        "Each model of fold k is fitted on the out-of-fold descriptors of the other folds; strengths and numbers of "
+        f"rounds or epochs are chosen on {say_count(stack.num_inner, 'parts')} of inner patients of these."
+    )
+    if stack.calibrate:
+        said.append("Members are calibrated by Platt scaling per class, shrunk towards no change, on inner patients.")
+    if len(stack.stackers) > 1:
+        said.append("The blend is a weighted mean of the members' logits per class, fitted on inner patients.")
+    said.append(
+        "Test split and external sets are predicted by the pipeline of each fold"
+        + (f"; the {num_folds} probabilities are averaged." if num_folds > 1 else ".")
+    )
+    return said
+
+
+def say_first_stage_alone(num_folds: int) -> list[str]:
+    """What is averaged where a run is scored by itself."""
+    return [
+        "There is no second stage.",
+        "Test split and external sets are predicted by the network of each fold"
+        + (f"; the {num_folds} probabilities are averaged." if num_folds > 1 else "."),
+    ]
+
+
+def _say_stacker(name: str, stack: StackConfig) -> str:
+    description = STACKERS[name].description if name in STACKERS else ""
+    settings = getattr(stack, name, None)
+    more = ""
+    if isinstance(settings, FusionConfig):
+        more = f" ({settings.window} slices, {join_words([str(count) for count in settings.channels])} channels)"
+    elif isinstance(settings, LightgbmConfig):
+        more = f" (a window of {settings.window} slices, at most {settings.max_rounds} rounds)"
+    elif isinstance(settings, SequenceConfig):
+        more = f" (at most {settings.epochs} epochs)"
+    return f"{name}{more}: {description[:1].lower()}{description[1:]}"
