@@ -107,6 +107,11 @@ class WorkFolder:
         """Every table of the report as CSV and LaTeX."""
         return self.root / "tables"
 
+    @property
+    def model_card(self) -> Path:
+        """The model card of the best source as Markdown; its JSON is beside it."""
+        return self.root / "model-card.md"
+
     def checklist(self, name: str) -> Path:
         """The page of a reporting guideline; its table is beside it."""
         return self.root / f"checklist-{name}.html"

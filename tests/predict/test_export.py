@@ -83,7 +83,7 @@ def test_an_export_holds_no_table_and_no_id(work, exported):
         "manifest.json",
     }
     # Trees are text files; in a store as small as this one a class may have none.
-    assert {name.rpartition(".")[2] for name in manifest.files} <= {"safetensors", "json", "yaml", "txt"}
+    assert {name.rpartition(".")[2] for name in manifest.files} <= {"safetensors", "json", "yaml", "txt", "md"}
     own = read_manifest(work.stacks / "demo").files
     models = {f"stacks/demo/{name}" for name in own if not name.endswith((".parquet", "importance.csv"))}
     assert models == {name for name in manifest.files if name.startswith("stacks/")}

@@ -11,6 +11,8 @@ from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Forecast, Plan
+from ichkit.stages.predict.card import collect_card
+from ichkit.stages.predict.card_files import CARD_JSON, CARD_MARKDOWN, encode_card
 from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_bytes, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME, WorkFolder
@@ -57,10 +59,12 @@ class ExportPlan(Plan):
     """What `export` found.
 
     Attributes:
+        work: the work folder whose scores the model card quotes.
         folder: the output folder.
         parts: the folds of its runs, and its stack without the tables of predictions.
     """
 
+    work: WorkFolder
     task: Task
     model: Model
     folder: Path
@@ -75,7 +79,12 @@ class ExportPlan(Plan):
         """The number of files and folders, and the size of the files."""
         files = [file for part in self.parts for name, file in part.manifest.files.items() if name in part.names]
         step = f"{self.model.name}: {len(files)} files of {len(self.parts)} folders"
-        return Forecast((step,), sum(file.num_bytes for file in files), 0, "files are copied")
+        return Forecast(
+            (step, f"model card: {CARD_MARKDOWN}, {CARD_JSON}"),
+            sum(file.num_bytes for file in files),
+            0,
+            "files are copied",
+        )
 
 
 def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan:
@@ -91,7 +100,7 @@ def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan
         raise ConfigError(f"export: {options.model} is an exported folder already; copy it as it is.")
     folder = (DEFAULT_FOLDER / model.name if options.out is None else options.out).resolve()
     _refuse_other_content(folder)
-    return ExportPlan(task, model, folder, _list_parts(model))
+    return ExportPlan(work, task, model, folder, _list_parts(model))
 
 
 def run(plan: ExportPlan) -> Manifest:
@@ -100,6 +109,7 @@ def run(plan: ExportPlan) -> Manifest:
     ::
 
         OUT/manifest.json                      description of the model, digests of the files below
+            model-card.md .json                for readers, and in the schema of RSNA's ATLAS
             config.yaml                        settings of every run and of the stack
             runs/RUN/foldK/                    model.safetensors, model.json
             stacks/NAME/                       blend.json, the second-stage models, projections of embeddings
@@ -120,6 +130,8 @@ def run(plan: ExportPlan) -> Manifest:
         else:
             settings["runs"][part.run] = part.manifest.settings
     stack_name = None if model.stack is None else model.stack.resolve().name
+    for name, data in encode_card(collect_card(plan.work, model, plan.task)).items():
+        writer.write_bytes(name, data)
     writer.write_bytes("config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     facts = {
         "name": model.name,

@@ -16,6 +16,9 @@ from ichkit.show import page
 from ichkit.show.blocks import Section
 from ichkit.show.plan import Forecast, Plan
 from ichkit.show.word import check_word
+from ichkit.stages.predict.card import collect_card
+from ichkit.stages.predict.card_files import encode_card
+from ichkit.stages.predict.model import model_of
 from ichkit.stages.report import table_files
 from ichkit.stages.report.calibration import make_calibration
 from ichkit.stages.report.checklist_page import CHECKLIST_TEMPLATE, write_checklist
@@ -124,6 +127,8 @@ class ReportPlan(Plan):
         pages = [self.work.label_errors] if self.options.label_errors else []
         pages += [self.work.checklist(checklist.name) for checklist in self.checklists]
         beside = [path for page_path in pages for path in (page_path, page_path.with_suffix(".csv"))]
+        if self.scoring is not None:
+            beside += [self.work.model_card, self.work.model_card.with_suffix(".json")]
         beside += [self.work.tables] if self.has_tables else []
         return (*(() if self.scoring is None else self.scoring.writes), self.work.report, *beside)
 
@@ -182,6 +187,7 @@ def run(plan: ReportPlan) -> Path:
         write_label_errors(report, work.label_errors, work.label_errors.with_suffix(".csv"))
     outputs = Outputs(report, _digest(report))
     outputs.write_page()
+    outputs.write_card()
     for checklist in plan.checklists:
         outputs.write_checklist(checklist)
     if plan.has_tables:
@@ -216,6 +222,14 @@ class Outputs:
         text = render(self.report, self.sections, self.inputs)
         write_bytes_atomically(path, text.encode())
         logger.info("report: %s, %.1f MB", path, len(text) / 1e6)
+
+    def write_card(self) -> None:
+        """Writes the model card of the best source; without a source there is none."""
+        report = self.report
+        if report.sources:
+            card = collect_card(report.work, model_of(report.work, report.best), report.task, report.scores)
+            for name, data in encode_card(card).items():
+                write_bytes_atomically(report.work.root / name, data)
 
     def write_checklist(self, checklist: Checklist) -> None:
         """Writes the page and the table of a guideline."""
