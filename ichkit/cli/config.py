@@ -4,7 +4,6 @@ import click
 
 from ichkit.cli.completion import complete_config
 from ichkit.cli.terminal import CommandGroup, Settings, common_options, epilog
-from ichkit.core.config import load_config
 
 
 @click.group("config", cls=CommandGroup, epilog=epilog("ichkit config list", "ichkit config show demo"))
@@ -34,6 +33,7 @@ def list_(_settings: Settings) -> None:
 def show(settings: Settings, name: str | None) -> None:
     """Print a whole config (NAME or -c) as loadable YAML; values that differ from the default are marked."""
     from ichkit.cli.settings import BASIS, show_config
+    from ichkit.core.config import load_config
 
     if name is not None and settings.is_config_named:
         raise click.UsageError(f'config show: found "{name}" and -c {settings.config_name}; give only one of them.')
@@ -48,6 +48,7 @@ def show(settings: Settings, name: str | None) -> None:
 def diff(settings: Settings, old: str, new: str) -> None:
     """Print one line for every value that differs between OLD and NEW; --set applies to NEW."""
     from ichkit.cli.settings import compare_configs
+    from ichkit.core.config import load_config
 
     lines = compare_configs(load_config(old), load_config(new, settings.overrides))
     click.echo("\n".join(lines) or f"{old} and {new} do not differ")

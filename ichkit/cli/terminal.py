@@ -9,21 +9,22 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
 from ichkit.cli.completion import complete_config, complete_setting
-from ichkit.core.config import Config, load_config
-from ichkit.core.config_errors import shorten
-from ichkit.core.errors import IchkitError, Stopped, nearest
+from ichkit.core.errors import IchkitError, Stopped, nearest, shorten
 from ichkit.core.plugins import add_plugins
 from ichkit.core.progress import logger
-from ichkit.show.table import Table
-from ichkit.show.terminal import Printable
 from ichkit.work.folder import WorkFolder
+
+if TYPE_CHECKING:
+    from ichkit.core.config import Config
+    from ichkit.show.table import Table
+
+# Configurations and tables are imported where they are used: `--help` and completion need neither.
 
 PATH = click.Path(path_type=Path)
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -175,8 +176,10 @@ class Settings:
         self.config_name, self.is_config_named = config, is_config_named
         self.overrides, self.work = overrides, WorkFolder(work)
 
-    def load(self) -> Config:
+    def load(self) -> "Config":
         """Reads the configuration."""
+        from ichkit.core.config import load_config
+
         return load_config(self.config_name, self.overrides)
 
 
@@ -256,8 +259,12 @@ def submissions_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def show(table: Table) -> None:
+def show(table: "Table") -> None:
     """Prints a table; if the output is a file or a pipe, wide enough for every column."""
+    from rich.console import Console
+
+    from ichkit.show.terminal import Printable
+
     console = Console()
     Console(width=None if console.is_terminal else _PIPE_WIDTH).print(Printable(table))
 

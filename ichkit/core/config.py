@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 import ichkit
-from ichkit.core.config_errors import explain, shorten
-from ichkit.core.errors import ConfigError, nearest
+from ichkit.core.config_errors import explain
+from ichkit.core.errors import ConfigError, nearest, shorten
 from ichkit.core.plugins import load_plugins
 from ichkit.core.section import ConfigSection, Count, Positive, runtime
 from ichkit.core.stack_config import StackConfig

@@ -9,13 +9,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ichkit.core.errors import nearest
+from ichkit.core.errors import MAX_WORD, nearest, shorten
 from ichkit.core.section import ConfigSection
 
 Origins = Mapping[str, str]
 """Dotted key to where it was written: "--set", or the file."""
 _MAX_PROBLEMS = 5
-_MAX_WORD = 60
 _MAX_MESSAGE = 300
 _NAMED_KEY = re.compile(r"(?:config: )?([a-z_]+(?:\.[a-z_0-9]+)+)\b")
 _UNPRINTABLE = "a number of thousands of digits"
@@ -27,7 +26,7 @@ class _Short(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxlist, self.maxdict, self.maxtuple = 2, 4, 3, 4
-        self.maxstring, self.maxlong, self.maxother = _MAX_WORD, 30, _MAX_WORD
+        self.maxstring, self.maxlong, self.maxother = MAX_WORD, 30, MAX_WORD
 
     def repr_int(self, number: int, level: int) -> str:
         """The digits, or a placeholder if Python refuses to print so many."""
@@ -44,13 +43,7 @@ def short(value: object) -> str:
         >>> short([1, 2, 3, 4, 5, 6])
         '[1, 2, 3, 4, ...]'
     """
-    return shorten(_Short().repr(value), _MAX_WORD + 20)
-
-
-def shorten(text: str, most: int = _MAX_WORD) -> str:
-    """A text on one line of at most `most` characters; "..." marks what was cut from the middle."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= most else f"{text[: most - 23]}...{text[-20:]}"
+    return shorten(_Short().repr(value), MAX_WORD + 20)
 
 
 def explain(error: ValidationError, config: type[ConfigSection], origins: Origins, name: str) -> str:
@@ -106,7 +99,7 @@ def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> 
         if inside is None:
             break
         parent = inside
-    prefix, word = ".".join(place[:-1]), place[-1][:_MAX_WORD]
+    prefix, word = ".".join(place[:-1]), place[-1][:MAX_WORD]
     close = difflib.get_close_matches(word, list(parent.model_fields), n=1)
     keys = sorted(list_settings(config), key=lambda key: (key.count("."), key))
     if close:
@@ -114,7 +107,7 @@ def _suggest(place: list[str], rest: list[str], config: type[ConfigSection]) -> 
         whole = ".".join([meant, *rest])
         return f", did you mean {whole if whole in keys else meant}?"
     ends = [key for key in keys if key.rpartition(".")[2] == word]
-    nearer = ends or difflib.get_close_matches(f"{prefix}.{word}".strip(".")[:_MAX_WORD], keys, n=1)
+    nearer = ends or difflib.get_close_matches(f"{prefix}.{word}".strip(".")[:MAX_WORD], keys, n=1)
     if nearer:
         return f", did you mean {nearer[0]}?"
     return f". {nearest(word, parent.model_fields)}"

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_WORD = 60
+"""Characters of a longer text of a user that a message repeats."""
+
 
 class IchkitError(Exception):
     """A user error: the message says what was expected, what was found, where, and how to fix it."""
@@ -47,6 +50,12 @@ class Stopped(IchkitError):
     def after(cls, saved: str) -> "Stopped":
         """The error for a stop; `saved` says what is saved."""
         return cls(f"stopped: {saved}. Run the same command again to continue.")
+
+
+def shorten(text: str, most: int = MAX_WORD) -> str:
+    """A text on one line of at most `most` characters; "..." marks what was cut from the middle."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= most else f"{text[: most - 23]}...{text[-20:]}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -8,21 +8,36 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from typing import TYPE_CHECKING
 
 from ichkit.core.errors import Stopped
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 logger = logging.getLogger("ichkit")
 PLAIN_INTERVAL_SECONDS = 10.0
+
+
+def _start_bar(label: str, total: int) -> "tuple[Progress, TaskID]":
+    # Only a terminal has a bar: without one, no command loads rich for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    row = bar.add_task(label, total=total, figures="", left="", note="")
+    bar.start()
+    return bar, row
 
 
 class Meter:
@@ -42,19 +57,7 @@ class Meter:
         self._bar: Progress | None = None
         self._row: TaskID | None = None
         if logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._row = self._bar.add_task(label, total=total, figures="", left="", note="")
-            self._bar.start()
+            self._bar, self._row = _start_bar(label, total)
 
     def __enter__(self) -> "Meter":
         return self

@@ -1,10 +1,9 @@
 """Tables as plain data, printed by `show.terminal` and `show.page`, and number formats."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
-
-import pandas as pd
 
 NOTHING = "-"
 BLANK = "to be filled in by the authors"
@@ -88,9 +87,9 @@ def cell_text(cell: Cell) -> str:
 
 def format_number(value: float | None, digits: int) -> str:
     """A number with this many decimals, or a dash if missing."""
-    return NOTHING if value is None or pd.isna(value) else f"{value:.{digits}f}"
+    return NOTHING if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def format_interval(low: float, high: float, digits: int) -> str:
     """Both ends of an interval, or empty if undefined."""
-    return "" if pd.isna(low) else f"{low:.{digits}f}-{high:.{digits}f}"
+    return "" if math.isnan(low) else f"{low:.{digits}f}-{high:.{digits}f}"

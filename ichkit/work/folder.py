@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichkit.core.config_errors import shorten
-from ichkit.core.errors import ConfigError
+from ichkit.core.errors import ConfigError, shorten
 
 # Inside the folder of a fold: weights, model card, and step log of the training.
 WEIGHTS_NAME, CARD_NAME, STEP_LOG_NAME = "model.safetensors", "model.json", "steps.jsonl"
