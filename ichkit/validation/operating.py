@@ -163,7 +163,7 @@ def positive_predictive_value(sensitivity: np.ndarray, specificity: np.ndarray, 
     Source: Bayes' theorem; Altman & Bland, "Diagnostic tests 2: predictive values", BMJ 309, 1994.
 
     Example:
-        >>> float(positive_predictive_value(np.array(0.9), np.array(0.9), 0.1))
+        >>> round(float(positive_predictive_value(np.array(0.9), np.array(0.9), 0.1)), 6)
         0.5
     """
     return _share(sensitivity * prevalence, (1 - specificity) * (1 - prevalence))
