@@ -4,10 +4,12 @@ Every command that writes is killed before its N-th change of the file system, f
 file, or that change fails as on a full disk or in a folder that may not be written; then it runs again, and its folder
 is compared byte for byte with one that was never disturbed. The points are tried in rounds that come ever closer, so
 that it can be stopped at any time: `--minutes 30` ends with the round in which they have passed, `--every 8` with each
-eighth point, `--only NAME` tries one command.
+eighth point, `--only NAME` tries one command. `--add FILE` keeps what an earlier JSON says of other commands and
+faults, so that the points can be tried in several runs.
 """
 
 import itertools
+import json
 import sys
 import tempfile
 import time
@@ -30,9 +32,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="try each so-manieth point")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after a round when they have passed")
     parser.add_argument("--only", action="append", default=[], help="names of commands; repeatable")
+    parser.add_argument("--add", action="append", default=[], type=Path, help="keep these figures too; repeatable")
     parser.add_argument("--fault", action="append", default=[], help=f"{', '.join(FAULTS)}; repeatable")
     args = parser.parse_args()
     began, failures = time.monotonic(), []
+    earlier = [json.loads(path.read_text()) for path in args.add]
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         harness = Harness(Path(scratch))
@@ -51,10 +55,8 @@ def main() -> None:
                     sep="\n",
                     flush=True,
                 )
-            report(
-                summarise(found, step if first == 0 else step // 2) | {"seconds": round(time.monotonic() - began)},
-                args.json,
-            )
+            seconds = round(time.monotonic() - began) + sum(figures["seconds"] for figures in earlier)
+            report(summarise(found, earlier) | {"seconds": seconds}, args.json)
             if time.monotonic() - began > 60 * args.minutes:
                 break
     sys.exit(bool(failures))
@@ -69,19 +71,31 @@ def rounds(every: int) -> Iterator[tuple[int, int]]:
         step //= 2
 
 
-def summarise(found: dict[tuple[str, str], list[Outcome]], every: int) -> dict[str, int]:
-    """Points tried and failed, of all and of each command and fault; each so-manieth point was tried."""
-    tried = {
-        f"points_{name.replace(' --', '_').replace(' ', '_')}_{fault.lower()}": sum(one.num_tried for one in outcomes)
-        for (name, fault), outcomes in found.items()
-    }
-    outcomes = list(itertools.chain.from_iterable(found.values()))
+def summarise(found: dict[tuple[str, str], list[Outcome]], earlier: list[dict[str, int]]) -> dict[str, int]:
+    """Points tried, failed and not tried: all of them, and those of each command and fault.
+
+    Args:
+        earlier: figures of earlier runs; for a command and fault the last one counts.
+    """
+    kept: dict[str, dict[str, int]] = {"tried": {}, "failed": {}, "left": {}}
+    places = [
+        (figures, name.removeprefix("tried_")) for figures in earlier for name in figures if name.startswith("tried_")
+    ]
+    for (figures, place), part in itertools.product(places, kept):
+        kept[part][f"{part}_{place}"] = figures.get(f"{part}_{place}", 0)
+    for (command, fault), outcomes in found.items():
+        place = f"{command.replace(' --', '_').replace(' ', '_')}_{fault}".lower()
+        num_tried = sum(one.num_tried for one in outcomes)
+        kept["tried"][f"tried_{place}"] = num_tried
+        kept["failed"][f"failed_{place}"] = sum(len(one.failures) for one in outcomes)
+        kept["left"][f"left_{place}"] = outcomes[0].num_points - num_tried
+    totals = {part: sum(numbers.values()) for part, numbers in kept.items()}
     return {
-        "points_tried": sum(tried.values()),
-        "points_failed": sum(len(one.failures) for one in outcomes),
-        "points": sum(of_one[0].num_points for of_one in found.values()),
-        "every": every,
-        **tried,
+        "points_tried": totals["tried"],
+        "points_failed": totals["failed"],
+        "points_left": totals["left"],
+        **kept["tried"],
+        **{name: number for part in ("failed", "left") for name, number in kept[part].items() if number},
     }
 
 

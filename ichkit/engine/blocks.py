@@ -12,7 +12,7 @@ from ichkit.core.seeding import derive_seed
 from ichkit.core.train_config import TrainConfig
 from ichkit.engine.sampling import EpochPlan, SliceIndex, plan_epoch
 from ichkit.imaging.augment import Augmenter
-from ichkit.imaging.store import open_volume
+from ichkit.imaging.store import open_volume, read_rows
 from ichkit.imaging.windows import Rendering, pad_to_square
 
 CACHE_BYTES = 1 << 30
@@ -58,12 +58,13 @@ class VolumeReader:
         """
         if relative in self._kept:
             return self._kept[relative][first:last]
-        stored = open_volume(self.folder / relative)
+        path = self.folder / relative
+        stored = open_volume(path)
         num_slices, height, width = stored.shape
         num_bytes = 2 * num_slices * max(height, width) ** 2
         if self._kept_bytes + num_bytes > self.budget_bytes:
-            return pad_to_square(np.asarray(stored[first : min(last, num_slices)]))
-        self._kept[relative] = pad_to_square(np.asarray(stored[:]))
+            return pad_to_square(read_rows(path, stored, first, min(last, num_slices)))
+        self._kept[relative] = pad_to_square(read_rows(path, stored, 0, num_slices))
         self._kept_bytes += num_bytes
         return self._kept[relative][first:last]
 

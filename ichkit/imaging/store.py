@@ -91,7 +91,26 @@ def open_volume(path: Path) -> blosc2.NDArray:
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
     except (OSError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path}: no readable volume. `ichkit verify` lists what is damaged.") from error
+        raise _damaged(path) from error
+
+
+def read_rows(path: Path, volume: blosc2.NDArray, first: int, last: int) -> np.ndarray:
+    """(last - first, H, W) int16 HU of an open volume; only the chunks of these slices are read.
+
+    Args:
+        path: of the volume, for the message.
+
+    Raises:
+        ArtifactError: a chunk is damaged.
+    """
+    try:
+        return np.asarray(volume[first:last])
+    except (RuntimeError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path}: no readable volume. `ichkit verify` lists what is damaged.")
 
 
 @dataclass(frozen=True)
@@ -196,11 +215,12 @@ class Prepared:
 
     def read_volume(self, relative: str) -> np.ndarray:
         """(S, H, W) int16 HU of one study, row i is slice_index i."""
-        return np.asarray(open_volume(self.folder / relative)[:])
+        volume = open_volume(self.folder / relative)
+        return read_rows(self.folder / relative, volume, 0, len(volume))
 
     def read_slices(self, relative: str, first: int, last: int) -> np.ndarray:
         """(last - first, H, W) int16 HU, slices first to last - 1; only their chunks are read."""
-        return np.asarray(open_volume(self.folder / relative)[first:last])
+        return read_rows(self.folder / relative, open_volume(self.folder / relative), first, last)
 
     def slice_facts(self) -> pd.DataFrame:
         """Facts from pixels and orientation of each slice, rows as in `slices`: slice_id, dataset, and two facts.

@@ -132,6 +132,23 @@ def read_present(submissions: Path, name: str) -> dict[str, Any]:
     return note
 
 
+def refuse_foreign(submissions: Path, name: str, sha256: str) -> None:
+    """Checks that a submission replaces no file that `submit` did not write.
+
+    Args:
+        sha256: digest of the CSV to be written; a killed `submit` may have written it without its note.
+
+    Raises:
+        ConfigError: there is another CSV of that name, without a note.
+    """
+    path = submissions / f"{name}.csv"
+    if path.exists() and read_note(submissions, name) is None and not (path.is_file() and digest_file(path) == sha256):
+        raise ConfigError(
+            f"submit: {path}: expected no file or one that `ichkit submit` wrote, with {note_path(submissions, name)}; "
+            "found another one, which is left unchanged. Move it away, or choose another folder with --submissions."
+        )
+
+
 def is_csv_unchanged(submissions: Path, note: dict[str, Any]) -> bool:
     """True if the CSV of a note exists and has the digest in the note."""
     path, digest = submissions / note["csv"], str(note["sha256"])

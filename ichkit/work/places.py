@@ -164,7 +164,10 @@ def _remove_unlisted(folder: Path) -> None:
 def _move_into(folder: Path, container: Path) -> None:
     """Moves a folder into a private one, which is marked first."""
     if not is_marked(container) and not is_empty(container):
-        raise ArtifactError(f"{container}: expected a folder of ichkit, marked by a file {MARK}, found none.")
+        raise ArtifactError(
+            f"{container}: expected a folder of ichkit, marked by a file {MARK}, found another "
+            "folder, which is left unchanged. Rename it."
+        )
     container.mkdir(exist_ok=True)
     (container / MARK).touch()
     folder.rename(container / folder.name)

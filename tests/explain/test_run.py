@@ -142,6 +142,23 @@ def test_names_of_pictures_say_nothing_of_the_slice(work, prepared, tmp_path):
     assert slice_id not in printed
 
 
+def test_pictures_of_other_origin_are_not_written_over(work, tmp_path):
+    (tmp_path / "slice_002.png").write_text("mine")
+    text = explain(work, tmp_path, "--worst", 2, "--class", "any", code=2)
+    assert "but those of an earlier `ichkit explain`, found slice_002.png. Move them away" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["slice_002.png"]
+    (tmp_path / "slice_002.png").rename(tmp_path / "slice_009.png")
+    for _ in range(2):  # the second time over its own
+        explain(work, tmp_path, "--worst", 2, "--class", "any")
+    (tmp_path / "explained.csv").unlink()
+    explain(work, tmp_path, "--worst", 1, "--class", "any", code=2)
+    mark = tmp_path / ".ichkit-unfinished-pictures"
+    mark.touch()  # a killed call
+    explain(work, tmp_path, "--worst", 1, "--class", "any")
+    assert not mark.exists()
+    assert (tmp_path / "slice_009.png").read_text() == "mine"
+
+
 def fold_of(prepared, number):
     labelled = prepared.split("train")
     return labelled[labelled["fold"] == number]

@@ -13,7 +13,8 @@ from support.simulated import TASK, add_external_set, make_work
 
 from ichkit.core.errors import ArtifactError
 from ichkit.core.tasks import Task
-from ichkit.imaging.store import Prepared, encode_volume
+from ichkit.engine.blocks import VolumeReader
+from ichkit.imaging.store import Prepared, encode_volume, write_volume
 
 CODE = """
 import hashlib, numpy as np
@@ -30,6 +31,22 @@ def volume():
 
 def test_a_volume_comes_back_as_it_was(volume):
     np.testing.assert_array_equal(blosc2.ndarray_from_cframe(encode_volume(volume))[:], volume)
+
+
+@pytest.mark.parametrize("budget_bytes", [0, 1 << 30])
+def test_a_volume_that_cannot_be_decoded_is_refused_by_its_path(volume, tmp_path, budget_bytes):
+    relative, _ = write_volume(tmp_path, "ab" * 16, volume)
+    path = tmp_path / relative
+    written = path.read_bytes()
+    refused = []
+    for place in np.linspace(0, len(written) - 5000, 20).astype(int):
+        path.write_bytes(written[:place] + b"\xff" * 5000 + written[place + 5000 :])
+        try:
+            VolumeReader(tmp_path, budget_bytes).read(relative, 0, len(volume))
+        except ArtifactError as error:
+            refused.append(str(error))
+    assert refused  # elsewhere only pixels differ, which `ichkit verify` finds
+    assert all(f"{relative}: no readable volume. `ichkit verify`" in message for message in refused)
 
 
 @pytest.mark.parametrize("threads", ["2", "8"])

@@ -209,6 +209,18 @@ def test_slices_and_studies_are_named_by_the_ends_of_their_ids_alone(page, work)
     assert sum("Slice …" in picture["alt"] for picture in page.pictures) > 10
 
 
+@pytest.mark.parametrize("name", ["history.csv", "config.yaml"])
+def test_training_files_with_one_other_bit_are_not_shown(work, tmp_path, name):
+    shutil.copytree(work.root, tmp_path / "work")
+    copied = WorkFolder(tmp_path / "work")
+    copied.report.unlink(missing_ok=True)
+    path = next(copied.root.glob(f"runs/*/fold0/{name}"))
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    with pytest.raises(ArtifactError, match=rf"{name}: changed since it was written"):
+        do(report, CONFIG, copied, submissions=tmp_path / "submissions")
+
+
 def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, page, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_SCORED", ())  # one page of all sections is enough for a quick suite
     shutil.copytree(work.root, tmp_path / "work")

@@ -14,7 +14,7 @@ from support.simulated import TASK, make_stack, make_work, rewrite_prepared, rew
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DataError
-from ichkit.stages.scores import evaluate, submit
+from ichkit.stages.scores import evaluate, leaderboard, submit
 from ichkit.validation.catalog import find_sources, load_split, pick_source
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.notes import read_note, record_scores, write_note
@@ -223,6 +223,34 @@ def test_a_score_can_only_be_recorded_for_the_file_that_was_submitted(work, tmp_
     made.csv_path.write_text(made.csv_path.read_text() + "\n")
     with pytest.raises(ArtifactError, match=r"it has changed or is missing, so the score cannot be assigned to it"):
         record_scores(out, "a", 0.1, None)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "leaderboard.csv"])
+def test_files_of_other_origin_are_not_written_over(work, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("ID,Label\nmine,0.5\n")
+    with pytest.raises(ConfigError, match=rf"{name}: expected no file or .* left unchanged\. Move it away"):
+        do(submit, CONFIG, work, submissions=out, source="a")
+    assert (out / name).read_text() == "ID,Label\nmine,0.5\n"
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_what_submit_wrote_is_written_again_with_its_note_or_without_it_after_a_kill(work, tmp_path):
+    made = do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
+    written = made.csv_path.read_bytes()
+    made.note_path.unlink()  # killed before the note
+    do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
+    made.csv_path.write_text("edited by hand")
+    do(submit, CONFIG, work, submissions=tmp_path / "out", source="a")
+    assert made.csv_path.read_bytes() == written
+
+
+def test_a_leaderboard_of_other_origin_is_not_written_over(work, tmp_path):
+    (tmp_path / "leaderboard.csv").write_text("team,score\n")
+    with pytest.raises(ConfigError, match=r"leaderboard\.csv: expected no file or the leaderboard of ichkit"):
+        do(leaderboard, CONFIG, work, submissions=tmp_path)
+    assert (tmp_path / "leaderboard.csv").read_text() == "team,score\n"
 
 
 def test_a_file_that_is_no_note_is_not_written_over(work, tmp_path):

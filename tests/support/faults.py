@@ -39,6 +39,7 @@ SETTINGS = (
     "stack.fusion.epochs=1",
     "stack.fusion.num_seeds=1",
     "stack.num_inner=2",
+    "stack.lightgbm.max_rounds=5",
     "evaluate.num_draws=20",
 )
 _SHARED = ["-c", "demo", *(word for text in SETTINGS for word in ("--set", text))]
@@ -88,7 +89,7 @@ _ONLY_BASES = ("data", "small data", "store")
 COMMANDS = (
     Command("data", "", ("phantom", "phantom", *_PHANTOM)),
     Command("small data", "", ("phantom", "phantom", *_SMALL_PHANTOM)),
-    Command("store", "data", _PREPARE),
+    Command("store", "data", (*_PREPARE, "--lock", "0.2")),
     Command("prepare", "small data", _PREPARE),
     Command("prepare --folds", "prepare", (*_PREPARE, "--folds", "mine.csv")),
     Command("prepare --fresh", "prepare --folds", (*_PREPARE, "--fresh"), _PREPARE),
@@ -98,10 +99,13 @@ COMMANDS = (
     Command("train 0 and 1", "store", ("train", "--fold", "0"), beside=("train", "--fold", "1")),
     Command("stack", "train 1", ("stack",)),
     Command("evaluate", "stack", ("evaluate",)),
-    Command("submit", "evaluate", ("submit",)),
-    Command("report", "submit", ("report",)),
+    Command("evaluate --prove", "evaluate", ("evaluate", "--prove")),
+    Command("submit", "evaluate", ("submit", "--source", "demo-blend")),
+    Command("leaderboard --record", "submit", ("leaderboard", "--record", "demo-blend", "--public", "0.5")),
+    Command("report", "submit", ("report", "--label-errors")),
+    Command("explain", "train 1", ("explain", "--worst", "2", "--class", "any")),
     Command("export", "stack", ("export", "demo-blend")),
-    Command("predict", "stack", ("predict", "phantom/cq500", "--model", "demo-blend", "--no-page")),
+    Command("predict", "stack", ("predict", "phantom/cq500", "--model", "demo-blend")),
     Command("phantom", "", ("phantom", "phantom", *_TINY_PHANTOM)),
     Command("prepare --backend ray", "small data", (*_PREPARE, "--backend", "ray"), is_long=True),
 )
@@ -448,6 +452,7 @@ def _import_all() -> None:
     with contextlib.suppress(ImportError):
         import lightgbm  # noqa: F401
     import ichkit.phantom.writer
+    import ichkit.stages.explain.run
     import ichkit.stages.predict.export
     import ichkit.stages.predict.run
     import ichkit.stages.prepare.run

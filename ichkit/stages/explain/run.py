@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ConfigError, DataError
+from ichkit.core.errors import ArtifactError, ConfigError, DataError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.pictures import encode_png
@@ -28,13 +28,16 @@ from ichkit.stages.explain.held_out import (
     refuse_unknown_fold,
 )
 from ichkit.stages.explain.panels import draw_panel, draw_strip, draw_weights
-from ichkit.work.artifacts import encode_table, write_bytes_atomically
+from ichkit.work.artifacts import encode_table, read_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
+from ichkit.work.locks import holding
 
 DEFAULT_WORST = 10
 TABLE_NAME, CURVE_NAME = "explained.csv", "weights.svg"
 _NUM_EXAMPLES = 3
+_UNFINISHED = ".ichkit-unfinished-pictures"
+"""The file that marks an output folder whose table is not written yet."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class ExplainOptions:
         worst: the number of slices with the highest loss; None for 10 if neither slices nor a study are given.
         class_names: the classes of the heat maps; none for every class or, for a study, the headline class and the
             most probable subtype.
-        out: the output folder; pictures of an earlier call are overwritten.
+        out: the output folder; only pictures of an earlier call are overwritten.
         device: the device of the networks.
 
     Raises:
@@ -114,6 +117,7 @@ def plan(config: Config, work: WorkFolder, options: ExplainOptions | None = None
     return ExplainPlan(work, options, prepared, name, chosen)
 
 
+@holding(lambda given: given["plan"].options.out)
 def run(plan: ExplainPlan) -> pd.DataFrame:
     """Writes a PNG for every slice, or a strip for a study, and `explained.csv`, which lists them.
 
@@ -125,9 +129,13 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
         The rows of `explained.csv`: file, slice_id, study_id, slice_index, fold, loss, the labels, the probabilities.
 
     Raises:
+        ConfigError: the output folder has files of these names that no earlier call wrote.
         ArtifactError, ContractError: weights or volumes are damaged.
     """
     options, task, out = plan.options, plan.prepared.task, plan.options.out
+    is_strip = options.study is not None
+    files = ["study.png"] if is_strip else [f"slice_{i:03d}.png" for i in range(1, len(plan.chosen) + 1)]
+    _refuse_foreign_files(out, [*files, TABLE_NAME, CURVE_NAME])
     class_names = list(options.class_names) or None
     if class_names is None and options.study is not None:
         class_names = _main_classes(plan.chosen, task)
@@ -139,12 +147,13 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
         )
         explained |= {one.slice_id: one for one in found}
     ordered = [explained[slice_id] for slice_id in plan.chosen["slice_id"]]
-    if options.study is not None:
-        pictures = [("study.png", draw_strip(ordered, task), ordered)]
+    if is_strip:
+        pictures = [(draw_strip(ordered, task), ordered)]
     else:
-        pictures = [(f"slice_{i:03d}.png", draw_panel(one, task), [one]) for i, one in enumerate(ordered, 1)]
+        pictures = [(draw_panel(one, task), [one]) for one in ordered]
     rows = []
-    for file, picture, shown in pictures:
+    write_bytes_atomically(out / _UNFINISHED, b"")
+    for file, (picture, shown) in zip(files, pictures, strict=True):
         write_bytes_atomically(out / file, encode_png(picture))
         rows += [_row(file, one, task) for one in shown]
     table = pd.DataFrame(rows)
@@ -155,9 +164,27 @@ def run(plan: ExplainPlan) -> pd.DataFrame:
             write_bytes_atomically(out / CURVE_NAME, draw_weights(weights, class_names or task.classes))
             table = table.merge(weights, on="slice_index", validate="one_to_one")
     write_bytes_atomically(out / TABLE_NAME, encode_table(table, ".csv"))
+    (out / _UNFINISHED).unlink()
     counts = f"{format_count(len(table), 'slice')} in {format_count(len(pictures), 'picture')}"
     logger.info("explain: %s, listed in %s", counts, out / TABLE_NAME)
     return table
+
+
+def _refuse_foreign_files(out: Path, names: Sequence[str]) -> None:
+    """Refuses to replace files that an earlier `explain` did not list; raises ConfigError."""
+    if (out / _UNFINISHED).is_file():  # a killed call
+        return
+    try:
+        listed = read_table(out / TABLE_NAME, dtype=str)
+        own = {TABLE_NAME, CURVE_NAME, *listed["file"]} if "slice_id" in listed else set()
+    except (ArtifactError, KeyError):
+        own = set()
+    foreign = [name for name in names if (out / name).exists() and name not in own]
+    if foreign:
+        raise ConfigError(
+            f"explain: expected no files at {out} but those of an earlier `ichkit explain`, found "
+            f"{', '.join(foreign[:_NUM_EXAMPLES])}. Move them away, or choose another folder with --out."
+        )
 
 
 def render(table: pd.DataFrame, task: Task) -> Table:

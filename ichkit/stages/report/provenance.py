@@ -13,7 +13,7 @@ from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
 from ichkit.stages.report.curves import draw_training
 from ichkit.stages.report.report_data import ReportData
-from ichkit.work.artifacts import Manifest, list_differences, package_versions, read_manifest, read_table
+from ichkit.work.artifacts import Manifest, list_differences, package_versions, read_bytes, read_manifest, read_table
 from ichkit.work.folder import HELDOUT_CURVE_NAME
 
 _CONFIG_FILE = "report.yaml"
@@ -23,7 +23,7 @@ def make_training(report: ReportData) -> Section:
     """The training curves of every fold of every run."""
     charts, rows = [], []
     for number, run in enumerate(source for source in report.sources if source.is_run):
-        histories = {k: read_table(report.work.fold(run.name, k) / "history.csv") for k in run.folds}
+        histories = {k: _read_history(report, run.name, k) for k in run.folds}
         last = {k: history.loss.iloc[-1] for k, history in histories.items()}
         ends = ", ".join(f"fold {k} {format_number(loss, 4)}" for k, loss in last.items())
         alt = f"Training loss of {run.name} by epoch; after the last: {ends}."
@@ -143,13 +143,19 @@ def _audit_tables(audit: dict[str, Any]) -> list[Table]:
     ]
 
 
+def _read_history(report: ReportData, run: str, fold: int) -> pd.DataFrame:
+    folder = report.work.fold(run, fold)
+    return read_table(folder / "history.csv", read_manifest(folder).sha256_of("history.csv"))
+
+
 def _share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f} %"
 
 
 def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]) -> list[str]:
     """Settings of a run that differ from the configuration of this report."""
-    used = yaml.safe_load((report.work.fold(run, fold) / "config.yaml").read_text(encoding="utf-8"))
+    folder = report.work.fold(run, fold)
+    used = yaml.safe_load(read_bytes(folder / "config.yaml", read_manifest(folder).sha256_of("config.yaml")))
     shared = {name: used[name] for name in ("task", "seed", "channels", "train") if name in used}
     now = {name: _same_keys(shared[name], config[name]) for name in shared}
     return [f"{run}: {line}" for line in list_differences(shared, now)]

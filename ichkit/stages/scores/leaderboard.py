@@ -23,6 +23,7 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import holding
 
 BOARD_NAME = "leaderboard.csv"
+_FIRST_COLUMNS = b"rank,name,kind,"
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ def run(plan: LeaderboardPlan) -> pd.DataFrame:
     """Records the given Kaggle scores, writes `leaderboard.csv` and returns the leaderboard.
 
     Raises:
-        ConfigError: no score is given for the submission.
+        ConfigError: no score is given for the submission, or leaderboard.csv is not one of ichkit.
         ArtifactError: the CSV is not the one described by `<name>.json`, or an artifact is damaged.
     """
     options, scoring = plan.options, plan.scoring
+    refuse_foreign(options.submissions)
     if options.record is not None:
         record_scores(options.submissions, options.record, options.public_score, options.private_score)
     evaluate.make_current(scoring)
@@ -116,9 +118,28 @@ def make_board(book: ScoreBook, work: WorkFolder, submissions: Path) -> pd.DataF
 
 @holding(lambda given: given["submissions"])
 def write(board: pd.DataFrame, submissions: Path) -> Path:
-    """Writes `leaderboard.csv` atomically; the same table gives the same bytes."""
-    path = submissions / BOARD_NAME
+    """Writes `leaderboard.csv` atomically; the same table gives the same bytes.
+
+    Raises:
+        ConfigError: a file of that name is no leaderboard of ichkit.
+    """
+    path = refuse_foreign(submissions)
     write_bytes_atomically(path, encode_table(board, path.suffix))
+    return path
+
+
+def refuse_foreign(submissions: Path) -> Path:
+    """The path of the leaderboard, where there is no file yet or one that begins with its columns.
+
+    Raises:
+        ConfigError: there is another file of that name.
+    """
+    path = submissions / BOARD_NAME
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(_FIRST_COLUMNS)):
+        raise ConfigError(
+            f"{path}: expected no file or the leaderboard of ichkit, found another file, which is left unchanged. "
+            "Move it away, or choose another folder with --submissions."
+        )
     return path
 
 

@@ -1,5 +1,6 @@
 """`ichkit submit`: writes the test predictions of a source as a Kaggle submission, with a note of its provenance."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ichkit.stages.scores.book import ScoreBook
 from ichkit.stages.scores.upload import SITE, find_command
 from ichkit.validation.catalog import Source, load_split, pick_source
 from ichkit.validation.coherence import make_table_coherent
-from ichkit.validation.notes import note_path, write_note
+from ichkit.validation.notes import note_path, refuse_foreign, write_note
 from ichkit.validation.sample import Imputed, KnownSlices, fill_sample
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
@@ -105,6 +106,7 @@ def run(plan: SubmitPlan) -> Submission:
 
     Raises:
         ContractError: a slice of the sample has no prediction although its file was not rejected.
+        ConfigError: a file that ichkit did not write is in the way.
         ArtifactError: an artifact is damaged.
     """
     prepared, work, submissions = plan.scoring.prepared, plan.scoring.work, plan.options.submissions
@@ -114,7 +116,10 @@ def run(plan: SubmitPlan) -> Submission:
     _refuse_partial(chosen)
     table, imputed = fill_sample(plan.sample, _known_slices(prepared, chosen), task, chosen.path)
     csv_path = submissions / f"{chosen.name}.csv"
-    written = write_bytes_atomically(csv_path, encode_table(table, ".csv"))
+    encoded = encode_table(table, ".csv")
+    refuse_foreign(submissions, chosen.name, hashlib.sha256(encoded).hexdigest())
+    leaderboard.refuse_foreign(submissions)
+    written = write_bytes_atomically(csv_path, encoded)
     facts = {
         "kind": chosen.kind,
         "source": chosen.path,
