@@ -84,6 +84,25 @@ def compare_studies(own: StudyScores, other: StudyScores, task: Task, level: flo
     return rows
 
 
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """P-values corrected for their number, so that with all hypotheses true one below 0.05 has a chance of 5 % at most.
+
+    A NaN stays NaN and does not count.
+
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03]).round(2)
+        array([0.03, 0.06, 0.06])
+    """
+    given = np.asarray(p_values, np.float64)
+    order = np.argsort(given, kind="stable")[: int(np.isfinite(given).sum())]
+    steps = given[order] * np.arange(len(order), 0, -1)
+    corrected = np.full(len(given), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
 def make_comparisons(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A table of comparisons; may be empty."""
     return pd.DataFrame(list(rows), columns=list(COMPARISON_DTYPES)).astype(COMPARISON_DTYPES)

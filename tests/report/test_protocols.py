@@ -37,3 +37,13 @@ def test_the_section_shows_the_best_source_beside_what_papers_report(work, monke
     assert "CQ500-CT-20" in page.text
     for one in REPORTED.values():
         assert one.source in page.text
+    readers = protocols.read_readers(work)
+    kappa = pick(readers, class_="any", measure="fleiss_kappa")
+    rows = {row[0]: row for row in page.tables["The readers of CQ500"][1:]}
+    assert rows["any"][1] == f"{kappa.value:.3f}|{kappa.low:.3f}-{kappa.high:.3f}"
+    hit = pick(readers, class_="any", measure="sensitivity", reader=2).value
+    alarm = 1 - pick(readers, class_="any", measure="specificity", reader=2).value
+    assert any(
+        "any, with" in one["aria-label"] and f"reader 2 {hit:.3f} at {alarm:.3f}" in one["aria-label"]
+        for one in page.drawings
+    )

@@ -15,6 +15,7 @@ from ichkit.core.errors import ArtifactError
 from ichkit.imaging.store import Prepared
 from ichkit.stages.scores import evaluate, protocols
 from ichkit.stages.scores.protocol_tables import describe, select
+from ichkit.validation.agreement import fleiss_kappa
 from ichkit.validation.catalog import find_sources
 from ichkit.validation.delong import delong_test
 from ichkit.validation.protocols import REFERENCES, Protocol, list_protocols, paper_protocol
@@ -196,12 +197,37 @@ def test_a_store_without_single_reads_keeps_the_majority_alone(work):
 def test_the_command_prints_each_source_and_every_row_on_request(made):
     words = ["evaluate", "--protocols", "--work", made.root, "--set", "evaluate.num_draws=60", "--quiet"]
     text = call(*words)
-    for shown in ("base on CQ500", "base-fusion on CQ500", "aggregation: pooled", "reference: any reader"):
+    for shown in (
+        "base on CQ500",
+        "base-fusion on CQ500",
+        "aggregation: pooled",
+        "reference: any reader",
+        "Fleiss' kappa",
+    ):
         assert shown in text
     assert "CQ500-CT-40, CQ500-CT-41" in " ".join(text.split())
     whole = call(*words, "--all", "--source", "base")
     assert "base-fusion" not in whole
     assert "unanimity" in whole
+
+
+def test_the_readers_are_those_of_the_single_reads(made):
+    readers = protocols.read_readers(made)
+    reads = pd.read_csv(made.prepared / "cq500_reads.csv")
+    ids = reads.study_id.unique()
+    first, second, third = reads_of(made, ids)
+    for c, name in enumerate(TASK.classes):
+        votes = (first + second + third)[:, c]
+        kappa = pick(readers, class_=name, measure="fleiss_kappa")
+        assert kappa.value == pytest.approx(fleiss_kappa(np.stack([3 - votes, votes], 1)))
+        assert (kappa.n, kappa.n_positive) == (len(ids), (votes >= 2).sum()) == (42, (votes >= 2).sum())
+        agreed = second[:, c] == third[:, c]
+        for measure, truth in (("sensitivity", 1), ("specificity", 0)):
+            of_truth = agreed & (second[:, c] == truth)
+            own = pick(readers, class_=name, measure=measure, reader=1)
+            expected = (first[of_truth, c] == truth).mean() if of_truth.any() else np.nan
+            np.testing.assert_allclose(own.value, expected)
+            assert own.n == agreed.sum()
 
 
 def test_without_an_external_set_there_is_one_message(tmp_path):

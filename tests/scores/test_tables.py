@@ -147,3 +147,31 @@ def test_the_thresholds_of_the_folds_lie_within_their_range(book):
     table = tables.thresholds(book, source)
     assert table.columns == ("class", "slice\nbest f1", "slice\nyouden", "study\nbest f1", "study\nyouden")
     assert find_task("hemorrhage") == TASK
+
+
+def test_the_best_source_is_named_with_the_optimism_of_its_choice(book):
+    table = book.tables.selection
+    assert table.folds.tolist() == ["0+1"]
+    best = book.sources[0]
+    choice = book.choice(best)
+    assert choice.num_sources == len(book.sources) == 4
+    assert table.value[0] == pytest.approx(book.loss(best).value, abs=1e-12)
+    assert choice.corrected == pytest.approx(book.loss(best).value + choice.optimism)
+    assert f"optimism of the choice {choice.optimism:+z.5f}" in tables.board(book).note
+    assert book.choice(book.sources[1]) is None
+    alone = changed(book, selection=table.assign(num_sources=1))
+    assert "optimism of the choice" not in tables.board(alone).note
+
+
+def test_the_stars_of_pairs_follow_the_corrected_p_values(book):
+    pairs = book.tables.comparisons.copy()
+    is_loss = (pairs.metric == "weighted_log_loss") & (pairs["class"] == "all")
+    pairs.loc[is_loss, ["low", "high", "p_value"]] = 0.1, 0.2, 0.02
+    table = tables.pairs(changed(book, comparisons=pairs), book.sources)
+    assert {row[2] for row in table.rows} == {"0.120"}  # 6 pairs
+    assert not any(row[1].text.endswith("*") for row in table.rows)
+    pairs.loc[is_loss, "p_value"] = 0.002
+    table = tables.pairs(changed(book, comparisons=pairs), book.sources)
+    assert {row[2] for row in table.rows} == {"0.012"}
+    assert all(row[1].text.endswith("*") for row in table.rows)
+    assert "Holm's method for the 6 pairs" in table.note

@@ -12,6 +12,7 @@ from ichkit.validation.comparisons import (
     StudyScores,
     compare_pairs,
     compare_studies,
+    holm,
 )
 from ichkit.validation.delong import delong_test
 from ichkit.validation.intervals import interval_of
@@ -103,3 +104,18 @@ def test_studies_are_compared_by_delong_where_both_score_them_and_the_label_is_k
     everybody = pd.DataFrame(compare_studies(own, own, TASK, 0.95)).set_index("class")
     assert everybody.n["intraventricular"] == 59
     assert (everybody.p_value == 1).all()
+
+
+def test_holm_is_its_definition_step_by_step_and_ignores_what_is_undefined():
+    rng = np.random.default_rng(5)
+    given = np.append(rng.random(7) ** 2, np.nan)
+    order, last = np.argsort(given)[:7], 0.0
+    expected = np.full(8, np.nan)
+    for rank, at in enumerate(order):
+        last = max(last, min(1.0, (7 - rank) * given[at]))
+        expected[at] = last
+    np.testing.assert_allclose(holm(given), expected)
+    assert holm([]).tolist() == []
+    # Of 20 true hypotheses, one or more is rejected in 5 % of the cases at most.
+    rejected = [(holm(rng.random(20)) < 0.05).any() for _ in range(2000)]
+    assert np.mean(rejected) == pytest.approx(0.05, abs=0.015)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ichkit.show.drawing import COLOURS, GRID, MUTED, in_style, make_figure
+from ichkit.show.drawing import COLOURS, GRID, MARKERS, MUTED, in_style, make_figure
 from ichkit.validation.net_benefit import NetBenefit
 
 _NUM_POINTS = 160
@@ -59,6 +59,23 @@ def draw_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     axes.plot([0, 1], [0, 1], color=GRID, lw=1.2)
     for number, (name, points) in enumerate(curves.items()):
         axes.plot(*_thin(*points), label=name, **_line(number))
+    axes.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity (true positive rate)")
+    _finish_square(figure, axes)
+    return figure
+
+
+@in_style
+def draw_roc_with_points(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], points: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """ROC curves as `draw_roc` draws them, with single points such as readers: false positive rate and sensitivity."""
+    figure, axes = make_figure(*_SQUARE)
+    axes.plot([0, 1], [0, 1], color=GRID, lw=1.2)
+    for number, (name, found) in enumerate(curves.items()):
+        axes.plot(*_thin(*found), label=name, **_line(number))
+    for number, (name, (false_positive_rate, sensitivity)) in enumerate(points.items()):
+        colour = COLOURS[(len(curves) + number) % len(COLOURS)]
+        axes.plot([false_positive_rate], [sensitivity], MARKERS[number % len(MARKERS)], color=colour, ms=5, label=name)
     axes.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity (true positive rate)")
     _finish_square(figure, axes)
     return figure

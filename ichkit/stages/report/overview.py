@@ -67,7 +67,7 @@ def _key_figures(report: ReportData) -> list[KeyFigure]:
     loss = book.loss(best)
     figures = [
         KeyFigure("best source", best.name, f"{best.kind}, folds {best.folds_label}"),
-        _figure("weighted log loss, out of fold", loss, 5, 4, scored_classes_note(book, best)),
+        _figure("weighted log loss, out of fold", loss, 5, 4, _notes_of_loss(report)),
         _figure(f"AUC {main}, by slice", book.find(best, ROC_AUC, main), 3, 3),
     ]
     for name in book.external_sets:
@@ -75,6 +75,14 @@ def _key_figures(report: ReportData) -> list[KeyFigure]:
         figures.append(_figure(f"AUC {main}, {title_of(name)} by study", outside, 3, 3))
     counts = f"{report.rows.study_id.nunique():,} studies, {report.rows.patient_id.nunique():,} patients"
     return [*figures, KeyFigure("slices scored", f"{loss.n:,}", f"{loss.n_positive:,} positive; {counts}")]
+
+
+def _notes_of_loss(report: ReportData) -> str:
+    """The classes that were not scored, and the optimism of the choice of the best source."""
+    choice = report.scores.choice(report.best)
+    chosen = "" if choice is None or choice.num_sources < 2 else f"best of {choice.num_sources}"
+    optimism = f"{chosen}, optimism {choice.optimism:+z.5f}" if choice is not None and chosen else ""
+    return "; ".join(note for note in (scored_classes_note(report.scores, report.best), optimism) if note)
 
 
 def _figure(label: str, score: Score, digits: int, small_digits: int, note: str = "") -> KeyFigure:

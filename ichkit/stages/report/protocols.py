@@ -6,8 +6,10 @@ import pandas as pd
 from ichkit.core.roles import title_of
 from ichkit.show.blocks import Block, Chart, Charts, Missing, Section
 from ichkit.show.drawing import Series, draw_intervals, to_svg
+from ichkit.stages.report.curves import draw_roc_with_points, roc_points
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.scores import protocol_tables, protocols
+from ichkit.stages.scores.score_source import read_external_studies
 from ichkit.validation.published import find_reported
 
 _TITLE = "External test by protocol"
@@ -23,12 +25,43 @@ def make_protocols(report: ReportData) -> Section:
     if table is None:
         missing = Missing("The external sets were not scored by protocol.", protocols.MADE_BY)
         return Section("protocols", _TITLE, [missing])
-    left_out, best = protocols.read_left_out(report.work), report.best
+    left_out, best, readers = protocols.read_left_out(report.work), report.best, protocols.read_readers(report.work)
     blocks: list[Block] = []
     for dataset in found:
         blocks.append(Charts([_draw(report, table, dataset)]))
         blocks.append(protocol_tables.render(table, left_out, best.name, dataset, report.task, report.data))
+        if (readers.dataset == dataset).any():
+            blocks.append(protocol_tables.render_readers(readers, dataset, report.task))
+            blocks.append(Charts(_draw_readers(report, readers[readers.dataset == dataset], dataset), "thirds"))
     return Section("protocols", _TITLE, blocks)
+
+
+def _draw_readers(report: ReportData, readers: pd.DataFrame, dataset: str) -> list[Chart]:
+    """The ROC curve of the best source with each reader as a point, for every class with positives and negatives."""
+    rows = read_external_studies(report.best, report.prepared, dataset, report.config)
+    own = readers.set_index(["class", "measure", "reader"]).value
+    numbers = sorted(readers.reader[readers.measure == protocols.SENSITIVITY].unique())
+    charts = []
+    for c, name in enumerate(report.task.classes):
+        known = ~np.isnan(rows.labels[:, c])
+        truth, p = rows.labels[known, c], rows.probabilities[known, c]
+        if not 0 < truth.sum() < len(truth):
+            continue
+        points = {
+            f"reader {number}": (
+                1 - own[(name, protocols.SPECIFICITY, number)],
+                own[(name, protocols.SENSITIVITY, number)],
+            )
+            for number in numbers
+        }
+        said = "; ".join(f"{who} {hit:.3f} at {alarm:.3f}" for who, (alarm, hit) in points.items())
+        alt = f"ROC curve of {report.best.name}, {name}, with sensitivity at false positive rate of {said}."
+        figure = draw_roc_with_points({report.best.name: roc_points(truth, p)}, points)
+        caption = (
+            f"{name}: {report.best.name} against the majority, each reader against the two others where they agree."
+        )
+        charts.append(Chart(to_svg(figure, f"readers-{dataset}-{name}", alt), caption))
+    return charts
 
 
 def _draw(report: ReportData, table: pd.DataFrame, dataset: str) -> Chart:

@@ -75,6 +75,23 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The choice of a source as the best of several by its loss.
+
+    Attributes:
+        num_sources: sources of the same folds, itself included.
+        optimism: how much higher its loss is expected to be on new patients, for having been chosen.
+        corrected: its loss with that added.
+        share: of the bootstrap samples in which it was chosen.
+    """
+
+    num_sources: int
+    optimism: float
+    corrected: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """The score of one source minus that of another, by paired bootstrap over patients or by DeLong's paired test."""
 
@@ -84,13 +101,19 @@ class Difference:
     p_value: float = np.nan
     is_lower_better: bool = False
 
-    def cell(self, digits: int, small_digits: int | None = None) -> Cell:
-        """The difference above its interval; with a star and a good or bad tone if the interval excludes 0."""
+    def cell(self, digits: int, small_digits: int | None = None, *, is_sure: bool | None = None) -> Cell:
+        """The difference above its interval; with a star and a good or bad tone if the interval excludes 0.
+
+        Args:
+            is_sure: decides on star and tone in place of the interval, e.g. by a corrected p-value.
+        """
         if pd.isna(self.value):
             return Cell(NOTHING)
         small = small_digits or digits
         interval = "" if pd.isna(self.low) else f"{self.low:+z.{small}f} to {self.high:+z.{small}f}"
         is_better, is_worse = self.low > 0, self.high < 0
+        if is_sure is not None:
+            is_better, is_worse = is_sure and self.value > 0, is_sure and self.value < 0
         if self.is_lower_better:
             is_better, is_worse = is_worse, is_better
         star = "*" if is_better or is_worse else ""
@@ -175,6 +198,15 @@ class ScoreBook:
         """The best source that was scored on the same folds; only such sources are comparable."""
         same = [other for other in self.sources if (other.folds, other.scope) == (source.folds, source.scope)]
         return same[0]
+
+    def choice(self, source: Source) -> Choice | None:
+        """The choice that made a source the best of those of its folds; None for another source."""
+        table = self.tables.selection
+        found = table[(table.folds == source.folds_label) & (table.source == source.name)]
+        if not len(found):
+            return None
+        row = found.iloc[0]
+        return Choice(int(row.num_sources), float(row.optimism), float(row.corrected), float(row.share_chosen))
 
     def difference(self, source: Source, other: Source, metric: str, name: str, group: Group = SLICES) -> Difference:
         """The score of `source` minus that of `other`; an empty one if they were not compared."""

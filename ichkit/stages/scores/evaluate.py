@@ -13,6 +13,7 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.roles import title_of
+from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
@@ -25,6 +26,7 @@ from ichkit.stages.scores.score_source import (
     load_external,
     missing_studies,
     read_baseline,
+    read_out_of_fold,
     score_source,
     scored_external_sets,
     study_scores,
@@ -34,6 +36,7 @@ from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, 
 from ichkit.validation.folds import check_folds
 from ichkit.validation.metrics import log_loss_by_class, roc_auc_by_class, weighted_log_loss
 from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, METRICS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
+from ichkit.validation.selection import LossSums, measure_selection
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS
 from ichkit.validation.submissions import read_submission, read_truth
@@ -47,6 +50,12 @@ SCORES_NAME = "scores.parquet"
 RELIABILITY_NAME = "reliability.parquet"
 DRAWS_NAME = "draws.parquet"
 COMPARISONS_NAME = "comparisons.parquet"
+SELECTION_NAME = "selection.parquet"
+SELECTION_DTYPES = {
+    **dict.fromkeys(["folds", "source"], "str"),
+    **dict.fromkeys(["num_sources", "num_left_out"], "int64"),
+    **dict.fromkeys(["value", "optimism", "corrected", "share_chosen"], "float64"),
+}
 # File to the field of `SourceScores` it stores for every source.
 _TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
 # Inputs of the scores besides the tables of a source.
@@ -62,12 +71,15 @@ class ScoreTables:
         scores: columns of `validation.scores.SCORE_DTYPES`.
         reliability: columns of `validation.scores.CURVE_DTYPES`.
         comparisons: columns of `validation.comparisons.COMPARISON_DTYPES`.
+        selection: columns of `SELECTION_DTYPES`, one row for all sources of the same folds: the best of them, and the
+            optimism of its loss.
         missing: external set to its studies with labels but no slices.
     """
 
     scores: pd.DataFrame
     reliability: pd.DataFrame
     comparisons: pd.DataFrame
+    selection: pd.DataFrame
     missing: dict[str, list[str]]
 
 
@@ -235,7 +247,7 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
         "aggregations": AGGREGATIONS,
     }
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
-    settings |= {name: list(table) for name, table in measured.items()}
+    settings |= {name: list(table) for name, table in measured.items()} | {"selection": list(SELECTION_DTYPES)}
     inputs = _inputs_of(sources, prepared.manifest)
     old = read_manifest(work.scores) if has_artifact(work.scores) else None
     options = options or EvaluateOptions()
@@ -273,6 +285,7 @@ def run(plan: EvaluatePlan) -> Manifest:
         tables = [getattr(kept[source.name], part) for source in sources]
         writer.write_table(name, pd.concat(tables, ignore_index=True))
     writer.write_table(COMPARISONS_NAME, _compare(sources, kept, prepared, config))
+    writer.write_table(SELECTION_NAME, _select(sources, prepared, config))
     facts = {
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
@@ -309,11 +322,13 @@ def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
             f"found scores of {format_count(len(manifest.facts['sources']), 'source')} with other tables. Run "
             f"`{MADE_BY}`."
         )
-    names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME)
-    scores, reliability, comparisons = (read_table(work.scores / name, manifest.sha256_of(name)) for name in names)
+    names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME, SELECTION_NAME)
+    scores, reliability, comparisons, selection = (
+        read_table(work.scores / name, manifest.sha256_of(name)) for name in names
+    )
     facts = manifest.facts.items()
     missing = {name.removesuffix(_MISSING): studies for name, studies in facts if name.endswith(_MISSING)}
-    return ScoreTables(scores, reliability, comparisons, missing)
+    return ScoreTables(scores, reliability, comparisons, selection, missing)
 
 
 def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
@@ -403,6 +418,33 @@ def _compare(
                 rows = compare_studies(scores, baseline, task, settings.level)
                 tables.append(make_comparisons([{"source": name, "other": BASELINE, **row} for row in rows]))
     return pd.concat(tables, ignore_index=True)
+
+
+def _select(sources: list[Source], prepared: Prepared, config: Config) -> pd.DataFrame:
+    """The best of all sources of the same folds by their loss, and the optimism of that choice.
+
+    Sources that predict some classes alone have no rank, so that none of them is chosen.
+    """
+    ranked = [source for source in sources if source.scope.is_whole]
+    rows = []
+    for folds in dict.fromkeys(source.folds_label for source in ranked):
+        peers = [source for source in ranked if source.folds_label == folds]
+        sums = [LossSums.of(read_out_of_fold(source, prepared, config).slices) for source in peers]
+        seed = derive_seed(config.seed, "selection", folds)
+        found = measure_selection(sums, prepared.task.weight_array(), num_draws=config.evaluate.num_draws, seed=seed)
+        rows.append(
+            {
+                "folds": folds,
+                "source": peers[found.best].name,
+                "num_sources": len(peers),
+                "num_left_out": found.num_left_out,
+                "value": found.value,
+                "optimism": found.optimism,
+                "corrected": found.value + found.optimism,
+                "share_chosen": found.shares[found.best],
+            }
+        )
+    return pd.DataFrame(rows, columns=list(SELECTION_DTYPES)).astype(SELECTION_DTYPES)
 
 
 def _announce(num_to_score: int, num_sources: int, is_remade: bool, missing: Mapping[str, list[str]]) -> None:

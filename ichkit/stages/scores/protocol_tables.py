@@ -7,6 +7,7 @@ import pandas as pd
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import Task
 from ichkit.show.table import Cell, Table, format_interval, format_number
+from ichkit.stages.scores.protocols import KAPPA, SENSITIVITY, SPECIFICITY
 from ichkit.stages.scores.tables import data_note
 from ichkit.validation.protocols import SCANNED, Protocol, paper_protocol
 from ichkit.validation.scores import MEAN_CLASS
@@ -18,6 +19,12 @@ _NOTE = (
     "each other row changes one thing. AUC by study with bootstrap intervals over studies."
 )
 _BASELINE = "Baseline: AUC of its own published probabilities of the same studies, with the p-value of DeLong's test."
+
+_READERS = (
+    "Fleiss' kappa of all readers; positive by their majority. Sensitivity and specificity of each reader against the "
+    "others where these agree, not against a majority that its own reading is part of. All studies with reads, those "
+    "without scans included; intervals by resampling studies."
+)
 
 
 def select(table: pd.DataFrame, source: str, dataset: str) -> dict[Protocol, pd.DataFrame]:
@@ -74,6 +81,33 @@ def render(table: pd.DataFrame, left_out: pd.DataFrame, source: str, dataset: st
         note=" ".join(note for note in notes if note),
         optional=names[2:],
     )
+
+
+def render_readers(readers: pd.DataFrame, dataset: str, task: Task) -> Table:
+    """The agreement of the readers of an external set, by class.
+
+    Args:
+        readers: from `protocols.read_readers`.
+    """
+    records = readers[readers.dataset == dataset].to_dict("records")
+    own = {(row["class"], row["measure"], row["reader"]): row for row in records}
+    numbers = sorted({reader for _, measure, reader in own if measure == SENSITIVITY})
+    rows: list[list[Cell | str]] = []
+    for name in task.classes:
+        kappa = own[name, KAPPA, 0]
+        cells: list[Cell | str] = [
+            Cell(format_number(kappa["value"], 3), format_interval(kappa["low"], kappa["high"], 3))
+        ]
+        cells.append(Cell(f"{kappa['n_positive']:,}", f"/ {kappa['n']:,}"))
+        for measure in (SENSITIVITY, SPECIFICITY):
+            for number in numbers:
+                found = own[name, measure, number]
+                interval = format_interval(found["low"], found["high"], 2)
+                cells.append(Cell(format_number(found["value"], 3), interval))
+        rows.append([name, *cells])
+    heads = [f"{short}\nreader {number}" for short in ("sens.", "spec.") for number in numbers]
+    title = f"The readers of {title_of(dataset)}"
+    return Table(title, ("class", "Fleiss' kappa", "positive", *heads), rows, note=_READERS)
 
 
 def render_rows(table: pd.DataFrame) -> Table:

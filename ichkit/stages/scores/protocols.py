@@ -15,6 +15,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, format_count, logger
+from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
@@ -27,6 +28,7 @@ from ichkit.stages.scores.score_source import (
     seed_of_rows,
     study_scores,
 )
+from ichkit.validation.agreement import judge_readers, measure_kappa
 from ichkit.validation.catalog import Source, find_sources, load_pooled, looked_at
 from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.comparisons import StudyScores, compare_studies
@@ -41,13 +43,21 @@ from ichkit.work.locks import Look, alone, look_at
 from ichkit.work.looks import record_looks
 
 MADE_BY = "ichkit evaluate --protocols"
-PROTOCOLS_NAME, LEFT_OUT_NAME = "protocols.parquet", "left_out.csv"
+PROTOCOLS_NAME, READERS_NAME, LEFT_OUT_NAME = "protocols.parquet", "readers.parquet", "left_out.csv"
+KAPPA, SENSITIVITY, SPECIFICITY = "fleiss_kappa", "sensitivity", "specificity"
 READS_SUFFIX = "_reads.csv"  # after the name of an external set: the reads of its single readers
 SCANS = "scans"
 """The fact of an external set that names the set whose scans it has, by another series rule."""
 _PREPARED_FILES = ("slices.parquet", "studies.parquet")
 _NO_SERIES, _NOT_SHARED = "no usable series", "not in every set of these scans"
 _TESTED = {"other_value": "baseline", "difference": "difference", "low": "difference_low", "high": "difference_high"}
+READER_DTYPES = {
+    **dict.fromkeys(["dataset", "class", "measure"], "str"),
+    "reader": "int64",
+    **dict.fromkeys(["value", "low", "high"], "float64"),
+    **dict.fromkeys(["n", "n_positive"], "int64"),
+}
+"""Columns of `readers.parquet`; reader 0 stands for all of them."""
 _NO_TEST = dict.fromkeys([*_TESTED.values(), "p_value"], np.nan)
 PROTOCOL_DTYPES = {
     **dict.fromkeys(["source", "dataset", "studies", "aggregation", "series", "reference", "class"], "str"),
@@ -113,7 +123,7 @@ def plan(config: Config, work: WorkFolder) -> ProtocolsPlan:
         "study sets": STUDY_SETS,
     }
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
-    settings |= {name: list(table) for name, table in tables.items()} | {"columns": list(PROTOCOL_DTYPES)}
+    settings |= {name: list(table) for name, table in tables.items()} | {"columns": [*PROTOCOL_DTYPES, *READER_DTYPES]}
     inputs = _inputs_of(sources, prepared.manifest)
     current = read_manifest(work.protocols) if has_artifact(work.protocols) else None
     if current is not None and (current.settings != settings or current.inputs != inputs):
@@ -144,6 +154,7 @@ def run(plan: ProtocolsPlan) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(PROTOCOL_DTYPES)).astype(PROTOCOL_DTYPES)
     writer = ArtifactWriter(work.protocols, "protocols")
     writer.write_table(PROTOCOLS_NAME, table)
+    writer.write_table(READERS_NAME, _judge_readers(plan))
     writer.write_table(LEFT_OUT_NAME, _list_left_out(plan))
     data = "+".join(sorted({source.data for source in plan.sources}))
     facts = {"data": data, "task": plan.prepared.task.name, "sources": [source.name for source in plan.sources]}
@@ -173,6 +184,16 @@ def read_left_out(work: WorkFolder) -> pd.DataFrame:
     """
     manifest = read_manifest(work.protocols)
     return read_table(work.protocols / LEFT_OUT_NAME, manifest.sha256_of(LEFT_OUT_NAME), dtype="str")
+
+
+def read_readers(work: WorkFolder) -> pd.DataFrame:
+    """The agreement of the readers of every external set with single reads, columns of `READER_DTYPES`.
+
+    Raises:
+        ArtifactError: there is no such table, or it is damaged.
+    """
+    manifest = read_manifest(work.protocols)
+    return read_table(work.protocols / READERS_NAME, manifest.sha256_of(READERS_NAME))
 
 
 def group_by_scans(prepared: Prepared) -> dict[str, tuple[str, ...]]:
@@ -281,6 +302,32 @@ def _test(kept: StudyScores, baseline: StudyScores, task: Task, level: float) ->
     return {
         row["class"]: {"p_value": row["p_value"], **{name: row[key] for key, name in _TESTED.items()}} for row in rows
     }
+
+
+def _judge_readers(plan: ProtocolsPlan) -> pd.DataFrame:
+    """Fleiss' kappa of the readers of each external set, and each reader against the others, by class."""
+    settings, task = plan.config.evaluate, plan.prepared.task
+    rows: list[dict[str, Any]] = []
+    for dataset in plan.scans:
+        reads = read_reads(plan.prepared, dataset)
+        if reads is None:
+            continue
+        votes = votes_of(reads, pd.Index(reads.study_id.unique()), task.classes)
+        asked: dict[str, Any] = {
+            "num_draws": settings.num_draws,
+            "level": settings.level,
+            "seed": derive_seed(plan.config.seed, "readers", dataset),
+        }
+        for c, name in enumerate(task.classes):
+            found = [(KAPPA, 0, measure_kappa(votes[:, :, c], **asked))]
+            for point in judge_readers(votes[:, :, c], **asked):
+                found += [
+                    (SENSITIVITY, point.reader, point.sensitivity),
+                    (SPECIFICITY, point.reader, point.specificity),
+                ]
+            for measure, reader, value in found:
+                rows.append({"dataset": dataset, "class": name, "measure": measure, "reader": reader, **asdict(value)})
+    return pd.DataFrame(rows, columns=list(READER_DTYPES)).astype(READER_DTYPES)
 
 
 def _list_left_out(plan: ProtocolsPlan) -> pd.DataFrame:

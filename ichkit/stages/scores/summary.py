@@ -54,12 +54,14 @@ def render_protocols(plan: ProtocolsPlan, name: str | None = None, *, is_whole: 
     table = protocols.run(plan)
     if is_whole:
         return [protocol_tables.render_rows(table[table.source.isin([source.name for source in sources])])]
-    left_out = protocols.read_left_out(plan.work)
-    return [
+    left_out, readers = protocols.read_left_out(plan.work), protocols.read_readers(plan.work)
+    made = [
         protocol_tables.render(table, left_out, source.name, dataset, book.task, book.data)
         for source in sources
         for dataset in plan.scans
     ]
+    with_reads = [dataset for dataset in plan.scans if (readers.dataset == dataset).any()]
+    return [*made, *(protocol_tables.render_readers(readers, dataset, book.task) for dataset in with_reads)]
 
 
 def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) -> list[Table]:

@@ -1,6 +1,7 @@
 """The tables of scores as data; the terminal and the report each print a selection."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import PurePosixPath
 
 from ichkit.core.roles import is_transductive, title_of
@@ -13,6 +14,7 @@ from ichkit.stages.scores.book import (
     external_studies,
 )
 from ichkit.validation.catalog import Source
+from ichkit.validation.comparisons import holm
 from ichkit.validation.published import find_published
 from ichkit.validation.scope import Scope
 from ichkit.validation.scores import (
@@ -61,6 +63,7 @@ _KEPT_NOTE = (
     "Gain kept: the gain over the base on locked patients as a share of the gain out of fold; chance alone "
     "moves it far where the gain is small."
 )
+_SURE = 0.05
 _DIGITS = {LOG_LOSS: 4, CALIBRATION_ERROR: 4}
 # Column to metric; four fit a terminal of 80 columns with their intervals.
 BY_SLICE = {"log loss": LOG_LOSS, "AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
@@ -98,6 +101,18 @@ def scored_classes_note(book: ScoreBook, source: Source) -> str:
     return f"{scored}: {', '.join(without)} without both positives and negatives"
 
 
+def say_choice(book: ScoreBook, source: Source) -> str:
+    """How optimistic the loss of a source is for having been chosen as the best; empty for another, or a single one."""
+    choice = book.choice(source)
+    if choice is None or choice.num_sources < 2:
+        return ""
+    return (
+        f"{source.name}, the best of {choice.num_sources} on its folds: optimism of the choice "
+        f"{choice.optimism:+z.5f}, corrected loss {choice.corrected:.5f} (nested resampling of patients; chosen in "
+        f"{choice.share:.0%} of the samples)."
+    )
+
+
 def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]] | None = None) -> Table:
     """The leaderboard: every source, best first, with its loss, the paired difference to the best, and external AUCs.
 
@@ -130,7 +145,7 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
         row += [format_number(book.kept.get(source.name), 2)] if book.kept else []
         row += [loss.counts, *([_site(*sites.get(source.name, (None, None)))] if has_sites else [])]
         rows.append(row)
-    notes = [_BOARD]
+    notes = [_BOARD, *([said] if (said := say_choice(book, book.sources[0])) else [])]
     if book.external_sets:
         shown = " and ".join(map(title_of, book.external_sets))
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
@@ -265,25 +280,28 @@ def thresholds(book: ScoreBook, source: Source) -> Table:
 
 
 def pairs(book: ScoreBook, sources: Sequence[Source]) -> Table:
-    """The paired difference of every two of these sources, which were scored on the same folds."""
+    """The paired difference of every two of these sources, which were scored on the same folds; p-values by Holm."""
     main = book.task.headline_class
     groups = {SLICES: "", **{external_studies(name): f"{title_of(name)} " for name in book.external_sets}}
     columns = ["pair", "log loss", "p"]
     for of in groups.values():
         columns += [f"{of}AUC {main}", "p"]
+    shown = list(combinations(sources, 2))
+    asked = [[book.difference(*pair, WEIGHTED_LOG_LOSS, ALL_CLASSES) for pair in shown]]
+    asked += [[book.difference(*pair, ROC_AUC, main, group) for pair in shown] for group in groups]
+    corrected = [holm([found.p_value for found in column]) for column in asked]
     rows: list[list[Cell | str]] = []
-    for number, one in enumerate(sources):
-        for other in sources[number + 1 :]:
-            asked = [book.difference(one, other, WEIGHTED_LOG_LOSS, ALL_CLASSES)]
-            asked += [book.difference(one, other, ROC_AUC, main, group) for group in groups]
-            row: list[Cell | str] = [Cell(one.name, f"minus {other.name}")]
-            for digits, found in zip((5, 4, *(3 for _ in book.external_sets)), asked, strict=True):
-                row += [found.cell(digits), format_number(found.p_value, 3)]
-            rows.append(row)
+    for number, (one, other) in enumerate(shown):
+        row: list[Cell | str] = [Cell(one.name, f"minus {other.name}")]
+        for digits, column, p_values in zip((5, 4, *(3 for _ in book.external_sets)), asked, corrected, strict=True):
+            p_value = float(p_values[number])
+            row += [column[number].cell(digits, is_sure=p_value < _SURE), format_number(p_value, 3)]
+        rows.append(row)
     note = (
         "First source minus second. Slices: paired bootstrap over patients; external studies: DeLong's paired test. "
-        "* if the interval excludes 0: green if the first source is better, red if it is worse. Not "
-        "corrected for multiple comparisons."
+        f"p: corrected by Holm's method for the {len(shown)} {'pair' if len(shown) == 1 else 'pairs'} of its column; "
+        f"* if it is below {_SURE}: green if the first source is better, red if it is worse. Intervals are of each "
+        "pair alone, not corrected."
     )
     return Table("Differences between sources", tuple(columns), rows, note=note)
 
