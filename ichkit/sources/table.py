@@ -37,7 +37,9 @@ class DataSource:
         makes: further tables of the store that its plan always makes; a store of an earlier version that lacks one is
             updated.
         licence: the terms of the data; empty if only their owner knows.
-        reference: who labelled them and how, with the publication; empty if only their owner knows.
+        reference: who labelled them, with the publication; empty if only their owner knows.
+        rule: when a slice or study is positive.
+        annotation_tool: what they were labelled with, as published; empty if only their owner knows.
     """
 
     name: str
@@ -55,6 +57,8 @@ class DataSource:
     makes: tuple[str, ...] = ()
     licence: str = ""
     reference: str = ""
+    rule: str = ""
+    annotation_tool: str = ""
 
 
 _OWN_OPTIONS = (rsna.DATASET, STANDARD_EXTERNAL, folder.DATASET)
@@ -80,6 +84,8 @@ SOURCES = {
         licence="for non-commercial research, by the rules of the competition",
         reference="Every slice was labelled by volunteer neuroradiologists, more than 60 in all, of RSNA and the "
         "American Society of Neuroradiology (Flanders et al., Radiology: Artificial Intelligence 2, 2020, e190211).",
+        rule="A slice has a label per class; a study is positive for a class if one of its slices is.",
+        annotation_tool="the web platform of MD.ai",
     ),
     "cq500": DataSource(
         name=cq500.DATASET,
@@ -98,6 +104,7 @@ SOURCES = {
         licence="CC BY-NC-SA 4.0",
         reference="Three radiologists with 8, 12 and 20 years of experience read every study independently "
         "(Chilamkurthy et al., Lancet 392, 2018).",
+        rule="A study is positive for a class if at least 2 of the 3 readers say so; slices have no labels.",
     ),
     "folder": DataSource(
         name=folder.DATASET,
@@ -112,6 +119,7 @@ SOURCES = {
         description="Any folder of DICOM with a label file: your own scans, labelled per slice or per study.",
         source="chosen here",
         tables=(),
+        rule="A slice or a study is positive as the label file says.",
     ),
 }
 

@@ -26,7 +26,7 @@ from ichkit.validation.published import PUBLISHED
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
-STUDY = {"design", "flow", "population", "methods"}
+STUDY = {"design", "flow", "population", "reference", "sample-size", "methods", "limitations"}
 """Sections that describe the study, also before anything is trained."""
 
 

@@ -31,6 +31,7 @@ from ichkit.stages.report.external import make_external
 from ichkit.stages.report.failures import make_failures
 from ichkit.stages.report.flow import make_flow
 from ichkit.stages.report.label_errors import write_label_errors
+from ichkit.stages.report.limitations import make_limitations
 from ichkit.stages.report.methods import make_methods
 from ichkit.stages.report.operating import make_operating
 from ichkit.stages.report.overview import make_board, make_overview
@@ -38,7 +39,9 @@ from ichkit.stages.report.population import make_population
 from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.protocols import make_protocols
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
+from ichkit.stages.report.reference import make_reference
 from ichkit.stages.report.report_data import ReportData
+from ichkit.stages.report.sample_size import make_sample_size
 from ichkit.stages.report.second_stage import make_second_stage
 from ichkit.stages.report.strips import make_strips
 from ichkit.stages.scores import evaluate, leaderboard
@@ -82,7 +85,10 @@ _STUDY = (
     make_design,
     make_flow,
     make_population,
+    make_reference,
+    make_sample_size,
     make_methods,
+    make_limitations,
 )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-_SINGULARS = {"studies": "study", "series": "series", "classes": "class", "patches": "patch"}
+_SINGULARS = {"studies": "study", "series": "series", "classes": "class"}
 
 
 def say_count(number: int, plural: str) -> str:
