@@ -26,13 +26,6 @@ _ESCAPED = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    # At the start of a row, `[` and `*` would be arguments of the line break before it.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    # Two of them would be a longer dash.
-    "-": "{-}",
     "…": r"\ldots{}",
     "–": r"\textendash{}",
     "≥": r"$\geq$",
@@ -45,6 +38,8 @@ _ESCAPED = {
     "µ": r"$\mu$",
     "°": r"\textdegree{}",
 }
+_LIGATURES = re.compile(r"(?<=-)-|(?<=')'|(?<=,),")
+"""Signs that TeX joins with the same sign before them, to a dash or a quotation mark."""
 _LETTERS = re.compile(r"[ -~\u00c0-\u017f]")
 _START = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -61,7 +56,9 @@ def escape(text: str) -> str:
         >>> print(escape("50 % of a_b & #1"))
         50 \% of a\_b \& \#1
     """
-    return "".join(_escape_one(one) for one in re.sub(r"\s+", " ", text))
+    escaped = "".join(_escape_one(one) for one in re.sub(r"\s+", " ", text))
+    # At the start of a row, `[` and `*` would be arguments of the line break before it.
+    return re.sub(r"^[\[*]", r"{\g<0>}", _LIGATURES.sub(r"{}\g<0>", escaped))
 
 
 def to_latex(table: Table, label: str = "") -> str:
@@ -125,4 +122,4 @@ def _inline(text: str) -> str:
 def _escape_one(one: str) -> str:
     if one in _ESCAPED:
         return _ESCAPED[one]
-    return one if _LETTERS.fullmatch(one) else f"{{[}}U+{ord(one):04X}{{]}}"
+    return one if _LETTERS.fullmatch(one) else f"[U+{ord(one):04X}]"

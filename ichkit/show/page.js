@@ -31,8 +31,9 @@ function compare(one, other) {
   return String(one).localeCompare(String(other), "en", { numeric: true });
 }
 const linesOf = table => [...table.rows].filter(row => !row.hidden).map(row => [...row.cells].map(textOf));
+const NUMBER = /^[+-]?\d[\d.,]*( ?%)?\*?( \([\d.,% +to-]*\))?$/;  // of show/spreadsheet.py
 function quote(text) {
-  const isFormula = /^[=+\-@\t\r]/.test(text) && !/^[+-]?[\d.]/.test(text) && text !== "-";
+  const isFormula = /^[=+\-@\t\r]/.test(text) && !NUMBER.test(text) && text !== "-";
   const safe = isFormula ? `'${text}` : text;
   return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }

@@ -111,6 +111,7 @@ def test_a_word_is_found_in_any_line_but_not_in_one_that_is_left_blank():
     assert answer("design[2019]", design).status is Status.ANSWERED
     assert answer("design[series of patients]", design).status is Status.AUTHORS
     assert answer("design[consecutive]", design).absent == ("design",)
+    assert answer("design[works]", design).absent == ("design",)  # a part of "networks" alone
     heading_alone = Section("design", "Aim", [Missing("No aim is stated.")])
     assert answer("design[aim]", heading_alone).status is Status.AUTHORS
 

@@ -1,7 +1,7 @@
 """Checklists of reporting guidelines, and which of their items a report answers.
 
 The items are tables in `checklists/`, in words of this project: number, part, topic, evidence, left. `evidence` names
-what the page must show, all of it: sections by their anchor, `|` between alternatives, and in square brackets a word
+what the page must show, all of it: sections by their anchor, `|` between alternatives, and in square brackets words
 that a line of the section must have. `left` is what no page can say; an item that has it is answered in part at best.
 """
 
@@ -159,8 +159,9 @@ class _Shown:
         return cls(has_content(section), tuple(line for line in lines if BLANK not in line))
 
     def answers(self, word: str) -> bool:
-        """Whether it has content, or if a word is asked for, a line with it."""
-        return any(word in line for line in self.lines) if word else self.has_content
+        """Whether it has content, or if a word is asked for, a line with a word that begins like it."""
+        pattern = re.compile(rf"\b{re.escape(word)}")
+        return any(map(pattern.search, self.lines)) if word else self.has_content
 
 
 def _answer(item: Item, shown: dict[str, _Shown]) -> Answer:
