@@ -44,7 +44,7 @@ def positives_needed(auc: float, share_positive: float, half_width: float, level
 
     Example:
         >>> positives_needed(0.9, 0.4, 0.05, 0.95)
-        63
+        75
     """
     if math.isnan(auc) or not 0 < share_positive < 1 or not 0 < auc < 1:
         return None

@@ -32,7 +32,7 @@ def test_the_half_width_is_that_of_the_level():
     assert auc_half_width(0.9, 50, 50, 0.95) / auc_standard_error(0.9, 50, 50) == pytest.approx(1.959964, abs=1e-6)
 
 
-@pytest.mark.parametrize("half_width", [0.08, 0.07, 0.05, 0.04, 0.03])
+@pytest.mark.parametrize("half_width", [0.07, 0.06, 0.05, 0.045, 0.035])
 def test_one_positive_fewer_than_needed_is_too_few(half_width):
     needed = positives_needed(0.9, 0.25, half_width, 0.95)
     assert auc_half_width(0.9, needed, 3 * needed, 0.95) <= half_width
