@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ichkit.stages.report.run import ReportPlan
     from ichkit.stages.scores.evaluate import EvaluatePlan, FilePlan
     from ichkit.stages.scores.leaderboard import LeaderboardPlan
+    from ichkit.stages.scores.robustness import RobustnessPlan
     from ichkit.stages.scores.submit import SubmitPlan
     from ichkit.stages.stack.run import StackPlan
     from ichkit.stages.train.run import TrainPlan
@@ -197,6 +198,7 @@ def stack(plan: "StackPlan") -> None:
         "ichkit evaluate",
         "ichkit evaluate --source default-blend",
         "ichkit evaluate --protocols",
+        "ichkit evaluate --robustness",
         "ichkit evaluate --submission mine.csv --truth labels.csv",
     )
 )
@@ -210,17 +212,29 @@ def stack(plan: "StackPlan") -> None:
     "--prove", "proves", is_flag=True, help="Measure the gains of all stacks on the locked patients (prepare --lock)."
 )
 @click.option("--protocols", is_flag=True, help="Score the external sets under every published protocol.")
+@click.option(
+    "--robustness",
+    "perturbs",
+    is_flag=True,
+    help="Measure a run on noisy, shifted, moved and coarser held-out scans [default: the best run; --source].",
+)
 @click.option("--submission", type=PATH, help="Score this submission file (ID,Label) instead; needs --truth.")
 @click.option("--truth", type=PATH, help="Ground-truth labels of that file (ID,Label).")
 @common_options
-@planned("ichkit.stages.scores.evaluate", "EvaluateOptions")
-def evaluate(plan: "EvaluatePlan | FilePlan") -> None:
+@planned("ichkit.stages.scores.command", "EvaluateOptions")
+def evaluate(plan: "EvaluatePlan | FilePlan | RobustnessPlan") -> None:
     """Score every run and stack: weighted log loss, AUC and external test, with confidence intervals."""
-    from ichkit.stages.scores import summary
+    from ichkit.stages.scores import summary, tables
     from ichkit.stages.scores.evaluate import FilePlan, run, score_submission
+    from ichkit.stages.scores.robustness import RobustnessPlan
 
     if isinstance(plan, FilePlan):
         show(summary.render_submission(score_submission(plan.submission, plan.truth, plan.task)))
+        return
+    if isinstance(plan, RobustnessPlan):
+        from ichkit.stages.scores import robustness
+
+        show(tables.robustness(robustness.run(plan), plan.prepared.task))
         return
     run(plan)
     options, task = plan.options, plan.prepared.task

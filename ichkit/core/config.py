@@ -95,6 +95,16 @@ class ReportConfig(ConfigSection):
     prevalences: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.05, 0.1, 0.3)
 
 
+class RobustnessConfig(ConfigSection):
+    """Perturbed scans of held-out patients.
+
+    `patients` is how many of each fold; `perturbations` are rows of `imaging.perturbations.PERTURBATIONS`, () is all.
+    """
+
+    patients: Count = 20
+    perturbations: tuple[str, ...] = ()
+
+
 class PhantomConfig(ConfigSection):
     """Size and difficulty of the phantom; `difficulty` is a row of `phantom.difficulty.DIFFICULTIES`."""
 
@@ -116,6 +126,7 @@ class Config(ConfigSection):
     stack: StackConfig = StackConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
     phantom: PhantomConfig = PhantomConfig()
 
     @field_validator("task")

@@ -87,6 +87,11 @@ class WorkFolder:
         return self.root / "protocols"
 
     @property
+    def robustness(self) -> Path:
+        """Scores of a run's networks on perturbed scans."""
+        return self.root / "robustness"
+
+    @property
     def looks(self) -> Path:
         """The ledger of every scoring of an external set or of the locked patients."""
         return self.root / "looks.csv"

@@ -63,7 +63,7 @@ class Inventory:
     Attributes:
         runs: by name and fold, both ascending; every run has at least one finished or unfinished fold.
         stacks: by name, ascending.
-        derived: what is made of the others and read by no later command: the proof, the tables of the report.
+        derived: what is made of the others and read by no later command: proof, protocols, robustness, tables.
     """
 
     work: WorkFolder
@@ -129,7 +129,7 @@ def take_inventory(work: WorkFolder) -> Inventory:
     runs = {folder.name: _list_folds(folder) for folder in _list_artifacts(work.runs) if is_name(folder.name)}
     stacks = {folder.name: _look_at(folder) for folder in _list_artifacts(work.stacks) if is_name(folder.name)}
     begun = {name: run for name, run in runs.items() if run}
-    derived = (_look_at(work.proof), _look_at(work.tables))
+    derived = tuple(map(_look_at, (work.proof, work.protocols, work.robustness, work.tables)))
     return Inventory(work, _look_at(work.prepared), begun, stacks, _look_at(work.scores), derived)
 
 

@@ -8,6 +8,7 @@ from ichkit.core.tasks import TASKS
 from ichkit.engine.optimizers import OPTIMIZERS
 from ichkit.engine.sampling import CENTRES
 from ichkit.engine.schedule import SCHEDULES
+from ichkit.imaging.perturbations import PERTURBATIONS
 from ichkit.imaging.steps import STEPS
 from ichkit.imaging.windows import CHANNELS
 from ichkit.models.descriptor import BACKBONES
@@ -34,6 +35,7 @@ TABLES = {
     "OPERATING_POINTS": OPERATING_POINTS,
     "OPTIMIZERS": OPTIMIZERS,
     "REFERENCES": REFERENCES,
+    "PERTURBATIONS": PERTURBATIONS,
     "SCHEDULES": SCHEDULES,
     "SOURCES": SOURCES,
     "STACKERS": STACKERS,

@@ -1,6 +1,7 @@
 """The sections that say how well the best source works: what they show is what the rows and the scores say."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_curve
 from support.reports import CONFIG, Page, explain_without_network, make_report_work
@@ -9,6 +10,7 @@ from support.simulated import TASK
 from ichkit.show import page
 from ichkit.show.table import format_number
 from ichkit.stages.report import gallery
+from ichkit.stages.report import robustness as robustness_section
 from ichkit.stages.report import run as report
 from ichkit.stages.report.calibration import make_calibration
 from ichkit.stages.report.classes import make_roc
@@ -187,3 +189,25 @@ def test_every_verdict_has_a_part_of_its_own_and_every_gallery_a_legend_with_the
     alts = [picture["alt"] for picture in failures.pictures]
     kinds = [next(kind for kind in ("true pos", "false pos", "false neg") if kind in alt) for alt in alts]
     assert kinds == sorted(kinds, key=["true pos", "false pos", "false neg"].index)
+
+
+def test_robustness_shows_what_was_measured_or_the_command_that_measures_it(given, monkeypatch):
+    missing = show(robustness_section.make_robustness(given))
+    assert "Run ichkit evaluate --robustness" in missing.text
+    places = [("weighted_log_loss", "all"), *((m, name) for m in ("log_loss", "roc_auc") for name in TASK.classes)]
+    records = []
+    for perturbation, worse in (("hu_plus_10", 0.02), ("dose_half", -0.001), ("mine", 0.3)):
+        for metric, name in places:
+            ends = {"difference": worse, "low": worse - 0.01, "high": worse + 0.01, "p_value": 0.01}
+            counts = {"n": 50, "n_positive": 9, "num_patients": 7}
+            place = {"run": "a", "perturbation": perturbation, "metric": metric, "class": name}
+            records.append({**place, "before": 0.2, "after": 0.2 + worse, **ends, **counts})
+    monkeypatch.setattr(robustness_section, "read_robustness", lambda *_: pd.DataFrame(records))
+    shown = show(robustness_section.make_robustness(given))
+    rows = {row[0]: row[1:] for row in shown.tables["a on perturbed scans, out of fold"]}
+    assert rows["as they are"] == ["0.2000", "", "0.2000", "", "9|/ 50"]
+    assert rows["+10 HU"][:2] == ["0.2200", "+0.0200*|+0.0100 to +0.0300"]
+    assert rows["half dose"][1] == "-0.0010|-0.0110 to +0.0090"
+    assert rows["mine"][0] == "0.5000"
+    assert set(shown.tables) > {f"a on perturbed scans, out of fold: {name}" for name in TASK.subtypes}
+    assert "+10 HU +0.0200" in shown.drawings[0]["aria-label"]

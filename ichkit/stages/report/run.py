@@ -41,6 +41,7 @@ from ichkit.stages.report.protocols import make_protocols
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.reference import make_reference
 from ichkit.stages.report.report_data import ReportData
+from ichkit.stages.report.robustness import make_robustness
 from ichkit.stages.report.sample_size import make_sample_size
 from ichkit.stages.report.second_stage import make_second_stage
 from ichkit.stages.report.strips import make_strips
@@ -72,6 +73,7 @@ _SCORED = (
     make_decisions,
     make_strips,
     make_failures,
+    make_robustness,
     make_external,
     make_protocols,
     make_subgroups,
@@ -308,7 +310,7 @@ def _digest(report: ReportData) -> str:
     for source in report.sources:
         folders = {path.parent for path in source.paths(OUT_OF_FOLD)}
         manifests += [read_manifest(folder) for folder in sorted(folders)]
-    further = (report.work.proof, report.work.protocols)
+    further = (report.work.proof, report.work.protocols, report.work.robustness)
     manifests += [read_manifest(folder) for folder in further if has_artifact(folder)]
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests

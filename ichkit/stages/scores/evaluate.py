@@ -92,6 +92,7 @@ class EvaluateOptions:
         is_whole: show every row of `scores.parquet`.
         protocols: afterwards score the external sets under every protocol (`stages.scores.protocols`) and show that.
         proves: afterwards show the gains of second stages on locked patients (`stages.scores.prove`) instead.
+        perturbs: score a run's networks on perturbed scans (`stages.scores.robustness`) instead.
         submission, truth: score this file (ID,Label) against these labels instead; nothing is written.
 
     Raises:
@@ -102,6 +103,7 @@ class EvaluateOptions:
     is_whole: bool = False
     proves: bool = False
     protocols: bool = False
+    perturbs: bool = False
     submission: Path | None = None
     truth: Path | None = None
 

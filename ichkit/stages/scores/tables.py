@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import PurePosixPath
 
+import pandas as pd
+
 from ichkit.core.roles import is_transductive, title_of
+from ichkit.core.tasks import Task
+from ichkit.imaging.perturbations import PERTURBATIONS
 from ichkit.show.table import NOTHING, Cell, Table, format_interval, format_number
 from ichkit.stages.scores.book import (
     SLICES,
     STUDIES,
+    Difference,
     Group,
     ScoreBook,
     external_studies,
@@ -64,6 +69,13 @@ _KEPT_NOTE = (
     "moves it far where the gain is small."
 )
 _SURE = 0.05
+_ROBUSTNESS_KEYS = ["perturbation", "metric", "class"]
+_ROBUSTNESS_KEYS += ["before", "after", "difference", "low", "high", "p_value", "n", "n_positive"]
+_ROBUSTNESS = (
+    "A sample of the held-out patients of each fold, by the network of that fold, before the second stage. Difference "
+    "to the scans as they are: the same slices, paired bootstrap over patients; * if the interval excludes 0, not "
+    "corrected for the number of perturbations. Slices that a perturbation drops are left out of its difference."
+)
 _DIGITS = {LOG_LOSS: 4, CALIBRATION_ERROR: 4}
 # Column to metric; four fit a terminal of 80 columns with their intervals.
 BY_SLICE = {"log loss": LOG_LOSS, "AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
@@ -277,6 +289,43 @@ def thresholds(book: ScoreBook, source: Source) -> Table:
         rows.append([name, *cells])
     note = "Chosen on all rows, for new scans; below, the range used to score the folds, each chosen on the others."
     return Table(f"{source.name}, thresholds", ("class", *chosen), rows, note=note)
+
+
+def robustness(table: pd.DataFrame, task: Task, name: str | None = None) -> Table:
+    """A run's scores on perturbed scans of held-out patients, with the paired difference to the scans as they are.
+
+    Args:
+        table: `robustness.parquet`.
+        name: the class whose scores are shown; None for the weighted log loss and the AUC of the headline class.
+    """
+    label = name or task.headline_class
+    losses = (WEIGHTED_LOG_LOSS, ALL_CLASSES) if name is None else (LOG_LOSS, name)
+    if not (table.metric == losses[0]).any():  # a run of some classes
+        losses = (LOG_LOSS, label)
+    asked = ((losses, True), ((ROC_AUC, label), False))
+    columns = ["scans", f"{losses[0].replace('_', ' ')}", "difference", f"AUC {label}", "difference", "positive"]
+    scores = {row[:3]: row[3:] for row in table[_ROBUSTNESS_KEYS].itertuples(index=False, name=None)}
+    names = list(dict.fromkeys(table.perturbation))
+    widest = max(names, key=lambda name: scores[name, ROC_AUC, label][-2])  # some perturbations drop slices
+    first = [scores[widest, *key] for key, _ in asked]
+    unchanged: list[Cell | str] = ["as they are"]
+    for before, *_ in first:
+        unchanged += [format_number(before, 4), ""]
+    rows: list[list[Cell | str]] = [[*unchanged, _counts_of(first[1])]]
+    for perturbation in names:
+        cells: list[Cell | str] = [PERTURBATIONS[perturbation].title if perturbation in PERTURBATIONS else perturbation]
+        for key, is_lower_better in asked:
+            found = scores[perturbation, *key]
+            _, after, value, low, high, p_value = found[:6]
+            cells += [format_number(after, 4), Difference(value, low, high, p_value, is_lower_better).cell(4)]
+        rows.append([*cells, _counts_of(found)])
+    title = f"{table.run.iloc[0]} on perturbed scans, out of fold" + (f": {name}" if name else "")
+    return Table(title, tuple(columns), rows, note=f"{table.num_patients.max()} patients. {_ROBUSTNESS}")
+
+
+def _counts_of(found: tuple[float, ...]) -> Cell:
+    n, n_positive = found[-2:]
+    return Cell(f"{n_positive:,.0f}", f"/ {n:,.0f}")
 
 
 def pairs(book: ScoreBook, sources: Sequence[Source]) -> Table:
