@@ -279,10 +279,17 @@ def submit(plan: "SubmitPlan") -> None:
     show(board.render(work, board.build(work, submissions, task), task))
 
 
-@main.command(epilog=epilog("ichkit leaderboard", "ichkit leaderboard --record default-blend --private 0.0473"))
+@main.command(
+    epilog=epilog(
+        "ichkit leaderboard",
+        "ichkit leaderboard --record default-blend --private 0.0473",
+        "ichkit leaderboard --export board.md",
+    )
+)
 @click.option("--record", metavar="NAME", help="Record Kaggle scores of this submission; needs --public or --private.")
 @click.option("--public", "public_score", type=float, help="Public score shown by Kaggle.")
 @click.option("--private", "private_score", type=float, help="Private score shown by Kaggle.")
+@click.option("--export", type=PATH, help="Also write the table to this file: .csv, .md (Markdown) or .tex (LaTeX).")
 @submissions_option
 @common_options
 @planned("ichkit.stages.scores.leaderboard", "LeaderboardOptions")

@@ -13,7 +13,7 @@ from support.scored import headlines
 from support.simulated import TASK, make_stack, make_work
 
 from ichkit.core.config import Config, EvaluateConfig
-from ichkit.core.errors import ArtifactError
+from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.show.terminal import Printable
 from ichkit.stages.scores import evaluate, leaderboard, submit
 from ichkit.work.artifacts import read_table
@@ -195,3 +195,19 @@ def test_recorded_scores_move_no_rank(work, tmp_path):
     do(submit, CONFIG, work, submissions=out, source=worst)
     after = do(leaderboard, CONFIG, work, submissions=out, record=worst, public_score=0.0, private_score=0.0)
     pd.testing.assert_frame_equal(after[["rank", "name"]], before[["rank", "name"]])
+
+
+@pytest.mark.parametrize(("suffix", "row"), [("csv", "a-blend"), ("md", "| a-blend"), ("tex", "& a{-}blend")])
+def test_the_table_is_exported_in_the_format_of_the_suffix(work, tmp_path, suffix, row):
+    path = tmp_path / "new" / f"board.{suffix}"
+    board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out", export=path)
+    text = path.read_text(encoding="utf-8")
+    assert row in text
+    loss = board.set_index("name").cv_weighted_log_loss["a-blend"]
+    assert f"{loss:.5f}" in next(line for line in text.splitlines() if row in line)
+
+
+def test_an_export_without_a_known_suffix_is_refused_before_anything_is_written(work, tmp_path):
+    with pytest.raises(ConfigError, match=r"leaderboard --export: expected a file name that ends in .csv, .md, .tex"):
+        do(leaderboard, CONFIG, work, submissions=tmp_path / "out", export=tmp_path / "board.xlsx")
+    assert not (tmp_path / "out").exists()

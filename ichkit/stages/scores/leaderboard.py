@@ -1,5 +1,6 @@
 """`ichkit leaderboard`: every source with its scores in one table, rebuilt from the artifacts by each call."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ConfigError
+from ichkit.core.errors import ConfigError, shorten
 from ichkit.core.roles import STANDARD_EXTERNAL
 from ichkit.core.tasks import Task
+from ichkit.show.latex import to_latex
+from ichkit.show.markdown import to_markdown
 from ichkit.show.plan import Forecast
+from ichkit.show.spreadsheet import to_csv
 from ichkit.show.table import Table
 from ichkit.stages.scores import evaluate, tables
 from ichkit.stages.scores.book import ScoreBook, external_studies, open_book
@@ -24,6 +28,12 @@ from ichkit.work.locks import holding
 
 BOARD_NAME = "leaderboard.csv"
 _FIRST_COLUMNS = b"rank,name,kind,"
+PRINTERS: dict[str, Callable[[Table], bytes]] = {
+    ".csv": to_csv,
+    ".md": lambda table: to_markdown(table).encode(),
+    ".tex": lambda table: to_latex(table, "tab:leaderboard").encode(),
+}
+"""Suffix of an exported leaderboard to what prints it."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,26 @@ class LeaderboardOptions:
         record: the submission whose Kaggle scores are recorded; None records nothing.
         public_score, private_score: those scores.
         submissions: the folder of leaderboard.csv.
+        export: also write the printed table to this file, in the format of its suffix (`PRINTERS`).
 
     Raises:
-        ConfigError: scores without a submission.
+        ConfigError: scores without a submission, or a suffix without a printer.
     """
 
     record: str | None = None
     public_score: float | None = None
     private_score: float | None = None
     submissions: Path = Path("submissions")
+    export: Path | None = None
 
     def __post_init__(self) -> None:
         if self.record is None and (self.public_score is not None or self.private_score is not None):
             raise ConfigError("leaderboard: --public and --private need a submission: name it with --record NAME.")
+        if self.export is not None and self.export.suffix not in PRINTERS:
+            raise ConfigError(
+                f"leaderboard --export: expected a file name that ends in {', '.join(PRINTERS)}, "
+                f"found {shorten(self.export.name)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -57,9 +74,10 @@ class LeaderboardPlan(evaluate.ScoredPlan):
 
     @property
     def own_writes(self) -> tuple[Path, ...]:
-        """The note of the submission whose scores are recorded, and leaderboard.csv."""
+        """The note of the submission whose scores are recorded, leaderboard.csv, and the exported table."""
         folder, record = self.options.submissions, self.options.record
-        return (*(() if record is None else (note_path(folder, record),)), folder / BOARD_NAME)
+        exported = () if self.options.export is None else (self.options.export,)
+        return (*(() if record is None else (note_path(folder, record),)), folder / BOARD_NAME, *exported)
 
     def forecast(self) -> Forecast:
         """The leaderboard, after the missing scores."""
@@ -94,6 +112,9 @@ def run(plan: LeaderboardPlan) -> pd.DataFrame:
     evaluate.make_current(scoring)
     board = build(scoring.work, options.submissions, scoring.prepared.task)
     write(board, options.submissions)
+    if options.export is not None:
+        table = render(scoring.work, board, scoring.prepared.task)
+        write_bytes_atomically(options.export, PRINTERS[options.export.suffix](table))
     return board
 
 
