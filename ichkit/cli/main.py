@@ -80,6 +80,7 @@ def phantom(plan: "PhantomPlan") -> None:
         "ichkit prepare --rsna data/rsna --cq500 data/cq500",
         "ichkit prepare --folder scans/ --labels labels.csv",
         "ichkit prepare --external site=scans/ --labels site=labels.csv",
+        "ichkit prepare --cq500 data/cq500 --external cq500-thin=data/cq500",
     )
 )
 @click.option(

@@ -20,6 +20,9 @@ STANDARD_EXTERNAL = "cq500"
 LOCKED = "locked"
 """The set of the patients that `prepare --lock` takes out of training data; only `--prove` scores it."""
 
+SCANS = "scans"
+"""The fact of an external set that has the scans of another one by another series rule: the name of that other set."""
+
 RESERVED_NAMES = frozenset({OUT_OF_FOLD, TEST, "train", "rsna", STANDARD_EXTERNAL, "folder", LOCKED})
 """Names that an external set cannot have, because other tables or sources use them."""
 

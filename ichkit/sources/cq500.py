@@ -7,17 +7,16 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import DataError
+from ichkit.core.roles import SCANS
 from ichkit.core.tasks import Task
 from ichkit.sources.copies import split_copies
 from ichkit.sources.files import FileRef, find_one
 from ichkit.sources.plan import Found, SourcePlan, add_positions, add_reason, make_rejected
-from ichkit.sources.series import CQ500_RULE, take_chosen_series
+from ichkit.sources.series import CQ500_RULE, SeriesRule, take_chosen_series
 from ichkit.work.artifacts import digest_table
 
 DATASET = "cq500"
-FACTS_FILE = "cq500_facts.csv"
-BASELINE_FILE = "cq500_baseline.csv"
-READS_FILE = "cq500_reads.csv"
+READS_FILE = f"{DATASET}_reads.csv"
 _BASELINE = "prediction_probabilities.csv"
 TABLES = rf"(?:^|/)(?:reads\.csv|{re.escape(_BASELINE)})$"
 _STUDY = r"CQ500-?CT-?(\d+)"
@@ -52,8 +51,11 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
     return found.assign(series=folder, split="external").reset_index(drop=True)
 
 
-def plan_cq500(found: Found) -> SourcePlan:
+def plan_cq500(found: Found, dataset: str = DATASET, rule: SeriesRule = CQ500_RULE) -> SourcePlan:
     """The chosen series of every study, with the majority vote of the readers.
+
+    Args:
+        dataset: its name; another one for the same scans by another rule. Only the standard set follows an override.
 
     Raises:
         DataError: reads.csv is missing or not as expected.
@@ -64,31 +66,36 @@ def plan_cq500(found: Found) -> SourcePlan:
     study_labels, batches = read_majority(reads, found.task)
     votes = read_votes(reads, found.task)
     images = found.images[["relative", "split", "study_id", "series"]]
-    index = add_positions(found.index.merge(images, on="relative", validate="many_to_one")).assign(dataset=DATASET)
+    index = add_positions(found.index.merge(images, on="relative", validate="many_to_one")).assign(dataset=dataset)
     # A series is identified by study and UID: folders of the same name in other zip files are other series.
     index["series_id"], index["slice_id"] = index["series_uid"], index["slice_uid"]
     index = add_reason(index, (index["slice_id"] == "") | (index["series_id"] == ""), _NO_UID)
     good, copies = split_copies(index[index["reason"] == ""])
     unlabelled = good[~good["study_id"].isin(study_labels["study_id"])]
     good = good.drop(unlabelled.index)
-    taken = take_chosen_series(good, good["series"], CQ500_RULE, found.override)
+    is_standard = dataset == DATASET
+    taken = take_chosen_series(good, good["series"], rule, found.override if is_standard else None)
     kept, choice = taken.files, taken.choice
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no row in reads.csv"), taken.refused]
     missing = study_labels[~study_labels["study_id"].isin(kept["study_id"])]["study_id"]
-    tables = {READS_FILE: votes} if batches is None else {FACTS_FILE: batches, READS_FILE: votes}
+    tables = {f"{dataset}_reads.csv": votes}
+    tables |= {} if batches is None else {f"{dataset}_facts.csv": batches}
+    # `series_choice.csv` has one choice for each study.
+    tables |= {} if is_standard else {f"{dataset}_series_choice.csv": choice}
     baseline = find_one(found.files, rf"(?:^|/){re.escape(_BASELINE)}$")
     if baseline is not None:
-        tables[BASELINE_FILE] = read_baseline(baseline, found.task)
+        tables[f"{dataset}_baseline.csv"] = read_baseline(baseline, found.task)
     return SourcePlan(
-        dataset=DATASET,
+        dataset=dataset,
         files=kept.drop(columns=["reason", "series"]).assign(patient_id=kept["study_id"]),
         rejected=make_rejected(pd.concat(refused)),
-        series_choice=choice,
+        series_choice=choice if is_standard else choice[:0],
         study_labels=study_labels,
         facts={
             "missing_studies": sorted(missing, key=study_number),
             "num_reads": len(study_labels),
             "num_files": len(images),
+            **({} if is_standard else {SCANS: DATASET}),
         },
         inputs={"reads": digest_table(study_labels), **{name: digest_table(table) for name, table in tables.items()}},
         tables=tables,

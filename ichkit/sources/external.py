@@ -9,7 +9,7 @@ from pathlib import Path
 from ichkit.core.errors import ConfigError
 from ichkit.core.roles import RESERVED_NAMES, Role
 from ichkit.sources.folder import plan_labelled_folder
-from ichkit.sources.table import SOURCES, DataSource
+from ichkit.sources.table import OTHER_SERIES, SOURCES, DataSource
 
 _OPTION, _FOLDER = "--external", "folder"
 
@@ -30,7 +30,7 @@ class ExternalSet:
 
 
 def find_external_source(name: str) -> DataSource:
-    """The row of `SOURCES` of that name, else one for any folder of DICOM, with that name.
+    """The row of `SOURCES` or `OTHER_SERIES` of that name, else one for any folder of DICOM, with that name.
 
     Raises:
         ConfigError: the name is invalid, reserved, or that of a source of training data.
@@ -48,7 +48,7 @@ def find_external_source(name: str) -> DataSource:
         raise ConfigError(
             f'{_OPTION}: the name "{name}" is reserved, as are {", ".join(sorted(RESERVED_NAMES))}. Choose another.'
         )
-    row = SOURCES.get(name)
+    row = SOURCES.get(name, OTHER_SERIES.get(name))
     if row is None:
         plan = partial(plan_labelled_folder, dataset=name, role=Role.EXTERNAL)
         return replace(SOURCES[_FOLDER], name=name, plan=plan, role=Role.EXTERNAL, variable="", folders=())
@@ -94,7 +94,8 @@ def pair_labels(
         else:
             unnamed.append(Path(text))
     # Without external sets a label file belongs to the source of training data, whichever it is.
-    waiting = [name for name in (*roots, *([_FOLDER] if has_folder or not roots else [])) if name not in named]
+    with_folder = (*roots, *([_FOLDER] if has_folder or not roots else []))
+    waiting = [name for name in with_folder if name not in named and name not in OTHER_SERIES]
     if len(unnamed) > len(waiting) or (unnamed and len(unnamed) < len(waiting)):
         raise ConfigError(
             f"--labels: found {len(unnamed)} label files without a name for {', '.join(waiting) or 'no set'}. "

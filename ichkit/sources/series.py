@@ -1,7 +1,7 @@
 """The choice of the plain axial head CT series of a study, by names, headers and geometry, with reasons."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,9 @@ class SeriesRule:
         max_coverage_mm: what is longer holds more than a head; None where names have sorted that out.
         fall_back: where no series passes, take the axial one whose reason weighs least (`RANKS`) all the same.
         joins_halves: take base and vertex of one head together where they are two series, and every other slice.
+        gap_range_mm: the spacing it must have, the lower end included; None for any.
+        wanted_gap_mm: the nearest spacing is taken; 0 for the thinnest series.
+        averages: a thin series is averaged to slabs.
     """
 
     min_slices: int
@@ -63,10 +66,17 @@ class SeriesRule:
     max_coverage_mm: float | None
     fall_back: bool
     joins_halves: bool
+    gap_range_mm: tuple[float, float] | None = None
+    wanted_gap_mm: float = WANTED_GAP_MM
+    averages: bool = True
 
 
 CQ500_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, max_coverage_mm=None, fall_back=False, joins_halves=False)
 FOLDER_RULE = SeriesRule(min_slices=16, min_coverage_mm=100.0, max_coverage_mm=300.0, fall_back=True, joins_halves=True)
+_THIN, _THICK = (0.0, THIN_GAP_MM), (THIN_GAP_MM, np.inf)
+THIN_RULE = replace(CQ500_RULE, gap_range_mm=_THIN, wanted_gap_mm=0.0, averages=False)
+THICK_RULE = replace(CQ500_RULE, gap_range_mm=_THICK)
+SLABS_RULE = replace(CQ500_RULE, gap_range_mm=_THIN, wanted_gap_mm=0.0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
 def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataFrame | None = None) -> pd.DataFrame:
     """`schemas.SERIES_CHOICE`: at most one chosen series per study (or two halves), and the reason of each series.
 
-    Of the series that pass, the one whose spacing is nearest to 5 mm; ties by coverage, then by name.
+    Of the series that pass, the one whose spacing is nearest to the wanted one; ties by coverage, then by name.
 
     Args:
         candidates: from `describe_series`.
@@ -145,12 +155,13 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     judged = [_why_dropped(row, rule) for row in table.itertuples()]
     table["reason"] = pd.Series([reason for reason, _ in judged], table.index, dtype="object")
     table["rank"] = pd.Series([rank for _, rank in judged], table.index, dtype="int64")
-    table["distance"] = (table["gap_mm"].fillna(np.inf) - WANTED_GAP_MM).abs().round(2)
+    table["distance"] = (table["gap_mm"].fillna(np.inf) - rule.wanted_gap_mm).abs().round(2)
     why = table["reason"].copy()
     passed = table["reason"] == ""
     best = _first_of_each(table[passed], distance=True, coverage_mm=False, series=True)
-    table.loc[passed, "reason"] = "another series is nearer 5 mm, covers more, or comes first by name"
-    table.loc[best, "reason"] = "plain axial series with spacing nearest 5 mm"
+    nearer, nearest = ("nearer 5 mm", "nearest 5 mm") if rule.wanted_gap_mm else ("thinner", "smallest")
+    table.loc[passed, "reason"] = f"another series is {nearer}, covers more, or comes first by name"
+    table.loc[best, "reason"] = f"plain axial series with spacing {nearest}"
     if rule.fall_back:
         left = table[table["axial"] & (table["rank"] < NEVER) & ~table["study_id"].isin(table["study_id"][best])]
         fallen = _first_of_each(left, rank=True, coverage_mm=False, num_slices=False, series=True)
@@ -171,7 +182,8 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     table["chosen"] = table.index.isin(best)
     is_flat = table["chosen"] & (table["coverage_mm"] == 0) & (table["num_slices"] > 1)
     table.loc[is_flat, "reason"] += "; all positions are the same, ordered by InstanceNumber"
-    table.loc[table["chosen"] & (table["gap_mm"] < THIN_GAP_MM), "reason"] += "; thin, averaged to slabs of about 5 mm"
+    is_averaged = table["chosen"] & (table["gap_mm"] < THIN_GAP_MM) & rule.averages
+    table.loc[is_averaged, "reason"] += "; thin, averaged to slabs of about 5 mm"
     refused = table["study_id"][(table["kind"] == NO_HU) & ~table["chosen"]]
     table.loc[table["chosen"] & table["study_id"].isin(refused), "reason"] += _NO_HU_BEFORE
     return table[SERIES_CHOICE]
@@ -206,7 +218,8 @@ def take_chosen_series(
     kept = kept.sort_values(["study_id", "position_mm", *TIES], ignore_index=True)
     slabs = np.empty(len(kept), np.int64)
     for where in kept.groupby(SERIES, sort=False).indices.values():
-        slabs[where] = _slab_numbers(kept["position_mm"].to_numpy()[where])
+        positions = kept["position_mm"].to_numpy()[where]
+        slabs[where] = _slab_numbers(positions) if rule.averages else np.arange(len(positions))
     # The slabs of two halves are numbered consecutively, so that none has slices of both.
     number = kept.groupby("study_id", sort=False)["series_id"].rank(method="dense").to_numpy(np.int64)
     kept["slab"] = slabs + (number - 1) * (slabs.max(initial=0) + 1)
@@ -464,4 +477,6 @@ def _why_dropped(row: Any, rule: SeriesRule) -> tuple[str, int]:
         return f"fewer than {rule.min_slices} slices", 0
     if row.coverage_mm < rule.min_coverage_mm:
         return f"covers less than {rule.min_coverage_mm:.0f} mm", 0
+    if rule.gap_range_mm is not None and not rule.gap_range_mm[0] <= row.gap_mm < rule.gap_range_mm[1]:
+        return f"spacing {'below' if row.gap_mm < rule.gap_range_mm[0] else 'not below'} {THIN_GAP_MM:g} mm", 0
     return "", -1

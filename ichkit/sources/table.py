@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from ichkit.core.errors import DataError
 from ichkit.core.roles import STANDARD_EXTERNAL, Role
 from ichkit.sources import cq500, folder, rsna
 from ichkit.sources.plan import Found, SourcePlan
+from ichkit.sources.series import SLABS_RULE, THICK_RULE, THIN_RULE, SeriesRule
 
 PHANTOM_FILE = "phantom.json"
 _KAGGLE_INPUT = Path("/kaggle/input")
@@ -122,6 +124,24 @@ SOURCES = {
         rule="A slice or a study is positive as the label file says.",
     ),
 }
+
+
+def _by_rule(name: str, rule: SeriesRule, description: str) -> DataSource:
+    """CQ500 by another series rule."""
+    plan = partial(cq500.plan_cq500, dataset=name, rule=rule)
+    own = {"name": name, "plan": plan, "variable": "", "folders": (), "makes": (f"{name}_reads.csv",)}
+    return replace(SOURCES["cq500"], **own, description=description)
+
+
+OTHER_SERIES = {
+    row.name: row
+    for row in (
+        _by_rule("cq500-thin", THIN_RULE, "CQ500: the thinnest plain series of each study, slice by slice."),
+        _by_rule("cq500-thick", THICK_RULE, "CQ500: the plain series of 2 mm or more that is nearest 5 mm."),
+        _by_rule("cq500-slabs", SLABS_RULE, "CQ500: the thinnest plain series, averaged to slabs of about 5 mm."),
+    )
+}
+"""The scans of a source by other series rules, prepared only where they are named: `--external NAME=PATH`."""
 
 
 def training_sources() -> list[str]:

@@ -129,3 +129,33 @@ def test_the_command_takes_several_sets_and_plans_them(tmp_path, phantom_root):
     assert done.exit_code == 0
     assert "one: 20 files of" in done.output
     assert "two: 20 files of" in done.output
+
+
+def test_cq500_by_another_series_rule_stands_beside_it_and_changes_nothing_of_it(phantom_root, tiny_config, tmp_path):
+    root = phantom_root / "cq500"
+    names = ("cq500-thin", "cq500-slabs")
+    work = WorkFolder(tmp_path / "work")
+    options = phantom_options(phantom_root, external=tuple(ExternalSet(name, root) for name in names))
+    do(prepare, tiny_config, work, options)
+    store = open_store(work)
+    thin, slabs, plain = store.split("cq500-thin"), store.split("cq500-slabs"), store.split("cq500")
+    have_thin = set(thin.study_id)
+    assert set(slabs.study_id) == have_thin < set(plain.study_id)
+    assert thin.groupby("study_id").gap_mm.median().tolist() == pytest.approx([1.25] * len(have_thin), abs=0.1)
+    assert slabs.groupby("study_id").gap_mm.median().tolist() == pytest.approx([5.0] * len(have_thin), abs=0.3)
+    # A slab is the mean of its thin slices.
+    study = sorted(have_thin)[0]
+    fine, coarse = (of[of.study_id == study] for of in (thin, slabs))
+    inside = fine[fine.slice_index < 4]
+    mean = store.read_volume(inside.volume.iloc[0])[:4].mean(0)
+    assert abs(store.read_volume(coarse.volume.iloc[0])[0] - mean).max() <= 0.5
+    labels = store.studies.set_index(["dataset", "study_id"])[list(TASK.classes)]
+    pd.testing.assert_frame_equal(labels.loc["cq500-thin"], labels.loc["cq500"].loc[sorted(have_thin)])
+    missing = store.manifest.facts["cq500-thin"]["missing_studies"]
+    assert set(missing) == set(plain.study_id) - have_thin
+    alone = WorkFolder(tmp_path / "alone")
+    do(prepare, tiny_config, alone, phantom_options(phantom_root))
+    pd.testing.assert_frame_equal(open_store(alone).split("cq500"), plain)
+    assert (alone.prepared / "series_choice.csv").read_bytes() == (work.prepared / "series_choice.csv").read_bytes()
+    with pytest.raises(ConfigError, match=r'external set "cq500-slabs".*--external cq500-slabs=PATH\)'):
+        do(prepare, tiny_config, work, phantom_options(phantom_root, limit_studies=3))

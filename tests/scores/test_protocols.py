@@ -230,6 +230,41 @@ def test_the_readers_are_those_of_the_single_reads(made):
             assert own.n == agreed.sum()
 
 
+def test_sets_of_the_same_scans_stand_side_by_side_and_once_more_on_the_studies_they_share(work):
+    lost = [f"CQ500-CT-{i}" for i in range(10)]
+    for name in ("slices.parquet", "studies.parquet"):
+        table = read_table(work.prepared / name)
+        own = table[(table.dataset == "cq500") & ~table.study_id.isin(lost)].assign(dataset="cq500-thin")
+        rewrite_tables(work.prepared, {name: pd.concat([table, own], ignore_index=True)})
+    old = read_manifest(work.prepared)
+    writer = ArtifactWriter(work.prepared, old.kind)
+    for name in old.files:
+        writer.write_bytes(name, (work.prepared / name).read_bytes())
+    for suffix in ("_reads.csv", "_baseline.csv"):
+        writer.write_bytes(f"cq500-thin{suffix}", (work.prepared / f"cq500{suffix}").read_bytes())
+    facts = {**old.facts, "cq500-thin": {"scans": "cq500", "missing_studies": lost}}
+    writer.commit(settings=old.settings, inputs=old.inputs, facts=facts)
+    for folder, prefix in [(work.fold("base", 0), ""), (work.fold("base", 1), ""), (work.stacks / "base", "fusion_")]:
+        table = read_table(folder / f"{prefix}cq500.parquet")
+        table = table[~table.study_id.isin(lost)].reset_index(drop=True)
+        write_tables(folder, {f"{prefix}cq500-thin.parquet": table})
+    table = run(work)
+    assert set(table.dataset) == {"cq500"}
+    place = {"source": "base-fusion", "class_": "any", **PAPER}
+    wide, thin, shared = (
+        pick(table, **place | changes)
+        for changes in ({}, {"series": "cq500-thin"}, {"series": "cq500", "studies": "shared"})
+    )
+    assert (wide.n, thin.n, shared.n) == (len(own_probabilities(work, "base-fusion")), wide.n - 10, wide.n - 10)
+    # The same predictions on the same studies, and the same draws of them.
+    assert (thin.value, thin.low, thin.high) == (shared.value, shared.low, shared.high)
+    left_out = protocols.read_left_out(work).query("series == 'cq500' and studies == 'shared' and study_id in @lost")
+    assert set(left_out.reason) == {"not in every set of these scans"}
+    assert len(left_out) == 10
+    shown = [describe(one, "cq500") for one in select(table, "base-fusion", "cq500")]
+    assert {"studies: shared", "series: cq500-thin", "studies: shared, series: cq500-thin"} <= set(shown)
+
+
 def test_without_an_external_set_there_is_one_message(tmp_path):
     work = make_work(tmp_path / "work", num_patients=8, num_folds=2, folds=(0,), cq500_studies=0)
     with pytest.raises(ArtifactError, match=r"expected an external set.*ichkit prepare --cq500 PATH"):

@@ -32,6 +32,14 @@ def test_label_files_go_to_the_set_that_is_named_or_to_the_only_ones_that_lack_o
     assert pair_labels(external, labels, has_folder=has_folder) == expected
 
 
+def test_the_scans_of_cq500_by_another_rule_need_no_labels_and_are_not_looked_for():
+    given = pair_labels(["cq500-thin=a", "s=b"], ["l.csv"], has_folder=False)
+    assert given == ((ExternalSet("cq500-thin", A), ExternalSet("s", B, CSV)), None)
+    row = find_external_source("cq500-thin")
+    assert (row.name, row.role, row.folders) == ("cq500-thin", Role.EXTERNAL, ())
+    assert "cq500-thin" not in external_sources()
+
+
 @pytest.mark.parametrize(
     ("external", "labels", "has_folder", "message"),
     [

@@ -22,7 +22,7 @@ from ichkit.sources.folder import plan_folder
 from ichkit.sources.index import read_headers, read_index
 from ichkit.sources.plan import add_positions, order_slices
 from ichkit.sources.rsna import read_labels
-from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, choose_series
+from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, SLABS_RULE, THICK_RULE, THIN_RULE, choose_series
 from ichkit.sources.series_names import why_dropped_by_name
 from ichkit.sources.study import PixelSettings, StudyTask
 
@@ -198,6 +198,23 @@ def test_the_series_nearest_five_millimetres_wins_then_coverage_then_name():
     assert took[took].index.to_list() == ["Plain"]
     took, _ = chosen([series_row("b", 5.0), series_row("z", 5.0), series_row("a", 5.0, coverage=140)])
     assert took[took].index.to_list() == ["b"]
+
+
+def test_other_rules_take_the_thinnest_or_a_thick_series_and_leave_a_study_without_one_out():
+    rows = [series_row("Plain", 5.0), series_row("3mm", 3.0), series_row("Thin", 1.25), series_row("Thinner", 0.625)]
+    for rule, wanted in ((THIN_RULE, "Thinner"), (SLABS_RULE, "Thinner"), (THICK_RULE, "Plain")):
+        took, why = chosen(rows, rule)
+        assert took[took].index.to_list() == [wanted]
+        assert why["3mm"] == (
+            "another series is nearer 5 mm, covers more, or comes first by name"
+            if wanted == "Plain"
+            else "spacing not below 2 mm"
+        )
+    assert chosen(rows, THICK_RULE)[1]["Thin"] == "spacing below 2 mm"
+    assert chosen(rows, SLABS_RULE)[1]["Thinner"].endswith("smallest; thin, averaged to slabs of about 5 mm")
+    assert chosen(rows, THIN_RULE)[1]["Thinner"].endswith("smallest")
+    assert not chosen(rows[:2], THIN_RULE)[0].any()
+    assert not chosen(rows[2:], THICK_RULE)[0].any()
 
 
 def test_every_candidate_is_given_its_reason():

@@ -21,7 +21,7 @@ from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import digest_tables, scan_files
 from ichkit.sources.series import read_override
-from ichkit.sources.table import SOURCES, DataSource, external_sources, locate, training_sources
+from ichkit.sources.table import OTHER_SERIES, SOURCES, DataSource, external_sources, locate, training_sources
 from ichkit.work.artifacts import Manifest, digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, look_at
@@ -285,9 +285,10 @@ def _refuse_to_drop(before: Manifest, listings: list[ListedSource]) -> None:
     """
     named = {name.removesuffix(_FILES) for name in before.inputs if name.endswith(_FILES)} - SOURCES.keys()
     for name in sorted(named - {item.source.name for item in listings}):
+        labels = "" if name in OTHER_SERIES else f" --labels {name}=CSV"
         raise ConfigError(
             f'prepare: the store contains the external set "{name}", and input files have changed. Name it again to '
-            f"keep it (--external {name}=PATH --labels {name}=CSV), or start over without it (--fresh)."
+            f"keep it (--external {name}=PATH{labels}), or start over without it (--fresh)."
         )
 
 
@@ -338,7 +339,7 @@ def _list_sources(config: Config, options: PrepareOptions, training: str) -> lis
     for item in options.external:
         wanted[item.name] = find_external_source(item.name)
         given[item.name], labels[item.name] = item.root, item.labels
-        if item.labels is None and item.name not in SOURCES:
+        if item.labels is None and item.name not in {*SOURCES, *OTHER_SERIES}:
             raise ConfigError(
                 f'prepare: expected a label file for the external set "{item.name}", found none. Name it with '
                 f"--labels {item.name}=CSV. For scans without labels there is `ichkit predict`."

@@ -117,7 +117,9 @@ def _slices_of(prepared: Prepared, source: str) -> pd.DataFrame:
 
 def _other_series(prepared: Prepared, source: str, num_images: int) -> FlowStep:
     """The images of series that were not chosen, and why: by number of series."""
-    choice = prepared.read_table("series_choice.csv", dtype={"study_id": str, "series_id": str, "reason": str})
+    own_choice = f"{source}_series_choice.csv"  # of a set with the scans of another one, by another series rule
+    name = own_choice if own_choice in prepared.manifest.files else "series_choice.csv"
+    choice = prepared.read_table(name, dtype={"study_id": str, "series_id": str, "reason": str})
     studies = prepared.studies[prepared.studies.dataset == source].study_id
     facts = prepared.manifest.facts.get(source, {})
     known = set(studies) | set(facts.get("missing_studies", ()))

@@ -30,13 +30,15 @@ _READERS = (
 def select(table: pd.DataFrame, source: str, dataset: str) -> dict[Protocol, pd.DataFrame]:
     """The protocols that differ from the paper's in at most one thing, the paper's first, to their rows by class.
 
+    Another series is shown on its own studies, and once more on those that every series rule has.
+
     Args:
         table: from `protocols.run`.
     """
     base = paper_protocol(dataset)
     own = table[(table.source == source) & (table.dataset == dataset)]
     found = {Protocol(*map(str, values)): rows.set_index("class") for values, rows in own.groupby(_AXES, sort=False)}
-    near = [one for one in found if len(one.changes(base)) <= 1]
+    near = [one for one in found if len(one.changes(base)) <= 1 or one.changes(base) == ("studies", "series")]
     order = sorted(near, key=lambda one: (one != base, *(_AXES.index(name) for name in one.changes(base))))
     return {one: found[one] for one in order}
 

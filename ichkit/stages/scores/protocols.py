@@ -15,6 +15,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
 from ichkit.core.progress import Meter, format_count, logger
+from ichkit.core.roles import SCANS
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
@@ -46,8 +47,6 @@ MADE_BY = "ichkit evaluate --protocols"
 PROTOCOLS_NAME, READERS_NAME, LEFT_OUT_NAME = "protocols.parquet", "readers.parquet", "left_out.csv"
 KAPPA, SENSITIVITY, SPECIFICITY = "fleiss_kappa", "sensitivity", "specificity"
 READS_SUFFIX = "_reads.csv"  # after the name of an external set: the reads of its single readers
-SCANS = "scans"
-"""The fact of an external set that names the set whose scans it has, by another series rule."""
 _PREPARED_FILES = ("slices.parquet", "studies.parquet")
 _NO_SERIES, _NOT_SHARED = "no usable series", "not in every set of these scans"
 _TESTED = {"other_value": "baseline", "difference": "difference", "low": "difference_low", "high": "difference_high"}
