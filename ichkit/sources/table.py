@@ -129,8 +129,15 @@ SOURCES = {
 def _by_rule(name: str, rule: SeriesRule, description: str) -> DataSource:
     """CQ500 by another series rule."""
     plan = partial(cq500.plan_cq500, dataset=name, rule=rule)
-    own = {"name": name, "plan": plan, "variable": "", "folders": (), "makes": (f"{name}_reads.csv",)}
-    return replace(SOURCES["cq500"], **own, description=description)
+    return replace(
+        SOURCES["cq500"],
+        name=name,
+        plan=plan,
+        variable="",
+        folders=(),
+        makes=(f"{name}_reads.csv",),
+        description=description,
+    )
 
 
 OTHER_SERIES = {
