@@ -1,9 +1,10 @@
-"""Agreement of readers: Fleiss' kappa, and each reader against the others, with intervals by resampling studies."""
+"""Agreement of readers: Fleiss' kappa, and each reader against the others, with intervals over studies."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from ichkit.validation.intervals import interval_of
 from ichkit.validation.resampling import resample
@@ -67,13 +68,14 @@ def measure_kappa(votes: np.ndarray, *, num_draws: int, level: float, seed: int)
     )
 
 
-def judge_readers(votes: np.ndarray, *, num_draws: int, level: float, seed: int) -> Iterator[ReaderPoint]:
+def judge_readers(votes: np.ndarray, level: float) -> Iterator[ReaderPoint]:
     """Each reader of one class against the others; studies on which the others differ are left out.
 
     Against the majority of all, a reader would be compared with a truth that its own vote is part of.
 
     Args:
         votes: (N, R) of 0 and 1, 3 readers or more; a study with a NaN is left out.
+        level: confidence level, e.g. 0.95.
 
     Source: chosen here.
     """
@@ -82,18 +84,30 @@ def judge_readers(votes: np.ndarray, *, num_draws: int, level: float, seed: int)
         others = np.delete(votes, column, axis=1)
         is_agreed = others.min(1) == others.max(1)
         own, truth = votes[is_agreed, column] == 1, others[is_agreed, 0] == 1
-        sums = np.stack([own & truth, truth, ~own & ~truth, ~truth], axis=1).astype(np.float64)
-        drawn = resample(sums, (), num_draws=num_draws, seed=seed).sums if len(sums) else np.zeros((1, 4))
         counts = (len(own), int(truth.sum()))
-        rates = [_measure_rate(sums, drawn, first, level, counts) for first in (0, 2)]
-        yield ReaderPoint(column + 1, *rates)
+        found = []
+        for hits, total in ((own & truth, truth), (~own & ~truth, ~truth)):
+            num_hits, num = int(hits.sum()), int(total.sum())
+            value = num_hits / num if num else float("nan")
+            found.append(Measured(value, *wilson_interval(num_hits, num, level), *counts))
+        yield ReaderPoint(column + 1, *found)
 
 
-def _measure_rate(sums: np.ndarray, drawn: np.ndarray, first: int, level: float, counts: tuple[int, int]) -> Measured:
-    """The share of one column in the next one."""
-    interval = interval_of(_divide(drawn[:, first], drawn[:, first + 1]), level)
-    value = _divide(sums[:, first].sum()[None], sums[:, first + 1].sum()[None])[0]
-    return Measured(float(value), interval.low, interval.high, *counts)
+def wilson_interval(num_hits: int, num: int, level: float) -> tuple[float, float]:
+    """The score interval of a share of independent rows, which has a width also where it is 0 or 1; NaN without rows.
+
+    Source: Wilson, Journal of the American Statistical Association 22, 1927.
+
+    Example:
+        >>> tuple(round(end, 3) for end in wilson_interval(10, 10, 0.95))
+        (0.722, 1.0)
+    """
+    if not num:
+        return float("nan"), float("nan")
+    z, share = float(norm.isf((1 - level) / 2)), num_hits / num
+    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * float(np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2)))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _terms_of(counts: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from ichkit.validation.agreement import fleiss_kappa, judge_readers, measure_kappa
+from ichkit.validation.agreement import fleiss_kappa, judge_readers, measure_kappa, wilson_interval
 
 # Fourteen raters, ten subjects, five categories: the worked example of "Fleiss' kappa" in Wikipedia, kappa 0.210.
 EXAMPLE = np.array(
@@ -72,7 +73,7 @@ def test_a_study_without_a_read_is_left_out_and_positives_are_those_of_the_major
 
 def test_a_reader_is_judged_by_the_others_where_they_agree():
     votes = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 0]], float)
-    first, second, third = judge_readers(votes, **ASKED)
+    first, second, third = judge_readers(votes, 0.95)
     assert (first.sensitivity.value, first.specificity.value) == (1 / 2, 2 / 3)
     assert (first.sensitivity.n, first.sensitivity.n_positive) == (5, 2)
     # The others of the second reader agree on the first, third of them differing on three studies.
@@ -84,7 +85,14 @@ def test_a_reader_who_decides_by_chance_stands_on_the_diagonal():
     rng = np.random.default_rng(2)
     truth = rng.random(4000) < 0.3
     votes = np.stack([rng.random(4000) < 0.4, truth, truth], 1).astype(float)
-    first = next(judge_readers(votes, **ASKED))
+    first = next(judge_readers(votes, 0.95))
     assert first.sensitivity.value == pytest.approx(0.4, abs=0.04)
     assert 1 - first.specificity.value == pytest.approx(0.4, abs=0.03)
     assert first.sensitivity.low < first.sensitivity.value < first.sensitivity.high
+
+
+@pytest.mark.parametrize(("hits", "num"), [(0, 5), (5, 5), (3, 17), (200, 201)])
+def test_the_interval_of_a_share_is_that_of_scipy(hits, num):
+    expected = binomtest(hits, num).proportion_ci(0.9, method="wilson")
+    assert wilson_interval(hits, num, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert np.isnan(wilson_interval(0, 0, 0.9)).all()

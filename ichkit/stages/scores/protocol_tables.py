@@ -23,7 +23,7 @@ _BASELINE = "Baseline: AUC of its own published probabilities of the same studie
 _READERS = (
     "Fleiss' kappa of all readers; positive by their majority. Sensitivity and specificity of each reader against the "
     "others where these agree, not against a majority that its own reading is part of. All studies with reads, those "
-    "without scans included; intervals by resampling studies."
+    "without scans included; intervals by resampling studies for kappa, Wilson's for shares."
 )
 
 
@@ -145,8 +145,12 @@ def _say_range(table: pd.DataFrame, source: str, dataset: str, main: str) -> str
 
 def _say_left_out(left_out: pd.DataFrame, dataset: str) -> str:
     """The studies without a usable series, by name."""
-    own = left_out[(left_out.dataset == dataset) & (left_out.series == dataset) & (left_out.studies == SCANNED)]
+    own = left_out[(left_out.dataset == dataset) & (left_out.studies == SCANNED)]
     if own.empty:
         return "No study is missing."
-    shown = ", ".join(own.study_id[:_SHOWN_STUDIES]) + (", ..." if len(own) > _SHOWN_STUDIES else "")
-    return f"Without a usable series, not scored: {len(own)} ({shown}); `work/protocols/left_out.csv` has every name."
+    said = []
+    for series, of_series in own.groupby("series", sort=False):
+        names = of_series.study_id
+        shown = ", ".join(names[:_SHOWN_STUDIES]) + (", ..." if len(names) > _SHOWN_STUDIES else "")
+        said.append(f"{title_of(str(series))} {len(names)} ({shown})")
+    return f"Without a usable series, not scored: {'; '.join(said)}. `work/protocols/left_out.csv` has every name."

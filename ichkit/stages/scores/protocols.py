@@ -319,7 +319,7 @@ def _judge_readers(plan: ProtocolsPlan) -> pd.DataFrame:
         }
         for c, name in enumerate(task.classes):
             found = [(KAPPA, 0, measure_kappa(votes[:, :, c], **asked))]
-            for point in judge_readers(votes[:, :, c], **asked):
+            for point in judge_readers(votes[:, :, c], settings.level):
                 found += [
                     (SENSITIVITY, point.reader, point.sensitivity),
                     (SPECIFICITY, point.reader, point.specificity),
