@@ -57,12 +57,17 @@ class PartsConfig(ConfigSection):
 
 
 class PrepareConfig(ConfigSection):
-    """From DICOM to the Hounsfield store; `crop` is "none" or a row of `imaging.steps.STEPS`."""
+    """From DICOM to the Hounsfield store; `crop` is "none" or a row of `imaging.steps.STEPS`.
+
+    `header_facts` are rows of `imaging.header_facts.HEADER_FACTS` that are kept of each study's header: manufacturer,
+    kernel, kvp, thickness, age (in decades), sex. None is kept unless it is named.
+    """
 
     size: Count | None = None
     crop: str = "none"
     parts: PartsConfig = PartsConfig()
     num_folds: Annotated[int, Field(ge=2)] = 5
+    header_facts: tuple[str, ...] = ()
     rsna: Path | None = runtime(None)
     cq500: Path | None = runtime(None)
     workers: Count | None = runtime(None)

@@ -25,6 +25,7 @@ os.environ["BLOSC_NTHREADS"] = "1"
 
 FACTS_NAME = "slice_facts.parquet"
 CROPS_NAME = "crops.parquet"
+HEADER_FACTS_NAME = "header_facts.parquet"
 FLOW = "image flow"
 """The fact of the manifest that counts the images of each source: found, beyond_limit, and read by split."""
 _FEW_BLOCKS = 8
@@ -169,6 +170,12 @@ class Prepared:
     def parts(self) -> PartSettings:
         """How its studies were cut."""
         return PartSettings.from_json(self.manifest.settings.get("parts"))
+
+    def header_facts(self) -> pd.DataFrame:
+        """dataset, study_id and the facts of headers that were asked for; no rows if none was (`header_facts`)."""
+        if not self.manifest.settings.get("header_facts"):
+            return pd.DataFrame({"dataset": pd.Series(dtype="str"), "study_id": pd.Series(dtype="str")})
+        return self.read_table(HEADER_FACTS_NAME)
 
     def crops(self) -> pd.DataFrame:
         """`crops.parquet`: what part of the source picture each volume shows; no rows without steps and parts."""

@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.tasks import Task
+from ichkit.imaging.dicom import UnreadableError
+from ichkit.imaging.header_facts import FACT_BYTES, HEADER_FACTS, read_facts
 from ichkit.imaging.hounsfield import has_broken_intercept, pixel_format
 from ichkit.imaging.parts import part_id, whole_id
+from ichkit.sources.files import file_refs
 from ichkit.sources.plan import SourcePlan, StudyTasks, make_rejected, series_key
 from ichkit.sources.study import StudyRecord
 from ichkit.work.schemas import (
@@ -127,6 +130,29 @@ def count_images(planned: PlannedSource, records: Mapping[str, StudyRecord], num
         "beyond_limit": planned.num_beyond_limit,
         "read": {str(split): int(count) for split, count in read.sort_index().items()},
     }
+
+
+def collect_header_facts(planned: Sequence[PlannedSource], slices: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """`header_facts.parquet`: dataset, study_id and these facts of each stored study, from the header of one slice.
+
+    Args:
+        slices: `slices.parquet`.
+        names: rows of `imaging.header_facts.HEADER_FACTS`.
+    """
+    found = {}
+    for item in planned:
+        for position, study_id in enumerate(item.tasks.study_ids):
+            (ref,) = file_refs(item.tasks.rows(position).iloc[:1])
+            try:
+                found[study_id] = read_facts(ref.read(0, FACT_BYTES), names)
+            except UnreadableError:  # its slices are in rejected.csv, the others may be read
+                continue
+    table = slices[["dataset", "study_id"]].drop_duplicates(ignore_index=True)
+    kept = [found.get(whole_id(study_id), {}) for study_id in table["study_id"]]
+    for name in names:
+        dtype = "float64" if HEADER_FACTS[name].is_number else "str"
+        table[name] = pd.Series([one.get(name) for one in kept], dtype=dtype)
+    return table
 
 
 def collect_crops(planned: PlannedSource, records: Mapping[str, StudyRecord]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from support.commands import do, phantom_options
 from support.reports import CONFIG, make_report_work
 from support.simulated import TASK
 
+from ichkit.show.words import tables_of
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.report import run as report
 from ichkit.stages.report.population import describe_studies, list_folds, list_partitions, make_population
@@ -28,7 +29,7 @@ def stored(phantom_root, tiny_config, tmp_path_factory):
 def tables(stored):
     """Title to (headings, row name to cells)."""
     found = {}
-    for table in make_population(stored).blocks:
+    for table in tables_of(make_population(stored)):
         found[table.title] = table.columns, {row[0].text: row[1:] for row in table.lines}
     return found
 
@@ -92,6 +93,11 @@ def test_a_store_without_an_external_set_has_two_columns_and_unknown_labels_are_
     assert [one.name for one in list_partitions(given.prepared, studies)] == ["training", "test"]
     assert len(list_folds(given.prepared, studies)) == 2
     given.prepared.studies.loc[given.prepared.studies.split == "train", "any"] = None
-    table, _ = make_population(given).blocks
+    table, _ = tables_of(make_population(given))
     (row,) = (row for row in table.lines if row[0].text == "any, studies")
     assert row[1].small == "unknown"
+
+
+def test_facts_of_headers_that_were_not_kept_are_named_with_the_option_that_keeps_them(stored):
+    (missing,) = (block for block in make_population(stored).blocks if block.kind == "missing")
+    assert "prepare.header_facts" in missing.command

@@ -13,8 +13,10 @@ from ichkit.core.csv_tables import read_csv
 from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
 from ichkit.core.progress import format_count, format_seconds, logger
 from ichkit.core.roles import Role
+from ichkit.core.rows import find_row
 from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
+from ichkit.imaging.header_facts import HEADER_FACTS
 from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.imaging.steps import find_step
 from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
@@ -223,6 +225,8 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     parts = PartSettings.of(config.prepare.parts)
     if parts.kind != WHOLE:
         settings["parts"] = parts.to_json()
+    if facts := config.prepare.header_facts:
+        settings["header_facts"] = sorted({find_row(HEADER_FACTS, name, "prepare.header_facts").name for name in facts})
     folds, locked = _kept_folds(work, options), _kept_locks(work)
     lock = options.lock or (None if locked is None else _earlier_settings(work).get("lock"))
     if lock is not None:

@@ -10,11 +10,12 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import LOCKED, Role, order_external, title_of
 from ichkit.core.tasks import Task, find_task
-from ichkit.imaging.store import CROPS_NAME, FACTS_NAME, FLOW
+from ichkit.imaging.store import CROPS_NAME, FACTS_NAME, FLOW, HEADER_FACTS_NAME
 from ichkit.sources.collect import (
     PlannedSource,
     collect_crops,
     collect_failures,
+    collect_header_facts,
     collect_slices,
     collect_studies,
     count_images,
@@ -90,6 +91,9 @@ def write_tables(
     writer.write_table("slices.parquet", slices.drop(columns=[BRAIN_SHARE, TILT]))
     writer.write_table(FACTS_NAME, slices[_FACT_COLUMNS])
     writer.write_table("studies.parquet", studies)
+    if names := stamp.settings.get("header_facts"):
+        assert isinstance(names, list)
+        writer.write_table(HEADER_FACTS_NAME, collect_header_facts(planned, slices, names))
     crops = measure_crops(pd.concat([collect_crops(item, records) for item in planned], ignore_index=True))
     has_crops = any(not item.tasks.pixels.is_plain for item in planned)
     has_parts = any(item.tasks.pixels.has_parts for item in planned)

@@ -72,7 +72,8 @@ def _of_data(report: ReportData) -> Iterator[Limitation]:
         if high > _UNLIKE * low:
             what = f"{with_padding:.1%} of the slices are positive with padding, {without:.1%} without"
             yield "padding marks a group of scanners", f"{what}: a network may use it as a shortcut"
-    yield "unknown subgroups", "age, sex and ethnicity are not in these tables: performance by them is unknown"
+    unknown = [name for name in ("age", "sex") if name not in report.prepared.header_facts()]
+    yield "unknown subgroups", f"performance by {join_words([*unknown, 'ethnicity'])} is unknown"
 
 
 def _of_labels(report: ReportData) -> Iterator[Limitation]:

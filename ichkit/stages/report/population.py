@@ -9,7 +9,7 @@ import pandas as pd
 from ichkit.core.roles import LOCKED, Role, title_of
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
-from ichkit.show.blocks import Block, Section
+from ichkit.show.blocks import Block, Missing, Section
 from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.stages.report.report_data import ReportData
 from ichkit.validation.differences import standardized_mean_difference, standardized_share_difference
@@ -21,6 +21,16 @@ _MEASURES = {
     "coverage, mm": ("coverage_mm", 0),
 }
 """Row of the table to the column of `describe_studies` and its digits."""
+_FACTS = {
+    "manufacturer": "manufacturer",
+    "kernel": "kernel",
+    "kvp": "tube voltage, kV",
+    "thickness": "nominal thickness, mm",
+    "age": "age, years",
+    "sex": "sex",
+}
+"""Facts of headers, if they were kept, to how the table names them."""
+_SHOWN_VALUES = 8
 _NOTE = (
     "Studies are described by their median, with the quartiles below. Shares are of the studies with a known label. "
     "d: standardized difference to the training data (difference in units of the pooled standard deviation)."
@@ -48,6 +58,9 @@ def make_population(report: ReportData) -> Section:
     studies = describe_studies(prepared)
     partitions = list_partitions(prepared, studies)
     blocks: list[Block] = [_table("Table 1: patients and scans by partition", partitions, task, _NOTE)]
+    if not set(_FACTS) & set(studies):
+        what = "Manufacturer, kernel, tube voltage, thickness, age and sex are kept of headers on request alone."
+        blocks.append(Missing(what, "ichkit prepare --fresh --set prepare.header_facts=[manufacturer,kernel,age,sex]"))
     folds = list_folds(prepared, studies)
     if folds:
         blocks.append(_table("Training data by fold", folds, task, "Folds are by patient."))
@@ -59,7 +72,8 @@ def describe_studies(prepared: Prepared) -> pd.DataFrame:
 
     Returns:
         `studies.parquet` of the studies with slices, with fold, gap_mm (median over slices), spacing_mm (mean of rows
-        and columns), coverage_mm (from the first to the last slice) and padded (any slice is).
+        and columns), coverage_mm (from the first to the last slice), padded (any slice is), and
+        the facts of headers that were kept.
     """
     slices = prepared.slices
     spacing = (slices.spacing_row_mm + slices.spacing_col_mm) / 2
@@ -74,7 +88,7 @@ def describe_studies(prepared: Prepared) -> pd.DataFrame:
     ).reset_index()
     geometry["coverage_mm"] = geometry.pop("high") - geometry.pop("low")
     studies: pd.DataFrame = prepared.studies.merge(geometry, on=["dataset", "study_id"])
-    return studies
+    return studies.merge(prepared.header_facts(), on=["dataset", "study_id"], how="left")
 
 
 def list_partitions(prepared: Prepared, studies: pd.DataFrame) -> list[Partition]:
@@ -117,7 +131,39 @@ def _table(title: str, partitions: Sequence[Partition], task: Task, note: str) -
     for name, (column, digits) in _MEASURES.items():
         rows.append([name, *(_median_cell(one, reference, column, digits) for one in partitions)])
     rows.append(["padded outside the scan circle, studies", *(_padded_cell(one, reference) for one in partitions)])
+    for name in _FACTS:
+        if partitions and name in partitions[0].studies:
+            rows += _fact_rows(name, partitions, reference)
     return Table(title, ("", *(one.name for one in partitions)), rows, note=note)
+
+
+def _fact_rows(name: str, partitions: Sequence[Partition], reference: Partition | None) -> list[list[Cell | str]]:
+    """A median of numbers, or a row for each of the most frequent words; studies without the tag are unknown."""
+    if all(pd.api.types.is_numeric_dtype(one.studies[name]) for one in partitions):
+        return [[_FACTS[name], *(_median_cell(one, reference, name, 1) for one in partitions)]]
+    counts = pd.concat([one.studies[name] for one in partitions]).value_counts()
+    shown = counts.index[:_SHOWN_VALUES].tolist()
+    shown = sorted(shown, key=_order_ages) if name == "age" else shown
+    rows: list[list[Cell | str]] = [
+        [f"{_FACTS[name]}: {value}", *(_value_cell(one.studies[name] == value) for one in partitions)]
+        for value in shown
+    ]
+    if len(counts) > len(shown):
+        others = [one.studies[name].notna() & ~one.studies[name].isin(shown) for one in partitions]
+        rows.append([f"{_FACTS[name]}: others", *map(_value_cell, others)])
+    unknown = [one.studies[name].isna() for one in partitions]
+    if any(is_unknown.any() for is_unknown in unknown):
+        rows.append([f"{_FACTS[name]}: unknown", *map(_value_cell, unknown)])
+    return rows
+
+
+def _order_ages(value: object) -> int:
+    """The first year of an age group."""
+    return int(str(value).replace(" ", "-").split("-")[0])
+
+
+def _value_cell(is_in: pd.Series) -> Cell:
+    return Cell(f"{int(is_in.sum()):,}", f"{is_in.astype(float).mean():.1%}")
 
 
 def _share_cell(one: Partition, reference: Partition | None, name: str) -> Cell:
