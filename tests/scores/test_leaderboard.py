@@ -197,7 +197,7 @@ def test_recorded_scores_move_no_rank(work, tmp_path):
     pd.testing.assert_frame_equal(after[["rank", "name"]], before[["rank", "name"]])
 
 
-@pytest.mark.parametrize(("suffix", "row"), [("csv", "a-blend"), ("md", "| a-blend"), ("tex", "& a{-}blend")])
+@pytest.mark.parametrize(("suffix", "row"), [("csv", "a-blend"), ("md", "| a-blend"), ("tex", "& a-blend")])
 def test_the_table_is_exported_in_the_format_of_the_suffix(work, tmp_path, suffix, row):
     path = tmp_path / "new" / f"board.{suffix}"
     board = do(leaderboard, CONFIG, work, submissions=tmp_path / "out", export=path)
