@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,6 +51,7 @@ _REPORTED_PACKAGES = (
 _SECONDS_TO_LOOK_AGAIN = 1.0
 """How long a reader waits for a writer that is between two renames; a killed writer never finishes them."""
 _MIN_LOOKS = 3
+_WITH_FRESH = ("ichkit prepare", "ichkit train")
 _LISTS_DAMAGE = "`ichkit verify` lists what is damaged."
 _T = TypeVar("_T")
 
@@ -292,13 +293,16 @@ def read_manifest(folder: Path) -> Manifest:
         if partial_of(folder).exists():
             raise ArtifactError(f"{folder}: unfinished. Run `{maker_of(folder)}` first.")
         raise ArtifactError(f"{folder}: not found. Run `{maker_of(folder)}` first.")
-    remedy = f"`{maker_of(folder)} --fresh`"
+    maker = maker_of(folder)
+    remedy = f"`{maker} --fresh`" if maker in _WITH_FRESH else f"`{maker}`"
     try:
         raw = json.loads(text)
         files = {name: FileDigest(**digest) for name, digest in raw.pop("files").items()}
         manifest = Manifest(files=files, **raw)
         if not all(isinstance(part, dict) for part in (manifest.settings, manifest.inputs, manifest.facts)):
             raise TypeError("settings, inputs or facts")
+        if not all(_is_inside(name) for name in files):
+            raise ValueError("a file outside the folder")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{folder / MANIFEST_NAME}: not a manifest ({error}). Run {remedy}.") from error
     if manifest.format != FORMAT:
@@ -306,6 +310,11 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: expected format {FORMAT}, found {manifest.format}. Run {remedy} with this version."
         )
     return manifest
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def read_whole(folder: Path, read: Callable[[Manifest], _T]) -> _T:

@@ -1,5 +1,6 @@
 """Model folders made to harm: `predict --model` ends with exit 2 and one message, in bounded memory."""
 
+import hashlib
 import json
 import shutil
 
@@ -149,6 +150,16 @@ def test_a_harmful_manifest_is_refused(what, made, model, tmp_path):
 def test_a_manifest_that_is_none_is_refused(content, made, model, tmp_path):
     (model / "manifest.json").write_bytes(content)
     check_refusal(predict(made, model, tmp_path, 2), str(model), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "runs/../../secret.txt", "/etc/hostname"])
+def test_a_manifest_that_lists_a_file_outside_is_refused_before_the_file_is_read(name, made, model, tmp_path):
+    (model.parent / "secret.txt").write_text("x")
+    manifest = json.loads((model / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": hashlib.sha256(b"x").hexdigest(), "num_bytes": 1}
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    message = "not a manifest (a file outside the folder). Run `ichkit export`."
+    check_refusal(predict(made, model, tmp_path, 2), message, tmp_path)
 
 
 def check_refusal(printed, message, tmp_path):
