@@ -8,6 +8,7 @@ eighth point, `--only NAME` tries one command. `--add FILE` keeps what an earlie
 faults, so that the points can be tried in several runs.
 """
 
+import importlib.util
 import itertools
 import json
 import sys
@@ -24,7 +25,7 @@ from support.faults import FAULTS, Harness, Outcome, chosen
 
 MOST_STEP = 64
 LONG_STEP = 32
-"""Of a command whose every point takes many seconds."""
+"""Of a command whose every point takes many seconds: with Ray, where it is installed."""
 
 
 def main() -> None:
@@ -38,11 +39,12 @@ def main() -> None:
     began, failures = time.monotonic(), []
     earlier = [json.loads(path.read_text()) for path in args.add]
     found = {}
+    has_ray = importlib.util.find_spec("ray") is not None
     with tempfile.TemporaryDirectory() as scratch:
         harness = Harness(Path(scratch))
         for first, step in rounds(args.every):
             for fault, command in itertools.product(args.fault or FAULTS, chosen(args.only)):
-                if command.is_long and step < LONG_STEP:
+                if command.is_long and (step < LONG_STEP or not has_ray):
                     continue
                 harness.state(command.name)
                 outcome = harness.try_points(command, fault, every=step, first=first)

@@ -127,6 +127,24 @@ def test_identical_label_rows_are_merged_and_contradicting_ones_named(tmp_path):
         read_labels(write_labels(tmp_path / "l.csv", [("ID_a_any", 2), *rows]), TASK)
 
 
+def test_each_class_of_cq500_is_the_majority_of_its_own_column_and_any_is_that_of_ich(tmp_path):
+    columns = {"any": "ICH", "epidural": "EDH", "intraparenchymal": "IPH"}
+    columns |= {"intraventricular": "IVH", "subarachnoid": "SAH", "subdural": "SDH"}
+    # Study n has two votes of three for class n and one vote for every other one: also `any` without a subtype.
+    rows = [
+        {"name": f"CQ500-CT-{n}", "Category": "B1"}
+        | {
+            f"R{r}:{column}": int(r == 3 or (name == own and r == 1))
+            for r in (1, 2, 3)
+            for name, column in columns.items()
+        }
+        for n, own in enumerate(columns)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "reads.csv", index=False)
+    table, _ = read_majority(plain_ref(tmp_path / "reads.csv"), TASK)
+    np.testing.assert_array_equal(table[list(columns)], np.eye(len(columns), dtype=int))
+
+
 def test_the_real_reads_of_cq500_give_the_published_counts(real_data):
     table, batches = read_majority(plain_ref(real_data / "cq500" / "reads.csv"), TASK)
     counts = table.set_index("study_id").sum().to_dict()
