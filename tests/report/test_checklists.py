@@ -27,6 +27,10 @@ OF_AUTHORS = {"1", "2", "40", "41", "42"}
 """Items of CLAIM that no page can answer, not even in part."""
 
 
+OF_PAGE = {str(n) for n in range(5, 40)} - {"8", "18", "30"}
+"""Items of CLAIM that the page of scored work answers without the extra scores of readers and of robustness."""
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A work folder with the page and every checklist, and the sections they were made of."""
@@ -110,8 +114,8 @@ def test_a_word_is_found_in_any_line_but_not_in_one_that_is_left_blank():
     assert answer("design[aim]", design).status is Status.ANSWERED
     assert answer("design[2019]", design).status is Status.ANSWERED
     assert answer("design[series of patients]", design).status is Status.AUTHORS
-    assert answer("design[consecutive]", design).absent == ("design",)
-    assert answer("design[works]", design).absent == ("design",)  # a part of "networks" alone
+    assert answer("design[consecutive]", design).absent == ("design (consecutive)",)
+    assert answer("design[works]", design).absent == ("design (works)",)  # a part of "networks" alone
     heading_alone = Section("design", "Aim", [Missing("No aim is stated.")])
     assert answer("design[aim]", heading_alone).status is Status.AUTHORS
 
@@ -147,7 +151,7 @@ def test_table_and_page_say_the_same_and_every_address_is_a_section_of_the_repor
 def test_title_registration_and_funding_are_the_authors_and_scores_are_the_pages(made):
     status = {row["number"]: row["status"] for row in rows_of(made[0], "claim")}
     assert {number for number, found in status.items() if found == BLANK} >= OF_AUTHORS
-    assert {status[number] for number in ("23", "32", "35", "36")} == {Status.ANSWERED}
+    assert {number for number, found in status.items() if found == Status.ANSWERED} >= OF_PAGE
 
 
 def test_an_external_test_counts_only_where_one_was_scored(tmp_path, monkeypatch):

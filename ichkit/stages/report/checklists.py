@@ -78,6 +78,12 @@ class Evidence:
 
     alternatives: tuple[tuple[str, str], ...]
 
+    @property
+    def name(self) -> str:
+        """The first of them, e.g. "design (aim)"."""
+        anchor, word = self.alternatives[0]
+        return f"{anchor} ({word})" if word else anchor
+
 
 @dataclass(frozen=True)
 class Item:
@@ -104,7 +110,7 @@ class Answer:
 
     Attributes:
         anchors: the sections that answer it.
-        absent: sections that would, which the page lacks or shows without what is asked for.
+        absent: what else would: sections that the page lacks, or has without the words in brackets.
     """
 
     item: Item
@@ -168,7 +174,7 @@ def _answer(item: Item, shown: dict[str, _Shown]) -> Answer:
     found = [_find(evidence, shown) for evidence in item.evidence]
     anchors = tuple(dict.fromkeys(anchor for anchor in found if anchor))
     pairs = zip(item.evidence, found, strict=True)
-    absent = tuple(dict.fromkeys(evidence.alternatives[0][0] for evidence, anchor in pairs if not anchor))
+    absent = tuple(dict.fromkeys(evidence.name for evidence, anchor in pairs if not anchor))
     if not anchors:
         return Answer(item, Status.AUTHORS, (), absent)
     is_whole = not absent and not item.left
