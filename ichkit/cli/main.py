@@ -97,7 +97,7 @@ def phantom(plan: "PhantomPlan") -> None:
     "--lock",
     type=click.FloatRange(0, 0.5, min_open=True),
     metavar="SHARE",
-    help="Lock this share of the patients away from all training, for --prove [default: none, or as before].",
+    help="Lock this share of the patients out of all training, for --prove [default: none, or those locked before].",
 )
 @click.option("--fresh", is_flag=True, help="Prepare everything again; folds.csv and locked patients are kept.")
 @click.option("--new-folds", is_flag=True, help="Re-create the folds; existing runs become invalid.")
@@ -321,7 +321,9 @@ main.add_command(explain_command)
     help="Also fill the checklist of a reporting guideline, claim, tripod-ai or stard-ai (HTML and CSV); repeatable.",
 )
 @click.option("--tables", "has_tables", is_flag=True, help="Also write every table to work/tables, as CSV and LaTeX.")
-@click.option("--word", "has_word", is_flag=True, help="Like --tables, and as a Word document (extra: word).")
+@click.option(
+    "--word", "has_word", is_flag=True, help="Also write every table as CSV, LaTeX and one Word document (extra word)."
+)
 @submissions_option
 @common_options
 @planned("ichkit.stages.report.run", "ReportOptions")

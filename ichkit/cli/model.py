@@ -69,7 +69,7 @@ def export_command(plan: "ExportPlan") -> None:
     "class_names",
     multiple=True,
     metavar="NAME",
-    help="Class to draw heat maps for; repeatable [default: all; with --study, any and the most probable].",
+    help="Class to draw heat maps for; repeatable [default: all; with --study, the main and the most probable other].",
 )
 @click.option("--out", type=PATH, default=Path("explained"), show_default=True, help="Output folder.")
 @common_options

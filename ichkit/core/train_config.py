@@ -333,11 +333,13 @@ class TrainConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_blocks(self) -> "TrainConfig":
         if self.sampling == "slices" and self.context.kind != NONE:
-            raise ValueError("train.context: single slices have none; use --set train.sampling=studies, or blocks")
+            raise ValueError("train.context: needs blocks of slices; use --set train.sampling=studies, or blocks")
         if self.sampling != "studies" and self.pool.kind != NONE:
             raise ValueError("train.pool: a study is pooled from all its slices; use --set train.sampling=studies")
         if self.sampling == "studies" and self.centres != "uniform":
-            raise ValueError("train.centres: an epoch of studies shows each once; leave it at uniform")
+            raise ValueError(
+                "train.centres: with train.sampling=studies each study is seen once per epoch; leave it at uniform"
+            )
         return self
 
     @model_validator(mode="after")

@@ -136,7 +136,7 @@ class ModelCard:
 
 
 class StudyReading(NamedTuple):
-    """What a network says of one study.
+    """The predictions of a network for one study.
 
     Attributes:
         probabilities: (S, K) float32, the descriptors of the classes that the network predicts.
@@ -218,7 +218,7 @@ class Predictor:
 
     @torch.inference_mode()
     def read_study(self, volume: np.ndarray, positions_mm: np.ndarray | None = None) -> StudyReading:
-        """Everything the network says of one study; the mean over the views of test-time augmentation.
+        """All predictions of the network for one study; the mean over the views of test-time augmentation.
 
         Args:
             volume, positions_mm: as for `predict_volume`.

@@ -222,7 +222,9 @@ class TrainingLoop:
                 "%s: validation on %d slices: %s", self._label, self._validation.num_slices, describe_scores(scores)
             )
             if self._is_over() and progress.epoch < self.phase.config.epochs:
-                logger.info("%s: stopping early, no better for %d epochs", self._label, self.config.validation.patience)
+                logger.info(
+                    "%s: stopping early, no improvement for %d epochs", self._label, self.config.validation.patience
+                )
         if self._must_stop(stop):
             raise Stopped.after(f"{self._label} is saved after epoch {epoch + 1}")
 

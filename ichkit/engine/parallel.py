@@ -204,7 +204,7 @@ def _alone_on_ray(
 
 
 def _died(error: Exception) -> WorkerDied:
-    return WorkerDied(f"its worker died twice ({(str(error).splitlines() or ['killed'])[0]})")
+    return WorkerDied(f"its worker process died twice ({(str(error).splitlines() or ['killed'])[0]})")
 
 
 def _numbered(function: Callable[[Any], Any], position: int, task: Any, here: Path) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""DICOM headers by allow-list; nothing else of a file is ever kept."""
+"""DICOM headers by allow-list: no other tag of a file is read or stored."""
 
 import io
 import math
@@ -48,12 +48,12 @@ _GE_PRIVATE = "1.2.840.113619.5.2"
 
 
 class UnreadableError(DataError):
-    """A file that cannot be used; the message is the reason in `rejected.csv` and holds nothing from its header."""
+    """A file that cannot be used; the message is the reason in `rejected.csv`, without any header value."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPixels:
-    """How the pixels of one slice are stored: all that decoding them takes.
+    """How the pixels of one slice are stored: everything needed to decode them.
 
     Attributes:
         rows, columns: of the slice once it is turned (see `turn`).
@@ -87,7 +87,7 @@ class StoredPixels:
 
 @dataclass(frozen=True, slots=True)
 class Header(StoredPixels):
-    """What is kept of one slice's header.
+    """The header values of one slice that are used.
 
     Attributes:
         why_raw: why its values may not be Hounsfield units (no rescale, or a RescaleType other than HU); else empty.
@@ -145,7 +145,7 @@ _MAX_NUMBER = 2**31
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the pixels of a file begin, and what its head looks like there.
+    """Offset and encoding of the pixels of a file.
 
     Attributes:
         head: the first bytes of the file, inflated where `is_deflated`.
@@ -169,8 +169,8 @@ def read_slices(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
         num_bytes: size of the file.
 
     Returns:
-        (header or None, reason or "") of each slice; both where only the pixels are at fault. Reasons are: not DICOM,
-        not CT, truncated, absurd, several frames without functional groups, or without the geometry a slice needs.
+        (header or None, reason or "") of each slice; both if only the pixels are invalid. Reasons are: not DICOM, not
+        CT, truncated, invalid values, several frames without functional groups, or missing slice geometry.
     """
     try:
         if num_bytes == 0:
@@ -213,7 +213,7 @@ def inflate(data: bytes) -> bytes:
 
 
 def _read_ordinary(head: bytes, num_bytes: int) -> Header | None:
-    """The header of an ordinary file; None where pydicom has to look at it, also to say what is wrong with it."""
+    """The header of an ordinary file; None if it has to be read with pydicom, which also finds what is wrong."""
     tags = walk_tags(head)
     if tags is None or len(head) < tags.pixel_offset + 12:
         return None
@@ -260,7 +260,7 @@ def _looks_like_dicom(head: bytes) -> bool:
 
 
 def _begins_data_set(head: bytes) -> bool:
-    """True where a file without the mark DICM begins like a data set: group 2 or 8, a sane first element.
+    """True if a file without the prefix DICM begins like a data set: group 2 or 8, a valid first element.
 
     Big endian counts, so that it can be refused by its name.
     """
@@ -314,14 +314,14 @@ def _correct_endianness(head: bytes) -> bytes:
 
 
 def _check_frames(dataset: pydicom.Dataset, place: _Place) -> list[Outcome]:
-    """One outcome a frame of an Enhanced CT.
+    """(header or None, reason) of every frame of an Enhanced CT.
 
     Source: DICOM PS3.3 A.38 and C.7.6.16: what a slice of its own has in its header stands in functional groups, of all
         frames or of one.
     """
     num_frames = _whole(dataset, "NumberOfFrames", 1)
     if not 1 <= num_frames <= MAX_FRAMES:
-        raise UnreadableError(f"absurd number of frames: expected 1 to {MAX_FRAMES}")
+        raise UnreadableError(f"invalid number of frames: expected 1 to {MAX_FRAMES}")
     top = {name: _value(dataset, name) for name in WANTED_NAMES if name in dataset}
     shared = _group_values(_items(dataset, "SharedFunctionalGroupsSequence")[:1])
     groups = _items(dataset, "PerFrameFunctionalGroupsSequence")
@@ -363,7 +363,7 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
         raise UnreadableError("not CT" if modality else "no Modality")
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
-        raise UnreadableError(f"absurd size: Rows and Columns must be 1 to {MAX_SIDE}")
+        raise UnreadableError(f"invalid size: Rows and Columns must be 1 to {MAX_SIDE}")
     if _whole(dataset, "SamplesPerPixel", 1) != 1:
         raise UnreadableError("colour image")
     # Values of a palette are indices, not measurements. PS3.3 C.7.6.3.1.2; CT has MONOCHROME1 or 2 (C.8.2.1.1.2).
@@ -382,7 +382,7 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
         raise UnreadableError("RescaleSlope is 0" if slope == 0 else "RescaleSlope is negative")
     x, y, z = _numbers(dataset, "ImagePositionPatient", 3)
     if max(abs(x), abs(y), abs(z)) > _MAX_MM:
-        raise UnreadableError("ImagePositionPatient is absurd")
+        raise UnreadableError("ImagePositionPatient is more than 100 m from the origin")
     row_x, row_y, row_z, column_x, column_y, column_z = orientation = _numbers(dataset, "ImageOrientationPatient", 6)
     if _parallelogram(orientation) < 0.5:
         raise UnreadableError("ImageOrientationPatient spans no plane")
@@ -417,7 +417,7 @@ def _locate_pixels(place: _Place, expected: int, frame: int) -> tuple[str, int, 
     """
     if _is_encapsulated(place.head, place.offset):
         if not place.declared:
-            raise UnreadableError("compressed pixels without a transfer syntax that names how")
+            raise UnreadableError("compressed pixels without a transfer syntax that names the compression")
         return place.declared, 0, 0
     explicit = _is_explicit(place.head, place.offset)
     (length,) = struct.unpack_from("<I", place.head, place.offset + (8 if explicit else 4))
@@ -448,7 +448,7 @@ def _compressed_syntaxes() -> frozenset[str]:
 
 
 def _sniff_syntax(head: bytes, offset: int) -> str:
-    """The transfer syntax that the first compressed fragment looks like; empty where its marks are not known.
+    """The transfer syntax, guessed from the first bytes of the first compressed fragment; empty if they are unknown.
 
     Source: PS3.5 A.4 (items of fragments behind an offset table); JPEG's SOF marks FFC0, FFC1, FFC3 (ISO 10918-1),
         FFF7 of JPEG-LS (ISO 14495-1), FF4F of JPEG 2000 (ISO 15444-1).
@@ -492,7 +492,7 @@ def _why_raw(dataset: _Values) -> str:
 
 
 def _parallelogram(orientation: list[float]) -> float:
-    """Area spanned by the direction cosines of rows and columns: 1 where they are what they should be."""
+    """Area spanned by the direction cosines of rows and columns: 1 if they are orthonormal."""
     a, b, c, d, e, f = orientation
     return math.hypot(b * f - c * e, c * d - a * f, a * e - b * d)
 
@@ -504,7 +504,7 @@ def _kind(dataset: _Values) -> str:
 
 
 def _undo_wrong_charset(text: str) -> str:
-    """UTF-8 that was read as Latin-1: many programs write it without saying so in SpecificCharacterSet."""
+    """The text; UTF-8 that was read as Latin-1 is corrected: many writers omit it in SpecificCharacterSet."""
     if text.isascii():
         return text
     try:
@@ -518,7 +518,7 @@ def _id(dataset: _Values, name: str) -> str:
 
 
 def _count(dataset: _Values, name: str) -> int:
-    """A number that only orders slices: one that cannot be read is no reason to refuse the file."""
+    """A number that only orders slices: a file in which it is unreadable is not rejected."""
     try:
         number = _whole(dataset, name, 0)
     except UnreadableError:
@@ -581,7 +581,7 @@ def _whole(dataset: _Values, name: str, default: int | None = None) -> int:
 
 
 def _pattern(dataset: _Values, name: str) -> int:
-    """The 16 bits of a pixel value, whether it is stored as US or as SS; `NO_PADDING` where it is not there."""
+    """The 16 bits of a pixel value stored as US or SS; `NO_PADDING` if the tag is missing."""
     value = _value(dataset, name)
     if isinstance(value, bytes):  # of unknown or other representation
         return int.from_bytes(value[:2], "little") if len(value) >= 2 else NO_PADDING

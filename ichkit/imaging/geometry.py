@@ -1,4 +1,4 @@
-"""Where a slice lies in the patient: order along the slice normal, gaps, tilt, and how its rows and columns run."""
+"""Slice geometry: order along the slice normal, gaps, tilt, and orientation of rows and columns."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _AXIAL_COSINE = math.cos(math.radians(45.0))
 
 
 def in_plane_turn(orientation: Sequence[float]) -> int:
-    """What brings an axial slice to the common orientation: columns run to the patient's left, rows to the back.
+    """The rotation or flip of an axial slice to the common orientation: columns to the left, rows to the back.
 
     The axes nearest to these are taken, so that a tilted gantry or a turned head changes nothing; 0 for an image that
     is already so, or that is not axial.
@@ -41,7 +41,7 @@ def in_plane_turn(orientation: Sequence[float]) -> int:
 
 
 def turn_pixels(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """(H, W) pixels as (H, W), or (W, H) where the turn transposes; a view."""
+    """(H, W) pixels, rotated or flipped: (H, W), or (W, H) if transposed; a view."""
     if turn & TRANSPOSE:
         pixels = pixels.T
     if turn & FLIP_ROWS:

@@ -1,4 +1,4 @@
-"""Where the head lies in a volume: the box that leaves out air, table, headrest and tubes."""
+"""The box around the head in a volume, without air, table, headrest and tubes."""
 
 from dataclasses import dataclass
 
@@ -94,7 +94,7 @@ def _mean_of_blocks(volume: np.ndarray, step_row: int, step_col: int) -> np.ndar
 
 
 def _find_levels(coarse: np.ndarray) -> tuple[float, float]:
-    """The values above which a pixel is body and bone: fixed HU, or found where the values cannot be HU."""
+    """The thresholds of body and bone: fixed HU, or by Otsu's method if the values cannot be HU."""
     tissue = coarse[coarse > _BODY_HU]
     if not tissue.size or (tissue.size < coarse.size and _TISSUE_HU[0] <= np.median(tissue) <= _TISSUE_HU[1]):
         return _BODY_HU, _BONE_HU
@@ -124,7 +124,7 @@ def _disc(radius_mm: float, pixel_mm: tuple[float, float]) -> np.ndarray:
 
 
 def _open_slices(mask: np.ndarray, disc: np.ndarray) -> np.ndarray:
-    """(S, h, w) uint8 without what the disc does not fit into."""
+    """(S, h, w) uint8 after morphological opening with the disc."""
     return np.stack([cv2.morphologyEx(one, cv2.MORPH_OPEN, disc) for one in mask])
 
 
@@ -156,7 +156,7 @@ def _find_head(body: np.ndarray, bone: np.ndarray, pixel_mm: tuple[float, float]
 
 
 def _bounds(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """First and past-last row and column of what is set in an (h, w) mask."""
+    """First and past-last row and column of the set pixels of an (h, w) mask."""
     if not mask.any():
         return None
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -1,4 +1,4 @@
-"""Where the reference head lies in a volume: a turn, a shift and a factor for each axis."""
+"""The position of the reference head in a volume: rotation, shift and a scale factor for each axis."""
 
 from dataclasses import dataclass
 

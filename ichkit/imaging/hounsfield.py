@@ -1,4 +1,4 @@
-"""Stored pixels to Hounsfield units: one look-up per pixel does rescaling, repair, clipping and what is counted."""
+"""Stored pixels to Hounsfield units: one table look-up per pixel for rescaling, repair, clipping and counting."""
 
 import io
 import warnings
@@ -23,7 +23,7 @@ _IS_PADDING, _IS_BRAIN = 1 << 16, 1 << 17
 TISSUE_HU = (-500, 3072)
 """Between lung and what 12 bits hold of metal: a PixelPaddingValue in here may as well be a pixel of the head."""
 LARGEST_DARK_HU = -100
-"""A head is surrounded by air, or stored with a background below it; a darkest pixel above fat is no HU of a head."""
+"""A head is surrounded by air, or stored with a background below it; a darkest pixel above fat is not HU of a head."""
 SMALLEST_RANGE_HU = 50
 """From air to bone are 2000 HU; a blank or an overlay has almost none."""
 _EXTENT_STEP = 4
@@ -57,7 +57,7 @@ def decode_stored(data: bytes | np.ndarray, header: StoredPixels) -> np.ndarray:
 
 
 def open_file(data: bytes, header: StoredPixels) -> bytes | np.ndarray:
-    """A whole file as `decode_stored` wants it, so that a file of many slices is inflated once.
+    """A whole file, prepared for `decode_stored`, so that a file of many slices is inflated once.
 
     Raises:
         UnreadableError: damaged, or too large.
@@ -87,7 +87,7 @@ def fill_hounsfield(
 
 
 def has_broken_intercept(bits_stored: int, pixel_representation: int, intercept: float) -> bool:
-    """True for the 12 bit unsigned files of RSNA 2019 whose intercept is lost.
+    """True for the 12 bit unsigned files of RSNA 2019 with a wrong intercept.
 
     Source: 123 images of the competition, formats 12,0,0 and 12,0,1. The rule is for that data set only: elsewhere such
         a header may be right.
@@ -96,7 +96,7 @@ def has_broken_intercept(bits_stored: int, pixel_representation: int, intercept:
 
 
 def pixel_format(bits_stored: int, pixel_representation: int, intercept: float) -> str:
-    """BitsStored, PixelRepresentation and RescaleIntercept as the header has them.
+    """BitsStored, PixelRepresentation and RescaleIntercept of the header, before any repair.
 
     Example:
         >>> pixel_format(16, 1, -1024.0)
@@ -106,7 +106,7 @@ def pixel_format(bits_stored: int, pixel_representation: int, intercept: float) 
 
 
 def hounsfield_extent(stored: np.ndarray, header: StoredPixels) -> tuple[float, float] | None:
-    """Lowest and highest HU of a slice without its padding, from every 4th row and column; None where all is padding.
+    """Lowest and highest HU of a slice without its padding, from every 4th row and column; None if all is padding.
 
     Args:
         stored: (H, W) uint16 bit patterns.
@@ -118,7 +118,7 @@ def hounsfield_extent(stored: np.ndarray, header: StoredPixels) -> tuple[float, 
 
 
 def is_tissue_padding(header: StoredPixels) -> bool:
-    """True where PixelPaddingValue, or the end of its range, is a value that tissue has too."""
+    """True if PixelPaddingValue, or the end of its range, is also a value of tissue."""
     if header.padding_value == NO_PADDING:
         return False
     ends = [header.padding_value, header.padding_limit]
@@ -128,7 +128,7 @@ def is_tissue_padding(header: StoredPixels) -> bool:
 
 
 def why_no_head(extents: Iterable[tuple[float, float] | None]) -> str:
-    """Why the slices of a series cannot be a head in HU, judged together; empty where they can.
+    """The reason why the slices of a series together cannot be HU of a head; empty if they can.
 
     Args:
         extents: (lowest, highest) of each slice, from `hounsfield_extent`.
@@ -137,25 +137,25 @@ def why_no_head(extents: Iterable[tuple[float, float] | None]) -> str:
 
     Example:
         >>> why_no_head([(24.0, 2024.0), (20.0, 1900.0)])
-        'no HU of a head: the darkest pixel of the series is 20, expected below -100'
+        'not HU of a head: the darkest pixel of the series is 20, expected below -100'
         >>> why_no_head([(-1000.0, 900.0)])
         ''
     """
     known = [extent for extent in extents if extent is not None]
     if not known:
-        return "no HU of a head: nothing but padding"
+        return "not HU of a head: nothing but padding"
     low, high = min(extent[0] for extent in known), max(extent[1] for extent in known)
     if high - low < SMALLEST_RANGE_HU:
-        return f"no HU of a head: all pixels of the series lie within {high - low:.0f} HU"
+        return f"not HU of a head: all pixels of the series lie within {high - low:.0f} HU"
     if low > LARGEST_DARK_HU:
-        return f"no HU of a head: the darkest pixel of the series is {low:.0f}, expected below {LARGEST_DARK_HU}"
+        return f"not HU of a head: the darkest pixel of the series is {low:.0f}, expected below {LARGEST_DARK_HU}"
     if high < LARGEST_DARK_HU:
-        return f"no HU of a head: the brightest pixel of the series is {high:.0f}, nothing but air"
+        return f"not HU of a head: the brightest pixel of the series is {high:.0f}, nothing but air"
     return ""
 
 
 def has_decoder(syntax: str) -> bool:
-    """True where pixels of this transfer syntax can be decoded here, or where no package would help."""
+    """True if pixels of this transfer syntax can be decoded here, or if no package could decode them."""
     if syntax in ("", DEFLATED, nifti.SYNTAX):
         return True
     try:
@@ -165,7 +165,7 @@ def has_decoder(syntax: str) -> bool:
 
 
 def why_undecodable(syntax: str) -> str:
-    """The reason of a file whose decoder is missing, with the extra that brings it."""
+    """The reason for rejecting a file whose decoder is missing, with the extra that installs it."""
     return f"no decoder for {pydicom.uid.UID(syntax).name}; pip install 'ichkit[dicom]'"
 
 
@@ -196,7 +196,7 @@ def _decompress(data: bytes, header: StoredPixels) -> np.ndarray:
 
 
 def _stored_values(bits_stored: int, high_bit: int, signed: int) -> np.ndarray:
-    """(65536,) int64 of every 16 bit pattern: the value it stands for.
+    """(65536,) int64: the value of every 16 bit pattern.
 
     Source: DICOM PS3.3 C.7.6.3.1: bits outside BitsStored are dropped, signed values are two's complement.
     """
@@ -218,7 +218,7 @@ def _restore_signs(values: np.ndarray, slope: float, intercept: float) -> np.nda
 
 
 def _are_padding(values: np.ndarray, signed: int, padding_value: int, padding_limit: int) -> np.ndarray:
-    """(65536,) bool: which patterns are the padding of PixelPaddingValue, or between it and PixelPaddingRangeLimit.
+    """(65536,) bool: patterns equal to PixelPaddingValue, or between it and PixelPaddingRangeLimit.
 
     Args:
         values: from `_stored_values`.
@@ -240,13 +240,13 @@ def _are_padding(values: np.ndarray, signed: int, padding_value: int, padding_li
 
 
 def _pixel_values(stored: np.ndarray, header: StoredPixels) -> tuple[int, int, int, int, int, float, float]:
-    """What the HU of a slice's pixels depend on: the first arguments of the tables below."""
+    """The parameters that the HU of a slice depend on: the first arguments of the tables below."""
     layout = header.bits_stored, header.high_bit, header.pixel_representation
     return (*layout, *_padding_of(stored, header), header.slope, header.intercept)
 
 
 def _padding_of(stored: np.ndarray, header: StoredPixels) -> tuple[int, int]:
-    """PixelPaddingValue and its limit; none where it is a value of tissue and no corner of the slice has it.
+    """PixelPaddingValue and its limit; none if it is a value of tissue and no corner of the slice has it.
 
     Source: chosen here: what pads a slice lies outside the circle of its reconstruction, so it is in the corners. Some
         writers name a padding that they do not use, often 0.

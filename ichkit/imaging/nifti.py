@@ -1,4 +1,4 @@
-"""NIfTI volumes in Hounsfield units: one header a slice, as if each slice had come from a DICOM file."""
+"""NIfTI volumes in Hounsfield units: one header per slice, as for slices of DICOM files."""
 
 import gzip
 import io
@@ -25,14 +25,14 @@ _SIZES = (348, 540)
 
 
 def read_slices(read_head: Callable[[int], bytes]) -> list[Outcome]:
-    """The headers of all slices of a volume, from the feet to the head; uids are empty, for a file has none.
+    """The headers of all slices of a volume, from the feet to the head; uids are empty, because NIfTI has none.
 
     Args:
         read_head: gives the first n bytes of the file, or all of it where it is shorter.
 
     Returns:
         (header, "") of each slice, or one (None, reason): nibabel is missing, no NIfTI, more than three dimensions, no
-        orientation, colours, or absurd sizes.
+        orientation, colours, or invalid sizes.
     """
     try:
         head = read_head(_PACKED_HEAD_BYTES)
@@ -83,7 +83,7 @@ def _import_nibabel() -> Any:
 
 
 def _guarded(read: Callable[[], Any]) -> Any:
-    """What `read` returns; whatever a damaged file makes nibabel or zlib raise becomes a reason."""
+    """The result of `read`; every exception of nibabel or zlib for a damaged file becomes a reason."""
     try:
         return read()
     except UnreadableError:
@@ -107,12 +107,12 @@ def _check_shape(header: Any) -> tuple[int, int, int]:
     if dtype.kind not in "iuf":
         raise UnreadableError("NIfTI: colour or complex values, expected numbers")
     if not all(1 <= side <= MAX_SIDE for side in shape[:3]) or math.prod(shape) * dtype.itemsize > MAX_BYTES:
-        raise UnreadableError("NIfTI: absurd size")
+        raise UnreadableError("NIfTI: invalid size")
     return shape[0], shape[1], shape[2]
 
 
 def _to_lps(nibabel: Any, affine: np.ndarray) -> np.ndarray:
-    """(3, 2) what turns stored axes to left, back, head (nibabel's orientation arrays)."""
+    """(3, 2) the orientation transform (as in nibabel) from stored axes to left, back, head."""
     found = nibabel.orientations.io_orientation(affine)
     return np.asarray(nibabel.orientations.ornt_transform(found, nibabel.orientations.axcodes2ornt("LPS")))
 

@@ -1,4 +1,4 @@
-"""The parts seam: which sub-studies a study gives, where in its picture they lie, and whether they are mirrored."""
+"""Parts: the sub-studies that a study is cut into, their position in its image, and whether they are mirrored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _MOST_SLICES = 3
 
 @dataclass(frozen=True)
 class PartSettings:
-    """How studies are cut: a row of `PARTS` and what it needs.
+    """How studies are cut: a row of `PARTS` and its parameters.
 
     Attributes:
         kind: row of `PARTS`.
@@ -47,7 +47,7 @@ class PartSettings:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any] | None) -> "PartSettings":
-        """The settings that `to_json` gave; of None or {} those of whole studies.
+        """The settings from the value of `to_json`; whole studies for None or {}.
 
         Raises:
             ConfigError: no such row.
@@ -63,7 +63,7 @@ class PartSettings:
         return cls(row.name, slices, regions)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; empty for whole studies, so that nothing is added to a store or a card of these."""
+        """JSON values; empty for whole studies, so that their stores and model cards stay unchanged."""
         if self.kind == WHOLE:
             return {}
         counts = {"slices": self.slices} if self.slices else {}
@@ -95,7 +95,7 @@ class Cut:
     is_found: bool = True
 
     def take(self, volume: np.ndarray, fill: int) -> np.ndarray:
-        """The part of an (S, ..., H, W) volume, a copy; what does not belong to it is `fill`."""
+        """The part of an (S, ..., H, W) volume, a copy; pixels outside the part are `fill`."""
         box = self.box
         rows: Any = list(self.rows)
         if self.rows == tuple(range(len(volume))):  # a view, where no slice is left out
@@ -150,7 +150,7 @@ def cut_parts(
 
 
 def part_id(whole: str, part: str) -> str:
-    """The id of a part of a study or of a slice; of a whole one its own.
+    """The id of a part of a study or slice; the id itself for a whole one.
 
     Example:
         >>> part_id("ID_1", "left"), part_id("ID_1", "")
@@ -160,7 +160,7 @@ def part_id(whole: str, part: str) -> str:
 
 
 def whole_id(name: str) -> str:
-    """The id of the study or slice of which this is a part.
+    """The id of the study or slice that this id is a part of.
 
     Example:
         >>> whole_id("ID_1:left-M1")
@@ -239,7 +239,7 @@ def _rows_of(region: Region, frame: HeadFrame) -> tuple[int, ...]:
 
 
 def _place(region: Region, sign: int, frame: HeadFrame, shape: tuple[int, int]) -> tuple[Box, np.ndarray]:
-    """The box around the ellipse of a region, at least one pixel in the picture, and what lies outside the ellipse."""
+    """The box around the ellipse of a region, at least one pixel of the image, and the mask outside the ellipse."""
     angles = np.linspace(0, 2 * np.pi, 65)
     edge = (sign * (region.x + region.rx * np.cos(angles)), region.y + region.ry * np.sin(angles))
     rows, columns = frame.to_picture(*edge)

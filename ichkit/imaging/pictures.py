@@ -1,4 +1,4 @@
-"""What people look at: slices in the brain window as RGB pictures, heat painted over them, captions below them."""
+"""Images for readers: slices in the brain window as RGB, with heat map overlays and captions."""
 
 from collections.abc import Sequence
 
@@ -68,7 +68,7 @@ def head_mask(slice_hu: np.ndarray) -> np.ndarray:
 
 
 def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A slice in the brain window with a heat map over the head: cold places stay grey, hot ones turn yellow.
+    """A slice in the brain window with a heat map over the head: low values stay grey, high ones turn yellow.
 
     Args:
         slice_hu: (H, W) int16 HU.

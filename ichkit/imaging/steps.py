@@ -1,4 +1,4 @@
-"""The steps seam: what is done to the volume of a study before it is stored, and how to get back to its picture."""
+"""Preparation steps: operations on the volume of a study before it is stored, and their inverse for images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where in the source picture a stored volume lies; a row of `crops.parquet`.
+    """The position of a stored volume in the source image; a row of `crops.parquet`.
 
     Attributes:
         rows, columns: of the source picture; of the largest where the slices of a study differ.
@@ -55,19 +55,19 @@ class Origin:
     is_mirrored: bool = False
 
     def cut(self, box: Box, *, is_found: bool = True, is_mirrored: bool = False) -> "Origin":
-        """The origin of a part of what this one shows."""
+        """The origin of a part of this volume."""
         place = {"top": self.top + box.top, "left": self.left + box.left, "height": box.height, "width": box.width}
         return replace(self, **place, is_found=self.is_found and is_found, is_mirrored=is_mirrored)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without `is_mirrored` where it is not, so that a store of whole studies has its earlier bytes."""
+        """Its fields, `is_mirrored` only if true, so that stores of whole studies stay byte-identical."""
         return {name: value for name, value in vars(self).items() if name != "is_mirrored" or value}
 
 
 def run_steps(
     names: Sequence[str], volume_hu: np.ndarray, spacing_mm: tuple[float, float]
 ) -> tuple[np.ndarray, Origin]:
-    """The volume after all steps, one after the other, and where in the source picture it lies.
+    """The volume after all steps in order, and its position in the source image.
 
     Args:
         names: rows of `STEPS`.
@@ -98,7 +98,7 @@ def find_step(name: str) -> Step:
 
 
 def restore(images: np.ndarray, origin: Origin | None, fill: float) -> np.ndarray:
-    """Images or maps of stored slices at their place in the source picture.
+    """Images or maps of stored slices at their position in the source image.
 
     Args:
         images: (..., h, w) int16 or float32; h and w are those of the stored volume, with or without `prepare.size`.

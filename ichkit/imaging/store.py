@@ -158,12 +158,12 @@ class Prepared:
 
     @property
     def num_folds(self) -> int:
-        """How many folds there are."""
+        """Number of folds."""
         return len(self.fold_numbers)
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps its volumes went through, rows of `imaging.steps.STEPS`."""
+        """The steps applied to its volumes, rows of `imaging.steps.STEPS`."""
         return tuple(self.manifest.settings.get("steps", ()))
 
     @cached_property
@@ -178,20 +178,20 @@ class Prepared:
         return self.read_table(HEADER_FACTS_NAME)
 
     def crops(self) -> pd.DataFrame:
-        """`crops.parquet`: what part of the source picture each volume shows; no rows without steps and parts."""
+        """`crops.parquet`: the part of the source image in each volume; no rows without steps and parts."""
         if not self.steps and self.parts.kind == WHOLE:
             return pd.DataFrame(columns=list(CROPS))
         return self.read_table(CROPS_NAME)
 
     @cached_property
     def origins(self) -> dict[str, Origin]:
-        """By volume, the part of the source picture that it shows; empty in a store without steps and parts."""
+        """The part of the source image in each volume, by volume; empty in a store without steps and parts."""
         crops = self.crops()
         fields = [field.name for field in dataclasses.fields(Origin) if field.name in crops]
         return {row["volume"]: Origin(**{name: row[name] for name in fields}) for row in crops.to_dict("records")}
 
     def external_sets(self) -> tuple[str, ...]:
-        """The external sets, by name; the standard one is always among them, first, also where it has no slices."""
+        """The external sets by name; the standard one is always the first, even without slices."""
         tables = (self.slices, self.studies)
         return order_external({name for table in tables for name in table.dataset[table.split == Role.EXTERNAL]})
 

@@ -1,4 +1,4 @@
-"""The tags of an ordinary DICOM file by walking its bytes; whatever is not ordinary is left to pydicom."""
+"""Reads the tags of an ordinary DICOM file directly; any other file is left to pydicom."""
 
 import struct
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Tags:
 
 
 def walk_tags(head: bytes) -> Tags | None:
-    """The wanted tags in the first bytes of a file; None where anything about it is not ordinary.
+    """The wanted tags in the first bytes of a file; None if the file is not ordinary.
 
     Ordinary: little endian and uncompressed, a correct meta group, known value representations, defined lengths, plain
     ASCII text, and PixelData inside the bytes given. A tenth of pydicom's time, which does the rest. Explicit or
@@ -105,7 +105,7 @@ def is_vr(two_bytes: bytes) -> bool:
 
 
 def _walk_meta(head: bytes) -> tuple[dict[int, bytes], int]:
-    """Raw values of group 2, and where the data set begins: where the group's own length says."""
+    """Raw values of group 2, and the offset of the data set, from the length of the group."""
     group, element, vr, length = _explicit(head, _META_BEGINS)
     if head[128:_META_BEGINS] != b"DICM" or (group, element, vr, length) != (2, 0, b"UL", 4):
         raise ValueError

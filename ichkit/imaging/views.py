@@ -26,7 +26,7 @@ class View:
     right: float = 0.0
 
     def show(self, volume_hu: np.ndarray) -> np.ndarray:
-        """The slices as the view shows them; what comes in from outside is air.
+        """The slices transformed by the view; pixels from outside the image are air.
 
         Args:
             volume_hu: (S, H, W) int16 HU, H equal to W; returned as it is by the plain view.
@@ -65,7 +65,7 @@ class TtaSet:
 
 
 def _warp(slices_hu: np.ndarray, matrix: np.ndarray) -> list[np.ndarray]:
-    """A few slices through an affine map, as the training's augmentation does it."""
+    """A few slices after an affine map, the same way as in augmentation."""
     size = slices_hu.shape[:0:-1]
     warped = cv2.warpAffine(
         to_channels(slices_hu),

@@ -1,4 +1,4 @@
-"""The channels seam: how slices in Hounsfield units become the uint8 images that a network sees."""
+"""Channels: from slices in Hounsfield units to the uint8 input images of a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -205,7 +205,7 @@ def pad_to_square(volume_hu: np.ndarray) -> np.ndarray:
 
 
 def make_rendering(config: ChannelsConfig) -> Rendering:
-    """The rendering that a config asks for.
+    """The rendering of a config.
 
     Raises:
         ConfigError: an unknown kind, or windows that do not fit it.

@@ -1,4 +1,4 @@
-"""Context: how the features of a slice take in those of the other slices of its block."""
+"""Context modules: combine the features of a slice with those of the other slices of its block."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

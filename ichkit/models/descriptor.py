@@ -46,7 +46,7 @@ class Backbone:
 
 
 class BlockLogits(NamedTuple):
-    """What a network says of B blocks of P slices; what stands at padded positions has no meaning.
+    """The output of a network for B blocks of P slices; values at padded positions are meaningless.
 
     Attributes:
         slices: (B, P, K) logits of each slice alone.
@@ -65,7 +65,7 @@ class BlockLogits(NamedTuple):
 
 
 class DescriptorNetwork(nn.Module):
-    """A backbone with a head for the task's classes, and what lets slices see each other, from images to logits.
+    """A backbone with a head for the task's classes and, optionally, a context module: from images to logits.
 
     Normalisation is part of the network, so that images are transferred as uint8 and the mean and standard deviation
     are stored with the weights.
@@ -114,7 +114,7 @@ class DescriptorNetwork(nn.Module):
 
     @property
     def sees_blocks(self) -> bool:
-        """True if the slices of a block see each other."""
+        """True if the network has a context or a pool, so that it needs whole blocks."""
         return self.context is not None or self.pool is not None
 
     def head_names(self) -> set[str]:
@@ -135,7 +135,7 @@ class DescriptorNetwork(nn.Module):
     def combine(
         self, features: torch.Tensor, logits: torch.Tensor, is_real: torch.Tensor, positions_mm: torch.Tensor
     ) -> BlockLogits:
-        """The logits of blocks from what `encode` says of their slices.
+        """The logits of blocks from the output of `encode` for their slices.
 
         Args:
             features, logits: (B, P, F) and (B, P, K).

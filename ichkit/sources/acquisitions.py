@@ -10,7 +10,7 @@ from ichkit.imaging.geometry import slice_normals
 from ichkit.sources.series_names import NEVER, RANKS
 
 SERIES = ["study_id", "series_id"]
-REPEATED = "another acquisition of its series covers the same place"
+REPEATED = "another acquisition of its series covers the same positions"
 OTHER_ORIENTATION = "another orientation than the rest of its series"
 _SAME_PLACE_MM = 0.05
 """Tables return to a position within a few hundredths of a millimetre; the thinnest slices are 0.2 mm apart."""

@@ -112,7 +112,7 @@ def _join_single_slices(index: pd.DataFrame, study_id: pd.Series, series_id: pd.
     if many.empty:
         return series_id
     logger.warning(
-        "%d files have each a SeriesInstanceUID of their own: those of one study and one geometry are one series",
+        "%d files each have their own SeriesInstanceUID: those of one study and one geometry are one series",
         len(many),
     )
     texts = [many[name].astype("str") for name in names]
@@ -141,7 +141,7 @@ def _join_single_studies(index: pd.DataFrame, salt: bytes) -> pd.Series:
     num_joined = int((joined != study_id).sum())
     if num_joined:
         logger.warning(
-            "%d files have each a StudyInstanceUID of their own: those of one patient that make one head are one "
+            "%d files each have their own StudyInstanceUID: those of one patient that make one head are one "
             "study; labels per study cannot refer to it",
             num_joined,
         )

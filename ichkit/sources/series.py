@@ -30,7 +30,7 @@ from ichkit.work.schemas import SERIES_CHOICE
 WANTED_GAP_MM = 5.0
 THIN_GAP_MM = 2.0
 """Series with smaller spacing are averaged to slabs: the smallest spacing in RSNA 2019 is 2 mm."""
-COVERED = "the other half of the head covers the same place"
+COVERED = "the other half of the head covers the same positions"
 _DYNAMIC_REPEATS = 2.5
 """A scan is repeated once if the patient moved; positions covered three times or more are a time series."""
 _HEAD_MM = 200.0
@@ -237,7 +237,7 @@ def take_chosen_series(
 
 
 def say_choice(choice: pd.DataFrame, source: str) -> None:
-    """Warns about every study with a doubtful choice; studies are numbered in the order of their ids."""
+    """Warns about every study whose series choice is doubtful; studies are numbered in the order of their ids."""
     numbers = {name: number for number, name in enumerate(sorted(choice["study_id"].unique()), 1)}
     chosen = choice[choice["chosen"]].drop_duplicates("study_id")
     reasons = [
@@ -299,11 +299,11 @@ def check_override(override: pd.DataFrame | None, choices: list[pd.DataFrame]) -
         )
 
 
-_FALLEN = "no better series: "
+_FALLEN = "fallback: "
 _HALF_LEFT = "; half of the head may be in another series, which is not used"
 _JOINED = "one of two series with half of the head each"
-_INTERLEAVED = "one of two series that hold every other slice of the head each"
-_NO_HU_BEFORE = f"; passed over: a series with {NO_HU}"
+_INTERLEAVED = "one of two interleaved series, each with every other slice of the head"
+_NO_HU_BEFORE = f"; skipped: a series with {NO_HU}"
 _STRAYS = "slices of another orientation are left out"
 _SEVERAL = "one of several acquisitions of the same places"
 _DOUBTS = (
@@ -359,7 +359,7 @@ def _say_fallen(row: int, table: pd.DataFrame, why: pd.Series) -> str:
     counts = others.value_counts()
     passed_over = ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
     more = f"; not used: {passed_over}" if passed_over else ""
-    return f"no better series: axial, although {why[row]}{more}"
+    return f"fallback: axial, although {why[row]}{more}"
 
 
 def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
@@ -394,7 +394,7 @@ def _is_other_half(chosen: pd.Series, other: Any) -> bool:
 
 
 def _is_interleaved(chosen: pd.Series, other: Any) -> bool:
-    """True where one series has its slices in the middle of the gaps of the other, along the same head."""
+    """True if the slices of one series lie in the middle of the gaps of the other, over the same head."""
     gap, length = chosen["gap_mm"], max(chosen["coverage_mm"], other.coverage_mm)
     overlap = min(chosen["high"], other.high) - max(chosen["low"], other.low)
     offset = ((other.low - chosen["low"]) / gap) % 1 if gap > 0 else 0.0

@@ -15,7 +15,7 @@ BONE = "bone or high-resolution kernel"
 DYNAMIC = "perfusion or dynamic"
 PART_OF_HEAD = "not a plain head"
 OTHER_BODY_PART = "another body part"
-NO_HU = "values that are no HU of a head, or cannot be read"
+NO_HU = "values that are not HU of a head, or cannot be read"
 
 RANKS = {
     DERIVED: 0,

@@ -50,12 +50,12 @@ class PixelSettings:
 
     @property
     def has_parts(self) -> bool:
-        """True where a study gives other studies than itself."""
+        """True if a study is cut into parts."""
         return self.parts.kind != WHOLE
 
     @property
     def is_plain(self) -> bool:
-        """True where a volume shows the whole picture of its source."""
+        """True if a volume contains the whole source image."""
         return not (self.steps or self.has_parts)
 
     @property
@@ -127,11 +127,11 @@ class StudyRecord:
     parts: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without an empty origin or parts, so that a store without them has the bytes it had before."""
+        """Its fields, without an empty origin or parts, so that stores without them stay byte-identical."""
         return {name: value for name, value in vars(self).items() if name not in ("origin", "parts") or value}
 
     def pieces(self) -> Iterator[Piece]:
-        """What the study gives: itself, or its parts."""
+        """The study itself, or its parts."""
         if not self.parts:
             yield Piece("", self.volume, self.kept, self.padded, self.brain_share, self.origin)
         for part in self.parts:
@@ -160,7 +160,7 @@ class DecodedPart:
 
 @dataclass(frozen=True)
 class DecodedStudy:
-    """A study in memory, and what `StudyRecord` says of it.
+    """A study in memory, with the fields of its `StudyRecord`.
 
     Attributes:
         volume: (S, H, W) int16 HU; no slices where it was cut into parts.
@@ -177,7 +177,7 @@ class DecodedStudy:
     parts: tuple[DecodedPart, ...] = ()
 
     def pieces(self) -> tuple[DecodedPart, ...]:
-        """What the study gives, as `StudyRecord.pieces`."""
+        """As `StudyRecord.pieces`."""
         return self.parts or (DecodedPart("", self.volume, tuple(range(len(self.volume))), self.origin),)
 
     def record(self, key: str, write: Callable[[str, np.ndarray], tuple[str, str, int]]) -> StudyRecord:

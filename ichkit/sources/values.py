@@ -1,4 +1,4 @@
-"""What a few slices of a series say of its values, before it is chosen, and padding that is declared to be tissue."""
+"""Checks the pixel values of a series on a few of its slices before it is chosen, and its PixelPaddingValue."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ _NUM_SAMPLES = 3
 
 
 def why_unusable(files: pd.DataFrame) -> str:
-    """Why the pixels of a series cannot be used, from three slices inside it; empty where they can.
+    """The reason why the pixels of a series cannot be used, from three of its slices; empty if they can.
 
     Args:
         files: of one series, with position_mm.

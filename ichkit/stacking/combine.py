@@ -62,7 +62,7 @@ class Ensemble:
         if len(given) > 1:
             asked = "; ".join(f"{run}: {scope.given or 'on every slice'}" for run, scope in runs.items())
             raise ConfigError(
-                f"stack.combine: {name} expects runs whose classes are asked on the same slices (train.given), found "
+                f"stack.combine: {name} expects runs with the same train.given, found "
                 f"{asked}. Use --set stack.combine={CASCADE}, or name other --runs."
             )
         return cls(combiner, tuple(runs.values()), Scope(task, classes, given.pop()))
@@ -113,8 +113,8 @@ def _check_cascade(runs: Mapping[str, Scope]) -> None:
     everywhere = {name for scope in runs.values() for name in set(scope.classes) - set(scope.asked_if_given)}
     if not conditional:
         raise ConfigError(
-            f"stack.combine: {CASCADE} expects a run with train.given, whose classes are asked only where another "
-            f"class is present; found none among {', '.join(runs)}. Train one, or use {MEAN_LOGIT}."
+            f"stack.combine: {CASCADE} expects a run with train.given, whose classes are conditional on another "
+            f"class; found none among {', '.join(runs)}. Train one, or use {MEAN_LOGIT}."
         )
     for name, (run, given) in conditional.items():
         if given not in everywhere:

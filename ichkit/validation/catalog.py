@@ -105,7 +105,7 @@ class _Identity(NamedTuple):
 
 
 def looked_at(work: WorkFolder, source: Source, split: str, command: str) -> Scored:
-    """The row of the ledger for a source that is scored on an external set or on the locked patients."""
+    """The row of `looks.csv` for a source that is scored on an external set or on the locked patients."""
     digest = digest_of(source.digests_of(work, split))
     return Scored(split, source.name, source.config_digest, digest, command)
 

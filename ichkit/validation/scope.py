@@ -1,4 +1,4 @@
-"""The scope of a predictor: the classes that it predicts, and the class that must be present for them to be asked."""
+"""The scope of a predictor: the classes that it predicts, and the class that they are conditional on, if any."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SCOPE = "scope"
 
 @dataclass(frozen=True)
 class Scope:
-    """What a predictor answers.
+    """The classes that a predictor predicts.
 
     Attributes:
         task: its task.
@@ -63,7 +63,9 @@ class Scope:
         try:
             return cls.of(task, **facts.get(SCOPE, {}))
         except (ConfigError, TypeError) as error:
-            raise ArtifactError(f"{where}: its manifest has an invalid scope ({error}). Make it again.") from error
+            raise ArtifactError(
+                f"{where}: its manifest has an invalid scope ({error}). Run its command again."
+            ) from error
 
     @property
     def is_whole(self) -> bool:
@@ -77,7 +79,7 @@ class Scope:
 
     @property
     def asked_if_given(self) -> tuple[str, ...]:
-        """The classes that are asked only where `given` is present."""
+        """The classes that are predicted conditionally on `given`."""
         return () if self.given is None else tuple(name for name in self.classes if name != self.given)
 
     def facts(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class Scope:
         return {} if self.is_whole else {SCOPE: {"classes": list(self.classes), "given": self.given}}
 
     def mask(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table with labels unknown that are not asked: of other classes, and where `given` is not present.
+        """The table with labels outside the scope set to unknown: other classes, and rows without `given`.
 
         Args:
             table: a column of labels for each class of the task, 0, 1 or missing; other columns are kept.

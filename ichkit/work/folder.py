@@ -93,7 +93,7 @@ class WorkFolder:
 
     @property
     def looks(self) -> Path:
-        """The ledger of every scoring of an external set or of the locked patients."""
+        """The log of every evaluation on an external set or on the locked patients."""
         return self.root / "looks.csv"
 
     @property

@@ -1,4 +1,4 @@
-"""The ledger of a work folder: every time that an external set or the locked patients were scored."""
+"""`looks.csv`, the evaluation log: every time that an external set or the locked patients were scored."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class Scored:
 def record_looks(work: WorkFolder, scored: Iterable[Scored]) -> None:
     """Adds a row with the time for each whose predictions were not scored on that set before; rows are never removed.
 
-    Scoring the same predictions again shows nothing new and is no further look.
+    Scoring the same predictions again adds no row.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     new = pd.DataFrame([{"utc": now, **asdict(one)} for one in scored], columns=COLUMNS)

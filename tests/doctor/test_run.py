@@ -219,7 +219,7 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, tmp_path):
     assert "CUDA initialization: driver too old. Install the torch that fits the driver" in call("doctor")
     monkeypatch.setitem(sys.modules, "torch", make_torch(cuda=None))
     monkeypatch.setattr(machine, "_NVIDIA_DRIVER", tmp_path)
-    assert "an NVIDIA driver is here, but this torch (built with no CUDA) sees no GPU" in call("doctor")
+    assert "an NVIDIA driver is installed, but this torch (built with no CUDA) sees no GPU" in call("doctor")
 
 
 def test_limits_of_the_cgroup_are_read(monkeypatch, tmp_path):

@@ -124,7 +124,7 @@ BAD_HEADERS = [
     ({"SamplesPerPixel": 3}, "colour image"),
     ({"BitsAllocated": 8}, "expected 16 bits allocated"),
     ({"RescaleSlope": 0}, "RescaleSlope is 0"),
-    ({"Rows": 60000}, "absurd size"),
+    ({"Rows": 60000}, "invalid size"),
     ({"Rows": 9}, "pixel data shorter than Rows x Columns"),
     ({"ImagePositionPatient": None}, "no ImagePositionPatient"),
     ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "spans no plane"),

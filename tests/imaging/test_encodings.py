@@ -67,7 +67,9 @@ def test_compressed_pixels_are_read_without_the_uid_where_their_own_marks_tell_h
     data = to_bytes(dataset)
     data = {"none": lambda d: d, "uid": lambda d: with_meta_uid(d, None), "meta": without_meta}[cut](data)
     if syntax == "RLELossless" and cut != "none":
-        with pytest.raises(UnreadableError, match="compressed pixels without a transfer syntax that names how"):
+        with pytest.raises(
+            UnreadableError, match="compressed pixels without a transfer syntax that names the compression"
+        ):
             decode(data)
         return
     np.testing.assert_array_equal(decode(data)[0], pixels)
@@ -148,7 +150,11 @@ ODD = {
     "spacing empty": ({"PixelSpacing": None}, None, "no PixelSpacing of 2 numbers"),
     "slope nan": ({"RescaleSlope": "nan"}, None, "RescaleSlope is not finite"),
     "slope negative": ({"RescaleSlope": -1}, None, "RescaleSlope is negative"),
-    "position far": ({"ImagePositionPatient": [0, 0, "1e30"]}, None, "ImagePositionPatient is absurd"),
+    "position far": (
+        {"ImagePositionPatient": [0, 0, "1e30"]},
+        None,
+        "ImagePositionPatient is more than 100 m from the origin",
+    ),
     # Longer than 16 characters: pydicom issue 1632 and many exports of Philips and of research software.
     "position long": (
         {"ImagePositionPatient": ["-112.0000000000000001", "-112", "5.000000000000000001"]},
@@ -156,7 +162,7 @@ ODD = {
         None,
     ),
     "bits 12 high 15": ({"BitsStored": 12, "HighBit": 15}, None, None),
-    "rows zero": ({"Rows": 0}, None, "absurd size"),
+    "rows zero": ({"Rows": 0}, None, "invalid size"),
     # Siemens and GE write a trailing padding element behind the pixels.
     "trailing padding": ({"DataSetTrailingPadding": b"\0" * 64}, None, None),
     "group lengths": ({}, lambda d: with_group_length(d), None),

@@ -99,7 +99,7 @@ def test_without_any_model_it_is_said_how_to_get_one(tmp_path):
     said = call("predict", tmp_path / "scans", "--work", tmp_path / "work", code=2)
     said = " ".join(said.split())
     assert "no model: expected a finished run" in said
-    assert "Train one, name an export with --model, or `ichkit demo` makes a toy one." in said
+    assert "Train one, name an export with --model, or run `ichkit demo` for a small example model." in said
 
 
 def test_memory_that_runs_out_is_one_message_with_what_to_do(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_raw_values_are_rejected_with_the_reason_until_they_are_insisted_on(tmp_
     assert sorted(set(slices["study_id"])) == ["1.2.0", "1.2.3", "1.2.4", "1.2.5"]
     reasons = rejected.groupby("study_id")["reason"].agg(lambda why: " or ".join(sorted(set(why))))
     assert reasons["1.2.1"] == "no RescaleIntercept: Hounsfield units are unknown (accepted with --accept-raw)"
-    assert reasons["1.2.2"].startswith("no HU of a head: the darkest pixel of the series is")
+    assert reasons["1.2.2"].startswith("not HU of a head: the darkest pixel of the series is")
     assert reasons["1.2.2"].endswith("(accepted with --accept-raw)")
     assert len(rejected) == 8
     slices, rejected, work = prepare_here(IDS, accept_raw=True)

@@ -121,7 +121,7 @@ ADVISORIES = {
     "an element claims to be longer than the file": (element_over_read, r"header cannot be read .*|no .*"),
     "a deflated data set without end": (deflate_bomb, r"deflated data set is larger than 256 MB"),
     "the same behind a long meta group": (hidden_deflate_bomb, r"deflated data set is larger than 256 MB|header .*"),
-    "rows times columns times frames overflow": (dimension_overflow, r"absurd .*"),
+    "rows times columns times frames overflow": (dimension_overflow, r"invalid .*"),
     "indices into a palette that is too short": (palette_index, r"colour image.*"),
     "a codestream of another size than its header": (codestream_of_other_size, r"pixels cannot be decompressed .*"),
     "run lengths that point beyond their end": (run_length_beyond_its_end, r"pixels cannot be decompressed .*"),

@@ -74,7 +74,7 @@ def test_other_pixels_at_the_same_place_under_the_same_id_are_no_copy(tmp_path):
     write_slice(tmp_path / "other.dcm", np.full((8, 8), 1500, np.uint16), slice_uid="1.2.3.5", position=(0, 0, 20.0))
     plan = plan_of(tmp_path)
     assert len(order_slices(plan.files)[1]) == 20
-    assert plan.rejected["reason"].to_list() == ["another acquisition of its series covers the same place"]
+    assert plan.rejected["reason"].to_list() == ["another acquisition of its series covers the same positions"]
 
 
 def test_without_study_and_series_ids_two_patients_are_two_studies(tmp_path):

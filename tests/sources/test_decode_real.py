@@ -62,4 +62,4 @@ def test_a_real_mr_volume_is_refused_by_its_side_file_or_for_its_values(real_dat
     assert len(studies) == len(volumes)
     for study in studies:
         assert study.kept == []
-        assert all(why.startswith("no HU of a head") for *_, why in study.failures)
+        assert all(why.startswith("not HU of a head") for *_, why in study.failures)

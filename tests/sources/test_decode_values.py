@@ -298,7 +298,7 @@ def test_a_nifti_that_cannot_be_used_is_refused_with_its_reason(tmp_path, monkey
     assert index["moving.nii"] == "NIfTI: expected one volume of three dimensions"
     assert index["colour.nii"] == "NIfTI: colour or complex values, expected numbers"
     assert index["nowhere.nii"] == "NIfTI without sform and qform: left and right are unknown"
-    assert index["huge.nii"] == "NIfTI: absurd size"
+    assert index["huge.nii"] == "NIfTI: invalid size"
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     assert set(index_of(tmp_path)["reason"]) == {"NIfTI needs nibabel; pip install 'ichkit[nifti]'"}
 

@@ -73,8 +73,8 @@ def test_where_nothing_passes_the_reason_that_weighs_least_decides_and_not_the_c
     with caplog.at_level("WARNING", logger="ichkit"):
         took, why = chosen(tmp_path)
     assert took == ["1.2.3.9"]
-    assert why[took[0]].startswith("no better series: axial, although ")
-    assert f"no better series: axial, although {why[took[0]].split('although ')[1]}" in caplog.text
+    assert why[took[0]].startswith("fallback: axial, although ")
+    assert f"fallback: axial, although {why[took[0]].split('although ')[1]}" in caplog.text
     assert why[took[0]].count("1 (") == len(left) - 1
 
 
@@ -119,7 +119,7 @@ def test_where_halves_overlap_a_place_is_read_once(tmp_path):
     positions = order_slices(plan.files)[1]["position_mm"]
     assert positions.is_unique
     assert positions.to_list() == [2.5 * i for i in range(16)] + [40 + 5.0 * i for i in range(22)]
-    assert plan.rejected["reason"].to_list() == ["the other half of the head covers the same place"] * 4
+    assert plan.rejected["reason"].to_list() == ["the other half of the head covers the same positions"] * 4
 
 
 def test_a_half_that_does_not_fit_is_said_to_be_missing(tmp_path, caplog):
@@ -170,7 +170,7 @@ def test_two_series_with_every_other_slice_are_one_head_and_it_is_said(tmp_path,
     slices = slices_of(tmp_path)
     assert slices["position_mm"].to_list() == [5.0 * i for i in range(32)]
     assert slices["series_id"].to_list() == [HEAD, "1.2.3.2"] * 16
-    assert "one of two series that hold every other slice of the head each" in caplog.text
+    assert "one of two interleaved series, each with every other slice of the head" in caplog.text
 
 
 @pytest.mark.parametrize(("gap", "start"), [(10.0, 1.0), (5.0, 2.5)])
@@ -197,8 +197,8 @@ def test_where_the_best_series_holds_no_hu_of_a_head_the_next_is_taken_and_it_is
     write(tmp_path, "1.2.3.2", gap=4.0)
     names, reasons = chosen(tmp_path)
     assert names == ["1.2.3.2"]
-    assert reasons[HEAD].startswith("values that are no HU of a head")
-    assert "passed over: a series with values that are no HU of a head" in caplog.text
+    assert reasons[HEAD].startswith("values that are not HU of a head")
+    assert "skipped: a series with values that are not HU of a head" in caplog.text
 
 
 def test_a_series_whose_pixels_cannot_be_read_is_passed_over_too(tmp_path):
@@ -225,7 +225,7 @@ def test_files_that_have_a_series_uid_of_their_own_each_are_one_series(tmp_path,
     slices = slices_of(tmp_path)
     assert slices["position_mm"].to_list() == [5.0 * i for i in range(24)]
     assert len(set(slices["series_id"])) == 1
-    assert "24 files have each a SeriesInstanceUID of their own" in caplog.text
+    assert "24 files each have their own SeriesInstanceUID" in caplog.text
 
 
 def test_a_few_single_images_stay_series_of_their_own(tmp_path):
@@ -259,7 +259,7 @@ def test_files_that_have_a_study_uid_of_their_own_each_are_one_study(tmp_path, c
     slices = slices_of(tmp_path)
     assert slices["position_mm"].to_list() == [5.0 * i for i in range(24)] * 2
     assert slices["study_id"].nunique() == slices["patient_id"].nunique() == 2
-    assert "48 files have each a StudyInstanceUID of their own" in caplog.text
+    assert "48 files each have their own StudyInstanceUID" in caplog.text
 
 
 def test_two_scans_of_one_patient_in_one_folder_with_uids_of_their_own_stay_apart(tmp_path):

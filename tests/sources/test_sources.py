@@ -261,7 +261,7 @@ def test_a_folder_falls_back_to_the_axial_series_with_the_most_coverage_and_says
     rows = [series_row("a", 5.0, coverage=20, num=5), series_row("b", 5.0, coverage=0, num=1)]
     took, why = chosen(rows, FOLDER_RULE)
     assert took[took].index.to_list() == ["a"]
-    assert why["a"] == ("no better series: axial, although fewer than 16 slices; not used: 1 (fewer than 16 slices)")
+    assert why["a"] == ("fallback: axial, although fewer than 16 slices; not used: 1 (fewer than 16 slices)")
     assert not chosen(rows, CQ500_RULE)[0].any()
 
 

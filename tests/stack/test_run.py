@@ -185,12 +185,12 @@ def test_a_second_run_does_nothing_and_changed_labels_or_settings_make_it_again(
     assert "stack base: up to date" in caplog.text
     flip_labels(work, 1)
     do(stack, quick_config(), work)
-    assert "made again, because prepared/labels changed" in caplog.text
+    assert "fitted again, because prepared/labels changed" in caplog.text
     do(stack, quick_config("stack.lightgbm.patience=7"), work)
-    assert "made again, because stack changed" in caplog.text
+    assert "fitted again, because stack changed" in caplog.text
     rewrite_table(work.fold("base", 1), "test.parquet", lambda table: table.assign(p_any=np.float32(0.5)))
     do(stack, quick_config("stack.lightgbm.patience=7"), work)
-    assert "made again, because base/fold1/test.parquet changed" in caplog.text
+    assert "fitted again, because base/fold1/test.parquet changed" in caplog.text
     assert len(in_process) == 3 * 4
 
 

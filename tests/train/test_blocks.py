@@ -179,11 +179,11 @@ def test_a_run_of_an_earlier_version_without_these_keys_is_up_to_date(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["train.context=gru", "train.sampling=slices"], "single slices have none; use --set train.sampling=studies"),
+        (["train.context=gru", "train.sampling=slices"], "needs blocks of slices; use --set train.sampling=studies"),
         (["train.pool=max"], "a study is pooled from all its slices; use --set train.sampling=studies"),
         (
             ["train.sampling=studies", "train.centres=central"],
-            "an epoch of studies shows each once; leave it",
+            "with train.sampling=studies each study is seen once per epoch; leave it",
         ),
         (["train.context=gru", "train.context.width=20", "train.context.heads=8"], "a multiple of twice the heads"),
         (["train.context=grru"], 'train.context: unknown "grru"'),

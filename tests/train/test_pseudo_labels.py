@@ -141,7 +141,7 @@ def test_a_teacher_that_is_missing_or_predicted_other_slices_is_refused(work, tm
     ("change", "message"),
     [
         ("pseudo_sets: [tset]", r'unknown set "tset" in pseudo_sets\. Did you mean "test"'),
-        ("pseudo_sets: [cq500]", r"cq500 has labels: it is there to score by"),
+        ("pseudo_sets: [cq500]", r"cq500 has labels and is scored"),
     ],
 )
 def test_a_set_that_is_unknown_or_scored_is_refused(work, change, message):

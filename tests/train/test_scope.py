@@ -149,7 +149,11 @@ def test_only_sources_of_every_class_are_ranked_and_submitted(work, tmp_path):
 @pytest.mark.parametrize(
     ("runs", "combine", "message"),
     [
-        (("which", "joint"), "mean-logit", r"asked on the same slices .* joint: on every slice; which: any"),
+        (
+            ("which", "joint"),
+            "mean-logit",
+            r"expects runs with the same train.given, found joint: on every slice; which: any",
+        ),
         (("joint",), "cascade", r"expects a run with train\.given"),
         (("which",), "cascade", r"expects a run that predicts any on every slice"),
         (("joint", "which"), "cascade", r"found both for epidural"),

@@ -1,4 +1,4 @@
-"""Where the data of each source are on this machine, or were looked for."""
+"""Where the data of each source are on this machine, or which paths were searched."""
 
 import os
 from dataclasses import dataclass

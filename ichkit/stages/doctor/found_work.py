@@ -1,4 +1,4 @@
-"""What a work folder and its submissions hold, summed up for a reader; nothing is touched and nothing raises."""
+"""A summary of a work folder and its submissions; writes nothing and raises nothing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ichkit.work.inventory import Entry, take_inventory
 
 @dataclass(frozen=True)
 class PreparedState:
-    """What `prepare` wrote: where the data are from, counts, folds, and whether there is a test split to submit."""
+    """Summary of the prepared data: origin, counts, folds, and whether there is a test split to submit."""
 
     data: str
     num_slices: int
@@ -34,7 +34,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class StackState:
-    """The runs, folds and kinds of a finished stack; outdated where its runs have other tables now."""
+    """The runs, folds and kinds of a finished stack; outdated if the tables of its runs have changed."""
 
     runs: tuple[str, ...]
     folds: tuple[int, ...]
@@ -44,7 +44,7 @@ class StackState:
 
 @dataclass(frozen=True)
 class SubmissionState:
-    """The folds behind a submission; outdated where its CSV or the tables behind it have changed."""
+    """The folds of a submission; outdated if its CSV or the tables it was made from have changed."""
 
     folds: tuple[int, ...]
     is_outdated: bool
@@ -52,7 +52,7 @@ class SubmissionState:
 
 @dataclass(frozen=True)
 class WorkState:
-    """What there is, by name.
+    """The content of a work folder, by name.
 
     Attributes:
         prepared: None where `prepare` has not finished.
@@ -71,7 +71,7 @@ class WorkState:
 
 
 def find_work(work: WorkFolder, submissions: Path) -> WorkState:
-    """What is there now; a damaged part is named in `damaged` and otherwise left out."""
+    """The current content of a work folder; damaged parts are listed in `damaged` and otherwise omitted."""
     inventory = take_inventory(work)
     runs = {
         name: RunState(
@@ -110,7 +110,7 @@ def find_work(work: WorkFolder, submissions: Path) -> WorkState:
 
 @contextlib.contextmanager
 def _noting(place: str, damaged: list[str]) -> Iterator[None]:
-    """Notes a part that cannot be read, and goes on without it."""
+    """Records a part that cannot be read, and continues without it."""
     try:
         yield
     except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""What this machine offers: packages, GPU, cores, memory, disk, and decoders for compressed DICOM."""
+"""Resources of this machine: packages, GPU, cores, memory, disk, and decoders for compressed DICOM."""
 
 import importlib
 import os
@@ -27,7 +27,7 @@ _UNKNOWN_BYTES = 2**62  # what `free_memory_bytes` gives where it cannot know
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator; its memory is None where it shares the machine's."""
+    """One accelerator; its memory is None if it shares the memory of the machine."""
 
     name: str
     memory_bytes: int | None
@@ -35,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine offers; None where it cannot be known.
+    """Resources of a machine; None if unknown.
 
     Attributes:
         versions, extras: as `required_versions` and `extra_versions` give them.
@@ -68,7 +68,7 @@ class Machine:
 
 
 def inspect_machine(root: Path) -> Machine:
-    """Looks at this machine and writes nothing; loading torch is most of the time it takes.
+    """Inspects this machine and writes nothing; most of its time is the import of torch.
 
     Args:
         root: of the work folder, which need not be there.
@@ -113,7 +113,7 @@ def _can_decode(syntax: str) -> bool:
 
 
 def _find_gpus() -> tuple[tuple[Gpu, ...], str, str]:
-    """The GPUs that torch can use; why it can use none of those there are; why torch itself cannot be loaded."""
+    """The GPUs that torch can use; why it cannot use an existing one; why torch cannot be loaded (or empty)."""
     try:
         torch = importlib.import_module("torch")
     # OSError: a shared library that is missing or too old.
@@ -131,12 +131,12 @@ def _find_gpus() -> tuple[tuple[Gpu, ...], str, str]:
         return (), said[0].splitlines()[0], ""
     if _NVIDIA_DRIVER.exists():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-        return (), f"an NVIDIA driver is here, but this torch (built with {built}) sees no GPU", ""
+        return (), f"an NVIDIA driver is installed, but this torch (built with {built}) sees no GPU", ""
     return (), "", ""
 
 
 def _core_quota() -> float | None:
-    """Cores' worth of time that the cgroup grants. Source: kernel docs, cgroup-v2, "cpu.max": quota, then period."""
+    """Number of cores allowed by the cgroup. Source: kernel docs, cgroup-v2, "cpu.max": quota, then period."""
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return int(quota) / int(period)

@@ -24,7 +24,7 @@ _Words = list[str]
 
 @dataclass(frozen=True)
 class Step:
-    """One command as it would be typed, and why it is the next."""
+    """The next command as it would be typed, and the reason for it."""
 
     command: str
     reason: str
@@ -101,7 +101,7 @@ def _after_training(
 
 
 def train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:
-    """What makes `train` go on with a run: other settings than its own would be refused."""
+    """The options with which `train` resumes a run: other settings would be refused."""
     written = next((path for k in run.folds if (path := work.fold(name, k) / "config.yaml").is_file()), None)
     if config_name is None and name in shipped_names("configs") and (written is None or _is_shipped(written, name)):
         return _named(name)

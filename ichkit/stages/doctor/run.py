@@ -18,7 +18,7 @@ MIN_DISK_BYTES = 10**9
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything `ichkit doctor` says.
+    """The result of `ichkit doctor`.
 
     Attributes:
         warnings: topic to what is not as it should be, and what to do about it.
@@ -34,7 +34,7 @@ class Diagnosis:
 
 
 def run(config: Config, work: WorkFolder, submissions: Path, config_name: str | None = None) -> Diagnosis:
-    """Looks at everything and writes nothing; what is damaged or missing is part of the answer.
+    """Inspects machine, data and work folder and writes nothing; damaged or missing parts are reported, not raised.
 
     Args:
         config_name: the config that the next command should name; None for the one the work was made with.
@@ -54,7 +54,7 @@ def run(config: Config, work: WorkFolder, submissions: Path, config_name: str | 
 
 
 def find_problems(machine: Machine) -> dict[str, Step]:
-    """What makes the toolkit unusable here, by topic, and the command that fixes it."""
+    """Problems that make the toolkit unusable here, by topic, and the command that fixes each."""
     problems = {}
     if machine.torch_error:
         problems["packages"] = Step(
@@ -66,25 +66,25 @@ def find_problems(machine: Machine) -> dict[str, Step]:
 
 
 def find_warnings(machine: Machine, data: dict[str, DataState], inventory: WorkState) -> dict[str, str]:
-    """What is not as it should be, and what to do about it, by topic."""
+    """Warnings by topic, and what to do about each."""
     warnings = {}
     if machine.gpu_note:
         warnings["GPU"] = f"{machine.gpu_note}. Install the torch that fits the driver: https://pytorch.org."
     if machine.core_quota is not None and machine.core_quota < machine.cores:
         warnings["cores"] = (
-            f"the cgroup grants {machine.core_quota:g} of them at a time: set prepare.workers and train.threads to "
-            f"{max(1, int(machine.core_quota))}."
+            f"the cgroup limits this process to {machine.core_quota:g} of them: set prepare.workers and train.threads "
+            f"to {max(1, int(machine.core_quota))}."
         )
     shared = machine.shared_memory_bytes
     if shared is not None and shared < MIN_SHARED_MEMORY_BYTES:
         warnings["/dev/shm"] = (
-            "small: on a GPU, workers of training hand batches over through it. Raise it (Docker: --shm-size), or set "
-            "train.workers=0."
+            "small: with a GPU, data loading workers pass batches through shared memory. Raise it (Docker: --shm-size) "
+            "or set train.workers=0."
         )
     if machine.disk_free_bytes < MIN_DISK_BYTES:
         warnings["disk"] = "almost no space is free on the disk of the work folder. Name another disk with --work DIR."
     if not all(machine.decoders.values()):
-        warnings["DICOM"] = "files of a family that is missing would be rejected: `pip install 'ichkit[dicom]'`."
+        warnings["DICOM"] = "compressed images of the missing kinds would be rejected: `pip install 'ichkit[dicom]'`."
     for name, state in data.items():
         if state.is_named and not state.is_found:
             warnings[f"data: {name}"] = f"nothing is at {state.looked_at[0]}. Correct the path."

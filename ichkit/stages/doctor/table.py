@@ -1,4 +1,4 @@
-"""What `ichkit doctor` found, as a table."""
+"""The findings of `ichkit doctor` as a table."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ _FIRST = (True, False, False)
 
 
 def render(diagnosis: Diagnosis) -> Table:
-    """One row a topic: what was found, and below it what is wrong; `!` marks a warning, `x` marks an error."""
+    """One row per topic: the finding, and below it any problem; `!` marks a warning, `x` an error."""
     rows: list[list[Cell | str]] = []
     for section in (_machine_rows(diagnosis.machine), _data_rows(diagnosis.data), _work_rows(diagnosis.inventory)):
         rows += [_BLANK] if rows else []

@@ -11,7 +11,7 @@ from ichkit.work.inventory import take_inventory
 
 
 def run(work: WorkFolder, submissions: Path) -> list[str]:
-    """One line for each damaged file or manifest; empty where all is as it was written.
+    """One line for each damaged file or manifest; empty if all are unchanged.
 
     Raises:
         ArtifactError: there is no artifact to check.

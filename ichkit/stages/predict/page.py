@@ -69,7 +69,9 @@ def write_page(
             meter.advance()
     left = len(studies) - len(drawn)
     if left:
-        viewers.append(Prose(f"{left} more without images: drawn are the {len(drawn)} with the highest probability."))
+        viewers.append(
+            Prose(f"{left} more studies without images: shown are the {len(drawn)} with the highest probability.")
+        )
     sections = [
         Section("first", "Read this first", [Checks(_check(prediction, thresholds, len(predictors)))]),
         Section("triage", "Studies", [_triage(prediction, studies, set(drawn["number"]), task, main)]),
@@ -155,7 +157,11 @@ def _check(prediction: Prediction, thresholds: Mapping[str, float], num_networks
     found = "of the model's out-of-fold slices (best F1)" if thresholds else "the model has none: no decision is shown"
     checks.append(Check(PASS if thresholds else WARN, "Thresholds", found))
     num_rejected = len(prediction.rejected)
-    found = f"{format_count(num_rejected, 'file')} rejected" if num_rejected else "every file was used or a known extra"
+    found = (
+        f"{format_count(num_rejected, 'file')} rejected"
+        if num_rejected
+        else "none (files such as licences and read-me files are ignored)"
+    )
     checks.append(Check(WARN if num_rejected else PASS, "Files", found))
     short = prediction.studies["num_slices"] < 10
     found = f"{format_count(int(short.sum()), 'study', 'studies')} of fewer than 10 slices"

@@ -139,7 +139,7 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         if not find_sources(work, task):
             raise ConfigError(
                 f"no model: expected a finished run below {work.runs}, found none. Train one, name an export with "
-                "--model, or `ichkit demo` makes a toy one."
+                "--model, or run `ichkit demo` for a small example model."
             )
         scoring = plan_scores(config, work)
         if scoring.is_current:

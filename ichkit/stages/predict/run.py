@@ -184,7 +184,7 @@ def _describe(
     dict[str, np.ndarray],
     dict[str, StudyRecord],
 ]:
-    """What the networks say of every study.
+    """The predictions of the networks for every study, as predictions.json lists them.
 
     Returns:
         Predictions of every network; with `embeds` its embeddings in the same row order; the slices; (C,) by study_id,

@@ -9,13 +9,13 @@ from ichkit.stages.scores.book import read_proof
 from ichkit.work.looks import read_looks
 
 _LOOKS = (
-    "Each row of the ledger `looks.csv` in the work folder is one run or stack whose predictions of the set were "
+    "Each row of `looks.csv` in the work folder is one run or stack whose predictions of the set were "
     "scored for the first time. The more often a set is scored while models are changed, the less it is a test of them."
 )
 
 
 def make_proof(report: ReportData) -> Section:
-    """The gains of second stages on locked patients, if measured, and the looks at every external set."""
+    """The gains of second stages on locked patients, if measured, and how often every external set was scored."""
     table = read_proof(report.work, report.sources)
     blocks: list[Block] = []
     if table is not None:
@@ -34,4 +34,4 @@ def make_proof(report: ReportData) -> Section:
     if rows:
         columns = ("set", "scored", "first for", "last for")
         blocks.append(Table("How often each set was scored", columns, rows, note=_LOOKS))
-    return Section("proof", "Proof and looks", blocks)
+    return Section("proof", "Gains on locked patients and evaluation log", blocks)

@@ -232,7 +232,7 @@ class ScoreBook:
 
     def _rank(self, source: Source) -> tuple[int, str, float, str]:
         loss = self.loss(source)
-        value = np.inf if np.isnan(loss.value) else loss.value  # of a source that predicts some classes alone
+        value = np.inf if np.isnan(loss.value) else loss.value  # of a source that predicts only some of the classes
         return -self.num_slices(source), source.folds_label, value, source.name
 
 

@@ -299,7 +299,7 @@ def run(plan: EvaluatePlan) -> Manifest:
 
 
 def _record_looks(plan: EvaluatePlan) -> None:
-    """Adds the external sets that are scored to the ledger; before the scores, so that a killed call leaves no gap."""
+    """Logs the external sets that are scored; before the scores are written, so that a killed call leaves no gap."""
     sets = scored_external_sets(plan.prepared)
     record_looks(plan.work, [looked_at(plan.work, source, name, MADE_BY) for source in plan.sources for name in sets])
 

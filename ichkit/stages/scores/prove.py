@@ -38,8 +38,8 @@ from ichkit.work.looks import record_looks
 
 MADE_BY = "ichkit evaluate --prove"
 _NO_LOCK = (
-    "no patients are locked. Prepare with `ichkit prepare --lock 0.15` before training; patients that a network has "
-    "seen cannot prove anything about it."
+    "no patients are locked. Run `ichkit prepare --lock 0.15` before training: patients must be locked before any "
+    "network is trained."
 )
 _NOTE = (
     "Gain: weighted log loss of the base (the mean of the runs, scored as on the leaderboard) minus that of the second "
@@ -88,7 +88,7 @@ class ProvePlan(Plan):
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The proof and the ledger."""
+        """The proof and the evaluation log."""
         return () if self.current is not None else (self.work.proof, self.work.looks)
 
     def forecast(self) -> Forecast:
@@ -99,7 +99,7 @@ class ProvePlan(Plan):
         locked = self.prepared.split(LOCKED)
         steps = (
             f"scores {names} on {locked.patient_id.nunique()} locked patients, {len(locked)} slices",
-            "adds these looks to the ledger, which is never shortened",
+            "adds these evaluations to looks.csv",
         )
         return Forecast(steps, basis="unknown; seconds for each stack")
 

@@ -144,7 +144,7 @@ def run(plan: SubmitPlan) -> Submission:
 
 
 def _refuse_partial(source: Source) -> None:
-    """Refuses a source of some classes alone; raises ConfigError."""
+    """Refuses a source that predicts only some of the classes; raises ConfigError."""
     if not source.scope.is_whole:
         raise ConfigError(
             f"submit: expected a source of every class, found {source.name}, which predicts "
@@ -167,7 +167,7 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
     """The source of that name; without a name the best complete one, else the best of those with the most slices.
 
     A source is complete with every fold of `folds.csv`; the best has the lowest out-of-fold weighted log loss. Sources
-    of some classes alone are chosen only if there is no other.
+    that predict only some of the classes are chosen only if there is no other.
 
     Args:
         scoring: the sources; without a name their scores must be up to date.

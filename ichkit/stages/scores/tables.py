@@ -57,7 +57,7 @@ _BOARD = (
 _CHOSEN = (
     "F1 at the best F1 threshold of the other folds; sensitivity and specificity at their best Youden's J threshold."
 )
-_RAISED = "ECE: expected calibration error; chance alone increases it, and its interval corrects for that."
+_RAISED = "ECE: expected calibration error; small samples bias it upwards, and its interval corrects for that."
 _MARKS_SOURCE = (
     "LightGBM's position features (padding, number of slices, gap, share of brain) identify the data source, and this "
     "one was not in its training data: compare fusion with the paper, not a model that uses them."
@@ -65,8 +65,8 @@ _MARKS_SOURCE = (
 _STUDY_MAXIMUM = "Score of a study: the maximum over its slices."
 _KEPT = "gain\nkept"
 _KEPT_NOTE = (
-    "Gain kept: the gain over the base on locked patients as a share of the gain out of fold; chance alone "
-    "moves it far where the gain is small."
+    "Gain kept: the gain over the base on locked patients as a share of the gain out of fold; uncertain if "
+    "the gain is small."
 )
 _SURE = 0.05
 _ROBUSTNESS_KEYS = ["perturbation", "metric", "class"]
@@ -99,8 +99,8 @@ def data_note(data: str) -> str:
 
 
 def describe_scope(scope: Scope) -> str:
-    """What a source predicts, e.g. "subdural, asked where any is present"."""
-    asked = "" if scope.given is None else f", asked where {scope.given} is present"
+    """What a source predicts, e.g. "subdural, given any"."""
+    asked = "" if scope.given is None else f", given {scope.given}"
     return f"{', '.join(scope.classes)}{asked}"
 
 
@@ -163,7 +163,7 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
     notes += [_KEPT_NOTE] if book.kept else []
     partial = [f"{one.name}: {describe_scope(one.scope)}." for one in book.sources if not one.scope.is_whole]
-    notes += ["Not ranked: sources that predict some classes alone. " + " ".join(partial)] if partial else []
+    notes += ["Not ranked: sources that predict only some of the classes. " + " ".join(partial)] if partial else []
     notes += [f"{note}." for note in dict.fromkeys(scored_classes_note(book, one) for one in book.sources) if note]
     return Table(
         f"Leaderboard (data: {book.data})",

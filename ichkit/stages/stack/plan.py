@@ -148,5 +148,5 @@ def _find_current(final: Path, settings: dict[str, Any], inputs: Inputs) -> Mani
     if not changed:
         logger.info("stack %s: up to date", final.name)
         return manifest
-    logger.info("stack %s: made again, because %s changed", final.name, ", ".join(changed))
+    logger.info("stack %s: fitted again, because %s changed", final.name, ", ".join(changed))
     return None

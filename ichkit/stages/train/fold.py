@@ -174,7 +174,7 @@ def _keep_weights(task: FoldTask, writer: ArtifactWriter) -> dict[str, Any]:
 
 
 class _Read(NamedTuple):
-    """What a network says of the N rows of a part, in their order.
+    """The predictions of a network for the N rows of a part, in their order.
 
     Attributes:
         probabilities: (N, C) float32, NaN for classes that are not predicted.

@@ -82,7 +82,7 @@ def add_pseudo_labels(
 
 
 def count_pseudo_slices(num_own: int, num_available: int, phase: ResolvedPhase) -> int:
-    """About how many slices a phase adds: the configured share of all its slices, or what there is."""
+    """About how many slices a phase adds: the configured share of all its slices, or all that exist."""
     if phase.labels == OWN_LABELS:
         return 0
     return min(num_available, round(num_own * phase.pseudo_share / (1 - phase.pseudo_share)))
@@ -127,8 +127,8 @@ def _find_set(name: str, prepared: Prepared, parts: Parts) -> pd.DataFrame:
     own = studies[(studies.split == "test") if name == "test" else (studies.dataset == name)]
     if name != "test" and own[classes].notna().any(axis=None):
         raise ConfigError(
-            f"train.phases: {name} has labels: it is there to score by, and pseudo-labels would train on what is "
-            "scored. Use the test split or an external set without labels."
+            f"train.phases: {name} has labels and is scored; pseudo-labels would train on it. "
+            "Use the test split or an external set without labels."
         )
     return sets[name]
 
