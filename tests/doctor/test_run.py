@@ -142,12 +142,12 @@ def diagnose(**changes):
 
 
 ODDITIES = [
-    ({"shared_memory_bytes": 64 * 2**20}, "/dev/shm", "Raise it (Docker: --shm-size), or set train.workers=0."),
+    ({"shared_memory_bytes": 64 * 2**20}, "/dev/shm", "Raise it (Docker: --shm-size) or set train.workers=0."),
     ({"disk_free_bytes": 10**8}, "disk", "Name another disk with --work DIR."),
     (
         {"core_quota": 2.5},
         "cores",
-        "the cgroup grants 2.5 of them at a time: set prepare.workers and train.threads to 2.",
+        "the cgroup limits this process to 2.5 of them: set prepare.workers and train.threads to 2.",
     ),
     ({"core_quota": 0.5}, "cores", "train.threads to 1."),
     ({"gpu_note": "the driver is too old"}, "GPU", "the driver is too old. Install the torch that fits the driver"),

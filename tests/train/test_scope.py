@@ -140,7 +140,7 @@ def test_only_sources_of_every_class_are_ranked_and_submitted(work, tmp_path):
     printed = call("evaluate", "--work", work.root, "-c", "demo", "--set", "evaluate.num_draws=40", "--source", "which")
     assert "subdural" in printed
     with pytest.raises(
-        ConfigError, match=r"expected a source of every class, found which, which predicts .* where any"
+        ConfigError, match=r"expected a source of every class, found which, which predicts .* given any"
     ):
         plan_submit(settings, work, SubmitOptions(source="which", submissions=tmp_path))
     assert {one.name for one in find_sources(work, TASK) if one.scope.is_whole} == {"joint", "cascade-base"}
