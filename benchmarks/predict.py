@@ -1,7 +1,7 @@
 """Times `ichkit predict` on one study of 32 slices: `python benchmarks/predict.py [--json FILE] [--model EXPORT]`.
 
 Twice: in a process that has predicted before (what a service would see), and as the command that a person types, from
-the start of Python to the end. Without `--model` the demo's chain is made first, on fewer phantoms: what weights say
+the start of Python to the end. Without `--model` the demo's model is made first, on fewer phantoms: what weights say
 does not change how long they take. With `--data` the study is one of your own, of any number of slices.
 """
 
@@ -34,7 +34,7 @@ FEW = ("train.epochs=1", "stack.fusion.epochs=2")
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", type=Path, help="an exported model instead of the demo's chain")
+    parser.add_argument("--model", type=Path, help="an exported model instead of the demo's")
     parser.add_argument("--warm", action="store_true", help="only the warm part; needs --data and --model")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +72,7 @@ def make_study(folder: Path) -> Path:
 
 
 def make_model(folder: Path) -> Path:
-    """An export of the demo's chain, every fold and the blend, trained for one epoch."""
+    """An export of the demo's stack: every fold and the blend, trained for one epoch."""
     config, work = load_config("demo", FEW), WorkFolder(folder / "work")
     write_phantom(folder / "phantom", studies=40, test_studies=3, cq500_studies=3, size=128, seed=0)
     roots = {"rsna": folder / "phantom" / "rsna", "cq500": folder / "phantom" / "cq500"}

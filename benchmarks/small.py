@@ -23,7 +23,7 @@ from ichkit.core.seeding import derive_seed
 from ichkit.phantom.descriptors import TASK, make_work
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.inner import make_training_part
-from ichkit.stacking.inputs import plan_chains, read_inputs
+from ichkit.stacking.inputs import plan_fold_models, read_inputs
 from ichkit.stacking.rows import log_losses_of_logits, make_rows
 from ichkit.stacking.table import BASE, BLEND, STACKERS
 from ichkit.validation.coherence import make_logits_coherent
@@ -94,7 +94,7 @@ def play(base: str, num_patients: int, seed: int, num_folds: int) -> dict[str, f
     rows = make_rows([inputs.out_of_fold(run) for run in inputs.runs], inputs.train, TASK)
     labels = inputs.train[list(TASK.classes)].to_numpy(np.float64)
     found = {kind: np.empty(labels.shape) for kind in KINDS}
-    for plan in plan_chains(inputs, TASK, config.stack.num_parts, config.seed):
+    for plan in plan_fold_models(inputs, TASK, config.stack.num_parts, config.seed):
         others = ~plan.held
         seed = derive_seed(config.seed, "stack inner", plan.name)
         training = make_training_part(rows.take(others), inputs.train[others], TASK, config.stack.num_inner, seed)

@@ -20,7 +20,7 @@ from ichkit.core.progress import logger
 from ichkit.core.seeding import derive_seed
 from ichkit.phantom.descriptors import COMPETITION_SLICES, COMPETITION_STUDIES, TASK, make_competition
 from ichkit.stacking.inner import make_training_part
-from ichkit.stacking.inputs import plan_chains, read_inputs
+from ichkit.stacking.inputs import plan_fold_models, read_inputs
 from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stacking.rows import Rows, log_losses_of_logits, make_rows
 from ichkit.stacking.table import STACKERS
@@ -102,7 +102,7 @@ def loss_of(name: str, rows: Rows, inputs: Any, config: Config) -> float:
     """Weighted out-of-fold log loss of one stacker."""
     labels = inputs.train[list(TASK.classes)].to_numpy(np.float64)
     losses = np.empty(labels.shape)
-    for plan in plan_chains(inputs, TASK, config.stack.num_parts, config.seed):
+    for plan in plan_fold_models(inputs, TASK, config.stack.num_parts, config.seed):
         seed = derive_seed(config.seed, "stack inner", plan.name)
         others = ~plan.held
         training = make_training_part(rows.take(others), inputs.train[others], TASK, config.stack.num_inner, seed)

@@ -79,7 +79,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class ChainPlan:
+class FoldModelPlan:
     """One fold model to fit.
 
     Attributes:
@@ -223,7 +223,7 @@ def _with_brain_shares(prepared: Prepared) -> Prepared:
     return replace(prepared, slices=prepared.slices.merge(facts, on=key, how="left"))
 
 
-def plan_chains(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[ChainPlan]:
+def plan_fold_models(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[FoldModelPlan]:
     """One fold model per fold; with a single fold, one per part of its patients.
 
     Raises:
@@ -232,11 +232,11 @@ def plan_chains(inputs: Inputs, task: Task, num_parts: int, seed: int) -> list[C
     train = inputs.train
     if len(inputs.folds) > 1:
         own = train.fold.to_numpy(np.int64)
-        plans = [ChainPlan(f"fold{fold}", fold, own == fold) for fold in inputs.folds]
+        plans = [FoldModelPlan(f"fold{fold}", fold, own == fold) for fold in inputs.folds]
     else:
         num_parts = max(2, min(num_parts, train.patient_id.nunique()))
         parts = deal_patients(train, num_parts, task.classes, derive_seed(seed, "stack parts"))
-        plans = [ChainPlan(f"part{part}", inputs.folds[0], parts == part) for part in range(num_parts)]
+        plans = [FoldModelPlan(f"part{part}", inputs.folds[0], parts == part) for part in range(num_parts)]
     fewest = min(train.patient_id[~plan.held].nunique() for plan in plans)
     if fewest < 2:
         raise FoldError(

@@ -95,8 +95,8 @@ BLENDS = {
     "chains of numbers": change(BLEND, chains=[1, 2]),
     "a foreign run": change(BLEND, runs=["other"]),
     "a foreign member": change(BLEND, members=["base", "oracle", "fusion", "lightgbm"]),
-    "a chain that leads out": change_chain(name="../../../../etc"),
-    "a chain at a place of its own": change_chain(name="/etc"),
+    "a fold model that leads out": change_chain(name="../../../../etc"),
+    "a fold model at an absolute path": change_chain(name="/etc"),
     "a fold that is not there": change_chain(fold=7),
     "weights of another shape": change_chain(weights=[[1.0] * 6]),
     "weights without end": change_chain(weights=[[1.0] * 1000] * 1000),
@@ -147,7 +147,7 @@ PARTS = {
 }
 QUICK = (
     "nested without end",
-    "a chain that leads out",
+    "a fold model that leads out",
     "a foreign stacker",
     "weights of another shape",
     "a slope of many rows",

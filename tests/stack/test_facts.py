@@ -12,7 +12,7 @@ from support.simulated import TASK, make_work
 from ichkit.core.config import load_config
 from ichkit.core.errors import ContractError
 from ichkit.stacking import table as table_module
-from ichkit.stacking.chain import predict_chains, read_chains
+from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
 from ichkit.stacking.rows import log_losses_of_logits, to_logits
 from ichkit.stages.stack import run as stack
 from ichkit.stages.stack.facts import render
@@ -105,7 +105,7 @@ def test_where_all_rows_take_part_the_out_of_fold_loss_beside_it_is_that_of_the_
     for kind in ("lightgbm", "blend"):
         assert facts["optimism"][kind]["out_of_fold"] == pytest.approx(out_of_fold_loss(work, kind), abs=1e-6)
     assert facts["calibration"]["lightgbm"]["loss_after"] == pytest.approx(out_of_fold_loss(work, "lightgbm"), abs=1e-6)
-    # Every row stands in the training part of two of the three chains, so in sample it counts twice.
+    # Every row stands in the training part of two of the three fold models, so in sample it counts twice.
     assert facts["optimism"]["lightgbm"]["in_sample"] < facts["optimism"]["lightgbm"]["out_of_fold"]
 
 
@@ -115,7 +115,9 @@ def test_an_overconfident_stacker_is_calibrated_on_inner_patients_and_both_are_t
     told = do(stack, load_config("demo", QUICK), work).facts["calibration"]["lightgbm"]
     assert told["loss_after"] < 0.8 * told["loss_before"]
     assert told["error_after"]["any"] < told["error_before"]["any"]
-    slopes = [chain.calibrations["lightgbm"].slope for chain in read_chains(work.stacks / "base").chains]
+    slopes = [
+        fold_model.calibrations["lightgbm"].slope for fold_model in read_fold_models(work.stacks / "base").fold_models
+    ]
     # A third would undo it; how far towards that is what 40 patients support.
     assert all(1 / 3 < slope[TASK.headline_index] < 0.75 for slope in slopes)
     as_it_is = do(stack, load_config("demo", (*QUICK, "stack.calibrate=false")), work).facts["calibration"]["lightgbm"]
@@ -147,8 +149,8 @@ def test_a_stacker_that_learnt_by_heart_gets_no_weight_in_the_blend(tmp_path, in
     put_in_place(monkeypatch, learn_by_heart, read_by_heart)
     work = make_work(tmp_path / "work", folds=(0, 1, 2), num_folds=3)
     do(stack, load_config("demo", QUICK), work)
-    for chain in read_chains(work.stacks / "base").chains:
-        np.testing.assert_array_equal(chain.blend.weights, [[1.0] * TASK.num_classes, [0.0] * TASK.num_classes])
+    for fold_model in read_fold_models(work.stacks / "base").fold_models:
+        np.testing.assert_array_equal(fold_model.blend.weights, [[1.0] * TASK.num_classes, [0.0] * TASK.num_classes])
 
 
 def test_without_calibration_a_stacker_that_corrects_nothing_gives_the_runs_own_tables(tmp_path, in_process):
@@ -185,7 +187,7 @@ def test_importance_names_every_feature_and_puts_the_slice_itself_first(tmp_path
     note = json.loads((work.stacks / "base" / "lightgbm" / "fold0" / "lightgbm.json").read_text())
     assert sorted(table.feature) == sorted(note["features"])
     sums = table[list(TASK.classes)].sum()
-    assert ((sums - 1).abs() < 1e-9).sum() >= 3  # classes whose chains all kept the base have none
+    assert ((sums - 1).abs() < 1e-9).sum() >= 3  # classes whose fold models all kept the base have none
     assert table["mean"].is_monotonic_decreasing
     assert f"  {table.feature[0]} " in caplog.text
 
@@ -205,15 +207,15 @@ def with_brain_shares(work, share=0.4):
 def test_shares_of_brain_are_learnt_with_where_they_are_known_and_then_asked_for(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1), num_folds=2)
     without = do(stack, load_config("demo", QUICK), work)
-    assert not read_chains(work.stacks / "base").has_brain_shares
+    assert not read_fold_models(work.stacks / "base").has_brain_shares
     with_brain_shares(work)
     manifest = do(stack, load_config("demo", QUICK), work)
     assert manifest.inputs["prepared/labels"] != without.inputs["prepared/labels"]
-    assert read_chains(work.stacks / "base").has_brain_shares
+    assert read_fold_models(work.stacks / "base").has_brain_shares
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "test"].sort_values(KEY)
     given = {"base": {k: read_table(work.fold("base", k) / "test.parquet") for k in (0, 1)}}
     with pytest.raises(ContractError, match="expected the column brain_share of every slice"):
-        predict_chains(work.stacks / "base", given, slices)
-    found = predict_chains(work.stacks / "base", given, slices.assign(brain_share=0.4))["blend"]
+        predict_fold_models(work.stacks / "base", given, slices)
+    found = predict_fold_models(work.stacks / "base", given, slices.assign(brain_share=0.4))["blend"]
     pd.testing.assert_frame_equal(found, read_table(work.stacks / "base" / "blend_test.parquet"), check_exact=True)

@@ -74,7 +74,7 @@ def test_flipping_a_folds_labels_leaves_its_predictions_byte_identical(tmp_path,
     assert differs(before, after, {kind: ~rows for kind, rows in own.items()}) == set(KINDS)
 
 
-def test_the_canary_sings_where_a_chain_learns_from_the_rows_it_predicts(tmp_path, in_process, monkeypatch):
+def test_the_canary_sings_where_a_fold_model_learns_from_the_rows_it_predicts(tmp_path, in_process, monkeypatch):
     honest = stack._make_training
 
     def leaking(plan, rows, train, *rest):
@@ -97,14 +97,14 @@ def test_with_one_fold_the_labels_of_a_part_do_not_reach_its_predictions(tmp_pat
     train = read_table(work.prepared / "slices.parquet")
     train = train[(train.fold == 0).fillna(False)].sort_values(KEY, ignore_index=True)
     plans = []
-    plan_chains = stack_plan.plan_chains
+    plan_fold_models = stack_plan.plan_fold_models
 
     def plan_once(*arguments):
         # Parts are dealt by label, as folds are; like those they are held fixed here.
-        plans[:] = plans or plan_chains(*arguments)
+        plans[:] = plans or plan_fold_models(*arguments)
         return plans
 
-    monkeypatch.setattr(stack_plan, "plan_chains", plan_once)
+    monkeypatch.setattr(stack_plan, "plan_fold_models", plan_once)
     before = stacked(work)
     own = plans[1].held
     slices = read_table(work.prepared / "slices.parquet")

@@ -13,8 +13,8 @@ from support.training import read_files
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, FoldError, Stopped
 from ichkit.core.progress import StopFlag
-from ichkit.stacking import chain as chain_module
-from ichkit.stacking.chain import predict_chains, read_chains
+from ichkit.stacking import fold_models as models_module
+from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
 from ichkit.stacking.inputs import choose_runs
 from ichkit.stages.stack import run as stack
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
@@ -110,8 +110,8 @@ def test_with_one_fold_its_patients_are_dealt_into_parts_and_keep_their_fold(tmp
     slices = read_table(work.prepared / "slices.parquet")
     for table in tables_of(work, "base").values():
         check_predictions(table, TASK, "oof", slices.loc[slices.fold == 3, ["slice_id", "fold"]])
-    chains = read_chains(work.stacks / "base").chains
-    assert [chain.fold for chain in chains] == [3, 3, 3]
+    fold_models = read_fold_models(work.stacks / "base").fold_models
+    assert [fold_model.fold for fold_model in fold_models] == [3, 3, 3]
 
 
 def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone(tmp_path, in_process):
@@ -120,16 +120,18 @@ def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone
     slices = read_table(work.prepared / "slices.parquet")
     slices = slices[slices.split == "test"].sample(frac=1, random_state=0)
     given = {"base": {fold: read_table(work.fold("base", fold) / "test.parquet").iloc[::-1] for fold in (0, 1, 2)}}
-    for kind, table in predict_chains(work.stacks / "base", given, slices).items():
+    for kind, table in predict_fold_models(work.stacks / "base", given, slices).items():
         # Rows in any order give the stored table, byte for byte.
         pd.testing.assert_frame_equal(table, tables_of(work, "base", "test")[kind], check_exact=True)
     ordered = slices.sort_values(KEY, ignore_index=True)
     single = [
-        chain.predict(work.stacks / "base", chain_module.make_rows([given["base"][chain.fold]], ordered, TASK))
-        for chain in read_chains(work.stacks / "base").chains
+        fold_model.predict(
+            work.stacks / "base", models_module.make_rows([given["base"][fold_model.fold]], ordered, TASK)
+        )
+        for fold_model in read_fold_models(work.stacks / "base").fold_models
     ]
     for kind in KINDS:
-        mean = np.mean([chain_module.to_probabilities(logits[kind]) for logits in single], axis=0)
+        mean = np.mean([models_module.to_probabilities(logits[kind]) for logits in single], axis=0)
         stored = tables_of(work, "base", "test")[kind][TASK.probability_columns].to_numpy()
         np.testing.assert_allclose(stored, np.clip(mean, 1e-6, 1 - 1e-6), atol=2e-7)
 
@@ -151,7 +153,7 @@ def test_a_study_is_predicted_the_same_with_and_without_the_others(tmp_path, in_
     one = slices[slices.study_id == slices.study_id[slices.split == "test"].iloc[0]]
     given = {"base": {k: read_table(work.fold("base", k) / "test.parquet") for k in (0, 1)}}
     given["base"] = {k: table[table.study_id == one.study_id.iloc[0]] for k, table in given["base"].items()}
-    for kind, table in predict_chains(work.stacks / "base", given, one).items():
+    for kind, table in predict_fold_models(work.stacks / "base", given, one).items():
         stored = tables_of(work, "base", "test")[kind]
         stored = stored[stored.study_id == one.study_id.iloc[0]]
         np.testing.assert_allclose(table[TASK.probability_columns], stored[TASK.probability_columns], atol=1e-6)
@@ -163,7 +165,7 @@ def test_descriptors_that_a_chain_needs_and_are_not_given_are_named(tmp_path, in
     slices = read_table(work.prepared / "slices.parquet")
     given = {"base": {0: read_table(work.fold("base", 0) / "test.parquet")}}
     with pytest.raises(ContractError, match=r"descriptors of run base, fold 1, found \{'base': \[0\]\}"):
-        predict_chains(work.stacks / "base", given, slices[slices.split == "test"])
+        predict_fold_models(work.stacks / "base", given, slices[slices.split == "test"])
 
 
 def test_splits_without_slices_get_empty_tables(tmp_path, in_process):

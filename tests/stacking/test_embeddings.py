@@ -9,8 +9,8 @@ from support.simulated import TASK, draw_rotation, flip_labels, make_work, rewri
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
 from ichkit.core.stack_config import EmbeddingsConfig
-from ichkit.stacking.chain import predict_chains
 from ichkit.stacking.embeddings import Projection, fit_projections
+from ichkit.stacking.fold_models import predict_fold_models
 from ichkit.stacking.inputs import read_inputs
 from ichkit.stages.stack import run as stack
 from ichkit.stages.stack.facts import render
@@ -115,11 +115,13 @@ def test_what_is_predicted_with_embeddings_comes_from_the_files_and_asks_for_the
     tables = {k: read_table(work.fold("base", k) / "test.parquet") for k in (0, 1)}
     features = {k: np.load(work.fold("base", k) / "embeddings_test.npy") for k in tables}
     with pytest.raises(ContractError, match="expected embeddings of run base, fold 0"):
-        predict_chains(work.stacks / "base", {"base": tables}, slices)
+        predict_fold_models(work.stacks / "base", {"base": tables}, slices)
     # Rows of the tables in any order, their embeddings with them.
     order = np.random.default_rng(0).permutation(len(slices))
     given = {"base": {k: table.iloc[order] for k, table in tables.items()}}
-    found = predict_chains(work.stacks / "base", given, slices, {"base": {k: v[order] for k, v in features.items()}})
+    found = predict_fold_models(
+        work.stacks / "base", given, slices, {"base": {k: v[order] for k, v in features.items()}}
+    )
     stored = read_table(work.stacks / "base" / "sequence_test.parquet")
     np.testing.assert_allclose(found["sequence"][TASK.probability_columns], stored[TASK.probability_columns], atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Commands in-process, as a person would type them, and settings that make the whole chain small."""
+"""Commands in-process, as a person would type them, and settings that make the whole pipeline small."""
 
 from pathlib import Path
 from types import ModuleType

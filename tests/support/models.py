@@ -16,8 +16,8 @@ from ichkit.models.recurrent import SequenceNetwork
 from ichkit.stacking.blend import Blend
 from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.calibration import no_calibration
-from ichkit.stacking.chain import Chain, Chains
 from ichkit.stacking.combine import Ensemble
+from ichkit.stacking.fold_models import FoldModel, FoldModels
 from ichkit.stacking.fusion import FusionModel
 from ichkit.stacking.sequence import SequenceModel
 from ichkit.stacking.table import BASE
@@ -74,21 +74,21 @@ def make_stacked_model(folder: Path) -> Path:
     same = no_calibration(size)
     members = (BASE, *parts)
     weights = np.full((len(members), size), 1 / len(members))
-    chain = Chain("fold0", 0, same, dict.fromkeys(parts, same), Blend(members, weights), Scope.of(task))
+    fold_model = FoldModel("fold0", 0, same, dict.fromkeys(parts, same), Blend(members, weights), Scope.of(task))
     stack = folder / STACK
     for name, part in parts.items():
         (stack / name / "fold0").mkdir(parents=True)
         for file, data in part.encode().items():
             (stack / name / "fold0" / file).write_bytes(data)
-    chains = Chains(
+    fold_models = FoldModels(
         task,
         ("demo",),
         has_brain_shares=False,
         has_embeddings=False,
-        chains=(chain,),
+        fold_models=(fold_model,),
         ensemble=Ensemble.of_whole(task, 1),
     )
-    (stack / "blend.json").write_bytes(chains.encode())
+    (stack / "blend.json").write_bytes(fold_models.encode())
     seal(folder, stack="demo", kind="blend")
     return folder
 

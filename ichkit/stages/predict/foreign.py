@@ -76,7 +76,7 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
     Raises:
         ArtifactError: shapes do not match, or a probability is not finite.
     """
-    from ichkit.stacking.chain import predict_chains
+    from ichkit.stacking.fold_models import predict_fold_models
 
     with refuse_failures(stack or Path("model")):
         slices = _slices()
@@ -90,11 +90,11 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
                     raise ValueError("probabilities")
                 tables.setdefault(name, {})[k] = make_predictions(slices, predictor.spread(probabilities), task, fold=k)
         if stack is not None:
-            predict_chains(stack, tables, slices, features)[kind]
+            predict_fold_models(stack, tables, slices, features)[kind]
 
 
 def _slices() -> pd.DataFrame:
-    """The columns of slices that `predict_chains` reads, for one study."""
+    """The columns of slices that `predict_fold_models` reads, for one study."""
     index = np.arange(_NUM_SLICES)
     return pd.DataFrame(
         {

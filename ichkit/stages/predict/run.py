@@ -23,7 +23,7 @@ from ichkit.sources.index import check_decoders, read_index, refuse_raw
 from ichkit.sources.plan import StudyTasks, count_reasons, order_slices
 from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings, StudyRecord
-from ichkit.stacking.chain import predict_chains, read_chains
+from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.foreign import rehearse
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
@@ -149,7 +149,7 @@ def _predict_slices(
     task: Task,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray], dict[str, StudyRecord]]:
     """The rows of `slices.csv`, the pooled probabilities of every study, and its record by key."""
-    embeds = model.stack is not None and read_chains(model.stack).has_embeddings
+    embeds = model.stack is not None and read_fold_models(model.stack).has_embeddings
     descriptors, embeddings, slices, read, records = _describe(networks, planned, volumes, task, embeds=embeds)
     # A second stage makes other slices of the descriptors, which the pool has not seen.
     pooled = read if model.stack is None else {}
@@ -242,7 +242,7 @@ def _second_stage(
     task: Task,
 ) -> pd.DataFrame:
     if model.stack is not None:
-        return predict_chains(model.stack, descriptors, slices, embeddings)[model.kind]
+        return predict_fold_models(model.stack, descriptors, slices, embeddings)[model.kind]
     (tables,) = descriptors.values()
     mean = np.mean([table[task.probability_columns].to_numpy(np.float64) for table in tables.values()], axis=0)
     return make_predictions(next(iter(tables.values())), make_coherent(mean, task), task, fold=-1)

@@ -22,7 +22,7 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
 from ichkit.show.table import Cell, Table, format_number
-from ichkit.stacking.chain import predict_each_chain
+from ichkit.stacking.fold_models import predict_each_fold_model
 from ichkit.stacking.inputs import Inputs, read_inputs
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stages.scores.book import PROOF_NAME
@@ -282,7 +282,7 @@ def _locked_gains(
     features = {run: anchored.features[LOCKED] for run, anchored in inputs.embeddings.items()}
     bases: list[np.ndarray] = []
     seconds: dict[str, list[np.ndarray]] = {source.kind: [] for source in sources}
-    for rows, kinds in predict_each_chain(folder, inputs.tables[LOCKED], locked, features):
+    for rows, kinds in predict_each_fold_model(folder, inputs.tables[LOCKED], locked, features):
         bases.append(_base(rows, task, is_coherent=is_coherent))
         for kind, of_kind in seconds.items():
             of_kind.append(make_coherent(to_probabilities(kinds[kind]), task))

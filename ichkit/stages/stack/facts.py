@@ -10,7 +10,7 @@ import pandas as pd
 from ichkit.core.progress import logger
 from ichkit.show.table import Cell, Table
 from ichkit.stacking.boosting import BoostedModel
-from ichkit.stacking.chain import Chains
+from ichkit.stacking.fold_models import FoldModels
 from ichkit.stacking.rows import known_rows, log_losses_of_logits, mean_by_class, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.validation.coherence import make_logits_coherent
@@ -23,8 +23,8 @@ _NUM_BINS = 15
 
 
 @dataclass(frozen=True)
-class ChainLogits:
-    """The predictions of one fold model ("chain"), all (rows, C) float64 logits.
+class FoldModelLogits:
+    """The predictions of one fold model, all (rows, C) float64 logits.
 
     Attributes:
         held: numbers of the held-out rows.
@@ -44,7 +44,7 @@ class ChainLogits:
     seen_kinds: Mapping[str, np.ndarray]
 
 
-def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.ndarray) -> dict[str, Any]:
+def describe_stack(stack: FoldModels, results: Sequence[FoldModelLogits], labels: np.ndarray) -> dict[str, Any]:
     """The diagnostics of a stack for its manifest.
 
     Args:
@@ -74,7 +74,7 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
         unseen = _pool(results, [(result.members if is_base else result.kinds)[kind] for result in results])
         own = np.concatenate([(result.seen_members if is_base else result.seen_kinds)[kind] for result in results])
         optimism[kind] = {"in_sample": loss(own, labels[seen]), "out_of_fold": loss(unseen[seen], labels[seen])}
-    for name in stack.chains[0].calibrations:
+    for name in stack.fold_models[0].calibrations:
         calibration[name] = {}
         for when in ("before", "after"):
             pooled = _pool(
@@ -89,18 +89,18 @@ def describe_stack(stack: Chains, results: Sequence[ChainLogits], labels: np.nda
     return {"optimism": optimism, "calibration": calibration, "embeddings": embeddings}
 
 
-def write_importance(writer: ArtifactWriter, stack: Chains) -> None:
+def write_importance(writer: ArtifactWriter, stack: FoldModels) -> None:
     """Writes `importance.csv` for each boosted stacker and logs the most important features.
 
     Columns: feature, then one per class and `mean`: the share of the gain in training loss due to splits on the
     feature, averaged over the fold models that have trees for the class.
     """
-    for name in stack.chains[0].calibrations:
-        models = [find_stacker(name).load(writer.folder / name / chain.name) for chain in stack.chains]
+    for name in stack.fold_models[0].calibrations:
+        models = [find_stacker(name).load(writer.folder / name / fold_model.name) for fold_model in stack.fold_models]
         boosted = [model for model in models if isinstance(model, BoostedModel)]
         if not boosted:
             continue
-        shares = np.stack([model.importance() for model in boosted])  # (chains, F, C)
+        shares = np.stack([model.importance() for model in boosted])  # (fold models, F, C)
         total = shares.sum(axis=(0, 1))
         mean = np.divide(shares.sum(axis=0), total, out=np.zeros(shares.shape[1:]), where=total > 0)
         table = pd.DataFrame(mean, columns=list(stack.task.classes))
@@ -156,7 +156,7 @@ def _calibration_table(facts: Mapping[str, Any]) -> Table:
     return Table(title, ("score", *found), rows, note=note)
 
 
-def _pool(results: Sequence[ChainLogits], parts: Sequence[np.ndarray]) -> np.ndarray:
+def _pool(results: Sequence[FoldModelLogits], parts: Sequence[np.ndarray]) -> np.ndarray:
     """(N, C) float64: the held-out predictions of all fold models in row order."""
     order = np.argsort(np.concatenate([result.held for result in results]))
     return np.concatenate(parts)[order]

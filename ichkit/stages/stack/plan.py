@@ -13,7 +13,7 @@ from ichkit.core.roles import title_of
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Forecast, Plan
-from ichkit.stacking.inputs import ChainPlan, Inputs, plan_chains, read_inputs
+from ichkit.stacking.inputs import FoldModelPlan, Inputs, plan_fold_models, read_inputs
 from ichkit.stacking.table import find_stacker
 from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
@@ -62,9 +62,9 @@ class StackPlan(Plan):
     seen: Look
 
     @cached_property
-    def chains(self) -> Sequence[ChainPlan]:
+    def fold_models(self) -> Sequence[FoldModelPlan]:
         """The rows that each fold model predicts."""
-        return plan_chains(self.inputs, self.task, self.config.stack.num_parts, self.config.seed)
+        return plan_fold_models(self.inputs, self.task, self.config.stack.num_parts, self.config.seed)
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -78,12 +78,12 @@ class StackPlan(Plan):
         """
         if self.current is not None:
             return Forecast((f"stack {self.final.name}: up to date, nothing to do",))
-        inputs, num_fits, like = self.inputs, len(self.chains) * len(self.stackers), self._find_like()
+        inputs, num_fits, like = self.inputs, len(self.fold_models) * len(self.stackers), self._find_like()
         outside = ", ".join(f"{len(slices)} {title_of(name)}" for name, slices in inputs.external.items())
         steps = (
             f"runs {', '.join(inputs.runs)}, folds {', '.join(map(str, inputs.folds))}: {len(inputs.train)} rows, "
             f"{len(inputs.test)} test, {outside}",
-            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.chains)} fold models"
+            f"{', '.join(self.stackers)} and their blend: {num_fits} fits of {len(self.fold_models)} fold models"
             if self.stackers
             else f"{self.config.stack.combine} of the runs, without second-stage models",
         )
@@ -91,7 +91,7 @@ class StackPlan(Plan):
             return Forecast(steps, basis="unknown: there is no stack of these stackers to compare with")
         share = len(inputs.train) / like.facts["num_slices"]
         num_bytes = share * sum(file.num_bytes for file in like.files.values())
-        seconds = share * like.facts["seconds"] / len(like.facts["chains"]) * len(self.chains)
+        seconds = share * like.facts["seconds"] / len(like.facts["chains"]) * len(self.fold_models)
         return Forecast(steps, num_bytes, seconds, f"measured on {like.facts['name']}")
 
     def _find_like(self) -> Manifest | None:

@@ -23,13 +23,13 @@ from ichkit.core.tasks import Task
 from ichkit.engine.parallel import WorkerDied, run_tasks
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import no_calibration
-from ichkit.stacking.chain import BLEND_FILE, Chain, Chains, predict_chains, projection_path
 from ichkit.stacking.choice import MIN_PATIENTS
+from ichkit.stacking.fold_models import BLEND_FILE, FoldModel, FoldModels, predict_fold_models, projection_path
 from ichkit.stacking.inner import Training, make_training_part
-from ichkit.stacking.inputs import ChainPlan, Inputs
+from ichkit.stacking.inputs import FoldModelPlan, Inputs
 from ichkit.stacking.rows import Rows, make_rows, to_probabilities
 from ichkit.stacking.table import BASE, find_stacker
-from ichkit.stages.stack.facts import ChainLogits, describe_stack, write_importance
+from ichkit.stages.stack.facts import FoldModelLogits, describe_stack, write_importance
 from ichkit.stages.stack.plan import MADE_BY, StackOptions, StackPlan, plan
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.scope import label_array
@@ -54,7 +54,7 @@ class FitTask:
     """One stacker of one fold model, as sent to a worker: with its training part, without the rows it predicts."""
 
     stacker: str
-    chain: str
+    fold_model: str
     training: Training
     task: Task
     config: StackConfig
@@ -64,7 +64,11 @@ class FitTask:
     @property
     def folder(self) -> str:
         """The folder of the model, relative to the artifact."""
-        return f"{_REFERENCE}/{self.stacker}/{self.chain}" if self.is_reference else f"{self.stacker}/{self.chain}"
+        return (
+            f"{_REFERENCE}/{self.stacker}/{self.fold_model}"
+            if self.is_reference
+            else f"{self.stacker}/{self.fold_model}"
+        )
 
 
 @alone(lambda plan: plan.final, lambda old: plan(old.config, old.work, old.options))
@@ -80,34 +84,39 @@ def run(plan: StackPlan) -> Manifest:
     if plan.current is not None:
         return plan.current
     began = time.monotonic()
-    config, inputs, task, stackers, chain_plans = plan.config, plan.inputs, plan.task, plan.stackers, plan.chains
+    config, inputs, task, stackers, model_plans = plan.config, plan.inputs, plan.task, plan.stackers, plan.fold_models
     tables = [inputs.out_of_fold(run) for run in inputs.runs]
     rows = make_rows(tables, inputs.train, task, inputs.out_of_fold_embeddings(), inputs.ensemble)
-    trainings = {chain.name: _make_training(chain, rows, inputs.train, task, config) for chain in chain_plans}
+    trainings = {
+        fold_model.name: _make_training(fold_model, rows, inputs.train, task, config) for fold_model in model_plans
+    }
     _log_support(trainings, task)
     fits = _list_fits(stackers, trainings, task, config)
     writer = _open_writer(plan.final, {"settings": plan.settings, "inputs": dict(inputs.digests)})
     with stop_on_signal() as flag:
         _fit_all(writer, fits, flag)
-    chains = tuple(
-        _make_chain(writer.folder, chain, trainings[chain.name], stackers, config.stack) for chain in chain_plans
+    fold_models = tuple(
+        _make_fold_model(writer.folder, fold_model, trainings[fold_model.name], stackers, config.stack)
+        for fold_model in model_plans
     )
-    stack = Chains(task, inputs.runs, inputs.has_brain_shares, config.stack.embeddings.enabled, chains, inputs.ensemble)
+    stack = FoldModels(
+        task, inputs.runs, inputs.has_brain_shares, config.stack.embeddings.enabled, fold_models, inputs.ensemble
+    )
     results = [
-        _predict_held(writer.folder, chain_plan, chain, trainings[chain_plan.name], rows, stackers)
-        for chain_plan, chain in zip(chain_plans, chains, strict=True)
+        _predict_held(writer.folder, model_plan, fold_model, trainings[model_plan.name], rows, stackers)
+        for model_plan, fold_model in zip(model_plans, fold_models, strict=True)
     ]
     _write_stack(writer, stack, results, inputs)
     _discard_intermediates(writer, fits)
     name = plan.final.name
     fitted = ", ".join(stackers) or "the base"
-    logger.info("stack %s: %d fold models of %s on %d slices", name, len(chains), fitted, len(rows))
+    logger.info("stack %s: %d fold models of %s on %d slices", name, len(fold_models), fitted, len(rows))
     facts = {
         "name": name,
         "runs": list(inputs.runs),
         "folds": list(inputs.folds),
         "kinds": list(stack.kinds),
-        "chains": [chain.name for chain in chain_plans],
+        "chains": [fold_model.name for fold_model in model_plans],
         "support": {name: training.support.tolist() for name, training in trainings.items()},
         "min_support": MIN_PATIENTS,
         "data": inputs.data,
@@ -138,18 +147,18 @@ def _list_fits(stackers: Sequence[str], trainings: Mapping[str, Training], task:
     """Every stacker of every fold model and, for those that use embeddings, the same without."""
     fits = []
     for stacker in stackers:
-        for chain, training in trainings.items():
-            seed = derive_seed(config.seed, "stack", chain, stacker)
+        for fold_model, training in trainings.items():
+            seed = derive_seed(config.seed, "stack", fold_model, stacker)
             bare = training.without_embeddings()
             if config.stack.embeddings.enabled and find_stacker(stacker).takes_embeddings:
-                fits.append(FitTask(stacker, chain, training, task, config.stack, seed))
-                fits.append(FitTask(stacker, chain, bare, task, config.stack, seed, is_reference=True))
+                fits.append(FitTask(stacker, fold_model, training, task, config.stack, seed))
+                fits.append(FitTask(stacker, fold_model, bare, task, config.stack, seed, is_reference=True))
             else:
-                fits.append(FitTask(stacker, chain, bare, task, config.stack, seed))
+                fits.append(FitTask(stacker, fold_model, bare, task, config.stack, seed))
     return fits
 
 
-def _make_training(plan: ChainPlan, rows: Rows, train: pd.DataFrame, task: Task, config: Config) -> Training:
+def _make_training(plan: FoldModelPlan, rows: Rows, train: pd.DataFrame, task: Task, config: Config) -> Training:
     """The training part of a fold model: all rows except those it predicts."""
     others = ~plan.held
     seed = derive_seed(config.seed, "stack inner", plan.name)
@@ -215,9 +224,9 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
                 flag.check(f"{meter.done} of {meter.total} fits are kept")
 
 
-def _make_chain(
-    folder: Path, plan: ChainPlan, training: Training, stackers: Sequence[str], config: StackConfig
-) -> Chain:
+def _make_fold_model(
+    folder: Path, plan: FoldModelPlan, training: Training, stackers: Sequence[str], config: StackConfig
+) -> FoldModel:
     """The calibrations and the blend of a fold model, fitted on the inner patients of its training part."""
     rows = training.chosen_rows()
     members, calibrations = [training.inner_base_logits()[rows]], {}
@@ -229,12 +238,12 @@ def _make_chain(
         members.append(inner)
     blend = fit_blend(np.stack(members), training.labels[rows], (BASE, *stackers), config.blend.tolerance)
     scope = training.rows.ensemble.scope
-    return Chain(plan.name, plan.fold, training.calibration, calibrations, blend, scope)
+    return FoldModel(plan.name, plan.fold, training.calibration, calibrations, blend, scope)
 
 
 def _predict_held(
-    folder: Path, plan: ChainPlan, chain: Chain, training: Training, rows: Rows, stackers: Sequence[str]
-) -> ChainLogits:
+    folder: Path, plan: FoldModelPlan, fold_model: FoldModel, training: Training, rows: Rows, stackers: Sequence[str]
+) -> FoldModelLogits:
     """The held-out predictions of a fold model and, for comparison, its in-sample predictions."""
     held, chosen = rows.take(plan.held), training.chosen_rows()
     seen = {BASE: training.base_logits()[chosen]}
@@ -243,21 +252,21 @@ def _predict_held(
         seen[stacker] = np.load(folder / stacker / plan.name / _IN_SAMPLE_FILE, allow_pickle=False)
         reference = folder / _REFERENCE / stacker / plan.name
         if reference.is_dir():
-            base = chain.calibration.apply(held.combined_logits())
+            base = fold_model.calibration.apply(held.combined_logits())
             references[stacker] = find_stacker(stacker).load(reference).predict(held.without_embeddings(), base)
-    members = chain.predict_members(folder, held)
-    return ChainLogits(
+    members = fold_model.predict_members(folder, held)
+    return FoldModelLogits(
         held=np.flatnonzero(plan.held),
         members=members,
-        kinds=chain.combine(members),
+        kinds=fold_model.combine(members),
         references=references,
         seen=training.numbers[chosen],
         seen_members=seen,
-        seen_kinds=chain.combine(seen),
+        seen_kinds=fold_model.combine(seen),
     )
 
 
-def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainLogits], inputs: Inputs) -> None:
+def _write_stack(writer: ArtifactWriter, stack: FoldModels, results: Sequence[FoldModelLogits], inputs: Inputs) -> None:
     """Writes blend and projections, then the tables of every kind: out of fold, test and external sets."""
     writer.write_bytes(BLEND_FILE, stack.encode())
     for run, anchored in inputs.embeddings.items():
@@ -272,7 +281,7 @@ def _write_stack(writer: ArtifactWriter, stack: Chains, results: Sequence[ChainL
         writer.write_table(f"{kind}_oof.parquet", make_predictions(inputs.train, p, stack.task))
     for split, slices in inputs.unseen.items():
         features = {run: anchored.features[split] for run, anchored in inputs.embeddings.items()}
-        for kind, table in predict_chains(writer.folder, inputs.tables[split], slices, features).items():
+        for kind, table in predict_fold_models(writer.folder, inputs.tables[split], slices, features).items():
             writer.write_table(f"{kind}_{split}.parquet", table)
 
 

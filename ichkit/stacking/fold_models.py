@@ -25,12 +25,12 @@ from ichkit.work.schemas import BRAIN_SHARE, KEY, make_predictions
 
 BLEND_FILE = "blend.json"
 AVERAGED = -1
-_MAX_CHAINS = 1000
+_MAX_FOLD_MODELS = 1000
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One fold model of a stack ("chain"): the second stage that follows the first-stage models of one fold.
+class FoldModel:
+    """One fold model of a stack: the second stage that follows the first-stage models of one fold.
 
     Attributes:
         name: its folder below that of each stacker.
@@ -73,7 +73,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Chains:
+class FoldModels:
     """All fold models of a stack.
 
     Attributes:
@@ -87,13 +87,13 @@ class Chains:
     runs: tuple[str, ...]
     has_brain_shares: bool
     has_embeddings: bool
-    chains: tuple[Chain, ...]
+    fold_models: tuple[FoldModel, ...]
     ensemble: Ensemble
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of its predictions: its stackers, then the blend; without stackers the base alone."""
-        stackers = tuple(self.chains[0].calibrations)
+        stackers = tuple(self.fold_models[0].calibrations)
         return (*stackers, BLEND) if stackers else (BASE,)
 
     def encode(self) -> bytes:
@@ -107,24 +107,24 @@ class Chains:
                 "scopes": [scope.facts() for scope in self.ensemble.scopes],
                 "has_brain_shares": self.has_brain_shares,
                 "has_embeddings": self.has_embeddings,
-                "members": self.chains[0].blend.members,
+                "members": self.fold_models[0].blend.members,
                 "chains": [
                     {
-                        "name": chain.name,
-                        "fold": chain.fold,
+                        "name": one.name,
+                        "fold": one.fold,
                         "calibrations": {
                             name: {"slope": calibration.slope.tolist(), "intercept": calibration.intercept.tolist()}
-                            for name, calibration in ({BASE: chain.calibration} | dict(chain.calibrations)).items()
+                            for name, calibration in ({BASE: one.calibration} | dict(one.calibrations)).items()
                         },
-                        "weights": chain.blend.weights.tolist(),
+                        "weights": one.blend.weights.tolist(),
                     }
-                    for chain in self.chains
+                    for one in self.fold_models
                 ],
             }
         )
 
 
-def read_chains(stack_folder: Path) -> Chains:
+def read_fold_models(stack_folder: Path) -> FoldModels:
     """The fold models of a stack.
 
     Raises:
@@ -134,32 +134,32 @@ def read_chains(stack_folder: Path) -> Chains:
     try:
         note = json.loads(path.read_text())
         members, task = tuple(note["members"]), find_task(note["task"])
-        if not 1 <= len(note["chains"]) <= _MAX_CHAINS:
-            raise ValueError(f"expected 1 to {_MAX_CHAINS} chains")
+        if not 1 <= len(note["chains"]) <= _MAX_FOLD_MODELS:
+            raise ValueError(f"expected 1 to {_MAX_FOLD_MODELS} fold models")
         runs = tuple(note["runs"])
         scopes = [Scope.of_facts(task, facts, str(path)) for facts in note.get("scopes", [{}] * len(runs))]
         ensemble = Ensemble.of(note.get("combine", MEAN_LOGIT), dict(zip(runs, scopes, strict=True)))
-        return Chains(
+        return FoldModels(
             task=task,
             runs=runs,
             has_brain_shares=bool(note["has_brain_shares"]),
             has_embeddings=bool(note["has_embeddings"]),
-            chains=tuple(_read_chain(chain, members, ensemble.scope) for chain in note["chains"]),
+            fold_models=tuple(_read_fold_model(fold_model, members, ensemble.scope) for fold_model in note["chains"]),
             ensemble=ensemble,
         )
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(f"{path}: not readable ({error}). Run `ichkit stack` again.") from error
 
 
-def _read_chain(note: Mapping[str, Any], members: tuple[str, ...], scope: Scope) -> Chain:
+def _read_fold_model(note: Mapping[str, Any], members: tuple[str, ...], scope: Scope) -> FoldModel:
     size = scope.task.num_classes
     calibrations = {
         name: Calibration(_read_numbers(fit["slope"], (size,)), _read_numbers(fit["intercept"], (size,)))
         for name, fit in note["calibrations"].items()
     }
     if not is_name(note["name"]):
-        raise ValueError("the name of a chain is none of a folder")
-    return Chain(
+        raise ValueError("the name of a fold model is not a folder name")
+    return FoldModel(
         name=note["name"],
         fold=int(note["fold"]),
         calibration=calibrations.pop(BASE),
@@ -181,7 +181,7 @@ def _read_numbers(note: object, shape: tuple[int, ...]) -> np.ndarray:
     return numbers
 
 
-def predict_chains(
+def predict_fold_models(
     stack_folder: Path,
     descriptors: Mapping[str, Mapping[int, pd.DataFrame]],
     slices: pd.DataFrame,
@@ -206,19 +206,19 @@ def predict_chains(
 
     Source: chosen here: these are the same fold models whose out-of-fold scores are reported.
     """
-    stack, slices = read_chains(stack_folder), slices.sort_values(KEY, ignore_index=True)
+    stack, slices = read_fold_models(stack_folder), slices.sort_values(KEY, ignore_index=True)
     totals = {kind: np.zeros((len(slices), stack.task.num_classes)) for kind in stack.kinds}
-    for _, kinds in predict_each_chain(stack_folder, descriptors, slices, embeddings):
+    for _, kinds in predict_each_fold_model(stack_folder, descriptors, slices, embeddings):
         for kind, logits in kinds.items():
             totals[kind] += to_probabilities(logits)
     return {
         # Made coherent again, because rounding of sums and sigmoids may change the last bit.
-        kind: make_predictions(slices, make_coherent(total / len(stack.chains), stack.task), stack.task, AVERAGED)
+        kind: make_predictions(slices, make_coherent(total / len(stack.fold_models), stack.task), stack.task, AVERAGED)
         for kind, total in totals.items()
     }
 
 
-def predict_each_chain(
+def predict_each_fold_model(
     stack_folder: Path,
     descriptors: Mapping[str, Mapping[int, pd.DataFrame]],
     slices: pd.DataFrame,
@@ -226,20 +226,20 @@ def predict_each_chain(
 ) -> Iterator[tuple[Rows, dict[str, np.ndarray]]]:
     """The descriptors that each fold model reads, and its (N, C) float64 logits by kind, one fold model at a time.
 
-    Arguments and errors as for `predict_chains`; rows are sorted by study_id and slice_index.
+    Arguments and errors as for `predict_fold_models`; rows are sorted by study_id and slice_index.
     """
-    stack = read_chains(stack_folder)
+    stack = read_fold_models(stack_folder)
     if stack.has_brain_shares and BRAIN_SHARE not in slices:
         raise ContractError(
             f"stack: expected the column {BRAIN_SHARE} of every slice, because {stack_folder.name} was fitted with it; "
             "found none."
         )
     slices = slices.sort_values(KEY, ignore_index=True)
-    for chain in stack.chains:
-        tables = _tables_of(descriptors, stack.runs, chain.fold)
-        projected = _project(stack_folder, stack, chain.fold, tables, embeddings)
+    for fold_model in stack.fold_models:
+        tables = _tables_of(descriptors, stack.runs, fold_model.fold)
+        projected = _project(stack_folder, stack, fold_model.fold, tables, embeddings)
         rows = make_rows(tables, slices, stack.task, projected, stack.ensemble)
-        yield rows, chain.predict(stack_folder, rows)
+        yield rows, fold_model.predict(stack_folder, rows)
 
 
 def _tables_of(
@@ -262,7 +262,7 @@ def projection_path(stack_folder: Path, run: str, fold: int) -> Path:
 
 def _project(
     stack_folder: Path,
-    stack: Chains,
+    stack: FoldModels,
     fold: int,
     tables: Sequence[pd.DataFrame],
     embeddings: Mapping[str, Mapping[int, np.ndarray]] | None,
