@@ -21,7 +21,7 @@ from ichkit.sources.series_names import (
     NEVER,
     NO_HU,
     OTHER_BODY_PART,
-    RANKS,
+    SEVERITIES,
     says_no_contrast,
     why_dropped_by_name,
 )
@@ -54,7 +54,7 @@ class SeriesRule:
     Attributes:
         min_slices, min_coverage_mm: the minima.
         max_coverage_mm: what is longer holds more than a head; None where names have sorted that out.
-        fall_back: where no series passes, take the axial one whose reason weighs least (`RANKS`) all the same.
+        fall_back: where no series passes, use the axial one with the least severe reason (`SEVERITIES`).
         joins_halves: take base and vertex of one head together where they are two series, and every other slice.
         gap_range_mm: the spacing it must have, the lower end included; None for any.
         wanted_gap_mm: the nearest spacing is taken; 0 for the thinnest series.
@@ -110,12 +110,12 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
     rows = index[[*SERIES, *names]].assign(
         series=series_names.to_numpy(),
         axial=is_axial(index[ORIENTATION].to_numpy()),
-        rank=index["kind"].map(RANKS).fillna(-1).to_numpy(),
+        severity=index["kind"].map(SEVERITIES).fillna(-1).to_numpy(),
         **{f"normal_{name}": normals[:, axis] for axis, name in enumerate("xyz")},
     )
-    # The most frequent reason; of equally frequent ones that with the lowest rank.
-    kinds = rows.groupby([*SERIES, "kind", "rank"]).size().rename("count").reset_index()
-    kinds = kinds.sort_values([*SERIES, "count", "rank"], ascending=[True, True, False, True])
+    # The most frequent reason; of equally frequent ones the least severe.
+    kinds = rows.groupby([*SERIES, "kind", "severity"]).size().rename("count").reset_index()
+    kinds = kinds.sort_values([*SERIES, "count", "severity"], ascending=[True, True, False, True])
     rows = rows.sort_values([*SERIES, "position_mm"])
     rows["gap"] = rows.groupby(SERIES)["position_mm"].diff()
     # Repeated positions are not gaps: the spacing is that between different positions.
@@ -154,7 +154,7 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     table = candidates.copy()
     judged = [_why_dropped(row, rule) for row in table.itertuples()]
     table["reason"] = pd.Series([reason for reason, _ in judged], table.index, dtype="object")
-    table["rank"] = pd.Series([rank for _, rank in judged], table.index, dtype="int64")
+    table["severity"] = pd.Series([severity for _, severity in judged], table.index, dtype="int64")
     table["distance"] = (table["gap_mm"].fillna(np.inf) - rule.wanted_gap_mm).abs().round(2)
     why = table["reason"].copy()
     passed = table["reason"] == ""
@@ -163,8 +163,8 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     table.loc[passed, "reason"] = f"another series is {nearer}, covers more, or comes first by name"
     table.loc[best, "reason"] = f"plain axial series with spacing {nearest}"
     if rule.fall_back:
-        left = table[table["axial"] & (table["rank"] < NEVER) & ~table["study_id"].isin(table["study_id"][best])]
-        fallen = _first_of_each(left, rank=True, coverage_mm=False, num_slices=False, series=True)
+        left = table[table["axial"] & (table["severity"] < NEVER) & ~table["study_id"].isin(table["study_id"][best])]
+        fallen = _first_of_each(left, severity=True, coverage_mm=False, num_slices=False, series=True)
         for row in fallen:
             table.loc[row, "reason"] = _say_fallen(row, table, why)
         best = best.append(fallen)
@@ -368,7 +368,7 @@ def _join_halves(table: pd.DataFrame, best: pd.Index) -> pd.Index:
     Reasons are written into the table. A half that does not fit into the same volume is not used, with a note.
     """
     halves = []
-    plausible = table[table["axial"] & (table["rank"] <= 0)]
+    plausible = table[table["axial"] & (table["severity"] <= 0)]
     plausible = plausible[plausible["study_id"].duplicated(keep=False)]
     for row in best.intersection(plausible.index, sort=False):
         chosen = table.loc[row]
@@ -458,21 +458,21 @@ def _slab_numbers(positions_mm: np.ndarray) -> np.ndarray:
 
 
 def _why_dropped(row: Any, rule: SeriesRule) -> tuple[str, int]:
-    """(reason, its rank); an empty reason if the series passes."""
+    """(reason, its severity); an empty reason if the series passes."""
     kind = row.kind
     if kind == CONTRAST and says_no_contrast(row.series):
         # Scanners write the contrast agent of a study into its plain series too.
         kind = ""
     reasons = [reason for reason in (why_dropped_by_name(row.series), kind) if reason]
     if reasons:
-        reason = max(reasons, key=RANKS.__getitem__)
-        return reason, RANKS[reason]
+        reason = max(reasons, key=SEVERITIES.__getitem__)
+        return reason, SEVERITIES[reason]
     if not row.axial:
         return "not axial", NEVER
     if row.repeats >= _DYNAMIC_REPEATS:
-        return f"{DYNAMIC}: every place was scanned about {round(row.repeats)} times", RANKS[DYNAMIC]
+        return f"{DYNAMIC}: every place was scanned about {round(row.repeats)} times", SEVERITIES[DYNAMIC]
     if rule.max_coverage_mm is not None and row.coverage_mm > rule.max_coverage_mm:
-        return f"covers more than {rule.max_coverage_mm:.0f} mm", RANKS[OTHER_BODY_PART]
+        return f"covers more than {rule.max_coverage_mm:.0f} mm", SEVERITIES[OTHER_BODY_PART]
     if row.num_slices < rule.min_slices:
         return f"fewer than {rule.min_slices} slices", 0
     if row.coverage_mm < rule.min_coverage_mm:

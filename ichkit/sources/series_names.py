@@ -17,7 +17,7 @@ PART_OF_HEAD = "not a plain head"
 OTHER_BODY_PART = "another body part"
 NO_HU = "values that are not HU of a head, or cannot be read"
 
-RANKS = {
+SEVERITIES = {
     DERIVED: 0,
     REFORMATTED: 1,
     CONTRAST: 2,
@@ -29,7 +29,7 @@ RANKS = {
     LOCALIZER: 9,
     NO_SLICE: 9,
 }
-"""How far from a plain head CT a series is for each reason; without a better series the lowest is used."""
+"""How far from a plain head CT a series is, by reason; if no series passes, the one with the lowest value is used."""
 NEVER = 9
 
 _NO = (
@@ -166,7 +166,7 @@ _OTHER_PARTS = re.compile(
 def why_dropped_by_name(name: str) -> str:
     """The reason in a series' name (folder or description) to exclude it; empty if there is none.
 
-    Of several reasons, the one furthest from a plain head (`RANKS`).
+    Of several reasons, the one furthest from a plain head (`SEVERITIES`).
 
     Example:
         >>> why_dropped_by_name("CT PRE CONTRAST BONE"), why_dropped_by_name("AX HEAD WITHOUT CONTRAST 5MM")
@@ -309,4 +309,4 @@ def _why_dropped_by_body_part(text: str) -> str:
 
 def _furthest(reasons: list[str]) -> str:
     """The reason furthest from a plain head; empty if there is none."""
-    return max((reason for reason in reasons if reason), key=RANKS.__getitem__, default="")
+    return max((reason for reason in reasons if reason), key=SEVERITIES.__getitem__, default="")

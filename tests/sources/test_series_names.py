@@ -13,7 +13,7 @@ import pytest
 from ichkit.imaging.dicom import KIND_SEPARATOR
 from ichkit.sources.series_names import (
     NO_HU,
-    RANKS,
+    SEVERITIES,
     names_an_agent,
     says_no_contrast,
     why_dropped_by_header,
@@ -44,7 +44,7 @@ def test_every_name_kernel_agent_and_body_part_of_the_table_gets_its_decision(ro
 
 def test_the_table_is_as_long_as_it_claims():
     assert len({tuple(row.values()) for row in ROWS}) == len(ROWS) > 300
-    by_name = {"", *RANKS} - {NO_HU}  # values are seen in the pixels, not in a name
+    by_name = {"", *SEVERITIES} - {NO_HU}  # values are seen in the pixels, not in a name
     assert {WORDS.get(row["decision"], row["decision"]) for row in ROWS} == by_name
 
 
@@ -60,9 +60,9 @@ def test_of_several_reasons_the_one_furthest_from_a_plain_head_is_given():
 
 def test_contrast_stands_before_bone_and_both_before_another_body_part():
     order = ["derived", "contrast", BONE, "not a plain head", "another body part", "localizer"]
-    ranks = [RANKS[reason] for reason in order]
-    assert ranks == sorted(ranks)
-    assert len(set(ranks)) == len(ranks)
+    severities = [SEVERITIES[reason] for reason in order]
+    assert severities == sorted(severities)
+    assert len(set(severities)) == len(severities)
 
 
 def test_a_name_says_that_there_was_no_contrast_only_where_it_does():
