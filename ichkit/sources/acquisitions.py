@@ -7,7 +7,7 @@ import pandas as pd
 
 from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.geometry import slice_normals
-from ichkit.sources.series_names import NEVER, RANKS
+from ichkit.sources.series_names import NEVER, SEVERITIES
 
 SERIES = ["study_id", "series_id"]
 REPEATED = "another acquisition of its series covers the same positions"
@@ -29,7 +29,7 @@ def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Args:
         files: study_id, series_id, kind and orientation.
     """
-    never = files["kind"].map(RANKS).ge(NEVER).to_numpy()
+    never = files["kind"].map(SEVERITIES).ge(NEVER).to_numpy()
     normals = slice_normals(files[ORIENTATION].to_numpy())
     reasons = np.full(len(files), "", object)
     for rows in files.groupby(SERIES, sort=False).indices.values():
@@ -129,7 +129,7 @@ def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
 
     def preference(name: tuple[str, int, int]) -> tuple[bool, int, int, int, int, str]:
         (kind, acquisition, turn), rows = name, passes[name]
-        return (not is_whole(rows), RANKS.get(kind, -1), -len(rows), -acquisition, -turn, kind)
+        return (not is_whole(rows), SEVERITIES.get(kind, -1), -len(rows), -acquisition, -turn, kind)
 
     is_kept = np.zeros(len(places), bool)
     taken: set[int] = set()
