@@ -157,6 +157,8 @@ def test_errors_by_subgroup_are_counted_on_the_rows_and_parts_of_a_partition_add
         inside = {"all slices": np.ones(len(y), bool), "edge: first or last": is_edge}
         for name, kept in inside.items():
             assert table[name]["false\nnegatives"] == f"{(y & ~yes & kept).sum()}|of {(y & kept).sum()}"
+            share = (y & ~yes & kept).sum() / (y & kept).sum() if (y & kept).any() else None
+            assert table[name]["share of\npositives"].split("|")[0] == format_number(share, 3)
             assert table[name]["false\npositives"] == f"{(~y & yes & kept).sum()}|of {(~y & kept).sum()}"
         thirds = [table[f"position: {part} third"]["false\npositives"] for part in ("lower", "middle", "upper")]
         total = sum(int(text.split("|")[0]) for text in thirds)

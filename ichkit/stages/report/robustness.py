@@ -3,9 +3,8 @@
 import pandas as pd
 
 from ichkit.imaging.perturbations import PERTURBATIONS
-from ichkit.show.blocks import Block, Chart, Charts, Missing, Section, Subsection
+from ichkit.show.blocks import Block, Chart, Charts, Missing, Prose, Section, Subsection
 from ichkit.show.drawing import Series, draw_intervals, to_svg
-from ichkit.show.table import Cell, Table
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.scores import tables
 from ichkit.stages.scores.robustness import MADE_BY, read_robustness
@@ -36,22 +35,22 @@ def _draw(table: pd.DataFrame) -> Chart:
     own = own[own["class"] == own["class"].iloc[-1]]
     names = [_title_of(name) for name in own.perturbation]
     ends = (own[column].to_numpy(float) for column in ("difference", "low", "high"))
-    what = f"difference in {'weighted ' if is_whole else ''}log loss (nats), above 0 is worse"
+    what = f"difference in {'weighted ' if is_whole else ''}log loss (nats)"
     figure = draw_intervals(names, [Series(own.run.iloc[0], *ends)], what)
     alt = "Difference in log loss by perturbation: " + ", ".join(
         f"{name} {value:+.4f}" for name, value in zip(names, own.difference, strict=True)
     )
-    return Chart(
-        to_svg(figure, "robustness-loss", alt),
-        f"{own.run.iloc[0]}: loss on perturbed minus loss on the same scans as they are, with intervals by patients.",
+    text = (
+        "loss on perturbed scans minus loss on the same scans as they are, with intervals by patients; above 0 is worse"
     )
+    return Chart(to_svg(figure, "robustness-loss", alt), f"{own.run.iloc[0]}: {text}.")
 
 
-def _models(table: pd.DataFrame) -> Table:
+def _models(table: pd.DataFrame) -> Subsection:
     """What each perturbation does, and where it comes from."""
     known = [PERTURBATIONS[name] for name in dict.fromkeys(table.perturbation) if name in PERTURBATIONS]
-    rows: list[list[Cell | str]] = [[row.title, row.description, row.source] for row in known]
-    return Table("Perturbations", ("scans", "model", "source"), rows, num_text=3)
+    lines: list[Block] = [Prose(f"{row.title}: {row.description} Source: {row.source}.") for row in known]
+    return Subsection("What each perturbation does", lines)
 
 
 def _title_of(name: str) -> str:
