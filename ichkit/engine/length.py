@@ -1,4 +1,4 @@
-"""Settings that depend on the number of training steps: those of the config are for a long run."""
+"""Settings adapted to the number of training steps; the values of the config are for a long run."""
 
 import math
 from dataclasses import dataclass

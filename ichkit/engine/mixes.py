@@ -48,7 +48,7 @@ class MixKind:
 def draw_mix(
     num_blocks: int, height: int, width: int, config: TrainConfig, generator: np.random.Generator
 ) -> Mix | None:
-    """The mix of a batch: the first row of `MIXES` whose probability says so, else None.
+    """The mix of a batch: the first row of `MIXES` that its probability selects, else None.
 
     A batch of one block is never mixed.
     """

@@ -12,7 +12,7 @@ from ichkit.imaging.windows import make_rendering
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network costs.
+    """Size and number of operations of a network.
 
     Attributes:
         num_parameters: all of them, trained or not.

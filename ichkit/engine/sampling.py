@@ -93,7 +93,7 @@ class Candidates:
         return labels
 
     def labelled(self) -> "Candidates":
-        """Those with a known label: from the others nothing is learnt."""
+        """The candidates with a known label; the others have no loss."""
         is_known = ~np.isnan(self.labels).all(1)
         if is_known.all():
             return self

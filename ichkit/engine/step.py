@@ -239,7 +239,7 @@ class Stepper:
         return StepResult(pending.epoch, pending.step, loss, pending.num_images, pending.learning_rate, asked > 0)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as tensors, numbers, text, lists and dicts."""
+        """The state of training, as tensors, numbers, text, lists and dicts."""
         state: dict[str, Any] = {
             "network": self._network.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),

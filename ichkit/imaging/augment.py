@@ -55,7 +55,7 @@ class Augmenter:
         return np.stack(warped)
 
     def change_values(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
-        """The slices with Gaussian noise, then with another contrast and shift, each where its draw says so.
+        """The slices with Gaussian noise, then with another contrast and shift, each with its probability.
 
         Whether and how strong is one draw for all slices; the noise itself is another in every pixel of every slice,
         as a scanner's is: the same pattern on seven slices would be something to learn.
@@ -83,14 +83,14 @@ class Augmenter:
 
 
 def to_channels(slices_hu: np.ndarray) -> np.ndarray:
-    """(n, H, W) int16 HU to (H, W, n) uint16, counted from the low end of the windows' tables and held to them."""
+    """(n, H, W) int16 HU to (H, W, n) uint16, relative to the low end of the windows' tables and clipped to them."""
     held = np.clip(slices_hu, TABLE_LOW_HU, TABLE_HIGH_HU) - np.int16(TABLE_LOW_HU)
     merged: np.ndarray = cv2.merge(list(held.view(np.uint16)))
     return merged
 
 
 def from_channels(image: np.ndarray) -> list[np.ndarray]:
-    """The way back: (H, W, n) or (H, W) uint16 to n slices (H, W) int16 HU."""
+    """The inverse: (H, W, n) or (H, W) uint16 to n slices (H, W) int16 HU."""
     return [channel.view(np.int16) + np.int16(TABLE_LOW_HU) for channel in cv2.split(image)]
 
 
@@ -152,7 +152,7 @@ def make_geometry(config: AugmentConfig, image_size: int) -> "albumentations.Com
 
 
 def _import_albumentations() -> Any:
-    """The library, imported at first use since that takes seconds, and kept from asking the network for a newer one."""
+    """The library, imported at first use because that takes seconds, with its online version check disabled."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 

@@ -137,7 +137,7 @@ def _move(generator: np.random.Generator, image: np.ndarray, spacing: float) -> 
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _store(image: np.ndarray, added: np.ndarray, noise: np.ndarray, deviation: float) -> np.ndarray:
-    """(H, W) int16 HU: image, what is added to tissue but not to air, and noise everywhere."""
+    """(H, W) int16 HU: image, artefacts in tissue but not in air, and noise everywhere."""
     out = np.empty(image.shape, np.int16)
     for i in range(image.shape[0]):
         for j in range(image.shape[1]):

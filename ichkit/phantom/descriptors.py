@@ -310,7 +310,7 @@ def _draw_labels(rng: np.random.Generator, posterior: np.ndarray) -> np.ndarray:
 
 
 def _deal(train: Sequence[_Study], num_folds: int) -> pd.DataFrame:
-    """Folds by patient, dealt in turn along the patients sorted by what bleeds."""
+    """Folds by patient, assigned in turn to the patients sorted by their subtypes."""
     first: dict[str, int] = {}
     for study in train:
         first.setdefault(study.patient_id, study.primary)
@@ -453,7 +453,7 @@ def _write_fold(
 
 
 def _draw_latent(rng: np.random.Generator, posterior: np.ndarray, size: int) -> np.ndarray:
-    """(N, size) float64: what a network could see that its descriptors no longer show."""
+    """(N, size) float64: latent features of a network that its descriptors do not contain."""
     latent = rng.standard_normal((len(posterior), size))
     kept = min(size, len(TASK.subtypes))
     latent[:, :kept] = logit(posterior[:, :kept]) + 0.3 * latent[:, :kept]

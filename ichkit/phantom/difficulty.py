@@ -1,4 +1,4 @@
-"""How hard a phantom is: bleeds, look-alikes, scanners and labels, as a table of parameters."""
+"""The difficulty of a phantom: bleeds, look-alikes, scanners and labels, as a table of parameters."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Findings that are no bleed and look like one: calcifications, partial volume, thick dura, old lesions, vessels."""
+"""Findings that look like a bleed: calcifications, partial volume, thick dura, old lesions, vessels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

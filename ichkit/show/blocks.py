@@ -23,7 +23,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Figures side by side if the page is wide enough.
+    """Figures in columns, as many as fit the page.
 
     Attributes:
         size: "thirds" for three in a row, "small" for two on a phone; by default two in a row, a single one wider.
@@ -164,7 +164,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Viewer:
-    """A study to scroll through, from `viewer.make_viewer`.
+    """A slice viewer of one study, from `viewer.make_viewer`.
 
     Attributes:
         anchor: its id, unique in the page.
@@ -190,7 +190,7 @@ PASS, WARN, FAIL = "pass", "warn", "fail"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked: PASS, WARN or FAIL, and what was found."""
+    """One check: PASS, WARN or FAIL, and the finding."""
 
     verdict: str
     what: str
@@ -199,7 +199,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Checks:
-    """What to read first: everything that was checked."""
+    """The list of checks at the top of a page."""
 
     kind: ClassVar[str] = "checks"
     checks: list[Check]

@@ -1,4 +1,4 @@
-"""Printing of tables as LaTeX: booktabs rules, and every character that LaTeX would obey is escaped."""
+"""Printing of tables as LaTeX: booktabs rules; every special character of LaTeX is escaped."""
 
 import re
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"[+-]?\d[\d.,]*( ?%)?\*?( \([+-]?\d[\d.,]*( ?%)?(( to |-)[
 
 
 def to_csv(table: Table) -> bytes:
-    r"""The heading and the rows, each cell as one line; text that a spreadsheet would obey begins with an apostrophe.
+    r"""The heading and the rows, each cell on one line; text that would be read as a formula begins with an apostrophe.
 
     Example:
         >>> to_csv(Table("t", ("source", "difference"), [["=cmd", "-0.1"]]))

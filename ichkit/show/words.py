@@ -7,7 +7,7 @@ from ichkit.show.table import Table, cell_text
 
 
 def has_content(section: Section) -> bool:
-    """Whether a section shows anything but paragraphs and notes on what is missing.
+    """Whether a section has content other than paragraphs and notes about missing parts.
 
     Example:
         >>> has_content(Section("flow", "Flow", [Prose("Nothing is prepared yet.")]))
@@ -17,7 +17,7 @@ def has_content(section: Section) -> bool:
 
 
 def lines_of(section: Section) -> list[str]:
-    """The text of its blocks: a line for each paragraph, caption, title, note and row of a table.
+    """The text of a section's blocks: a line for each paragraph, caption, title, note and row of a table.
 
     What is missing has no line, and a cell stands with the heading of its column.
     """
@@ -25,7 +25,7 @@ def lines_of(section: Section) -> list[str]:
 
 
 def tables_of(section: Section) -> list[Table]:
-    """Its tables, those of its subsections included, in the order of the page."""
+    """The tables of a section and its subsections, in the order of the page."""
     return [table for block in section.blocks for table in _tables(block)]
 
 

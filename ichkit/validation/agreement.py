@@ -12,7 +12,7 @@ from ichkit.validation.resampling import resample
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its interval, the studies it is of, and the positive ones among them."""
+    """A value with its interval, number of studies, and number of positive ones."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""Standardized differences between two groups: how unlike two partitions are, whatever their sizes."""
+"""Standardized differences between two groups, independent of their sizes."""
 
 import numpy as np
 

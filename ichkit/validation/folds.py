@@ -54,7 +54,7 @@ def assign_folds(
 def lock_patients(
     patients: pd.DataFrame, share: float, classes: Sequence[str], seed: int, existing: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Which patients are locked away from all training: one part in round(1 / share), balanced as the folds are.
+    """The patients excluded from all training: one part in round(1 / share), balanced like the folds.
 
     Known patients stay as they are. Of new patients as many parts are dealt again; fewer patients than parts are not
     locked.
@@ -93,7 +93,7 @@ def lock_patients(
 
 
 def deal_patients(slices: pd.DataFrame, num_parts: int, classes: Sequence[str], seed: int) -> np.ndarray:
-    """(N,) int64: the part of each slice, assigned by patient as the folds are, without the warning.
+    """(N,) int64: the part of each slice, assigned by patient like the folds, without the warning.
 
     Args:
         slices: (N rows) patient_id, study_id and the classes, 0 or 1.

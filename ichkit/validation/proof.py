@@ -1,4 +1,4 @@
-"""The gain of a second stage out of fold, beside its gain on patients that nothing was fitted on."""
+"""The out-of-fold gain of a second stage, compared with its gain on locked patients."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ichkit.validation.resampling import resample
 
 @dataclass(frozen=True)
 class Gain:
-    """How much lower a weighted log loss is than that of the base, on the same rows.
+    """The reduction of the weighted log loss relative to the base, on the same rows.
 
     Attributes:
         value: loss of the base minus loss of the second stage; above 0 the second stage is better.
@@ -103,7 +103,7 @@ def seed_of_gain(seed: int, group: str) -> int:
 
 
 def _number(patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's patient, and the patients in that order."""
+    """The index of each row's patient, and the patients in that order."""
     names, owner = np.unique(np.asarray(patients, object).astype(str), return_inverse=True)
     return owner, names
 

@@ -28,7 +28,7 @@ class DataState:
 
 
 def find_data(source: DataSource, given: Path | None = None) -> DataState:
-    """Where the data of a source are; unlike `locate`, missing data raise nothing.
+    """The location of the data of a source; unlike `locate`, missing data raise nothing.
 
     Args:
         given: the root that the config names.

@@ -1,4 +1,4 @@
-"""The model card of a model, from its manifests and scores; what no file tells is left blank with a mark."""
+"""The model card of a model, from its manifests and scores; missing fields are marked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Card:
-    """What both forms of a model card say.
+    """The content of a model card.
 
     Attributes:
         kind: which predictions of the stack are used; "base" without a stack.
@@ -188,7 +188,7 @@ def _total(values: Sequence[Any]) -> Any:
 
 
 def _initial_weights(train: dict[str, Any]) -> str:
-    """Where training started; the path of a file is not told."""
+    """The initial weights, without the path of a file."""
     known = {"hub": f"{train.get('backbone')} from timm's hub", "none": "random", None: BLANK}
     return known.get(train.get("pretrained"), f"a file: {BLANK}")
 

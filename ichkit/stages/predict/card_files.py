@@ -179,6 +179,6 @@ def _table(columns: tuple[str, ...], rows: Any) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown prints and does not obey, in one line."""
+    """Text on one line, escaped for Markdown."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{one}" if one in "\\`*_[]|#!" else one for one in escaped)

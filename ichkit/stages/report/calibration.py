@@ -17,14 +17,14 @@ _TEXT = (
     "good as giving every row the prevalence, below 0 worse. Intercept (slope fixed at 1, calibration in the large): 0 "
     "is best, below 0 probabilities are too high on average. Slope: 1 is best, below 1 they are too extreme, above 1 "
     "too moderate. ECE: expected calibration error. The probability of a study is the maximum over its slices, which "
-    "is no calibrated probability that one of them is positive. Intervals by patients: bootstrap for Brier score and "
-    "ECE, cluster-robust variance for intercept and slope. Without a slope: the classes are separated, or one is "
+    "is not a calibrated probability that one of them is positive. Intervals by patients: bootstrap for Brier score "
+    "and ECE, cluster-robust variance for intercept and slope. Without a slope: the classes are separated, or one is "
     "missing."
 )
 
 
 def make_calibration(report: ReportData) -> Section:
-    """How well the probabilities of the best source agree with frequencies, for every class and group of rows."""
+    """Calibration of the best source, for every class and group of rows."""
     blocks: list[Block] = [Prose(f"{report.best.name}. {_TEXT}")]
     groups = sorted(report.groups, key=lambda group: group.group != SLICES)
     for group in groups:

@@ -90,6 +90,6 @@ def _draw_curves(report: ReportData, group: Scorable) -> list[Chart]:
     alt = f"Precision-recall curves, {title}: average precision (prevalence) {'; '.join(recall)}."
     averages = Chart(
         to_svg(draw_recall(recall, prevalences), f"recall-{of}", alt),
-        f"{start} Legend: average precision (prevalence). Dotted: the prevalence, which is the precision of chance.",
+        f"{start} Legend: average precision (prevalence). Dotted: the prevalence (precision of random predictions).",
     )
     return [areas, averages]

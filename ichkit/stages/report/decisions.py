@@ -16,7 +16,7 @@ _SHOWN = (0.02, 0.1, 0.2, 0.3, 0.5, 0.7)
 _TEXT = (
     "Net benefit (Vickers & Elkin, Medical Decision Making 26, 2006): true positives per study, minus false positives "
     "per study times the odds of the threshold. Acting from a threshold probability of t says that one missed finding "
-    "is as bad as (1 - t) / t false alarms: 9 at 10 %, 1 at 50 %. The model is worth using at thresholds where its "
+    "is as bad as (1 - t) / t false positives: 9 at 10 %, 1 at 50 %. The model is worth using at thresholds where its "
     "curve is above both acting on all studies and acting on none. A threshold is compared with the study's maximum "
     "over its slices, so read the curve together with the calibration of studies. Intervals resample patients."
 )

@@ -18,7 +18,7 @@ AUTHOR_FIELDS = {
     "registration": "number and name of the registry",
     "protocol": "where the study protocol can be read",
     "funding": "sources of funding, role of the funders, interests of the authors",
-    "data and code": "where data, code and weights of this study can be had, and their terms",
+    "data and code": "where data, code and weights of this study are available, and under which terms",
 }
 """What this page cannot know, to its description."""
 _PHANTOM = "synthetic scans of `ichkit phantom` in this layout; labels are known by construction"
@@ -56,7 +56,7 @@ def say_kind(report: ReportData) -> str:
 
 
 def say_aim(report: ReportData) -> str:
-    """What is predicted, from what, for whom."""
+    """The aim: input, predicted classes, and level."""
     task = report.task
     levels = f"each slice and each study: {', '.join(task.classes)}"
     return f"To estimate from axial slices the probability of {say_count(task.num_classes, 'classes')} for {levels}."
@@ -67,7 +67,7 @@ def say_evaluation(report: ReportData) -> str:
     config, folds = report.config.evaluate, report.prepared.num_folds
     ranked = "Models are ranked by the weighted log loss, out of fold"
     intervals = f"{config.level:.0%} intervals resample patients ({config.num_draws:,} samples)"
-    return f"{say_count(folds, 'folds')}, dealt by patient and balanced by class. {ranked}; {intervals}."
+    return f"{say_count(folds, 'folds')}, split by patient and balanced by class. {ranked}; {intervals}."
 
 
 def find_source(name: str) -> DataSource | None:
@@ -89,7 +89,7 @@ def say_use(report: ReportData, name: str) -> str:
 
 
 def _sources(report: ReportData) -> Table:
-    """Every data set with its terms, and where it can be had."""
+    """Every data set with its terms and address."""
     rows: list[list[Cell | str]] = []
     for name in report.prepared.studies.dataset.drop_duplicates():
         source = find_source(str(name))

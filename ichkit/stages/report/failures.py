@@ -36,7 +36,7 @@ _NUM_OF_MAIN, _NUM_OF_OTHER = 10, 4
 
 
 def make_failures(report: ReportData) -> Section:
-    """What the best source gets wrong: how often and in which subgroups, the most confident errors, and pictures."""
+    """The errors of the best source: how often and in which subgroups, the most confident ones, and images."""
     main = report.task.headline_index
     blocks: list[Block] = [Prose(_text(report)), *_by_subgroup(report)]
     blocks += [_most_confident(report, c) for c in report.task_order if c == main]

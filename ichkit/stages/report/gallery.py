@@ -118,7 +118,7 @@ def _judge(report: ReportData) -> list[Judged]:
 
 
 def _legend(explained: dict[tuple[str, int], Explained]) -> Legend:
-    """The names of the tiles, with the scale of the heat where there is any."""
+    """The names of the tiles, with the colour scale of the heat map, if one is shown."""
     tiles = tuple(f"{name} {level:g}/{width:g}" for name, (level, width) in WINDOWS)
     return Legend((*tiles, "heat map") if explained else tiles, has_heat=bool(explained))
 

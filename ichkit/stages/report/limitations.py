@@ -35,7 +35,7 @@ def say_use(report: ReportData) -> list[str]:
         f"Intended use: research on methods that detect {report.task.finding} on data such as these, by researchers "
         "who know how the data were made and labelled. Predictions are to be read with the intervals of this page.",
         "Not a medical device. Not for diagnosis, triage or any decision about a patient: no regulator has reviewed "
-        "it, and its effect on readers and patients is unknown. Its place in the work of a clinic, if any, is for a "
+        "it, and its effect on readers and patients is unknown. Its role in clinical practice, if any, is for a "
         "further study to define.",
     ]
 
@@ -59,12 +59,15 @@ def _of_data(report: ReportData) -> Iterator[Limitation]:
         yield "few patients", f"{say_count(patients, 'patients')} in the training data"
     sources = train.dataset.drop_duplicates().tolist()
     if len(sources) == 1:
-        yield "training data of one source", f"{sources[0]}: scanners and patients of other places may differ"
+        yield "training data of one source", f"{sources[0]}: scanners and patients of other institutions may differ"
     main = report.task.headline_class
     positive, known = count_studies(report, STUDIES, main)
     if known:
         share = f"{positive / known:.0%} of the studies are positive ({main})"
-        yield "prevalence of the data set", f"{share}; where fewer are, probabilities are too high and PPV is lower"
+        yield (
+            "prevalence of the data set",
+            f"{share}; at a lower prevalence probabilities are too high and PPV is lower",
+        )
     rates = {bool(is_padded): own[main].dropna().astype(float) for is_padded, own in train.groupby("padded")}
     if len(rates) == 2 and all(len(rate) for rate in rates.values()):
         with_padding, without = rates[True].mean(), rates[False].mean()
@@ -82,7 +85,7 @@ def _of_labels(report: ReportData) -> Iterator[Limitation]:
         if facts.get(str(name), {}).get("labels") == "study" and name in set(report.prepared.split("train").dataset):
             yield "weak labels", f"{title_of(str(name))}: labels of studies are copied to all their slices"
     yield (
-        "labels of one process",
+        "one labelling process",
         "each data set was labelled once; label errors count as errors of the model",
     )
     one_sided, few = [], []
@@ -109,7 +112,7 @@ def _of_training(report: ReportData) -> Iterator[Limitation]:
     if len(report.sources) > 1:
         yield (
             "choice among models",
-            f"the best of {len(report.sources)} was chosen by the score shown, which flatters it slightly",
+            f"the best of {len(report.sources)} was chosen by the score shown, which is slightly optimistic",
         )
     outdated = sorted({source.name for source in report.sources if source.is_outdated})
     if outdated:
@@ -146,6 +149,6 @@ def _of_tests(report: ReportData) -> Iterator[Limitation]:
     looks = read_looks(report.work)
     for looked_at, of_set in looks.groupby("set", sort=True):
         if len(of_set) > 1:
-            what = f"{len(of_set)} sets of predictions were scored on it: the more, the less it is a test"
-            yield f"repeated looks at {title_of(str(looked_at))}", what
+            what = f"{len(of_set)} sets of predictions were scored on it; each one makes the test less independent"
+            yield f"repeated evaluation on {title_of(str(looked_at))}", what
     yield "no prospective study", "existing scans alone; no reader worked with the model"

@@ -16,7 +16,7 @@ _AXES = ["studies", "aggregation", "series", "reference"]
 _SHOWN_STUDIES = 10
 _NOTE = (
     "First row: the protocol of the paper (every study with scans, maximum over the slices, majority of the readers); "
-    "each other row changes one thing. AUC by study with bootstrap intervals over studies."
+    "each other row differs from it in one choice. AUC by study with bootstrap intervals over studies."
 )
 _BASELINE = "Baseline: AUC of its own published probabilities of the same studies, with the p-value of DeLong's test."
 

@@ -89,7 +89,7 @@ class ProtocolsPlan(Plan):
 
     @property
     def writes(self) -> tuple[Path, ...]:
-        """The tables and the ledger."""
+        """The tables and the evaluation log."""
         return () if self.current is not None else (self.work.protocols, self.work.looks)
 
     def forecast(self) -> Forecast:
@@ -222,7 +222,7 @@ def votes_of(reads: pd.DataFrame, studies: pd.Index, classes: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class _Series:
-    """One external set as one source sees it.
+    """One external set with the predictions of one source.
 
     Attributes:
         studies: aggregation to the studies, all in the same order.

@@ -105,7 +105,7 @@ class ProvePlan(Plan):
 
 
 def plan(config: Config, work: WorkFolder, options: ProveOptions | None = None) -> ProvePlan:
-    """The stacks to prove, and whether that was done; writes nothing.
+    """The stacks to score on locked patients, and whether that was done; writes nothing.
 
     Raises:
         ArtifactError: no patients are locked, there is no stack, the stack of that name does not exist, or it is

@@ -33,7 +33,7 @@ _SEEN = ["slice_id", "study_id", "slice_index", "volume"]
 
 
 class FoldState(Enum):
-    """What is left to do for a fold."""
+    """The remaining work of a fold."""
 
     DONE = "done"
     PREDICT = "predict"
@@ -211,7 +211,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
 
 
 def name_weights(weights: str, work: WorkFolder, fold: int) -> str:
-    """Names initial weights by content, so that a changed weight file counts as changed settings."""
+    """The identity of initial weights by content, so that a changed weight file counts as changed settings."""
     if weights.startswith(RUN_PREFIX):
         path = work.fold(weights.removeprefix(RUN_PREFIX), fold) / WEIGHTS_NAME
         return f"{weights} {digest_file(path)[:16]}" if path.is_file() else weights
@@ -240,7 +240,7 @@ def slice_head_name(part: str) -> str:
 
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings completed with keys that ichkit got later, whose defaults do what was done before."""
+    """Settings completed with keys of later versions, whose defaults keep the earlier behaviour."""
     train = settings.get("train")
     if not isinstance(train, dict):
         return settings
@@ -261,7 +261,7 @@ def _fill(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_state(config: Config, prepared: Prepared, work: WorkFolder, run_name: str, fold: int) -> FoldState:
-    """What is left to do for a fold.
+    """The remaining work of a fold.
 
     Raises:
         ArtifactError: it was made from other settings or other training slices.

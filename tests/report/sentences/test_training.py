@@ -56,7 +56,7 @@ def test_a_conditional_run_of_another_recipe_is_told_with_its_classes_and_choice
     text = tell("fiit2021-which")
     subtypes = "epidural, intraparenchymal, intraventricular, subarachnoid, subdural"
     assert f"5 classes: {subtypes}." in text
-    assert "asked only where any is present" in text
+    assert "The other classes are conditional on any" in text
     assert "multiplied by 0.1 after more than 2 epochs without a better value" in text
     assert "10% of the patients of the training part were held out" in text
     assert "crops of 76.5625 % of the area" in text
@@ -110,7 +110,7 @@ def test_the_store_is_told_from_its_settings():
 def test_without_a_second_stage_nothing_of_one_is_told():
     assert say_first_stage_alone(1)[-1].endswith("the network of each fold.")
     assert "5 probabilities" in say_first_stage_alone(5)[-1]
-    assert "its patients are dealt into 5 parts" in " ".join(say_second_stage(load_config().stack, ("a",), 1))
+    assert "its patients are split into 5 parts" in " ".join(say_second_stage(load_config().stack, ("a",), 1))
 
 
 def test_weights_come_with_name_and_licence_and_an_unknown_backbone_has_none():

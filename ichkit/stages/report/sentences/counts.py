@@ -1,4 +1,4 @@
-"""Words that the sections about study and methods share: counts with their nouns, and lists."""
+"""Text shared by the sections about study and methods: counts with their nouns, and lists."""
 
 from collections.abc import Mapping, Sequence
 

@@ -42,7 +42,7 @@ def say_store(settings: Mapping[str, Any], num_repaired: int, num_slabs: int | N
 
 
 def say_images(channels: ChannelsConfig, train: TrainConfig) -> list[str]:
-    """What a network reads of a slice."""
+    """The input images of a network."""
     windows = [f"level {level:g}, width {width:g}" for level, width in channels.windows]
     said = [f"Channels: {_lower(CHANNELS[channels.kind].description)}"] if channels.kind in CHANNELS else []
     said.append(f"Windows in HU: {'; '.join(windows)}.")

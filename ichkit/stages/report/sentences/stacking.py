@@ -23,13 +23,15 @@ def say_second_stage(stack: StackConfig, runs: Sequence[str], num_folds: int) ->
         return [*said, "There is no second stage after that."]
     said += [_say_stacker(name, stack) for name in stack.stackers]
     if num_folds == 1:
-        said.append(f"One fold is trained: its patients are dealt into {stack.num_parts} parts, which serve as folds.")
+        said.append(f"One fold is trained: its patients are split into {stack.num_parts} parts, which serve as folds.")
     said.append(
-        "Each model of fold k is fitted on the out-of-fold descriptors of the other folds; strengths and numbers of "
-        f"rounds or epochs are chosen on {say_count(stack.num_inner, 'parts')} of inner patients of these."
+        "Each model of fold k is fitted on the out-of-fold descriptors of the other folds; regularization and numbers "
+        f"of rounds or epochs are chosen on {say_count(stack.num_inner, 'parts')} of inner patients of these."
     )
     if stack.calibrate:
-        said.append("Members are calibrated by Platt scaling per class, shrunk towards no change, on inner patients.")
+        said.append(
+            "Members are calibrated by Platt scaling per class, shrunk towards the identity, on inner patients."
+        )
     if len(stack.stackers) > 1:
         said.append("The blend is a weighted mean of the members' logits per class, fitted on inner patients.")
     said.append(

@@ -48,12 +48,12 @@ def say_network(train: TrainConfig, classes: Sequence[str], cost: NetworkCost | 
     which = f"{say_count(len(classes), 'classes')}: {', '.join(classes)}"
     said.append(f"Output: for each slice an independent probability (sigmoid) of each of {which}.")
     if train.given:
-        said.append(f"All but {train.given} are asked only where {train.given} is present: they are conditional on it.")
+        said.append(f"The other classes are conditional on {train.given}: trained and scored only on slices with it.")
     return said
 
 
 def say_weights(train: TrainConfig, classes: Sequence[str]) -> list[str]:
-    """Where each phase gets its initial weights from, with their source and licence."""
+    """The initial weights of each phase, with their source and licence."""
     phases = train.resolve_phases(classes)
     names = [f" of phase {number}" for number in range(1, len(phases) + 1)] if len(phases) > 1 else [""]
     starts = [_say_start(phase.weights, train.backbone) for phase in phases]
