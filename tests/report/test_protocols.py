@@ -39,9 +39,11 @@ def test_the_section_shows_the_best_source_beside_what_papers_report(work, monke
         assert one.source in page.text
     readers = protocols.read_readers(work)
     kappa = pick(readers, class_="any", measure="fleiss_kappa")
-    rows = {row[0]: row for row in page.tables["The readers of CQ500"][1:]}
+    rows = {row[0]: row for row in page.tables["Agreement of the readers of CQ500"][1:]}
     assert rows["any"][1] == f"{kappa.value:.3f}|{kappa.low:.3f}-{kappa.high:.3f}"
     hit = pick(readers, class_="any", measure="sensitivity", reader=2).value
+    shown = [row for row in page.tables["Each reader of CQ500 against the others"] if row[:2] == ["any", "reader 2"]]
+    assert shown[0][2].split("|")[0] == f"{hit:.3f}"
     alarm = 1 - pick(readers, class_="any", measure="specificity", reader=2).value
     assert any(
         "any, with" in one["aria-label"] and f"reader 2 {hit:.3f} at {alarm:.3f}" in one["aria-label"]

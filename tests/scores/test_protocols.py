@@ -1,6 +1,7 @@
 """`--protocols`: the same predictions under every protocol, against scores worked out from the tables."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from ichkit.validation.agreement import fleiss_kappa
 from ichkit.validation.catalog import find_sources
 from ichkit.validation.delong import delong_test
 from ichkit.validation.protocols import REFERENCES, Protocol, list_protocols, paper_protocol
+from ichkit.validation.scope import Scope
 from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.looks import read_looks
@@ -263,6 +265,20 @@ def test_sets_of_the_same_scans_stand_side_by_side_and_once_more_on_the_studies_
     assert len(left_out) == 10
     shown = [describe(one, "cq500") for one in select(table, "base-fusion", "cq500")]
     assert {"studies: shared", "series: cq500-thin", "studies: shared, series: cq500-thin"} <= set(shown)
+
+
+def test_what_a_source_is_not_asked_stays_unknown_under_every_reference(work):
+    shutil.rmtree(work.protocols)
+    plan = protocols.plan(CONFIG, work)
+    scope = Scope.of(TASK, ("subdural", "any"), given="any")
+    table = protocols.run(replace(plan, sources=[replace(plan.sources[0], scope=scope)]))
+    studies = read_table(work.prepared / "studies.parquet").query("dataset == 'cq500' and num_slices > 0")
+    for reference in REFERENCES:
+        rows = table[(table.reference == reference) & (table.studies == "scanned")].set_index("class")
+        assert (rows.n["epidural"] == 0).all()
+        assert (rows.n["subdural"] <= (studies["any"] == 1).sum()).all()
+    majority = pick(table, class_="subdural", **PAPER)
+    assert majority.n == (studies["any"] == 1).sum()
 
 
 def test_without_an_external_set_there_is_one_message(tmp_path):

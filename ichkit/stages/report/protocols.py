@@ -31,7 +31,7 @@ def make_protocols(report: ReportData) -> Section:
         blocks.append(Charts([_draw(report, table, dataset)]))
         blocks.append(protocol_tables.render(table, left_out, best.name, dataset, report.task, report.data))
         if (readers.dataset == dataset).any():
-            blocks.append(protocol_tables.render_readers(readers, dataset, report.task))
+            blocks += protocol_tables.render_readers(readers, dataset, report.task)
             blocks.append(Charts(_draw_readers(report, readers[readers.dataset == dataset], dataset), "thirds"))
     return Section("protocols", _TITLE, blocks)
 

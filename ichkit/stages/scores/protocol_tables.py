@@ -1,5 +1,6 @@
 """The protocols of an external test as tables, for terminal and report."""
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -20,10 +21,12 @@ _NOTE = (
 )
 _BASELINE = "Baseline: AUC of its own published probabilities of the same studies, with the p-value of DeLong's test."
 
+_KAPPA = (
+    "All studies with reads, those without scans included; positive by the majority. Intervals by resampling studies."
+)
 _READERS = (
-    "Fleiss' kappa of all readers; positive by their majority. Sensitivity and specificity of each reader against the "
-    "others where these agree, not against a majority that its own reading is part of. All studies with reads, those "
-    "without scans included; intervals by resampling studies for kappa, Wilson's for shares."
+    "On the studies on which the two others agree, and by their reading: not against a majority that the reader's own "
+    "reading is part of. Wilson's intervals."
 )
 
 
@@ -85,31 +88,28 @@ def render(table: pd.DataFrame, left_out: pd.DataFrame, source: str, dataset: st
     )
 
 
-def render_readers(readers: pd.DataFrame, dataset: str, task: Task) -> Table:
-    """The agreement of the readers of an external set, by class.
+def render_readers(readers: pd.DataFrame, dataset: str, task: Task) -> list[Table]:
+    """The agreement of the readers of an external set, by class, and each reader against the others.
 
     Args:
         readers: from `protocols.read_readers`.
     """
     records = readers[readers.dataset == dataset].to_dict("records")
     own = {(row["class"], row["measure"], row["reader"]): row for row in records}
-    numbers = sorted({reader for _, measure, reader in own if measure == SENSITIVITY})
-    rows: list[list[Cell | str]] = []
+    agreement: list[list[Cell | str]] = []
+    each: list[list[Cell | str]] = []
     for name in task.classes:
         kappa = own[name, KAPPA, 0]
-        cells: list[Cell | str] = [
-            Cell(format_number(kappa["value"], 3), format_interval(kappa["low"], kappa["high"], 3))
-        ]
-        cells.append(Cell(f"{kappa['n_positive']:,}", f"/ {kappa['n']:,}"))
-        for measure in (SENSITIVITY, SPECIFICITY):
-            for number in numbers:
-                found = own[name, measure, number]
-                interval = format_interval(found["low"], found["high"], 2)
-                cells.append(Cell(format_number(found["value"], 3), interval))
-        rows.append([name, *cells])
-    heads = [f"{short}\nreader {number}" for short in ("sens.", "spec.") for number in numbers]
-    title = f"The readers of {title_of(dataset)}"
-    return Table(title, ("class", "Fleiss' kappa", "positive", *heads), rows, note=_READERS)
+        agreement.append([name, _measured(kappa), _counts(kappa)])
+        for number in sorted({reader for _, measure, reader in own if measure == SENSITIVITY}):
+            rates = [own[name, measure, number] for measure in (SENSITIVITY, SPECIFICITY)]
+            each.append([name, f"reader {number}", *map(_measured, rates), _counts(rates[0])])
+    shown = title_of(dataset)
+    heads = ("class", "reader", "sensitivity", "specificity", "positive")
+    return [
+        Table(f"Agreement of the readers of {shown}", ("class", "Fleiss' kappa", "positive"), agreement, note=_KAPPA),
+        Table(f"Each reader of {shown} against the others", heads, each, note=_READERS, num_text=2),
+    ]
 
 
 def render_rows(table: pd.DataFrame) -> Table:
@@ -123,6 +123,14 @@ def render_rows(table: pd.DataFrame) -> Table:
         rows.append([*(str(row[name]) for name in names), *numbers])
     columns = (*names, "AUC", "interval", "n", "positive", "baseline", "p")
     return Table("", columns, rows, num_text=len(names))
+
+
+def _measured(row: Mapping[Hashable, Any]) -> Cell:
+    return Cell(format_number(row["value"], 3), format_interval(row["low"], row["high"], 3))
+
+
+def _counts(row: Mapping[Hashable, Any]) -> Cell:
+    return Cell(f"{row['n_positive']:,}", f"/ {row['n']:,}")
 
 
 def _auc(of_class: pd.DataFrame, name: str) -> Cell:

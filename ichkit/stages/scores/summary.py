@@ -60,8 +60,10 @@ def render_protocols(plan: ProtocolsPlan, name: str | None = None, *, is_whole: 
         for source in sources
         for dataset in plan.scans
     ]
-    with_reads = [dataset for dataset in plan.scans if (readers.dataset == dataset).any()]
-    return [*made, *(protocol_tables.render_readers(readers, dataset, book.task) for dataset in with_reads)]
+    for dataset in plan.scans:
+        if (readers.dataset == dataset).any():
+            made += protocol_tables.render_readers(readers, dataset, book.task)
+    return made
 
 
 def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) -> list[Table]:
