@@ -235,7 +235,8 @@ def evaluate(plan: "EvaluatePlan | FilePlan | RobustnessPlan") -> None:
     if isinstance(plan, RobustnessPlan):
         from ichkit.stages.scores import robustness
 
-        show(tables.robustness(robustness.run(plan), plan.prepared.task))
+        data = str(plan.prepared.manifest.facts["data"])
+        show(summary.with_data_note(tables.robustness(robustness.run(plan), plan.prepared.task), data))
         return
     run(plan)
     options, task = plan.options, plan.prepared.task

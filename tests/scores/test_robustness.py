@@ -98,5 +98,6 @@ def test_the_command_prints_every_perturbation_and_a_dry_run_writes_nothing(work
     assert (work.robustness / "manifest.json").read_bytes() == before
     text = call(*words)
     assert all(row.title in text for row in PERTURBATIONS.values())
+    assert "Made from phantoms" in text
     assert len(robustness.find_names(CONFIG)) == len(PERTURBATIONS)
     assert EvaluateOptions().perturbs is False
