@@ -1,6 +1,7 @@
 """The canaries of the second stage: what a fold's labels say never reaches that fold's predictions."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,9 @@ from support.simulated import TASK, flip_labels, make_work, rewrite_slices
 
 from ichkit.core.config import load_config
 from ichkit.core.seeding import make_generator
+from ichkit.core.stack_config import StackConfig
+from ichkit.stacking.calibration import no_calibration
+from ichkit.stacking.table import BASE
 from ichkit.stages.stack import plan as stack_plan
 from ichkit.stages.stack import run as stack
 from ichkit.validation.metrics import roc_auc
@@ -147,3 +151,33 @@ def auc_with_error(labels, probabilities, patients):
         drawn = np.concatenate([rows[code] for code in rng.integers(len(rows), size=len(rows))])
         values.append(roc_auc(labels[drawn], probabilities[drawn]))
     return roc_auc(labels, probabilities), np.std(values)
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_a_blend_is_fitted_on_predictions_for_inner_patients_that_were_held_out(tmp_path, monkeypatch, calibrate):
+    base, held, seen, recalibrated = (np.full((8, 2), value) for value in (0.0, 1.0, 2.0, 3.0))
+    (tmp_path / "fusion" / "fold0").mkdir(parents=True)
+    np.save(tmp_path / "fusion" / "fold0" / stack._INNER_FILE, held)
+    np.save(tmp_path / "fusion" / "fold0" / stack._IN_SAMPLE_FILE, seen)
+    given = {}
+
+    def keep(members, labels, names, tolerance):
+        given.update(members=members, names=names)
+
+    def cross_fit(inner):
+        np.testing.assert_array_equal(inner, held)
+        return no_calibration(2), recalibrated
+
+    training = SimpleNamespace(
+        chosen_rows=lambda: np.arange(8),
+        inner_base_logits=lambda: base,
+        calibrate=cross_fit,
+        calibration=no_calibration(2),
+        labels=np.zeros((8, 2)),
+        rows=SimpleNamespace(ensemble=SimpleNamespace(scope=None)),
+    )
+    monkeypatch.setattr(stack, "fit_blend", keep)
+    config = StackConfig(calibrate=calibrate)
+    stack._make_chain(tmp_path, SimpleNamespace(name="fold0", fold=0), training, ["fusion"], config)
+    assert given["names"] == (BASE, "fusion")
+    np.testing.assert_array_equal(given["members"], [base, recalibrated if calibrate else held])
