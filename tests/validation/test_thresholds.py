@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from ichkit.validation import thresholds
 from ichkit.validation.thresholds import (
     F1_AIM,
     YOUDEN_AIM,
@@ -106,3 +107,10 @@ def test_rates_are_those_of_scikit_learn_and_nan_without_what_they_count():
     assert np.isnan(f1_score(nobody)).tolist() == [True, False, True]
     assert np.isnan(sensitivity(nobody)).tolist() == [True, False, True]
     assert np.isnan(specificity(nobody)).tolist() == [False, True, True]
+
+
+def test_one_positive_or_one_negative_is_enough_for_its_share_and_none_is_not():
+    one = np.zeros(4)
+    one[[thresholds.POSITIVE, thresholds.NEGATIVE, thresholds.TRUE_POSITIVE]] = 1
+    assert (thresholds.sensitivity(one), thresholds.specificity(one)) == (1, 1)
+    assert np.isnan([thresholds.sensitivity(np.zeros(4)), thresholds.specificity(np.zeros(4))]).all()
