@@ -1,6 +1,6 @@
 """How often a second stage's out-of-fold gain is not confirmed by locked patients: `python benchmarks/prove.py`.
 
-[--json FILE] [--plays FILE] [--sets 100] [--first-set 0]
+[--json FILE] [--plays FILE] [--sets 100] [--first-set 0] [--rivals PYTHON [--rival NAME]...]
 
 Each data set is simulated: its number of patients, slices per study, share of positive studies and the errors of the
 base are drawn. Half as many patients as train, at least 20, are locked. Stacks of ichkit (LightGBM and the blend) are
@@ -9,11 +9,16 @@ write: gradient boosting on seven slices, scored on its own training rows (`in_s
 (`kfold_slices`), or by GroupKFold over patients (`kfold_patients`).
 
 A data set counts as unconfirmed if the interval of the gain out of fold minus the gain on locked patients lies above 0,
-and as undervalued if it lies below. Chance alone gives 2.5 % of each. With `--plays FILE` an interrupted call goes on.
+and as undervalued if it lies below. Chance alone gives 2.5 % of each. With `--rivals`, the stacking of AutoGluon and
+MLJAR is measured beside on the same rows (`rivals.py`, run by the Python of an environment that has them), on the
+headline class alone, and so is ichkit's (`blend_any`, `lightgbm_any`). With `--plays FILE` an interrupted call goes on.
 """
 
 import argparse
+import subprocess
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +38,16 @@ from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stacking.rows import to_logits
 from ichkit.stages.scores import prove
 from ichkit.stages.stack import run as stack
-from ichkit.validation.proof import compare_gains, measure_gain, seed_of_gain
+from ichkit.validation.proof import Gain, compare_gains, measure_gain, seed_of_gain
 from ichkit.work.folder import WorkFolder
 
 CONFIG = load_config("default", ("stack.stackers=[lightgbm]", "evaluate.num_draws=1000"))
 PLAIN = ("in_sample", "kfold_slices", "kfold_patients")
 NUM_PARTS, ROUNDS = 5, 60
+RIVALS = ("autogluon", "autogluon_groups", "mljar")
+HEADLINE = TASK.classes.index(TASK.headline_class)
+ALONE = replace(TASK, weights=tuple(float(number == HEADLINE) for number in range(TASK.num_classes)))
+SETTINGS = {"num_draws": 1000, "level": 0.95}
 
 
 def main() -> None:
@@ -47,6 +56,8 @@ def main() -> None:
     parser.add_argument("--plays", type=Path, help="CSV of single data sets; those that it has are not computed again")
     parser.add_argument("--sets", type=int, default=100)
     parser.add_argument("--first-set", type=int, default=0)
+    parser.add_argument("--rivals", type=Path, help="Python of an environment with AutoGluon and MLJAR")
+    parser.add_argument("--rival", action="append", choices=RIVALS, help="of these rivals alone; repeatable")
     args = parser.parse_args()
     logger.setLevel("ERROR")
     torch.set_num_threads(1)
@@ -55,14 +66,14 @@ def main() -> None:
     for number in range(args.first_set, args.first_set + args.sets):
         if number in done:
             continue
-        plays = pd.concat([plays, pd.DataFrame(play(number))], ignore_index=True)
+        plays = pd.concat([plays, pd.DataFrame(play(number, args.rivals, args.rival or RIVALS))], ignore_index=True)
         if args.plays is not None:
             plays.to_csv(args.plays, index=False)
     report(summarise(plays), args.json)
 
 
-def play(number: int) -> list[dict[str, object]]:
-    """One data set: a row for each second stage."""
+def play(number: int, python: Path | None, rivals: Sequence[str]) -> list[dict[str, object]]:
+    """One data set: a row for each second stage, and with the Python of the rivals one for each of them."""
     rng = make_generator(number, "prove benchmark")
     drawn = {
         "num_patients": int(np.exp(rng.uniform(np.log(25), np.log(200)))),
@@ -80,7 +91,11 @@ def play(number: int) -> list[dict[str, object]]:
             Path(folder) / "work", locked_studies=locked, test_studies=2, cq500_studies=2, seed=number, **drawn
         )
         stack.run(stack.plan(CONFIG, work, stack.StackOptions()))
-        proof = prove.run(prove.plan(CONFIG, work))
+        plan = prove.plan(CONFIG, work)
+        proof = prove.run(plan)
+        if python is not None:
+            alone = prove.run(replace(plan, prepared=replace(plan.prepared, task=ALONE)))
+            proof = pd.concat([proof, alone.assign(kind=alone.kind + "_any")])
         shared = {"set": number, **{name: drawn[name] for name in ("num_patients", "noise", "mistakes")}}
         found = [
             {
@@ -90,7 +105,9 @@ def play(number: int) -> list[dict[str, object]]:
             }
             for row in proof.to_dict("records")
         ]
-        return found + [{**shared, **row} for row in play_plain(work, number)]
+        rows = play_plain(work, number)
+        rows += [] if python is None else play_rivals(work, number, python, rivals)
+        return found + [{**shared, **row} for row in rows]
 
 
 def play_plain(work: WorkFolder, number: int) -> list[dict[str, object]]:
@@ -105,7 +122,6 @@ def play_plain(work: WorkFolder, number: int) -> list[dict[str, object]]:
     whole = fit(own, labels, number)
     on_locked = np.concatenate([predict(whole, x) for x in of_folds])
     base_locked = np.concatenate([1 / (1 + np.exp(-x[:, centre])) for x in of_folds])
-    settings = {"num_draws": 1000, "level": 0.95}
     new = measure_gain(
         base_locked,
         on_locked,
@@ -113,28 +129,81 @@ def play_plain(work: WorkFolder, number: int) -> list[dict[str, object]]:
         np.tile(locked.patient_id.to_numpy(), len(of_folds)),
         TASK,
         seed=seed_of_gain(number, LOCKED),
-        **settings,
+        **SETTINGS,
     )
     base = 1 / (1 + np.exp(-own[:, centre]))
     rows = []
     for kind in PLAIN:
         second = predict(whole, own) if kind == "in_sample" else cross_fit(kind, own, labels, train.patient_id, number)
         old = measure_gain(
-            base, second, labels, train.patient_id.to_numpy(), TASK, seed=seed_of_gain(number, "oof"), **settings
+            base, second, labels, train.patient_id.to_numpy(), TASK, seed=seed_of_gain(number, "oof"), **SETTINGS
         )
-        kept = compare_gains(old, new, 0.95)
-        rows.append(
-            {
-                "kind": kind,
-                "oof_gain": old.value,
-                "locked_gain": new.value,
-                "difference": kept.difference,
-                "difference_low": kept.low,
-                "difference_high": kept.high,
-                "gain_kept": kept.share,
-            }
-        )
+        rows.append(describe(kind, old, new))
     return rows
+
+
+def play_rivals(work: WorkFolder, number: int, python: Path, rivals: Sequence[str]) -> list[dict[str, object]]:
+    """The stacking of other packages on the same rows, on the headline class alone."""
+    inputs = read_inputs(work, TASK, None)
+    train, locked = inputs.train, inputs.external[LOCKED]
+    own = features_of(inputs.out_of_fold(inputs.runs[0]), train)
+    of_folds = [features_of(table, locked) for table in inputs.tables[LOCKED][inputs.runs[0]].values()]
+    middle = own.shape[1] // TASK.num_classes // 2 * TASK.num_classes
+    base, new = (1 / (1 + np.exp(-x[:, middle : middle + TASK.num_classes])) for x in (own, np.concatenate(of_folds)))
+    labels, of_locked = (rows[list(TASK.classes)].to_numpy(float) for rows in (train, locked))
+    given, wanted = work.root / "rivals.npz", work.root / "rival.npz"
+    np.savez(
+        given,
+        train=own,
+        labels=labels[:, HEADLINE].astype(int),
+        patients=pd.factorize(train.patient_id)[0],
+        locked=np.concatenate(of_folds),
+    )
+    rows = []
+    for name in rivals:
+        command = [python, Path(__file__).with_name("rivals.py"), name, given, wanted]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        told = np.load(wanted)
+        out_of_fold, on_locked = base.copy(), new.copy()
+        out_of_fold[:, HEADLINE] = np.clip(told["oof"], 1e-6, 1 - 1e-6)
+        on_locked[:, HEADLINE] = np.clip(told["locked"], 1e-6, 1 - 1e-6)
+        repeats = len(of_folds)
+        old = measure_gain(
+            base,
+            out_of_fold,
+            labels,
+            train.patient_id.to_numpy(),
+            ALONE,
+            seed=seed_of_gain(number, "oof"),
+            **SETTINGS,
+        )
+        kept = measure_gain(
+            new,
+            on_locked,
+            np.tile(of_locked, (repeats, 1)),
+            np.tile(locked.patient_id.to_numpy(), repeats),
+            ALONE,
+            seed=seed_of_gain(number, LOCKED),
+            **SETTINGS,
+        )
+        rows.append(describe(name, old, kept))
+    return rows
+
+
+def describe(kind: str, old: Gain, new: Gain) -> dict[str, object]:
+    """The row of one second stage."""
+    kept = compare_gains(old, new, SETTINGS["level"])
+    return {
+        "kind": kind,
+        "oof_gain": old.value,
+        "locked_gain": new.value,
+        "difference": kept.difference,
+        "difference_low": kept.low,
+        "difference_high": kept.high,
+        "gain_kept": kept.share,
+    }
 
 
 def features_of(table: pd.DataFrame, slices: pd.DataFrame) -> np.ndarray:
