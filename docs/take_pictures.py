@@ -1,6 +1,7 @@
-"""Takes the README's pictures of a report: `python docs/take_pictures.py WORK`, after `ichkit report`; needs Chromium.
+"""Takes the pictures of README and docs: `python docs/take_pictures.py WORK`, after `ichkit report`; needs Chromium.
 
-Writes docs/img/report.png (the top of the page), board.png and gallery.png, each 1280 pixels wide, in light colours.
+Writes docs/img/report.png (the top of the page), board.png, gallery.png and protocols.png, each 1280 pixels wide, in
+light colours.
 """
 
 import shutil
@@ -11,7 +12,12 @@ from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # File to the section it shows and its height in pixels.
-PICTURES = {"report.png": ("overview", 860), "board.png": ("board", 720), "gallery.png": ("failures", 900)}
+PICTURES = {
+    "report.png": ("overview", 860),
+    "board.png": ("board", 720),
+    "gallery.png": ("failures", 900),
+    "protocols.png": ("protocols", 1100),
+}
 _WIDTH = 1280
 # One section alone, or the top of the page: scrolling to it would depend on when the picture is taken.
 _ALONE = (
