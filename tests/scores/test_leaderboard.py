@@ -89,7 +89,7 @@ def test_rebuilding_gives_the_same_bytes_also_from_nothing(work, tmp_path):
     first = tmp_path / "out" / "leaderboard.csv"
     do(leaderboard, CONFIG, work, submissions=first.parent)
     before = first.read_bytes()
-    first.write_text("rank,name\n1,made up\n")
+    first.write_text("rank,name,kind,data\n1,made up,blend,phantom\n")
     do(leaderboard, CONFIG, work, submissions=first.parent)
     assert first.read_bytes() == before
     shutil.rmtree(work.scores)

@@ -178,6 +178,6 @@ def test_a_blend_is_fitted_on_predictions_for_inner_patients_that_were_held_out(
     )
     monkeypatch.setattr(stack, "fit_blend", keep)
     config = StackConfig(calibrate=calibrate)
-    stack._make_chain(tmp_path, SimpleNamespace(name="fold0", fold=0), training, ["fusion"], config)
+    stack._make_fold_model(tmp_path, SimpleNamespace(name="fold0", fold=0), training, ["fusion"], config)
     assert given["names"] == (BASE, "fusion")
     np.testing.assert_array_equal(given["members"], [base, recalibrated if calibrate else held])

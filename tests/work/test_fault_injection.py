@@ -33,4 +33,5 @@ def test_after_a_fault_the_command_run_again_leaves_what_an_undisturbed_one_does
 
 def test_every_command_that_writes_is_tried():
     words = {command.words[0] for command in COMMANDS}
-    assert words == {"phantom", "prepare", "train", "stack", "evaluate", "submit", "report", "export", "predict"}
+    steps = {"phantom", "prepare", "train", "stack", "evaluate", "submit", "leaderboard", "report"}
+    assert words == steps | {"export", "predict", "explain"}
