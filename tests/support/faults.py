@@ -286,9 +286,13 @@ def beside(work: Path, words: tuple[str, ...]) -> Iterator[None]:
 
 
 def _run_here(work: Path, words: tuple[str, ...], at: Collection[int], fault: str) -> int:
+    import torch
+
     from ichkit.cli.main import main
     from ichkit.stages.stack import run as stack
 
+    # The threads of a pool do not live on in a fork: an operation that waited for them would never end.
+    torch.set_num_threads(1)
     signal.alarm(_SECONDS)
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     # Fits in this process: workers would start Python anew for each.
