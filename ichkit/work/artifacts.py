@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -253,6 +253,17 @@ class ArtifactWriter:
 def has_artifact(folder: Path) -> bool:
     """True if there is a complete artifact; nothing on disk is changed."""
     return any((folder / MANIFEST_NAME).is_file() for _ in _looks(folder))
+
+
+def find_current(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Manifest | None:
+    """The manifest of a finished artifact made with these settings from these inputs; None without such an artifact.
+
+    Raises:
+        ArtifactError: its manifest is damaged.
+    """
+    manifest = read_manifest(folder) if has_artifact(folder) else None
+    is_current = manifest is not None and manifest.settings == settings and manifest.inputs == inputs
+    return manifest if is_current else None
 
 
 def _looks(folder: Path) -> Iterator[None]:

@@ -38,7 +38,7 @@ from ichkit.validation.scores import POOLED, ROC_AUC, score_rows
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 from ichkit.validation.subgroups import ALL
 from ichkit.validation.tallies import ScoredRows
-from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
+from ichkit.work.artifacts import ArtifactWriter, Manifest, find_current, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, alone, look_at
 from ichkit.work.looks import record_looks
@@ -124,9 +124,7 @@ def plan(config: Config, work: WorkFolder) -> ProtocolsPlan:
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
     settings |= {name: list(table) for name, table in tables.items()} | {"columns": [*PROTOCOL_DTYPES, *READER_DTYPES]}
     inputs = _inputs_of(sources, prepared.manifest)
-    current = read_manifest(work.protocols) if has_artifact(work.protocols) else None
-    if current is not None and (current.settings != settings or current.inputs != inputs):
-        current = None
+    current = find_current(work.protocols, settings, inputs)
     return ProtocolsPlan(config, work, prepared, sources, scans, settings, inputs, current, seen)
 
 

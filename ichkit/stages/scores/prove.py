@@ -31,7 +31,7 @@ from ichkit.validation.catalog import Source, find_sources, load_out_of_fold, lo
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.proof import Gain, compare_gains, measure_gain, seed_of_gain
 from ichkit.validation.scope import label_array
-from ichkit.work.artifacts import ArtifactWriter, Manifest, digest_table, has_artifact, read_manifest, read_table
+from ichkit.work.artifacts import ArtifactWriter, Manifest, digest_table, find_current, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, alone, look_at
 from ichkit.work.looks import record_looks
@@ -137,9 +137,7 @@ def plan(config: Config, work: WorkFolder, options: ProveOptions | None = None) 
                 "`ichkit train` and `ichkit stack` again."
             )
         inputs |= {f"{source.name}:{name}": digest for name, digest in source.digests.items()}
-    current = read_manifest(work.proof) if has_artifact(work.proof) else None
-    if current is not None and (current.settings != settings or current.inputs != inputs):
-        current = None
+    current = find_current(work.proof, settings, inputs)
     return ProvePlan(config, work, options, prepared, stacks, settings, inputs, current, seen)
 
 

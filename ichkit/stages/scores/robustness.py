@@ -24,7 +24,7 @@ from ichkit.validation.robustness import compare_perturbed
 from ichkit.validation.scope import label_array
 from ichkit.validation.scores import LOG_LOSS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
 from ichkit.validation.tallies import ScoredRows
-from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest, read_table
+from ichkit.work.artifacts import ArtifactWriter, Manifest, find_current, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
 from ichkit.work.locks import Look, alone, look_at
 
@@ -93,9 +93,7 @@ def plan(config: Config, work: WorkFolder, options: EvaluateOptions | None = Non
     settings = {**config.robustness.settings(), "num_draws": asked.num_draws, "level": asked.level}
     settings |= {"perturbations": list(names), "seed": config.seed, "task": config.task}
     inputs = _inputs_of(work, prepared, source)
-    current = read_manifest(work.robustness) if has_artifact(work.robustness) else None
-    if current is not None and (current.settings != settings or current.inputs != inputs):
-        current = None
+    current = find_current(work.robustness, settings, inputs)
     return RobustnessPlan(scoring, config, work, options, prepared, source, settings, inputs, current, seen)
 
 
