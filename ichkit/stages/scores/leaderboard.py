@@ -110,11 +110,11 @@ def run(plan: LeaderboardPlan) -> pd.DataFrame:
     if options.record is not None:
         record_scores(options.submissions, options.record, options.public_score, options.private_score)
     evaluate.make_current(scoring)
-    board = build(scoring.work, options.submissions, scoring.prepared.task)
+    book = open_book(scoring.work, scoring.prepared.task)
+    board = make_board(book, scoring.work, options.submissions)
     write(board, options.submissions)
     if options.export is not None:
-        table = render(scoring.work, board, scoring.prepared.task)
-        write_bytes_atomically(options.export, PRINTERS[options.export.suffix](table))
+        write_bytes_atomically(options.export, PRINTERS[options.export.suffix](_print(book, board)))
     return board
 
 
@@ -170,7 +170,10 @@ def render(work: WorkFolder, board: pd.DataFrame, task: Task) -> Table:
     Args:
         board: from `build`.
     """
-    book = open_book(work, task)
+    return _print(open_book(work, task), board)
+
+
+def _print(book: ScoreBook, board: pd.DataFrame) -> Table:
     return with_data_note(tables.board(book, read_sites(board)), book.data)
 
 
