@@ -22,6 +22,11 @@ MAX_FILE_BYTES = 256 * 1024**2
 """Eight times the largest slice that is taken; a larger file is something else."""
 MAX_FRAMES = 10_000
 HEAD_BYTES = (16_384, 1_048_576, 16_777_216)
+"""The first bytes of a file that are parsed, until they hold a whole header: the largest, of an Enhanced CT of 10,000
+frames, has about 10 MB. A hostile or sparse file of nothing but empty elements would take minutes."""
+_ITEM = b"\xfe\xff\x00\xe0"
+_MAX_ITEMS = 300_000
+"""Of all sequences: about twenty a frame. Each is an object of about 1 kB."""
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NO_PADDING = -1
 _PIXEL_TAG = b"\xe0\x7f\x10\x00"
@@ -43,6 +48,24 @@ _UNITS = ("HU_MOD", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "PCT")
 """Defined terms of RescaleType other than HU (PS3.3 C.11.1.1.2); other text may name somebody and is not repeated."""
 
 
+_FAMILIES = {
+    str(family[0]): frozenset(map(str, family))
+    for family in (
+        (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEGExtended12Bit),
+        (pydicom.uid.JPEGExtended12Bit, pydicom.uid.JPEGBaseline8Bit),
+        (pydicom.uid.JPEGLosslessSV1, pydicom.uid.JPEGLossless),
+        (pydicom.uid.JPEGLSLossless, pydicom.uid.JPEGLSNearLossless),
+        (
+            pydicom.uid.JPEG2000Lossless,
+            pydicom.uid.JPEG2000,
+            pydicom.uid.HTJ2KLossless,
+            pydicom.uid.HTJ2KLosslessRPCL,
+            pydicom.uid.HTJ2K,
+        ),
+        (pydicom.uid.RLELossless,),
+    )
+}
+"""What the pixels show, to the transfer syntaxes that name it."""
 _GE_PRIVATE = "1.2.840.113619.5.2"
 """Implicit VR little endian, but for the pixels, which are big endian (GE DLX conformance statement)."""
 
@@ -98,6 +121,7 @@ class Header(StoredPixels):
         position_x, position_y, position_z: ImagePositionPatient in mm.
         row_x .. column_z: ImageOrientationPatient.
         instance_number, acquisition_number: 0 where they are missing or no whole number.
+        thickness_mm: SliceThickness to a tenth; 0 where it is missing or no positive number.
         reference_uid: FrameOfReferenceUID: positions of two series can be compared only where it is the same.
     """
 
@@ -118,6 +142,7 @@ class Header(StoredPixels):
     column_z: float
     instance_number: int = 0
     acquisition_number: int = 0
+    thickness_mm: float = 0.0
     reference_uid: str = ""
 
 
@@ -231,28 +256,28 @@ def _read_any(read_head: _ReadHead, num_bytes: int) -> list[Outcome]:
         UnreadableError: see `read_slices`.
     """
     is_deflated = False
-    for wanted in (*HEAD_BYTES, num_bytes):
+    for wanted in HEAD_BYTES:
         head = read_head(wanted)
         is_whole = len(head) >= num_bytes
         if DEFLATED.encode() in head[:1024]:
             head, is_deflated, is_whole = inflate(read_head(num_bytes)), True, True
             num_bytes = len(head)
         try:
-            dataset, offset, declared = _parse(head, is_deflated=is_deflated)
+            dataset, offset, declared = _parse(head[: HEAD_BYTES[-1]], is_deflated=is_deflated)
         except UnreadableError:
             if is_whole or not _looks_like_dicom(head):
                 raise
             continue  # the end of the head may cut an element in two
         if head[offset : offset + 4] == _PIXEL_TAG and len(head) >= offset + 12:
-            if declared not in _compressed_syntaxes() and _is_encapsulated(head, offset):
-                declared = _sniff_syntax(read_head(min(num_bytes, offset + _SNIFF_BYTES)), offset)
+            if _is_encapsulated(head, offset):
+                declared = _find_syntax(read_head(min(num_bytes, offset + _SNIFF_BYTES)), offset, declared)
             place = _Place(head, offset, num_bytes, declared, is_deflated)
             if str(dataset.get("SOPClassUID", "")) in _ENHANCED:
                 return _check_frames(dataset, place)
             return [_check(dataset, place)]
         if is_whole:
             break
-    raise UnreadableError("no pixel data")
+    raise UnreadableError("no pixel data" if is_whole else f"no pixel data in its first {HEAD_BYTES[-1] // 1024**2} MB")
 
 
 def _looks_like_dicom(head: bytes) -> bool:
@@ -281,6 +306,8 @@ def _parse(head: bytes, *, is_deflated: bool) -> tuple[pydicom.Dataset, int, str
     if is_deflated:
         # Inflated already, within bounds; pydicom must not do it again.
         head = head.replace(DEFLATED.encode(), EXPLICIT_LITTLE.encode().ljust(len(DEFLATED), b"\0"), 1)
+    if head.count(_ITEM) > _MAX_ITEMS:
+        raise UnreadableError(f"header has more than {_MAX_ITEMS:,} items of sequences")
     stream = io.BytesIO(_correct_endianness(head))
     try:
         with warnings.catch_warnings():
@@ -323,7 +350,9 @@ def _check_frames(dataset: pydicom.Dataset, place: _Place) -> list[Outcome]:
     if not 1 <= num_frames <= MAX_FRAMES:
         raise UnreadableError(f"invalid number of frames: expected 1 to {MAX_FRAMES}")
     top = {name: _value(dataset, name) for name in WANTED_NAMES if name in dataset}
-    shared = _group_values(_items(dataset, "SharedFunctionalGroupsSequence")[:1])
+    agents = _items(dataset, "ContrastBolusAgentSequence")
+    of_all = _items(dataset, "SharedFunctionalGroupsSequence")[:1]
+    shared = _group_values(of_all)
     groups = _items(dataset, "PerFrameFunctionalGroupsSequence")
     if len(groups) != num_frames:
         raise UnreadableError(f"Enhanced CT: {num_frames} frames, functional groups of {len(groups)}")
@@ -331,6 +360,8 @@ def _check_frames(dataset: pydicom.Dataset, place: _Place) -> list[Outcome]:
     for frame, group in enumerate(groups):
         try:
             values = {**top, **shared, **_group_values([group])}
+            if agents and _is_administered([*of_all, group]):
+                values["ContrastBolusAgent"] = _meaning(agents[0]) or "contrast"
             uid = f"{_id(values, 'SOPInstanceUID')}.{frame + 1}"
             found.append(_check({**values, "SOPInstanceUID": uid, "NumberOfFrames": 1}, place, frame))
         except UnreadableError as error:
@@ -349,7 +380,23 @@ def _group_values(groups: list[pydicom.Dataset]) -> dict[str, object]:
         for macro in _MACROS:
             for item in _items(group, macro)[:1]:
                 found.update({name: _value(item, name) for name in WANTED_NAMES if name in item})
+        for item in _items(group, "CTImageFrameTypeSequence")[:1]:
+            found["ImageType"] = _value(item, "FrameType")
+        for item in _items(group, "FrameAnatomySequence")[:1]:
+            for region in _items(item, "AnatomicRegionSequence")[:1]:
+                found["BodyPartExamined"] = _meaning(region)
     return found
+
+
+def _is_administered(groups: list[pydicom.Dataset]) -> bool:
+    """Whether contrast medium was given before a frame; without a statement, it was (PS3.3 C.7.6.16.2.12)."""
+    uses = [item for group in groups for item in _items(group, "ContrastBolusUsageSequence")]
+    said = [_text(item, "ContrastBolusAgentAdministered").strip().upper() for item in uses]
+    return not said or any(word != "NO" for word in said)
+
+
+def _meaning(code: pydicom.Dataset) -> str:
+    return _text(code, "CodeMeaning")
 
 
 def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
@@ -406,7 +453,7 @@ def _check(dataset: _Values, place: _Place, frame: int = 0) -> Outcome:
     place_mm = (x, y, z, row_x, row_y, row_z, column_x, column_y, column_z)
     numbers = _count(dataset, "InstanceNumber"), _count(dataset, "AcquisitionNumber")
     frame_uid = _id(dataset, "FrameOfReferenceUID")
-    return Header(*values, *where, *texts, *place_mm, *numbers, frame_uid), reason
+    return Header(*values, *where, *texts, *place_mm, *numbers, _thickness(dataset), frame_uid), reason
 
 
 def _locate_pixels(place: _Place, expected: int, frame: int) -> tuple[str, int, int]:
@@ -447,11 +494,19 @@ def _compressed_syntaxes() -> frozenset[str]:
     )
 
 
+def _find_syntax(head: bytes, offset: int, declared: str) -> str:
+    """The declared transfer syntax, or that of the pixels themselves if it names another compression than theirs."""
+    found = _sniff_syntax(head, offset)
+    is_known = declared in _compressed_syntaxes()
+    return declared if is_known and (not found or declared in _FAMILIES.get(found, ())) else found
+
+
 def _sniff_syntax(head: bytes, offset: int) -> str:
     """The transfer syntax, guessed from the first bytes of the first compressed fragment; empty if they are unknown.
 
     Source: PS3.5 A.4 (items of fragments behind an offset table); JPEG's SOF marks FFC0, FFC1, FFC3 (ISO 10918-1),
-        FFF7 of JPEG-LS (ISO 14495-1), FF4F of JPEG 2000 (ISO 15444-1).
+        FFF7 of JPEG-LS (ISO 14495-1), FF4F of JPEG 2000 (ISO 15444-1); the header of RLE (PS3.5 G.5), whose first
+        segment begins behind its 64 bytes, here of two segments, because pixels have 16 bits.
     """
     at = offset + (12 if _is_explicit(head, offset) else 8)
     for _ in range(2):  # the offset table, then the first fragment
@@ -461,6 +516,8 @@ def _sniff_syntax(head: bytes, offset: int) -> str:
         at = fragment + struct.unpack_from("<I", head, at + 4)[0]
     if head[fragment : fragment + 2] == b"\xff\x4f":
         return str(pydicom.uid.JPEG2000Lossless)
+    if head[fragment : fragment + 8] == struct.pack("<II", 2, 64) and not any(head[fragment + 12 : fragment + 64]):
+        return str(pydicom.uid.RLELossless)
     if head[fragment : fragment + 2] != b"\xff\xd8":
         return ""
     known = {
@@ -524,6 +581,15 @@ def _count(dataset: _Values, name: str) -> int:
     except UnreadableError:
         return 0
     return number if abs(number) < _MAX_NUMBER else 0
+
+
+def _thickness(dataset: _Values) -> float:
+    """SliceThickness, which only tells acquisitions apart: a file in which it is unreadable is not rejected."""
+    try:
+        thickness = _number(dataset, "SliceThickness", 0.0)
+    except UnreadableError:
+        return 0.0
+    return round(thickness, 1) if 0 < thickness < _MAX_MM else 0.0
 
 
 def _value(dataset: _Values, name: str) -> object:

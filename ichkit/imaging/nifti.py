@@ -1,4 +1,4 @@
-"""NIfTI volumes in Hounsfield units: one header per slice, as for slices of DICOM files."""
+"""NIfTI volumes: one header per slice, as for slices of DICOM files; in Hounsfield units, or as they are."""
 
 import gzip
 import io
@@ -19,7 +19,11 @@ MAX_BYTES = 1024**3
 """Of a file when unpacked: 1,000 slices of 512 x 512 in 32 bits."""
 _HEAD_BYTES = 4096
 _PACKED_HEAD_BYTES = 65_536
+_TRAILING_BYTES = 1024**2
 _GZIP_MARK = b"\x1f\x8b"
+_SMALLEST_MM = 0.05
+"""A tenth of the pixel of a head CT: what is smaller has other units."""
+_AXES_COSINE = math.cos(math.radians(45))
 _SIZES = (348, 540)
 """Of the header of NIfTI-1 and NIfTI-2, which is its first number."""
 
@@ -54,13 +58,7 @@ def read_volume(data: bytes) -> np.ndarray:
         UnreadableError: damaged, or larger than `MAX_BYTES`.
     """
     nibabel = _import_nibabel()
-    if data[:2] == _GZIP_MARK:
-        packed = data
-        data = _guarded(lambda: gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES + 1))
-    if len(data) > MAX_BYTES:
-        raise UnreadableError(f"NIfTI is larger than {MAX_BYTES // 1024**2} MB")
-    image = _guarded(lambda: _image_class(nibabel, data).from_bytes(data))
-    shape = _check_shape(image.header)
+    image, shape = _open(nibabel, data)
     volume = np.empty(shape, np.int16)
     rest = (0,) * (len(image.shape) - 3)
     for k in range(shape[2]):
@@ -68,6 +66,53 @@ def read_volume(data: bytes) -> np.ndarray:
         volume[:, :, k] = np.clip(np.rint(np.nan_to_num(values, nan=-32768.0)), -32768, 32767).astype(np.int16)
     turned = nibabel.orientations.apply_orientation(volume, _to_lps(nibabel, image.affine))
     return np.ascontiguousarray(turned.transpose(2, 1, 0)).view(np.uint16)
+
+
+def read_image(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(S, H, W) float32 values, and the (4, 4) affine from (column, row, slice) to mm to the left, back and head.
+
+    Slices go to the head, rows to the back, columns to the left; what is not finite becomes 0.
+
+    Raises:
+        UnreadableError: damaged, no single volume, without geometry, or larger than `MAX_BYTES`.
+    """
+    nibabel = _import_nibabel()
+    image, shape = _open(nibabel, data)
+    _check_affine(image.header)
+    values = _guarded(lambda: np.asarray(image.dataobj, np.float32)).reshape(shape)
+    turn = _to_lps(nibabel, image.affine)
+    turned = nibabel.orientations.apply_orientation(np.nan_to_num(values, posinf=0, neginf=0), turn)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
+    return np.ascontiguousarray(turned.transpose(2, 1, 0)), affine
+
+
+def encode_image(values: np.ndarray, affine: np.ndarray) -> bytes:
+    """A gzipped NIfTI-1 file of (S, H, W) values with an affine as from `read_image`."""
+    nibabel = _import_nibabel()
+    image = nibabel.Nifti1Image(values.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+    return gzip.compress(image.to_bytes(), 4, mtime=0)
+
+
+def _open(nibabel: Any, data: bytes) -> tuple[Any, tuple[int, int, int]]:
+    """The image of a whole file and its shape."""
+    if data[:2] == _GZIP_MARK:
+        data = _guarded(partial(_unpack, nibabel, data))
+    if len(data) > MAX_BYTES:
+        raise UnreadableError(f"NIfTI is larger than {MAX_BYTES // 1024**2} MB")
+    image = _guarded(lambda: _image_class(nibabel, data).from_bytes(data))
+    return image, _check_shape(image.header)
+
+
+def _unpack(nibabel: Any, packed: bytes) -> bytes:
+    """The header and the values of a gzipped file; of what it holds beyond them at most `_TRAILING_BYTES`."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+        head = file.read(_HEAD_BYTES)
+        header = _image_class(nibabel, head).header_class.from_fileobj(io.BytesIO(head))
+        num_voxels = math.prod(int(side) for side in header.get_data_shape())
+        num_bytes = int(header.get_data_offset()) + num_voxels * header.get_data_dtype().itemsize
+        # Reading on to the end of an ordinary file checks its CRC.
+        wanted = min(num_bytes + _TRAILING_BYTES, MAX_BYTES + 1) - len(head)
+        return head + file.read(max(wanted, 0))
 
 
 def _read_plane(image: Any, place: tuple[slice | int, ...]) -> np.ndarray:
@@ -111,6 +156,30 @@ def _check_shape(header: Any) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+def _check_affine(header: Any) -> np.ndarray:
+    """The (4, 4) affine of a header, to mm to the right, front and head."""
+    if not int(header["sform_code"]) and not int(header["qform_code"]):
+        raise UnreadableError("NIfTI without sform and qform: left and right are unknown")
+    affine = np.asarray(_guarded(header.get_best_affine), np.float64)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    is_sane = ((sizes >= _SMALLEST_MM) & (sizes < 100)).all() and np.abs(affine).max() <= 1e5
+    if not np.isfinite(affine).all() or not is_sane:
+        raise UnreadableError(f"NIfTI: voxel size is not between {_SMALLEST_MM} and 100 mm; are the units metres?")
+    if abs(np.linalg.det(affine[:3, :3] / sizes)) < 0.5:
+        raise UnreadableError("NIfTI: its axes span no volume")
+    if int(header["sform_code"]) and int(header["qform_code"]) and not _agree(header):
+        # Readers differ in which of the two they take.
+        raise UnreadableError("NIfTI: sform and qform name different axes: left and right are unknown")
+    return affine
+
+
+def _agree(header: Any) -> bool:
+    """True if sform and qform of a header name the same axes, each within 45 degrees."""
+    forms = (np.asarray(_guarded(form), np.float64)[:3, :3] for form in (header.get_sform, header.get_qform))
+    directions = [form / np.maximum(np.linalg.norm(form, axis=0), 1e-12) for form in forms]
+    return bool(((directions[0] * directions[1]).sum(axis=0) > _AXES_COSINE).all())
+
+
 def _to_lps(nibabel: Any, affine: np.ndarray) -> np.ndarray:
     """(3, 2) the orientation transform (as in nibabel) from stored axes to left, back, head."""
     found = nibabel.orientations.io_orientation(affine)
@@ -119,14 +188,7 @@ def _to_lps(nibabel: Any, affine: np.ndarray) -> np.ndarray:
 
 def _make_headers(nibabel: Any, header: Any) -> list[Header]:
     shape = _check_shape(header)
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
-        raise UnreadableError("NIfTI without sform and qform: left and right are unknown")
-    affine = np.asarray(_guarded(header.get_best_affine), np.float64)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not ((sizes > 0) & (sizes < 100)).all() or np.abs(affine).max() > 1e5:
-        raise UnreadableError("NIfTI: voxel size is not between 0 and 100 mm")
-    if abs(np.linalg.det(affine[:3, :3] / sizes)) < 0.5:
-        raise UnreadableError("NIfTI: its axes span no volume")
+    affine = _check_affine(header)
     turn = _to_lps(nibabel, affine)
     turned = affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ turned  # NIfTI counts to the right and the front, DICOM does not

@@ -23,6 +23,7 @@ _WANTED = {
     0x00100020: ("PatientID", b"LO"),
     0x00180010: ("ContrastBolusAgent", b"LO"),
     0x00180015: ("BodyPartExamined", b"CS"),
+    0x00180050: ("SliceThickness", b"DS"),
     0x00181030: ("ProtocolName", b"LO"),
     0x00181210: ("ConvolutionKernel", b"SH"),
     0x0020000D: ("StudyInstanceUID", b"UI"),

@@ -14,13 +14,19 @@ REPEATED = "another acquisition of its series covers the same positions"
 OTHER_ORIENTATION = "another orientation than the rest of its series"
 _SAME_PLACE_MM = 0.05
 """Tables return to a position within a few hundredths of a millimetre; the thinnest slices are 0.2 mm apart."""
-_SAME_ORIENTATION_DEGREES = 20.0
-"""The gantry may be tilted differently for the skull base; a reformat in another plane is at 90 degrees."""
+_SAME_ORIENTATION_DEGREES = 35.0
+"""The gantry may be tilted by up to 30 degrees for the skull base alone; a reformat in another plane is at 90."""
 _MIN_PASS_SLICES = 4
 _MIN_SHARED = 0.5
+_NEAR_GAPS = 0.75
+"""A slice between two neighbours of a pass is within half a gap of one of them; in a hole of the pass it is not."""
 _REGULAR = 0.1
 _WIDEST_GAP_MM = 10.0
 """No head is scanned with wider gaps: a pass with fewer slices than that does not cover its range."""
+_PICTURE = ["kind", "thickness_mm"]
+_SCAN = [*_PICTURE, "acquisition_number"]
+_Pass = tuple[str, float, int, int]
+"""Kind, thickness, acquisition number, and how many slices of these come before at the same position."""
 
 
 def split_strays(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -46,17 +52,18 @@ def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(files with one slice for each position of a series, those of other passes with their reason).
 
     Of the passes along at least half of the series, that with the least reason against it is used, then that with most
-    slices, then the last, because a scan is repeated if the first one failed. A series whose slices all have one
-    position has no geometry to separate passes and is kept whole. The kept files have a column `repeats`: how often
-    the positions of their series were scanned.
+    slices, then the last, because a scan is repeated if the first one failed. Slices of another thickness at other
+    positions of the same range are another pass, as for ITK, which separates series by thickness. A series whose slices
+    all have one position has no geometry to separate passes and is kept whole. The kept files have a column `repeats`:
+    how often the positions of their series were scanned.
 
     Args:
         files: study_id, series_id, position_mm (along one normal for a series), kind, acquisition_number,
-            instance_number, slice_id.
+            thickness_mm, instance_number, frame, slice_id.
     """
     keep, repeats = np.ones(len(files), bool), np.ones(len(files))
-    positions, kinds = files["position_mm"].to_numpy(), files["kind"].to_numpy()
-    scans = files.groupby([*SERIES, "acquisition_number", "kind"], sort=False).ngroup().to_numpy()
+    positions = files["position_mm"].to_numpy()
+    scans, pictures = (files.groupby([*SERIES, *names], sort=False).ngroup().to_numpy() for names in (_SCAN, _PICTURE))
     for rows in files.groupby(SERIES, sort=False).indices.values():
         place = _places(positions[rows])
         num_places = place.max(initial=0) + 1
@@ -67,8 +74,7 @@ def split_repeats(files: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         is_kept = _is_main_pass(files.iloc[rows], place)
         keep[rows] = is_kept
         # Another reconstruction of the same scan is no further scan.
-        is_same_kind = np.isin(kinds[rows], kinds[rows][is_kept])
-        repeats[rows] = is_same_kind.sum() / is_kept.sum()
+        repeats[rows] = np.isin(pictures[rows], pictures[rows][is_kept]).sum() / is_kept.sum()
     files = files.assign(repeats=repeats)
     return files[keep], files[~keep].drop(columns="repeats").assign(reason=REPEATED)
 
@@ -111,15 +117,15 @@ def _places(positions_mm: np.ndarray) -> np.ndarray:
 
 def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
     """(N,) True for one slice at each position, of the main pass if it has one there."""
-    columns = ("kind", "acquisition_number", "instance_number", "frame", "slice_id")
-    kinds, acquisitions, *order = (series[name].to_list() for name in columns)
+    columns = (*_SCAN, "instance_number", "frame", "slice_id")
+    kinds, thicknesses, acquisitions, *order = (series[name].to_list() for name in columns)
     turn = list(zip(*order, strict=True))
     places, positions = place.tolist(), series["position_mm"].to_numpy()
     # Without acquisition numbers, the second slice at a position, by instance number, belongs to the second pass.
-    passes: dict[tuple[str, int, int], list[int]] = {}
-    turns: Counter[tuple[str, int, int]] = Counter()
+    passes: dict[_Pass, list[int]] = {}
+    turns: Counter[tuple[str, float, int, int]] = Counter()
     for row in sorted(range(len(places)), key=lambda row: (places[row], turn[row])):
-        scan = (kinds[row], acquisitions[row])
+        scan = (kinds[row], thicknesses[row], acquisitions[row])
         passes.setdefault((*scan, turns[*scan, places[row]]), []).append(row)
         turns[*scan, places[row]] += 1
 
@@ -127,18 +133,19 @@ def _is_main_pass(series: pd.DataFrame, place: np.ndarray) -> np.ndarray:
         covered = np.minimum(np.diff(positions[rows]), _WIDEST_GAP_MM).sum()
         return bool(covered >= np.ptp(positions) / 2)
 
-    def preference(name: tuple[str, int, int]) -> tuple[bool, int, int, int, int, str]:
-        (kind, acquisition, turn), rows = name, passes[name]
-        return (not is_whole(rows), SEVERITIES.get(kind, -1), -len(rows), -acquisition, -turn, kind)
+    def preference(name: _Pass) -> tuple[object, ...]:
+        (kind, thickness, acquisition, turn), rows = name, passes[name]
+        return (not is_whole(rows), SEVERITIES.get(kind, -1), -len(rows), -acquisition, -turn, kind, thickness)
 
     is_kept = np.zeros(len(places), bool)
     taken: set[int] = set()
     (main, rows_of_main), *_ = ordered = [(name, passes[name]) for name in sorted(passes, key=preference)]
-    low, high = places[rows_of_main[0]], places[rows_of_main[-1]]
+    main_mm = positions[rows_of_main]
+    near_mm = _NEAR_GAPS * np.median(np.diff(main_mm)) if len(main_mm) > 1 else 0.0
     for name, rows in ordered:
-        first, last = places[rows[0]], places[rows[-1]]
+        distances = np.abs(positions[rows, None] - main_mm).min(axis=1)
         # A slightly shifted pass shares no position with the main one, but still covers the same head.
-        is_shifted = min(last, high) - max(first, low) + 1 >= _MIN_SHARED * (last - first + 1)
+        is_shifted = (distances <= near_mm).mean() >= _MIN_SHARED
         # Two reconstructions of one scan may share a series; a few slices with another header belong to their pass.
         is_other = name[1:] != main[1:] or (name[0] != main[0] and is_whole(rows) and is_whole(rows_of_main))
         if is_other and is_shifted and min(len(rows), len(rows_of_main)) >= _MIN_PASS_SLICES:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ichkit.core.roles import LOCKED
 from ichkit.core.tasks import Task
 from ichkit.imaging.dicom import UnreadableError
 from ichkit.imaging.header_facts import FACT_BYTES, HEADER_FACTS, read_facts
@@ -152,6 +153,26 @@ def collect_header_facts(planned: Sequence[PlannedSource], slices: pd.DataFrame,
     for name in names:
         dtype = "float64" if HEADER_FACTS[name].is_number else "str"
         table[name] = pd.Series([one.get(name) for one in kept], dtype=dtype)
+    return table
+
+
+def collect_groups(planned: Sequence[PlannedSource], slices: pd.DataFrame) -> pd.DataFrame | None:
+    """`subgroups.parquet`: dataset, study_id and the subgroup columns of the label files; None without any.
+
+    Args:
+        planned: the training data first.
+        slices: `slices.parquet`.
+    """
+    found = [item.plan.groups.assign(dataset=item.plan.dataset) for item in planned if item.plan.groups is not None]
+    if not found:
+        return None
+    table = slices[["dataset", "study_id"]].drop_duplicates(ignore_index=True)
+    # Locked patients and parts have the values of their study.
+    origin = table["dataset"].mask(table["dataset"] == LOCKED, planned[0].plan.dataset)
+    keys = pd.DataFrame({"dataset": origin, "study_id": table["study_id"].map(whole_id)})
+    values = keys.merge(pd.concat(found, ignore_index=True), on=["dataset", "study_id"], how="left")
+    for name in sorted(str(column) for column in values.columns.drop(["dataset", "study_id"])):
+        table[name] = values[name].astype("str")
     return table
 
 

@@ -139,7 +139,7 @@ def read_votes(ref: FileRef, task: Task) -> pd.DataFrame:
 
 def _read_raw(ref: FileRef, task: Task) -> pd.DataFrame:
     """The label file with the columns of all readers checked."""
-    raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
+    raw = _read_csv(ref)
     wanted = [_column_of(reader, name) for name in task.classes for reader in _READERS]
     missing = [column for column in wanted if column not in raw]
     if "name" not in raw or missing:
@@ -151,6 +151,17 @@ def _read_raw(ref: FileRef, task: Task) -> pd.DataFrame:
     return raw
 
 
+def _read_csv(ref: FileRef) -> pd.DataFrame:
+    try:
+        raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
+    except ValueError as error:
+        raise DataError(f"{ref.relative}: expected a CSV in UTF-8, it cannot be read ({error}).") from error
+    if "name" in raw and raw["name"].isna().any():
+        row = int(np.flatnonzero(raw["name"].isna())[0])
+        raise DataError(f"{ref.relative}: expected a name in every row, found none in row {row + 2}.")
+    return raw
+
+
 def _column_of(reader: int, name: str) -> str:
     return f"R{reader}:{_READER_COLUMNS[name]}"
 
@@ -159,9 +170,10 @@ def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:
     """study_id and p_<class>: the predictions that the authors of the data set publish with it, by study number.
 
     Raises:
-        DataError: no column "name", or not exactly one column for a class (its abbreviation, as in reads.csv).
+        DataError: no column "name", not exactly one column for a class (its abbreviation, as in reads.csv), or a
+            prediction that is not a number.
     """
-    raw = pd.read_csv(io.BytesIO(ref.read()), dtype={"name": "str"})
+    raw = _read_csv(ref)
     table = pd.DataFrame({"study_id": raw.get("name", pd.Series(dtype="str")).str.strip()})
     for name in task.classes:
         word = _READER_COLUMNS[name]
@@ -171,7 +183,9 @@ def read_baseline(ref: FileRef, task: Task) -> pd.DataFrame:
                 f"{ref.relative}: expected columns name and one for {word}, found {', '.join(raw.columns)}. "
                 "Rename the columns, or move the file away: it is only needed for the comparison with the baseline."
             )
-        table[f"p_{name}"] = raw[found[0]].astype("float64")
+        table[f"p_{name}"] = pd.to_numeric(raw[found[0]], errors="coerce").astype("float64")
+        if (table[f"p_{name}"].isna() & raw[found[0]].notna()).any():
+            raise DataError(f"{ref.relative}: expected numbers in column {found[0]}, found something else.")
     return _by_number(table)
 
 

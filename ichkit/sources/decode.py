@@ -44,7 +44,7 @@ def decode_all(
     store = partial(store_study, folder)
     try:
         with Meter("studies", len(left), "studies") as meter:
-            for position, result in run(store, left):
+            for position, result in run(store, left, stop=stop):
                 record = without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
                 if strict and record.failures:
                     raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
@@ -52,6 +52,7 @@ def decode_all(
                 records[record.key] = record
                 meter.advance()
                 stop.check(f"{len(records)} of {len(keys)} studies are finished")
+        stop.check(f"{len(records)} of {len(keys)} studies are finished")
     except DiskFullError as error:
         done = list(records.values())
         missing = len(keys) - len(done)

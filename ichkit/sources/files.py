@@ -150,6 +150,20 @@ def file_refs(files: pd.DataFrame) -> list[FileRef]:
     return [FileRef(*row) for row in zip(*columns, strict=True)]
 
 
+def count_read(files: pd.DataFrame) -> tuple[int, int]:
+    """Number and total size in bytes of the files that are read: larger ones than `MAX_FILE_BYTES` are rejected unread.
+
+    Args:
+        files: num_bytes.
+
+    Example:
+        >>> count_read(pd.DataFrame({"num_bytes": [500_000, 10**13]}))
+        (1, 500000)
+    """
+    sizes = files["num_bytes"][files["num_bytes"] <= MAX_FILE_BYTES]
+    return len(sizes), int(sizes.sum())
+
+
 def digest_tables(files: pd.DataFrame, patterns: Collection[str]) -> str:
     """Digest of the content of the tables, in the order of their paths.
 

@@ -1,7 +1,9 @@
 """Any folder of DICOM: studies and series are identified by headers; nothing that identifies a patient is kept."""
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,24 +14,28 @@ from ichkit.imaging.dicom import ORIENTATION
 from ichkit.imaging.parts import whole_id
 from ichkit.sources.acquisitions import is_distinct, is_regular
 from ichkit.sources.copies import split_copies
-from ichkit.sources.labels import check_matches, read_folder_labels
+from ichkit.sources.labels import check_matches, read_folder_labels, read_subgroups
 from ichkit.sources.plan import NO_PATIENT, Found, SourcePlan, add_positions, add_reason, make_rejected
 from ichkit.sources.series import FOLDER_RULE, say_choice, take_chosen_series
 from ichkit.sources.values import warn_of_tissue_padding, why_unusable
 from ichkit.work.artifacts import digest_table
 
 DATASET = "folder"
-_NO_STUDY = "no StudyInstanceUID and no PatientID: studies cannot be told apart"
+_SEVERAL = "several"
+NO_STUDY = "no StudyInstanceUID and no PatientID: studies cannot be told apart"
 _MANY_FILES = 8
 """Fewer series or studies of one file may be scouts, screens or slices that watch a bolus arrive."""
 _SAME_PATIENT_AND_PICTURE = ["patient_id", "kind", "rows", "columns", *ORIENTATION]
 # What files of one head share, in the order of trust, and what their positions must be.
 _ONE_HEAD = {"series_uid": is_distinct, "reference_uid": is_distinct, "folder": is_regular}
-_COMPANIONS = r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|dicomdir|thumbs\.db|\.[^/]*)$"
+_COMPANIONS = (
+    r"(?i)(?:^|/)(?:(?:license|licence|copying|notice|readme)(?:\.[^/]*)?|phantom\.json|regions\.csv|dicomdir"
+    r"|thumbs\.db|\.[^/]*)$"
+)
 
 
 def image_files(files: pd.DataFrame) -> pd.DataFrame:
-    """The files that may be images: all but licences, read-me files, DICOM directories and hidden files."""
+    """The files that may be images: no licences, read-me files, DICOM directories, hidden files, tables of phantoms."""
     return files[~files["relative"].str.contains(_COMPANIONS, regex=True)].reset_index(drop=True)
 
 
@@ -74,6 +80,26 @@ def plan_folder(
     )
 
 
+def group_studies(index: pd.DataFrame, salt: bytes) -> pd.Series:
+    """What the files of a study have in common, for each row of an index; empty where the study is not known.
+
+    The StudyInstanceUID, or a digest where `plan_folder` would use one. Patients who share a UID are not told apart:
+    `plan_folder` does that with the files of a group.
+    """
+    named = index.assign(study_id=_name_studies(index, salt), folder=_folders(index))
+    return _join_single_studies(add_positions(named), salt)
+
+
+def _name_studies(index: pd.DataFrame, salt: bytes) -> pd.Series:
+    """The StudyInstanceUID of each row; without one a digest of the patient and the folder, without both empty."""
+    patient, study = index["patient_id"], index["study_uid"]
+    return study.mask((study == "") & (patient != ""), _digests(salt, "study", patient, _folders(index)))
+
+
+def _folders(index: pd.DataFrame) -> pd.Series:
+    return index["relative"].str.replace(r"/?[^/]*$", "", regex=True)
+
+
 def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     """The index with study_id, series_id, slice_id and a digest as patient_id.
 
@@ -81,11 +107,17 @@ def _add_ids(index: pd.DataFrame, salt: bytes) -> pd.DataFrame:
     geometry and header a series; without a patient such files are rejected.
     """
     patient, study = index["patient_id"], index["study_uid"]
-    folder = index["relative"].str.replace(r"/?[^/]*$", "", regex=True)
-    index = add_reason(index, (study == "") & (patient == ""), _NO_STUDY)
-    study_id = study.mask((study == "") & (patient != ""), _digests(salt, "study", patient, folder))
-    study_id = _split_shared_studies(study_id, patient)
-    study_id = _join_single_studies(index.assign(study_id=study_id, folder=folder), salt)
+    folder = _folders(index)
+    index = add_reason(index, (study == "") & (patient == ""), NO_STUDY)
+    study_id = _split_shared_studies(_name_studies(index, salt), patient)
+    joined = _join_single_studies(index.assign(study_id=study_id, folder=folder), salt)
+    if num_joined := int((joined != study_id).sum()):
+        logger.warning(
+            "%d files each have their own StudyInstanceUID: those of one patient that make one head are one "
+            "study; labels per study cannot refer to it",
+            num_joined,
+        )
+    study_id = joined
     geometry = (
         index[[*ORIENTATION, "spacing_row_mm", "spacing_col_mm", "rows", "columns"]].fillna(0).round(3).astype("str")
     )
@@ -138,13 +170,6 @@ def _join_single_studies(index: pd.DataFrame, salt: bytes) -> pd.Series:
         for of_head, rows in free.groupby([name, *_SAME_PATIENT_AND_PICTURE], sort=False):
             if len(rows) >= _MANY_FILES and is_head(rows["position_mm"].to_numpy()):
                 joined[rows.index] = salted(salt, "study", "\x1f".join(map(str, of_head)))
-    num_joined = int((joined != study_id).sum())
-    if num_joined:
-        logger.warning(
-            "%d files each have their own StudyInstanceUID: those of one patient that make one head are one "
-            "study; labels per study cannot refer to it",
-            num_joined,
-        )
     return joined
 
 
@@ -191,24 +216,48 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
     Raises:
         DataError: the label file is missing or invalid, or no scan has a label.
     """
+    readable = found.index[found.index["reason"] == ""]
+    scans = {"slice_id": readable["slice_uid"], "study_id": readable["study_uid"]}
+
+    def make_plan() -> SourcePlan:
+        needs_patients = role is Role.TRAINING
+        return plan_folder(
+            found.index,
+            found.salt,
+            found.override,
+            needs_patients=needs_patients,
+            judges_hu=found.judges_hu,
+            dataset=dataset,
+        )
+
+    return label_plan(make_plan, found, scans, dataset, role)
+
+
+def label_plan(
+    make_plan: Callable[[], SourcePlan], found: Found, scans: Mapping[str, pd.Series], dataset: str, role: Role
+) -> SourcePlan:
+    """A plan without labels with those of the label file; studies without any are left out.
+
+    Args:
+        make_plan: makes the plan, after the label file was read.
+        scans: the ids of all readable files, of series that were not chosen too, by slice_id and study_id.
+
+    Raises:
+        DataError: the label file is missing or invalid, or no scan has a label.
+    """
     if found.labels is None:
         raise DataError(
             f"{dataset}: expected a label file, found none. Name it with --labels CSV: a column slice_id "
             f"(SOPInstanceUID) or study_id (StudyInstanceUID), and {', '.join(found.task.classes)} of 0 and 1. "
             "For scans without labels use `ichkit predict`."
         )
-    labels, key = read_folder_labels(found.labels, found.task, by_part=found.by_part)
+    labels, key = read_folder_labels(found.labels, found.task, by_part=found.by_part, subgroups=found.subgroups)
     ids = labels.assign(**{key: labels[key].map(whole_id)}) if found.by_part else labels
     is_training = role is Role.TRAINING
-    plan = plan_folder(
-        found.index, found.salt, found.override, needs_patients=is_training, judges_hu=found.judges_hu, dataset=dataset
-    )
+    plan = make_plan()
     files = plan.files.assign(split="train") if is_training else plan.files
-    # Labels of slices in series that were not chosen count as having a scan.
-    readable = found.index[found.index["reason"] == ""]
-    scans = readable["slice_uid" if key == "slice_id" else "study_uid"]
     if len(files):
-        check_matches(found.labels, ids, key, scans, files[key])
+        check_matches(found.labels, ids, key, scans[key], files[key])
     is_known = files[key].isin(ids[key])
     unlabelled = files[~is_known].assign(reason="no label in the label file")
     rejected = [plan.rejected, hide_files(make_rejected(unlabelled), found.salt)]
@@ -217,7 +266,7 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
     facts = {**plan.facts, "labels": "slice" if key == "slice_id" else "study"}
     slices, studies = (labels, None) if key == "slice_id" else (None, labels)
     if key == "study_id" and is_training:
-        logger.warning("folder: labels are per study and are copied to all slices of the study (weak labels)")
+        logger.warning("%s: labels are per study and are copied to all slices of the study (weak labels)", dataset)
         names = files[["study_id", "slice_id"]].drop_duplicates()
         slices = labels if found.by_part else names.merge(labels, on="study_id").drop(columns="study_id")
     return replace(
@@ -226,9 +275,20 @@ def plan_labelled_folder(found: Found, dataset: str = DATASET, role: Role = Role
         rejected=pd.concat([table for table in rejected if len(table)] or rejected[:1], ignore_index=True),
         labels=slices,
         study_labels=studies,
+        groups=_group_studies(found.labels, found.subgroups, files) if found.subgroups else None,
         facts=facts,
         inputs={"labels" if dataset == DATASET else f"{dataset}_labels": digest_table(labels)},
     )
+
+
+def _group_studies(path: Path, columns: Sequence[str], files: pd.DataFrame) -> pd.DataFrame:
+    """study_id and these columns of a label file; "several" for a study whose slices have different values."""
+    table, key = read_subgroups(path, columns)
+    if key == "slice_id":
+        table = table.merge(files[["slice_id", "study_id"]].drop_duplicates(), on="slice_id").drop(columns="slice_id")
+    of_studies = table.groupby("study_id", sort=True)
+    counts = of_studies.nunique()
+    return of_studies.first().mask(counts > 1, _SEVERAL).reset_index()
 
 
 def hide_files(rejected: pd.DataFrame, salt: bytes) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -21,12 +21,16 @@ from ichkit.imaging.hounsfield import has_decoder, why_undecodable
 from ichkit.sources.files import FILE_COLUMNS, FileRef, file_refs
 from ichkit.sources.series_names import why_dropped_by_header
 
+CT, MR = "CT", "MR"
+"""Modalities of sources."""
 REASON = "reason"
 INDEX_COLUMNS = [*FILE_COLUMNS, *HEADER_COLUMNS, REASON]
 KEPT_COLUMNS = ["relative", "num_bytes", *HEADER_COLUMNS, REASON]
 """The columns of an index that an artifact keeps: not where the data are on this machine."""
 _FILES_PER_TASK = 256
+_LOST = "the headers read so far are not saved"
 _SIDE_BYTES = 1024**2
+ReadHeaders = Callable[[list[FileRef]], list[Outcome]]
 _values = attrgetter(*HEADER_COLUMNS)
 _TEXT = ["syntax", "why_raw", "slice_uid", "study_uid", "series_uid", "patient_id", "kind", "reference_uid"]
 _WHOLE = ["rows", "columns", "bits_stored", "high_bit", "pixel_representation", "pixel_offset", "pixel_bytes"]
@@ -41,7 +45,12 @@ _DTYPES = {
 
 
 def read_index(
-    files: pd.DataFrame, known: pd.DataFrame | None, *, run: RunTasks = run_tasks, stop: StopFlag | None = None
+    files: pd.DataFrame,
+    known: pd.DataFrame | None,
+    *,
+    run: RunTasks = run_tasks,
+    stop: StopFlag | None = None,
+    modality: str = CT,
 ) -> pd.DataFrame:
     """The index of all files, with `INDEX_COLUMNS`: one row per slice, or per file that cannot be used.
 
@@ -52,15 +61,17 @@ def read_index(
         known: an earlier index; a file of the same relative path and size is not read again.
         run: `run_tasks`, or a partial of it with a number of workers.
         stop: checked between tasks.
+        modality: NIfTI volumes whose JSON file names another one are refused.
     """
     files = files.reset_index(drop=True)
+    read = partial(read_headers, modality=modality)
     if known is None or not len(known) or not set(KEPT_COLUMNS) <= set(known):
         # The last condition: an index of an earlier version, which read fewer tags.
-        return _name_volumes(_read_headers(files, run, stop))
+        return _name_volumes(_read_headers(files, read, run, stop))
     joined = files.merge(known[KEPT_COLUMNS], on=["relative", "num_bytes"], how="left", indicator=True)
     is_known = (joined.pop("_merge") == "both").to_numpy()
     old = joined[is_known].astype(_DTYPES)
-    new = _read_headers(joined[~is_known][FILE_COLUMNS].reset_index(drop=True), run, stop)
+    new = _read_headers(joined[~is_known][FILE_COLUMNS].reset_index(drop=True), read, run, stop)
     joined = pd.concat([old, new]).sort_values(["relative", "frame"], ignore_index=True)[INDEX_COLUMNS]
     return _name_volumes(joined)
 
@@ -112,21 +123,22 @@ def _name_volumes(index: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
-def read_headers(refs: list[FileRef]) -> list[Outcome]:
+def read_headers(refs: list[FileRef], modality: str = CT) -> list[Outcome]:
     """(header or None, reason or "") of each slice of the files; both if only the pixels are invalid. Runs in a worker.
 
     The `kind` of a header is replaced by the reason why its series would not be chosen: it is free text, which may
     contain a name and must not be stored.
     """
-    return [outcome for ref in refs for outcome in _read_file(ref)]
+    return [outcome for ref in refs for outcome in _read_file(ref, modality)]
 
 
-def _read_file(ref: FileRef) -> list[Outcome]:
+def _read_file(ref: FileRef, modality: str) -> list[Outcome]:
     # RSNA ids are not valid UIDs: a validating reader warns four times per file.
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     try:
         if ref.relative.lower().endswith(nifti.SUFFIXES):
-            found = [(None, "not CT")] if _is_other_modality(ref) else nifti.read_slices(partial(ref.read, 0))
+            is_other = _is_other_modality(ref, modality)
+            found = [(None, f"not {modality}")] if is_other else nifti.read_slices(partial(ref.read, 0))
         else:
             found = read_slices(partial(ref.read, 0), ref.num_bytes)
     except UnreadableError as error:  # the file itself, not its content
@@ -134,8 +146,8 @@ def _read_file(ref: FileRef) -> list[Outcome]:
     return [(_judge_kind(header), reason) for header, reason in found]
 
 
-def _is_other_modality(volume: FileRef) -> bool:
-    """Whether the JSON file next to a NIfTI file (BIDS, dcm2niix) gives another modality than CT."""
+def _is_other_modality(volume: FileRef, modality: str) -> bool:
+    """Whether the JSON file next to a NIfTI file (BIDS, dcm2niix) gives another modality."""
     side = Path(re.sub(r"(?i)\.nii(\.gz)?$", ".json", volume.container))
     try:
         if volume.zip_offset >= 0 or side.stat().st_size > _SIDE_BYTES:
@@ -143,7 +155,7 @@ def _is_other_modality(volume: FileRef) -> bool:
         said = json.loads(side.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(said, dict) and str(said.get("Modality", "CT")).strip().upper() != "CT"
+    return isinstance(said, dict) and str(said.get("Modality", modality)).strip().upper() != modality
 
 
 def _judge_kind(header: Header | None) -> Header | None:
@@ -168,9 +180,9 @@ class _Batches(Sequence[list[FileRef]]):
         return file_refs(self._files.iloc[start : start + _FILES_PER_TASK])
 
 
-def _read_table(refs: list[FileRef]) -> pd.DataFrame:
+def _read_table(read: ReadHeaders, refs: list[FileRef]) -> pd.DataFrame:
     """`read_headers` as a table, which takes a tenth of the memory of tuples."""
-    return _make_table([_read_file(ref) for ref in refs])
+    return _make_table([read([ref]) for ref in refs])
 
 
 def _make_table(found: list[list[Outcome]]) -> pd.DataFrame:
@@ -184,26 +196,27 @@ def _make_table(found: list[list[Outcome]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*HEADER_COLUMNS, REASON, _PLACE]).astype({**_DTYPES, _PLACE: "int64"})
 
 
-def _read_headers(files: pd.DataFrame, run: RunTasks, stop: StopFlag | None) -> pd.DataFrame:
+def _read_headers(files: pd.DataFrame, read: ReadHeaders, run: RunTasks, stop: StopFlag | None) -> pd.DataFrame:
     """Files in any order to `INDEX_COLUMNS` in the same order."""
     batches = _Batches(files)
     tables = [_make_table([])] * len(batches)
+    stop = StopFlag() if stop is None else stop  # an unset flag is falsy
     with Meter("headers", len(files), "files") as meter:
-        for position, result in run(_read_table, batches):
-            table = _make_table(_one_by_one(batches[position], run)) if isinstance(result, WorkerDied) else result
+        for position, result in run(partial(_read_table, read), batches, stop=stop):
+            table = _make_table(_one_by_one(batches[position], read, run)) if isinstance(result, WorkerDied) else result
             tables[position] = table.assign(place=table[_PLACE] + position * _FILES_PER_TASK)
             meter.advance(len(batches[position]))
-            if stop is not None:
-                stop.check("the headers read so far are not saved")
+            stop.check(_LOST)
+    stop.check(_LOST)
     facts = pd.concat(tables, ignore_index=True) if tables else _make_table([])
     places = facts.pop(_PLACE).to_numpy()
     rows = files if len(places) == len(files) else files.iloc[places].reset_index(drop=True)
     return pd.concat([rows, facts], axis=1)
 
 
-def _one_by_one(refs: list[FileRef], run: RunTasks) -> list[list[Outcome]]:
+def _one_by_one(refs: list[FileRef], read: ReadHeaders, run: RunTasks) -> list[list[Outcome]]:
     """The files of a task whose worker died, one task per file, to find the file that kills a worker."""
     found: list[list[Outcome]] = [[] for _ in refs]
-    for position, result in run(read_headers, [[ref] for ref in refs], isolated=True):
+    for position, result in run(read, [[ref] for ref in refs], isolated=True):
         found[position] = [(None, result.reason)] if isinstance(result, WorkerDied) else result
     return found

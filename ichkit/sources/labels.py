@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,29 +16,36 @@ from ichkit.imaging.parts import part_id
 KEYS = ("slice_id", "study_id")
 PART_COLUMNS = ("part", "side", "region")
 """Columns that name a part, joined by a hyphen: part alone, side alone, or side and region."""
+CATEGORY = "category"
 _DELIMITERS = (",", ";", "\t", "|")
-_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 1}
+_VALUES = {"0": 0, "1": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 1, "n": 0, "y": 1}
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
 _SHOWN_ROWS = 5
+_MOST_GROUPS, _LONGEST_GROUP = 30, 40
+_DATE = r"\b(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|(?:19|20)\d{6})\b"
 
 
-def read_folder_labels(path: Path, task: Task, *, by_part: bool = False) -> tuple[pd.DataFrame, str]:
+def read_folder_labels(
+    path: Path, task: Task, *, by_part: bool = False, subgroups: Sequence[str] = ()
+) -> tuple[pd.DataFrame, str]:
     """The id column and one column of labels per class, sorted by id; and the name of the id column.
 
     Labels are 0, 1, or missing (unknown) where the cell is empty; the id column is slice_id or study_id.
 
     Accepted are spaces around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab
-    or bar as delimiter; values are 0, 1, 0.0, 1.0, true or false. A class that covers others (`any`) may have no
-    column: it is 1 where one of them is, else unknown where one of them is, else 0.
+    or bar as delimiter; values are 0, 1, 0.0, 1.00, true, false, yes or no. A class that covers others (`any`) may have
+    no column: it is 1 where one of them is, else unknown where one of them is, else 0. Where the task has categories
+    (`Task.categories`), a column category may stand in place of all classes.
 
     Args:
         by_part: take the columns `PART_COLUMNS` for the part of the study or slice; ids are then those of parts.
+        subgroups: other columns that are used elsewhere, so that no warning counts them.
 
     Raises:
         DataError: not a table, no id, another value, an id with different labels, or a class that is 0 while a class
             that it covers is 1.
     """
-    raw = _read_cells(path)
+    raw = _spell_out_categories(path, _read_cells(path), task)
     key = next((name for name in KEYS if name in raw), None)
     derived = [name for name in task.classes if name not in raw and task.covers.get(name)]
     missing = [name for name in task.classes if name not in raw and name not in derived]
@@ -49,7 +57,7 @@ def read_folder_labels(path: Path, task: Task, *, by_part: bool = False) -> tupl
             f"columns, of those names {', '.join(known) or 'none'}. Name the columns in the first row."
         )
     # Ids are the file name of a NIfTI volume without its suffix, or the UID of a DICOM file; a suffix is accepted.
-    ids = raw[key].str.strip(" \t\0").str.replace(r"(?i)\.(?:nii(?:\.gz)?|dcm|dicom)$", "", regex=True)
+    ids = _clean_ids(raw[key])
     names = [name for name in PART_COLUMNS if by_part and name in raw]
     if names:
         _refuse(path, (raw[names] == "").any(axis=1), f"expected {' and '.join(names)} in every row, found none")
@@ -59,7 +67,8 @@ def read_folder_labels(path: Path, task: Task, *, by_part: bool = False) -> tupl
     given = [name for name in task.classes if name not in derived]
     is_wrong = pd.Series(False, index=raw.index)
     for name in given:
-        table[name] = raw[name].str.lower().str.replace(",", ".").map(_VALUES).astype("Int8")
+        words = raw[name].str.lower().str.replace(r"[.,]0+$", "", regex=True)
+        table[name] = words.map(_VALUES).astype("Int8")
         is_wrong |= table[name].isna() & (raw[name] != "")
     _refuse(path, is_wrong, "expected 0 or 1 for every class (empty if unknown), found something else")
     _refuse(path, table[key].isna() | (table[key] == ""), f"expected a {key} in every row, found none")
@@ -80,10 +89,69 @@ def read_folder_labels(path: Path, task: Task, *, by_part: bool = False) -> tupl
         raise DataError(f"{path}: expected labels of 0 and 1, found empty cells alone. Fill in those that are known.")
     if unknown.any():
         logger.info("%s: %d of %d rows have unknown labels (empty cells)", path, int(unknown.sum()), len(table))
-    unused = raw.shape[1] - 1 - len(given) - len(names)
+    unused = raw.shape[1] - 1 - len(given) - len(names) - len({*raw.columns} & {*subgroups})
     if unused:
         logger.warning("%s: %d other columns are ignored", path, unused)
     return table.drop_duplicates().sort_values(key, ignore_index=True), key
+
+
+def _spell_out_categories(path: Path, raw: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The cells with a column per class in place of `CATEGORY`, where the task has categories and no class a column."""
+    if not task.categories or CATEGORY not in raw or any(name in raw for name in task.classes):
+        return raw
+    given = raw[CATEGORY].str.lower().str.replace(r"[\s_-]+", " ", regex=True)
+    _refuse(path, ~given.isin(list(task.categories)), f"expected a {CATEGORY} among {', '.join(task.categories)}")
+    texts = {None: "", 0: "0", 1: "1"}
+    columns = {
+        name: given.map({category: texts[labels[name]] for category, labels in task.categories.items()})
+        for name in task.classes
+    }
+    return raw.drop(columns=CATEGORY).assign(**columns)
+
+
+def read_columns(path: Path) -> list[str]:
+    """The names of all columns of a label file, in lower case.
+
+    Raises:
+        DataError: not a table.
+    """
+    return [str(name) for name in _read_cells(path)]
+
+
+def read_subgroups(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """The id column and those of these columns that a label file has, as text; and the name of the id column.
+
+    Empty cells are missing.
+
+    Raises:
+        DataError: no id column, too many different values for groups, or values like dates or long texts, which may
+            identify people.
+    """
+    raw = _read_cells(path)
+    key = next((name for name in KEYS if name in raw), None)
+    if key is None:
+        raise DataError(
+            f"{path}: expected a column {' or '.join(KEYS)}, found none. Name the columns in the first row."
+        )
+    table = pd.DataFrame({key: _clean_ids(raw[key])})
+    for name in (name for name in columns if name in raw):
+        values = raw[name]
+        known = values[values != ""]
+        is_number = pd.to_numeric(known, errors="coerce").notna().all()
+        problem = ""
+        if known.str.contains(_DATE).any():
+            problem = "values like dates, which may identify people"
+        elif not known.map(lambda text: text.isprintable() and len(text) <= _LONGEST_GROUP).all():
+            problem = f"values of more than {_LONGEST_GROUP} characters"
+        elif not is_number and known.nunique() > _MOST_GROUPS:
+            problem = f"{known.nunique()} different values, which are no groups"
+        if problem:
+            raise DataError(
+                f"{path}: --subgroup {name}: found {problem}. Give a column of at most {_MOST_GROUPS} words, or of "
+                "numbers, which are cut at their quartiles."
+            )
+        table[name] = values.where(values != "").astype("str")
+    return table, key
 
 
 def check_matches(path: Path, labels: pd.DataFrame, key: str, scans: pd.Series, taken: pd.Series) -> None:
@@ -108,6 +176,12 @@ def check_matches(path: Path, labels: pd.DataFrame, key: str, scans: pd.Series, 
         logger.warning("%s: %d of %d ids have no scan", path, num_lost, len(labels))
     if unlabelled:
         logger.warning("%s: %d of %d %s have no label and are omitted", path, unlabelled, taken.nunique(), what)
+
+
+def _clean_ids(ids: pd.Series) -> pd.Series:
+    """Ids without blanks and the suffix of a file."""
+    stripped: pd.Series = ids.str.strip(" \t\0")
+    return stripped.str.replace(r"(?i)\.(?:nii(?:\.gz)?|dcm|dicom)$", "", regex=True)
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
@@ -139,6 +213,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
                 index_col=False,
                 skip_blank_lines=False,
             )
+            # As it stands: in the table pandas numbers names that repeat.
+            header = pd.read_csv(io.StringIO(text), sep=delimiter, dtype="str", header=None, nrows=1).iloc[0].fillna("")
     # The message of the parser contains cells of the invalid row.
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning):
         raise DataError(
@@ -147,11 +223,19 @@ def _read_cells(path: Path) -> pd.DataFrame:
         ) from None
     raw = raw.fillna("")
     raw.index += first
-    raw.columns = pd.Index([str(name).strip().strip("\ufeff").lower() for name in raw.columns])
+    names, own = ([_spell_name(name) for name in row] for row in (raw.columns, header))
+    raw.columns = pd.Index(own if set(KEYS) & set(own) else names)
+    for name in dict.fromkeys(raw.columns[raw.columns.duplicated()]):
+        same = raw[name].apply(lambda cells: cells.str.strip())
+        _refuse(path, same.ne(same.iloc[:, 0], axis=0).any(axis=1), "two columns of one name differ")
     raw = raw.loc[:, ~raw.columns.duplicated()]
     # Spreadsheets may append empty rows.
     raw = raw[(raw != "").any(axis=1)]
     return pd.DataFrame({name: raw[name].str.strip() for name in raw})
+
+
+def _spell_name(name: object) -> str:
+    return str(name).strip().strip("\ufeff").strip().lower()
 
 
 def _find_encoding(data: bytes) -> str:

@@ -11,7 +11,9 @@ import pandas as pd
 
 from ichkit.core.tasks import Task
 from ichkit.imaging.dicom import ORIENTATION, POSITION, STORED_COLUMNS, StoredPixels
-from ichkit.imaging.geometry import slice_normals
+from ichkit.imaging.geometry import TRANSPOSE, slice_normals
+from ichkit.imaging.parts import UNCUT, PartSettings
+from ichkit.imaging.sequences import SequenceSettings
 from ichkit.sources.files import file_refs
 from ichkit.sources.study import MAX_VOLUME_BYTES, PixelSettings, StudyTask
 from ichkit.work.schemas import REJECTED, SERIES_CHOICE
@@ -21,6 +23,8 @@ PLAN_COLUMNS += ["tilt_degrees", "slab"]
 TIES = ["instance_number", "acquisition_number", "frame", "slice_id"]
 """The order of slices at one position."""
 
+_PARALLEL_DEGREES = 1.0
+"""Headers round their directions; what differs by more was scanned with another tilt."""
 _SHOWN_REASONS = 8
 NO_UID = "no StudyInstanceUID or no SeriesInstanceUID"
 NO_PATIENT = "no PatientID, which patient-wise folds need"
@@ -39,6 +43,9 @@ class Found:
         salt: secret bytes for digests of anything that may identify a person.
         judges_hu: of several series, pass over one whose values cannot be HU of a head.
         by_part: studies are cut into parts, for which the label file may have columns part, or side and region.
+        subgroups: columns of the label file that make subgroups.
+        sequences: of a study of several; None for one.
+        parts: how studies are cut.
     """
 
     files: pd.DataFrame
@@ -50,6 +57,9 @@ class Found:
     salt: bytes = b""
     judges_hu: bool = False
     by_part: bool = False
+    subgroups: tuple[str, ...] = ()
+    sequences: SequenceSettings | None = None
+    parts: PartSettings = UNCUT
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class SourcePlan:
         inputs: name to digest of label files and similar inputs.
         tables: more tables for the artifact, by file name.
         salt: the secret bytes of digests that replace file names, if these may identify people; else None.
+        groups: study_id and a column of texts for each subgroup column of its label file; None without any.
     """
 
     dataset: str
@@ -84,13 +95,15 @@ class SourcePlan:
     facts: dict[str, object] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    groups: pd.DataFrame | None = None
     salt: bytes | None = None
 
 
 def add_positions(index: pd.DataFrame, by: Sequence[str] = ("series_uid",)) -> pd.DataFrame:
     """The index with `position_mm` along the common normal of each series and `tilt_degrees` of that normal.
 
-    Both are NaN without geometry.
+    Both are NaN without geometry. Where the slices of a series are not parallel (a gantry tilted for the skull base
+    alone), the positions are those of their centres: their corners come in another order.
 
     Args:
         by: the columns that identify a series.
@@ -105,10 +118,27 @@ def add_positions(index: pd.DataFrame, by: Sequence[str] = ("series_uid",)) -> p
     means = np.stack([np.bincount(series, axis) / counts for axis in slice_normals(orientations).T], axis=1)
     normals = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12))[series]
     positions, tilts = np.full((2, len(index)), np.nan)
+    along = (where * normals).sum(1)
+    is_askew = (slice_normals(orientations) * normals).sum(1) < np.cos(np.radians(_PARALLEL_DEGREES))
+    has_askew = np.bincount(series, is_askew)[series] > 0
+    along[has_askew] += _to_centre(index[usable][has_askew], normals[has_askew])
     # Rounded far below the precision of any scanner, so that equal positions in the headers stay equal.
-    positions[usable] = np.round((where * normals).sum(1), 6)
+    positions[usable] = np.round(along, 6)
     tilts[usable] = np.degrees(np.arccos(np.clip(normals[:, 2], -1, 1)))
     return index.assign(position_mm=positions, tilt_degrees=tilts)
+
+
+def _to_centre(slices: pd.DataFrame, normals: np.ndarray) -> np.ndarray:
+    """(N,) mm along the normals from the first pixel of a slice, where ImagePositionPatient is, to its centre."""
+    height = (slices["rows"] - 1).to_numpy() / 2 * slices["spacing_row_mm"].to_numpy()
+    width = (slices["columns"] - 1).to_numpy() / 2 * slices["spacing_col_mm"].to_numpy()
+    # Sizes are those of the turned slice, directions those of the stored one.
+    is_transposed = (slices["turn"].to_numpy() & TRANSPOSE) > 0
+    directions = slices[ORIENTATION].to_numpy()
+    along_row, along_column = ((directions[:, part] * normals).sum(1) for part in (slice(0, 3), slice(3, 6)))
+    far = np.where(is_transposed, height, width) * along_row
+    offset: np.ndarray = far + np.where(is_transposed, width, height) * along_column
+    return offset
 
 
 def add_reason(index: pd.DataFrame, rows: pd.Series, reason: str) -> pd.DataFrame:
@@ -225,6 +255,8 @@ class StudyTasks(Sequence[StudyTask]):
             treatment += f", steps {pixels.steps}"
         if pixels.has_parts:
             treatment += f", parts {pixels.parts.to_json()}"
+        if pixels.sequences is not None:
+            treatment += f", sequences {pixels.sequences.to_json()}"
         keys = []
         for study_id, (start, end) in zip(self.study_ids, itertools.pairwise(self._bounds), strict=True):
             sha = hashlib.sha256(f"({dataset!r}, {study_id!r}, {treatment})".encode())

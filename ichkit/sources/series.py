@@ -44,6 +44,8 @@ _INTERLEAVED_GAP_MM = 6.0
 _INTERLEAVED_OFFSET = (0.3, 0.7)
 _INTERLEAVED_OVERLAP = 0.8
 _MANY_STRAYS = 0.1
+_HOLE = 1.7
+"""A missing slice doubles one gap; where the spacing changes along the head, one of the gaps beside is as wide."""
 _MAX_WARNINGS = 10
 
 
@@ -120,12 +122,16 @@ def describe_series(index: pd.DataFrame, series_names: pd.Series) -> pd.DataFram
     rows["gap"] = rows.groupby(SERIES)["position_mm"].diff()
     # Repeated positions are not gaps: the spacing is that between different positions.
     rows["gap"] = rows["gap"].where(rows["gap"] > 1e-3)
+    gaps = rows.groupby(SERIES)["gap"]
+    is_hole = rows["gap"] > _HOLE * np.fmax(gaps.shift(1), gaps.shift(-1))
+    rows["hole"] = rows["gap"].where(is_hole, 0.0)
     table = rows.groupby(SERIES, sort=True).agg(
         series=("series", "first"),
         num_slices=("position_mm", "size"),
         low=("position_mm", "min"),
         high=("position_mm", "max"),
         gap_mm=("gap", "median"),
+        hole_mm=("hole", "max"),
         axial=("axial", "mean"),
         reference_uid=("reference_uid", "first"),
         **{name: (name, "median") for name in ("repeats", "rows", "columns", "spacing_row_mm", "spacing_col_mm")},
@@ -182,6 +188,9 @@ def choose_series(candidates: pd.DataFrame, rule: SeriesRule, override: pd.DataF
     table["chosen"] = table.index.isin(best)
     is_flat = table["chosen"] & (table["coverage_mm"] == 0) & (table["num_slices"] > 1)
     table.loc[is_flat, "reason"] += "; all positions are the same, ordered by InstanceNumber"
+    has_hole = table["chosen"] & (table["hole_mm"] > table["gap_mm"] + THIN_GAP_MM)
+    for row in table.index[has_hole]:
+        table.loc[row, "reason"] += f"{_HOLES} {table.loc[row, 'hole_mm']:.0f} mm"
     is_averaged = table["chosen"] & (table["gap_mm"] < THIN_GAP_MM) & rule.averages
     table.loc[is_averaged, "reason"] += "; thin, averaged to slabs of about 5 mm"
     refused = table["study_id"][(table["kind"] == NO_HU) & ~table["chosen"]]
@@ -304,6 +313,7 @@ _HALF_LEFT = "; half of the head may be in another series, which is not used"
 _JOINED = "one of two series with half of the head each"
 _INTERLEAVED = "one of two interleaved series, each with every other slice of the head"
 _NO_HU_BEFORE = f"; skipped: a series with {NO_HU}"
+_HOLES = "; slices may be missing: two neighbours are apart by"
 _STRAYS = "slices of another orientation are left out"
 _SEVERAL = "one of several acquisitions of the same places"
 _DOUBTS = (
@@ -313,6 +323,7 @@ _DOUBTS = (
     _INTERLEAVED,
     _NO_HU_BEFORE,
     _STRAYS,
+    _HOLES,
     "all positions are the same",
     _SEVERAL,
 )

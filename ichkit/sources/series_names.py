@@ -34,18 +34,25 @@ NEVER = 9
 
 _NO = (
     r"(?:without|with out|w/o|w/out|wo|wout|no|non|not|sans|sin|sem|ohne|kein\w*|senza|zonder|utan|uden|uten|ilman|bez|"
-    r"без|s/)"
+    r"без|χωρισ|s/)"
 )
 _AGENT = (
-    r"(?:contrast\w*|contr|con|cont|kontrast\w*|контраст\w*|km|contraste?|contrasto|mdc|pdc|inj\w*|enhance\w*|enh|dye|"
-    r"agent|iv|ivcon\w*|i\.v\.?|intravenous|oral|c)"
+    r"(?:contrast\w*|contr|con|cont|cte|kontras[tcz]\w*|контраст\w*|km|k\.?m\.?|mdc|pdc|civ|inj\w*|inyec\w*|"
+    r"enhance\w*|enh|"
+    r"dye|agent|iv|ivc|ivcon\w*|i\.v\.?|intravenous|intraven\w*|oral|varjoain\w*|σκιαγραφ\w*|c)"
 )
-_HEAD_WORDS = r"\b(?:head|brain|skull|cerebr\w*|cranial|cranium|crane|neuro|kopf|schaedel|schadel|craneo|tete)\b"
+_HEAD_WORDS = (
+    r"\b(?:head|brain|skull|cerebr\w*|cranial|cranium|crane|neuro|kopf|schae?del|craneo|tete|hersenen|encefalo|"
+    r"encephale|"
+    r"hoofd|caput|cabeza|testa|голов\w*|мозг\w*)\b|[头頭颅顱脑脳腦]|두부|뇌"
+)
 
 # Both scans in one name: "W AND WO", "W/WO", "WITH AND WITHOUT".
 _WITH_AND_WITHOUT = re.compile(
     r"\b(?:with|w)\s*/?\s*(?:and|und|et|y|e|or|&|\+|/|,|-)?\s*(?:without|w/o|wo)\b"
     r"|\b(?:without|w/o|wo)\s*(?:and|&|\+|/|,|-)?\s*(?:with|w)\b(?!/o)"
+    r"|\b(?:avec|con|com|mit|med|met) (?:et|y|e|und|och|og|en) (?:sans|sin|sem|senza|ohne|utan|uden|uten|zonder)\b"
+    r"|\b(?:sans|sin|sem|senza|ohne|utan|uden|uten|zonder) (?:et|y|e|und|och|og|en) (?:avec|con|com|mit|med|met)\b"
 )
 _NEGATIONS = tuple(
     re.compile(pattern)
@@ -54,68 +61,83 @@ _NEGATIONS = tuple(
         rf"\b(?:{_AGENT}\s+)*{_AGENT}\s*(?:none|nil|not (?:given|used|administered)|no$)(?=$|\W)",
         rf"\b{_NO}[\s\-./]*(?:{_AGENT}\b[\s\-./]*)*(?=$|\W|\d)",
         r"\b(?:non|un|pre|no)[ -]?(?:contrast\w*|con|contr|enhanced?|infused|iv|c|km|inj\w*|kontrast\w*)\b",
-        r"\b(?:ncct|nect|nccth?|uninfused|nativ\w*|plain|blanco|pre|nc|kontrastsiz|нативн\w*|бесконтраст\w*)\b|平扫|平掃",
+        r"\b(?:ncct|nect|nccth?|uninfused|nativ\w*|plain|blanco|pre|nc|kontrastsiz|spc|нативн\w*|бесконтраст\w*)\b|"
+        r"平扫|平掃"
+        r"|単純|비\s?조영(?:\s?증강)?|[非未无無](?:增强|增強|造影)|(?:增强|增強|造影|조영)\s?(?:前|전|なし|無し)",
+        rf"\b(?:avant|before|vor|voor|antes(?: del?)?|prima(?: del?)?)\s{_AGENT}\b",
+        # Abbreviated by one or two letters: "o. KM", "u/k", "ss IV".
+        r"\b(?:o|s|ss|u)[./]?\s?(?:cte|iv|inj\w*|km|kontr\w*|pdc)\b|\bu/k\b|\bc minus\b",
         r"(?<!\w)-\s?c\b|\bc-(?=\s|$)|\biv\s?-(?=\s|$)|(?<!\w)-\s?iv\b",
         # Siemens' name for the blend of two energies: contrast between tissues, not contrast medium.
         r"\boptimum contrast\b",
     )
 )
 _CONTRAST_WORDS = re.compile(
-    r"\b(?:c|ce|cect|mmc|oral|iv|i\.v|contrast\w*|contr|contraste|kontrast\w*|km|enhanced|enh|enhancement|"
-    r"angio\w*|cta\w*|ctv|ven(?:o(?:us|gram|graphy)|ogr\w*)|arterial\w*|delay(?:ed)?|bolus|omnipaque|iohexol|"
+    r"\b(?:c|ce|cect|mmc|oral|iv|i\.v|contrast\w*|contr|cte|kontras[tcz]\w*|km|enhanced|enh|enhancement|varjoain\w*|"
+    r"angio\w*|cta\w*|ctv|veno(?:us|gr\w*|s\w*)|ve(?:i)?neu[xs]\w*|arter\w*|delay(?:ed)?|bolus|omnipaque|iohexol|"
     r"iopamidol|isovue|visipaque|ultravist|iomeron|optiray|gado?\w*|willis|cow|carotids?|carotis|runoff|"
-    r"ivcon\w*|mdc|pdc|inject\w*|inyect\w*|arteriel\w*|portal\w*|tardi[fvo]\w*|tsa|контраст\w*)\b"
-    r"|增强|增強|造影|조영|(?<!\w)w$"
+    r"ivc|ivcon\w*|civ|apc|mdc|pdc|inj|inject\w*|inyec\w*|portal\w*|tardi[fvo]\w*|tsa|tetnicz\w*|zyln\w*|veins?|"
+    r"контраст\w*|"
+    r"артериал\w*|венозн\w*|отсроч\w*|σκιαγραφ\w*|postcont?r?|postkm|po k[lm])\b"
+    r"|增强|增強|造影|조영|[动動][脉脈][期相]|[静靜][脉脈][期相]|延[迟遲][期相]|(?<!\w)(?:w|with|avec|pos)$|\bm k\b"
     r"|(?<!\w)\+\s?c\b|\bc\s?\+|\biv\s?\+|(?<!\w)\+\s?iv\b|\bcc sec\b|\d+cc\b"
     r"|\b(?:with|w|w/|mit|avec|con|com)\s?(?:c|con|iv|km|contr\w*|kontrast\w*|kontrastmittel)\b"
-    r"|\bpost(?:[ -]?(?:c|con|km|iv|inj\w*|gd))?\b"
+    r"|\bpost(?:[ -]?(?:c|con|contr\w*|kontr\w*|km|iv|inj\w*|gd|gad\w*))?\b"
     r"(?![ -]?(?:op\w*|fossa|surg\w*|trauma\w*|evd|eva\w*|drain\w*|clip\w*|coil\w*|cran\w*|proc\w*|thromb\w*|t[np][ak]|"
-    r"fall|mva|int\w*))"
+    r"fall|mva|int\w*|strok\w*|ict\w*|seiz\w*|arrest|ecmo|shunt|vps?|biops\w*|resect\w*|stent\w*|emboli\w*|hem\w*|"
+    r"bleed))"
 )
 
 _WORD_RULES: tuple[tuple[str, str], ...] = (
     (
         LOCALIZER,
-        r"\b(localiz\w*|localis\w*|scouts?|topograms?|topo|surview|scano\w*|pilot|centering|lokali\w*)\b|^survey$"
-        r"|定位",
+        r"\b(localiz\w*|localis\w*|scout\w*|topogram\w*|topo|surview|e?scano\w*|radiogram\w*|pilot\w*|топограмм\w*|"
+        r"centering|centrage|"
+        r"reperage|lokali\w*|ue?bersicht\w*)\b|^survey$|^loc$|定位",
     ),
     (
         NO_SLICE,
-        r"\bdose ?(report|info|sheet|summary|page|record|structured)\w*|^(?:ct )?dose$|\breports?\b"
+        r"\bdose ?(report|info|sheet|summary|page|record|structured)\w*|^(?:(?:ct|patient|sr|radiation) )?dose$|"
+        r"^dlp$|\breports?\b"
         r"|\bdosis(?:bericht|protokoll|info)\w*\b|\b(?:rapport|informe|reporte|relatorio) (?:de )?dos[ei]s?\b"
-        r"|\b(?:patient|exam) protocol\b|\bprotocol (page|sheet)\b"
+        r"|\b(?:patient|exam) protocol\b|\bprotocol (page|sheet)\b|^protokoll$|\bpatientenprotokoll\b|\bbildschirm\w*"
         r"|\bscreen ?(save|shot|capture)s?\b|\bsecondary\b|\b(exam|study|rapid) summary\b"
         r"|\bkey images?\b|\bsummary\b|\boverlays?\b|\brgb\b|\bcolou?r maps?\b|\bpasted\b",
     ),
     (
         DYNAMIC,
-        r"\b(ctp\w*|perfusi\w*|perf|vpct|dynamic\w*|dynamik|dyn|4d\w*|cine|shuttle|toggling|time resolved|"
-        r"(?:pre)?monitor\w*|test ?bolus|bolus ?track\w*|tracker|timing|smart ?prep|sure ?start|xenon|cbf|cbv|mtt|tmax|"
-        r"ttp|tmip|aif|vof|iodine\w*|jod\w*|vpc)\b|灌注|관류",
+        r"\b(ctp\w*|perfusi\w*|perf|\w{0,5}pct|dynamic\w*|dynamik|dyn\w{0,3}|4d\w*|cine|shuttle|toggling|time resolved|"
+        r"(?:pre)?monitor\w*|test ?bolus|bolus ?track\w*|tracker|locator|timing|smart ?prep|real ?prep|sure ?start|"
+        r"xenon|cbf|cbv|mtt|tmax|ttp|blood (?:flow|volume)|transit time|time to (?:peak|max\w*)|tmip|aif|vof|iodine\w*|"
+        r"jod\w*|vpc)\b|灌注|관류",
     ),
     (
         OTHER_BODY_PART,
         r"\b(neck|hals|nek|cou|cuello|chest|thora\w*|torax|lungs?|lunge|pulmon\w*|abd\w*|pelv\w*|becken|liver|hepat\w*|"
         r"kidneys?|renal|kub|urogram|aort\w*|cardiac|heart|herz|coronar(?:y|ies|e)|calcium|tap|cap|trunk|rumpf|"
-        r"whole ?body|wb|spine|spinal|[ctl] ?spine|[clt]sp|cervical\w*|thoracolumbar|lumbar\w*|lumbo\w*|sacr\w*|"
+        r"whole ?body|(?<!foreign )body|ganzkoe?rper\w*|corps entier|pan ?scan|wb|spine|spinal|[ctl] ?spine|"
+        r"[clt]sp|cervical\w*|thoracolumbar|lumbar\w*|lumbo\w*|sacr\w*|"
         r"wirbel\w*|hws|bws|lws|columna|rachis|extremit\w*|shoulders?|schulter|humerus|elbow|wrist|hand|hips?|femur|"
         r"knees?|knie|tibia|ankles?|foot|feet|legs?|colon\w*|enterograph\w*|bein|fuss|genou|epaule|bassin|hanche|"
         r"coluna|pescoco|joelho|ombro|mano|cadera|hombro|rodilla|collo|torace|addome|bacino|spalla|ginocchio|"
-        r"bekken|buik|грудь|грудн\w*|легк\w*|живот\w*|ше[яи])\b|[肺胸腹颈頸椎腰盆膝肩腿]",
+        r"bekken|buik|larynx|pharynx|thyroid\w*|trachea|грудь|грудн\w*|легк\w*|живот\w*|ше[яи])\b|[肺胸腹颈頸椎腰盆膝肩腿]|흉부|"
+        r"복부|경추|요추|골반",
     ),
     (
         PART_OF_HEAD,
-        r"\b(pns|nnh|head ?orbit\w*|orbit\w*|sinus|sinuses|paranasa\w*|seios|sinusitis|face|facial\w*|gesicht\w*|"
-        r"midface|maxillo\w*|maxilla\w*|massif facial|mandib\w*|dental\w*|jaw|kiefer\w*|tmj|iac|iacs|"
+        r"\b(pns|nnh|head ?orbit\w*|orbit\w*|sinus\w*|paranasa\w*|seios|face|facial\w*|maxfac|zygoma\w*|gesicht\w*|"
+        r"midface|maxillo\w*|maxilla\w*|massif facial|mandib\w*|denta\w*|jaw|kiefer\w*|tmj|iacs?|cae|cai|"
+        r"conduits? auditifs?|ouie|cochlea\w*|hypo(?:ph|f)ys\w*|turca|"
         r"temporal ?bones?|temporals?|t ?bones?|petrous|rochers?|mastoid\w*|felsenbein\w*|inner ?ears?|innerear\w*|"
-        r"ears?|sella\w*|pituitary|nasal|nose|left|right)\b"
+        r"ears?|sella\w*|pituitary|nasal|nose|left|right)\b|[眼鼻耳颌顎]|颜面|顔面|面骨|颞骨|안와|부비동|측두골|안면"
         # RT and LT mean a side, but next to a number they belong to the name of a kernel or protocol.
         r"|(?<![\d.] )(?<![\d.]mm )\b(?:lt|rt)\b(?! ?\d)",
     ),
     (
         BONE,
         r"\b(bones?|boneplus\d?|bony|hrct|hi ?res\w*|high ?res\w*|uhr|edge|sharp\w*|details?|knochen\w*|"
-        r"oss(?:eu(?:x|ses?)|ea|os?)|os|ose[ao]|huesos?|botten|bot|skelet\w*|kosci|kosti|кост\w*)\b|(?<!颅)骨",
+        r"oss(?:eu(?:x|ses?)|ea|os?)|os|ose[ao]|huesos?|botten\w*|bot|skelet\w*|kosci|kostn?i|kemik|osteo\w*|luu\w*|"
+        r"кост\w*)\b|(?<!颅)骨|뼈",
     ),
     (
         REFORMATTED,
@@ -153,12 +175,14 @@ _AGENT_REFUSED = re.compile(
 )
 _HEAD_PARTS = re.compile(r"head|brain|skull|cran|neuro|cerebr|kopf|tete|crane")
 _PARTS_OF_HEAD = re.compile(
-    r"orbit|sinus|face|facial|maxill|mandib|jaw|dental|teeth|tooth|tmj|\bear|iac|\biam|temporal|nose|nasal|pituitary|sella"
+    r"orbit|sinus|face|facial|maxill|mandib|jaw|dental|teeth|tooth|tmj|\bear|iac|\biam|temporal|nose|nasal|"
+    r"pituitary|sella"
 )
 _OTHER_PARTS = re.compile(
     r"neck|chest|thora|torax|lung|abd|pelv|spine|cervical|lumbar|sacr|heart|card|coron|aort|liver|kidney|renal|breast|"
     r"extrem|shoulder|arm|elbow|wrist|hand|finger|hip|leg|femur|knee|ankle|foot|toe|whole ?body|trunk|body|bowel|colon|"
-    r"bladder|prostat|uterus|carotid|hals|clavicle|rib|stern|humer|knie|becken|colun|torac|\bcoll?o\b|genou|pesco"
+    r"larynx|pharynx|thyroid|trachea|vertebra|bladder|prostat|uterus|carotid|hals|clavicle|rib|stern|humer|knie|"
+    r"becken|colun|torac|\bcoll?o\b|genou|pesco"
 )
 
 
@@ -218,7 +242,8 @@ def why_dropped_by_kernel(kernel: str, maker: str = "") -> str:
     elif _PHILIPS.fullmatch(name):
         is_sharp = not maker or "philips" in maker or "marconi" in maker or "picker" in maker
     else:
-        is_sharp = bool(_WORD_KERNEL.search(name))
+        # Philips writes "Brain Sharp (UC)" for a brain kernel.
+        is_sharp = bool(_WORD_KERNEL.search(name)) and "brain" not in name
     return BONE if is_sharp else ""
 
 
@@ -241,7 +266,7 @@ def why_dropped_by_header(kind: str) -> str:
     ]
     if names_an_agent(values.get("ContrastBolusAgent", "")) and not says_no_contrast(name):
         reasons.append(CONTRAST)
-    if not re.search(_HEAD_WORDS, re.sub(r"[^a-z0-9]+", " ", _plain_letters(name))):
+    if not re.search(_HEAD_WORDS, re.sub(r"[\W_]+", " ", _plain_letters(name))):
         reasons.append(_why_dropped_by_body_part(values.get("BodyPartExamined", "")))
     return _furthest(reasons)
 

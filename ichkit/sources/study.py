@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ichkit.core.errors import DataError
 from ichkit.imaging.dicom import StoredPixels, UnreadableError
 from ichkit.imaging.hounsfield import (
     decode_stored,
@@ -20,9 +21,13 @@ from ichkit.imaging.hounsfield import (
 )
 from ichkit.imaging.parts import UNCUT, WHOLE, PartSettings, cut_parts
 from ichkit.imaging.resample import fit_to_square, frame_centre
+from ichkit.imaging.sequence_steps import run_sequence_steps
+from ichkit.imaging.sequences import SequenceSettings, to_volume
 from ichkit.imaging.steps import Origin, run_steps
 from ichkit.imaging.store import write_volume
+from ichkit.imaging.windows import as_slices
 from ichkit.sources.files import FileRef
+from ichkit.sources.sequence_files import read_sequences
 
 MAX_VOLUME_BYTES = 2 * 1024**3
 """1,000 slices of 1024 x 1024; a larger study is a mistake or an attack."""
@@ -39,6 +44,7 @@ class PixelSettings:
         judges_hu: reject a study whose values cannot be HU of a head (`why_no_head`).
         steps: rows of `imaging.steps.STEPS`, done to the volume of native size, before `size`.
         parts: the sub-studies it gives, cut after the steps.
+        sequences: how several sequences become one volume; None for one.
     """
 
     repair: bool
@@ -47,6 +53,7 @@ class PixelSettings:
     judges_hu: bool = False
     steps: tuple[str, ...] = ()
     parts: PartSettings = UNCUT
+    sequences: SequenceSettings | None = None
 
     @property
     def has_parts(self) -> bool:
@@ -150,7 +157,7 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class DecodedPart:
-    """A part in memory: its name, its volume (s, h, w) int16 HU, the rows of its study, and where it lies."""
+    """A part in memory: its name, its volume (s, [m,] h, w) int16 HU, the rows of its study, and where it lies."""
 
     name: str
     volume: np.ndarray
@@ -163,7 +170,7 @@ class DecodedStudy:
     """A study in memory, with the fields of its `StudyRecord`.
 
     Attributes:
-        volume: (S, H, W) int16 HU; no slices where it was cut into parts.
+        volume: (S, H, W) or (S, M, H, W) int16 HU; no slices where it was cut into parts.
         origin: None without steps and parts.
         parts: of a study that was cut.
     """
@@ -224,6 +231,8 @@ def decode_study(task: StudyTask) -> DecodedStudy:
     that was read cannot be HU of a head, every file is left out with that reason (`PixelSettings.judges_hu`).
     Steps come last, then parts, then `PixelSettings.size`.
     """
+    if task.pixels.sequences is not None:
+        return _decode_sequences(task, task.pixels.sequences)
     shape = _volume_shape(task)
     reader = _Reader(task.pixels)
     volume = np.empty((len(task.slices) if min(shape) else 0, *shape), np.int16)
@@ -259,7 +268,31 @@ def decode_study(task: StudyTask) -> DecodedStudy:
         return DecodedStudy(volume[:0], [], [], [], sorted(failures))
     if task.pixels.is_plain or not kept:
         return DecodedStudy(volume[: len(kept)], kept, padded, brain, failures)
-    pieces = _treat(task, volume[: len(kept)], kept)
+    return _treated(task, volume[: len(kept)], kept, padded, brain, failures)
+
+
+def _decode_sequences(task: StudyTask, settings: SequenceSettings) -> DecodedStudy:
+    """Brings the sequences of a study to one grid; if one of its files cannot be read, none is."""
+    refs = [ref for ref, _ in task.slices[0]]
+    try:
+        volume, brain = to_volume(run_sequence_steps(read_sequences(refs, settings), settings), settings)
+    except DataError as error:
+        places = [(position, inside) for position, files in enumerate(task.slices) for inside in range(len(files))]
+        return DecodedStudy(np.empty((0, 0, 0), np.int16), [], [], [], [(*place, str(error)) for place in places])
+    rows = [files[0][1].frame for files in task.slices]
+    kept = list(range(len(rows)))
+    return _treated(task, volume[rows], kept, [False] * len(rows), brain[rows].tolist(), [])
+
+
+def _treated(
+    task: StudyTask,
+    volume: np.ndarray,
+    kept: list[int],
+    padded: list[bool],
+    brain: list[float],
+    failures: list[tuple[int, int, str]],
+) -> DecodedStudy:
+    pieces = _treat(task, volume, kept)
     if task.pixels.has_parts:
         return DecodedStudy(volume[:0], kept, padded, brain, failures, None, pieces)
     (whole,) = pieces
@@ -278,8 +311,8 @@ def _treat(task: StudyTask, volume: np.ndarray, kept: list[int]) -> tuple[Decode
     for cut in cut_parts(pixels.parts, volume, (row_mm, col_mm), positions):
         taken = cut.take(volume, pixels.hull_hu[0])
         if pixels.size is not None:
-            fitted = np.empty((len(taken), pixels.size, pixels.size), np.int16)
-            for row, image in zip(fitted, taken, strict=True):
+            fitted = np.empty((*taken.shape[:-2], pixels.size, pixels.size), np.int16)
+            for row, image in zip(as_slices(fitted), as_slices(taken), strict=True):
                 row[:] = fit_to_square(image, row_mm, col_mm, pixels.size, pixels.hull_hu[0])
             taken = fitted
         place = origin.cut(cut.box, is_found=cut.is_found, is_mirrored=cut.is_mirrored)

@@ -10,7 +10,8 @@ import pandas as pd
 
 from ichkit.core.errors import DataError
 from ichkit.core.roles import STANDARD_EXTERNAL, Role
-from ichkit.sources import cq500, folder, rsna
+from ichkit.sources import aisd, bids, cq500, folder, rsna
+from ichkit.sources.index import CT, MR
 from ichkit.sources.plan import Found, SourcePlan
 from ichkit.sources.series import SLABS_RULE, THICK_RULE, THIN_RULE, SeriesRule
 
@@ -42,6 +43,9 @@ class DataSource:
         reference: who labelled them, with the publication; empty if only their owner knows.
         rule: when a slice or study is positive.
         annotation_tool: what they were labelled with, as published; empty if only their owner knows.
+        has_public_ids: its ids were published with the data, so that pages may show them in full.
+        modality: "CT", in Hounsfield units, or "MR", several sequences without a unit.
+        takes_folder: its root and its label file are given by --folder and --labels.
     """
 
     name: str
@@ -61,6 +65,9 @@ class DataSource:
     reference: str = ""
     rule: str = ""
     annotation_tool: str = ""
+    has_public_ids: bool = False
+    modality: str = CT
+    takes_folder: bool = False
 
 
 _OWN_OPTIONS = (rsna.DATASET, STANDARD_EXTERNAL, folder.DATASET)
@@ -88,6 +95,7 @@ SOURCES = {
         "American Society of Neuroradiology (Flanders et al., Radiology: Artificial Intelligence 2, 2020, e190211).",
         rule="A slice has a label per class; a study is positive for a class if one of its slices is.",
         annotation_tool="the web platform of MD.ai",
+        has_public_ids=True,
     ),
     "cq500": DataSource(
         name=cq500.DATASET,
@@ -107,6 +115,7 @@ SOURCES = {
         reference="Three radiologists with 8, 12 and 20 years of experience read every study independently "
         "(Chilamkurthy et al., Lancet 392, 2018).",
         rule="A study is positive for a class if at least 2 of the 3 readers say so; slices have no labels.",
+        has_public_ids=True,
     ),
     "folder": DataSource(
         name=folder.DATASET,
@@ -122,6 +131,24 @@ SOURCES = {
         source="chosen here",
         tables=(),
         rule="A slice or a study is positive as the label file says.",
+        takes_folder=True,
+    ),
+    "bids": DataSource(
+        name=bids.DATASET,
+        find_images=bids.image_files,
+        plan=bids.plan_bids,
+        repair=False,
+        keeps_index=False,
+        is_required=True,
+        role=Role.TRAINING,
+        variable="ICHKIT_BIDS",
+        folders=(Path("data/bids"),),
+        description="A BIDS tree of NIfTI files: several sequences of MR per study, labelled per study or part of one.",
+        source="Gorgolewski et al., Scientific Data 3, 2016; https://bids.neuroimaging.io",
+        tables=(bids.TABLES,),
+        rule="A study or a part of one is positive as the label file says.",
+        modality=MR,
+        takes_folder=True,
     ),
 }
 
@@ -141,6 +168,25 @@ def _by_rule(name: str, rule: SeriesRule, description: str) -> DataSource:
 
 
 OTHER_SERIES = {
+    "aisd": DataSource(
+        name=aisd.DATASET,
+        find_images=aisd.image_files,
+        plan=aisd.plan_aisd,
+        repair=False,
+        keeps_index=False,
+        is_required=False,
+        role=Role.EXTERNAL,
+        variable="",
+        folders=(),
+        description="AISD: 397 plain CT of acute ischemic stroke; labels of slices or regions from its masks.",
+        source="Liang et al., MICCAI 2021; https://github.com/GriffinLiang/AISD",
+        tables=(),
+        licence="for non-commercial purposes, by its README",
+        reference="One doctor drew the infarcts on the CT with diffusion MR of the next 24 hours at hand, and a senior "
+        "doctor reviewed them (README).",
+        rule="A slice is positive from 40 mm2 of mask on, a region where the mask covers 40 % of it in a slice.",
+    ),
+} | {
     row.name: row
     for row in (
         _by_rule("cq500-thin", THIN_RULE, "CQ500: the thinnest plain series of each study, slice by slice."),
@@ -148,7 +194,12 @@ OTHER_SERIES = {
         _by_rule("cq500-slabs", SLABS_RULE, "CQ500: the thinnest plain series, averaged to slabs of about 5 mm."),
     )
 }
-"""The scans of a source by other series rules, prepared only where they are named: `--external NAME=PATH`."""
+"""External sets with labels of their own that are prepared only where they are named: `--external NAME=PATH`."""
+
+
+def takes_folder(name: str) -> bool:
+    """True if `--folder` gives the root of that source; False for an unknown one."""
+    return name in SOURCES and SOURCES[name].takes_folder
 
 
 def training_sources() -> list[str]:
@@ -170,7 +221,8 @@ def locate(source: DataSource, given: Path | None) -> Path | None:
     named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
     if named is not None:
         if not named.exists():
-            option = f"--{source.name}" if source.name in _OWN_OPTIONS else f"--external {source.name}=PATH"
+            own = f"--{source.name}" if source.name in _OWN_OPTIONS else f"--external {source.name}=PATH"
+            option = "--folder" if source.takes_folder and source.role is Role.TRAINING else own
             origin = option if given else source.variable
             raise DataError(
                 f"{source.name}: expected a folder or a zip file at {named} ({origin}), found nothing. Check the path."

@@ -7,7 +7,7 @@ import pytest
 from support.dicoms import make_dataset, read_header, write_slice
 
 from ichkit.imaging.dicom import UnreadableError, read_slices
-from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept
+from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept, is_tissue_padding
 
 HULL = (-800, 2000)
 
@@ -104,6 +104,22 @@ def test_padding_is_noticed_before_it_is_clipped_away(tmp_path):
     assert hounsfield(write_slice(tmp_path / "b.dcm", pixels))[1]
 
 
+@pytest.mark.parametrize(
+    ("signed", "value", "is_tissue"),
+    [
+        (1, 65536 - 500, False),  # the darkest tissue is above -500 HU
+        (1, 65536 - 499, True),
+        (1, 3071, True),
+        (1, 3072, False),
+        (0, 65536 - 499, False),  # 65,037 HU: no sign
+    ],
+)
+def test_a_padding_value_is_one_of_tissue_by_its_signed_hounsfield_value(tmp_path, signed, value, is_tissue):
+    path = write_slice(tmp_path / "a.dcm", bits_stored=16, signed=signed, intercept=0)
+    header = dataclasses.replace(read(path)[0], padding_value=value)
+    assert is_tissue_padding(header) == is_tissue
+
+
 def test_a_header_is_found_behind_a_private_tag_longer_than_the_first_read(tmp_path):
     path = write_slice(tmp_path / "a.dcm", ImageComments="x" * 9000, DerivationDescription="y" * 9000)
     header, data = read(path)
@@ -129,6 +145,8 @@ BAD_HEADERS = [
     ({"ImagePositionPatient": None}, "no ImagePositionPatient"),
     ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "spans no plane"),
     ({"PixelSpacing": [0, 0]}, "PixelSpacing is not between"),
+    ({"PixelSpacing": [100, 0.5]}, "PixelSpacing is not between"),
+    ({"PixelSpacing": [0.5, 100]}, "PixelSpacing is not between"),
     ({"NumberOfFrames": 4}, "multi-frame"),
     ({"BitsStored": 0}, "expected 16 bits allocated"),
 ]

@@ -1,7 +1,10 @@
 """Inside one series: localizers, other planes, repeated passes; what is left is one pass over the head."""
 
+import re
+
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from support.dicoms import write_series, write_slice
 from support.indexes import index_of, plan_of, slices_of
@@ -37,6 +40,30 @@ def test_an_image_of_another_plane_inside_a_series_is_rejected_for_it(tmp_path):
     plan = plan_of(tmp_path)
     assert len(plan.files) == 20
     assert plan.rejected["reason"].to_list() == ["another orientation than the rest of its series"]
+
+
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), (-1, 0, 0, 0, -1, 0), (0, 1, 0, 1, 0, 0)])
+@pytest.mark.parametrize("degrees", [-28, -10, 10, 28])
+def test_slices_of_two_tilts_follow_each_other_by_their_centres(tmp_path, degrees, orientation):
+    """The skull base with a tilted gantry, then the vertex without: one head, and the corners are in another order."""
+    row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
+    angle = np.radians(degrees)
+    about_x = np.array([[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]])
+    for i in range(20):
+        turn = about_x if i < 8 else np.eye(3)
+        centre = np.array([0.0, 0.0, 6.0 * i + (12 if i >= 8 else 0)])
+        corner = centre - 15 * 11.5 * (turn @ column) - 20 * 9.5 * (turn @ row)
+        write_slice(
+            tmp_path / f"{(i * 7) % 23}.dcm",
+            np.full((24, 20), 1000 + i, np.uint16),
+            slice_uid=f"1.2.3.{i}",
+            position=tuple(corner),
+            orientation=(*(turn @ row), *(turn @ column)),
+            spacing=(15.0, 20.0),
+        )
+    slices = slices_of(tmp_path)
+    assert slices["slice_id"].to_list() == [f"1.2.3.{i}" for i in range(20)]
+    assert slices["position_mm"].between(-1, 130).all()
 
 
 def test_a_series_is_judged_by_most_of_its_slices(tmp_path):
@@ -179,7 +206,9 @@ def test_an_instance_number_that_is_no_number_is_no_reason_to_refuse_a_slice(tmp
 
 def test_no_slice_is_lost_where_every_place_is_covered_once():
     files = pd.DataFrame({"study_id": "s", "series_id": "t", "position_mm": np.arange(30) * 0.6, "kind": ""})
-    files = files.assign(acquisition_number=1, instance_number=range(30), frame=0, slice_id=[str(i) for i in range(30)])
+    files = files.assign(
+        acquisition_number=1, thickness_mm=0.6, instance_number=range(30), frame=0, slice_id=[str(i) for i in range(30)]
+    )
     kept, refused = split_repeats(files)
     assert len(kept) == 30
     assert refused.empty
@@ -208,6 +237,55 @@ def test_of_two_reconstructions_in_one_series_the_plain_one_is_read_alone(tmp_pa
     assert choice.startswith("plain axial series with spacing nearest 5 mm; one of several acquisitions")
 
 
+def two_thicknesses(root, shift=0.6, of_thin=(0, 100), of_thick=range(28), **tags):
+    """One series of one kernel with slices of 5 mm, and of 1.25 mm that share no position with them."""
+    for i in of_thick:
+        write_slice(root / f"a{i}.dcm", slice_uid=f"1.2.3.{i}", position=(0, 0, 5.0 * i), SliceThickness=5, **tags)
+    for i in range(*of_thin):
+        position = (0, 0, 1.25 * i + shift)
+        write_slice(root / f"b{i}.dcm", slice_uid=f"1.2.3.{500 + i}", position=position, SliceThickness=1.25, **tags)
+
+
+def test_slices_of_two_thicknesses_at_alternate_positions_are_two_acquisitions(tmp_path, caplog):
+    two_thicknesses(tmp_path)
+    with caplog.at_level("WARNING", logger="ichkit"):
+        plan = plan_of(tmp_path)
+    np.testing.assert_allclose(plan.files["position_mm"], 1.25 * np.arange(100) + 0.6)
+    assert plan.rejected["reason"].to_list() == [REPEATED] * 28
+    assert "one of several acquisitions of the same places" in caplog.text
+
+
+def test_a_thickness_that_is_not_in_the_header_or_no_number_tells_nothing_apart(tmp_path):
+    two_thicknesses(tmp_path)
+    for path in tmp_path.iterdir():
+        data, count = re.subn(rb"(\x18\0\x50\0DS\x04\0).{4}", rb"\1 x  ", path.read_bytes())
+        assert count == 1
+        path.write_bytes(data)
+    assert index_of(tmp_path)["thickness_mm"].to_list() == [0.0] * 128
+    assert len(plan_of(tmp_path).rejected) == 0
+
+
+@pytest.mark.parametrize("acquisition", [{}, {"AcquisitionNumber": 2}])
+def test_thin_slices_at_the_base_or_in_a_gap_of_thick_ones_are_of_the_same_pass(tmp_path, acquisition):
+    two_thicknesses(tmp_path / "base", of_thin=(0, 40), of_thick=range(10, 28), shift=0.0)
+    assert len(plan_of(tmp_path / "base").files) == 58
+    # Between 50 and 75 mm there are thin slices alone.
+    two_thicknesses(tmp_path / "amid", of_thin=(40, 60), of_thick=[*range(11), *range(15, 28)], shift=0.6)
+    for path in (tmp_path / "amid").glob("b*"):
+        dataset = pydicom.dcmread(path)
+        for name, value in acquisition.items():
+            setattr(dataset, name, value)
+        dataset.save_as(path)
+    assert len(plan_of(tmp_path / "amid").files) == 44
+
+
+def test_thicknesses_that_alternate_in_a_regular_series_are_one_pass(tmp_path):
+    for i in range(30):
+        thickness = (4.9, 5.1)[i % 2]
+        write_slice(tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i}", position=(0, 0, 5.0 * i), SliceThickness=thickness)
+    assert len(slices_of(tmp_path)) == 30
+
+
 def test_a_few_slices_with_another_header_belong_to_their_pass(tmp_path):
     for i in range(30):
         name = {"SeriesDescription": "WITH CONTRAST"} if 10 <= i < 15 else {}
@@ -221,6 +299,8 @@ def test_frames_of_one_file_at_one_place_are_passes_in_the_order_of_the_frames()
     files = pd.DataFrame(
         {"study_id": "1", "series_id": "1", "kind": "", "frame": frames, "position_mm": 10.0 * (frames % 3)}
     )
-    files = files.assign(acquisition_number=1, instance_number=1, slice_id=[f"1.{frame + 1}" for frame in frames])
+    files = files.assign(
+        acquisition_number=1, thickness_mm=0.0, instance_number=1, slice_id=[f"1.{frame + 1}" for frame in frames]
+    )
     kept, _ = split_repeats(files)
     assert kept["frame"].to_list() == [33, 34, 35]

@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from support.dicoms import make_dataset, write_slice
-from support.encodings import HULL, decode_folder, enhanced, head_pixels, to_bytes
+from support.encodings import HULL, decode_folder, enhanced, head_pixels, item, to_bytes
 
 from ichkit.core.errors import DataError
 from ichkit.imaging import nifti
@@ -211,6 +211,30 @@ def test_a_cut_enhanced_ct_keeps_its_whole_frames(tmp_path):
     assert index["reason"].to_list() == ["", "", "", *["truncated: the pixels end too early"] * 2]
 
 
+@pytest.mark.parametrize(
+    ("uses", "expected"),
+    [((), "contrast"), (("YES", "YES"), "contrast"), (("NO", "NO"), "")],
+    ids=["not said", "given", "not given"],
+)
+def test_contrast_medium_of_an_enhanced_ct_is_known_from_its_sequences(tmp_path, uses, expected):
+    dataset = enhanced(*frames_of_enhanced(2))
+    dataset.ContrastBolusAgentSequence = [item(CodeMeaning="Iohexol")]
+    for group, use in zip(dataset.PerFrameFunctionalGroupsSequence, uses, strict=False):
+        group.ContrastBolusUsageSequence = [item(ContrastBolusAgentAdministered=use)]
+    (tmp_path / "enhanced.dcm").write_bytes(to_bytes(dataset))
+    assert index_of(tmp_path)["kind"].to_list() == [expected] * 2
+
+
+def test_the_region_and_the_type_of_a_frame_of_an_enhanced_ct_are_known(tmp_path):
+    dataset = enhanced(*frames_of_enhanced(3))
+    chest, head, scout = dataset.PerFrameFunctionalGroupsSequence
+    for group, region in ((chest, "Chest"), (head, "Head")):
+        group.FrameAnatomySequence = [item(AnatomicRegionSequence=[item(CodeMeaning=region)])]
+    scout.CTImageFrameTypeSequence = [item(FrameType=["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"])]
+    (tmp_path / "enhanced.dcm").write_bytes(to_bytes(dataset))
+    assert index_of(tmp_path)["kind"].to_list() == ["another body part", "", "localizer"]
+
+
 def test_frames_without_functional_groups_are_refused(tmp_path):
     dataset = enhanced(*frames_of_enhanced())
     dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:3]
@@ -224,6 +248,23 @@ nibabel = pytest.importorskip("nibabel")
 def volume_hu():
     """(L, P, S) int16 HU of a head with different sides, every voxel its own."""
     return np.random.default_rng(3).integers(-1000, 1500, (12, 16, 5)).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "reason"),
+    [
+        ([-0.5, -0.5, 5], [0.5, -0.5, 5], "NIfTI: sform and qform name different axes: left and right are unknown"),
+        ([-0.5, -0.5, 5], [-0.5, -0.5, -5], "NIfTI: sform and qform name different axes: left and right are unknown"),
+        ([-0.5, -0.5, 5], [-0.51, -0.51, 5], ""),
+        ([-5e-4, -5e-4, 5e-3], None, "NIfTI: voxel size is not between 0.05 and 100 mm; are the units metres?"),
+    ],
+)
+def test_a_nifti_whose_geometry_may_be_read_in_two_ways_is_refused(tmp_path, sform, qform, reason):
+    image = nibabel.Nifti1Image(volume_hu(), np.diag([*sform, 1]))
+    if qform is not None:
+        image.set_qform(np.diag([*qform, 1]), 1)
+    nibabel.save(image, tmp_path / "head.nii")
+    assert set(index_of(tmp_path)["reason"]) == {reason}
 
 
 AXES = ["LPS", "RAS", "LAS", "RPI", "PSL", "ASR"]

@@ -30,6 +30,9 @@ WAYS = {
     "blanks around cells": {"rows": [" " + row.replace(",", " , ") + " " for row in ROWS]},
     "floats": {"rows": [row[:5] + row[5:].replace(",0", ",0.0").replace(",1", ",1.0") for row in ROWS]},
     "booleans": {"rows": [row[:5] + row[5:].replace(",0", ",False").replace(",1", ",TRUE") for row in ROWS]},
+    "two decimals": {"rows": [row[:5] + row[5:].replace(",0", ",0.00").replace(",1", ",1.00") for row in ROWS]},
+    "Y and N": {"rows": [row[:5] + row[5:].replace(",0", ",N").replace(",1", ",y") for row in ROWS]},
+    "a column twice": {"header": HEADER + ",Any", "rows": [row + "," + row[-1] for row in ROWS]},
     "commas inside numbers": {
         "header": HEADER.replace(",", ";"),
         "rows": [row.replace(",0", ";0,0").replace(",1", ";1,0") for row in ROWS],
@@ -99,6 +102,13 @@ def test_a_fault_is_named_by_its_row_and_no_cell_is_shown(tmp_path, rows, expect
         read_folder_labels(write(tmp_path / "l.csv", rows=rows), TASK)
     assert SECRET not in str(caught.value)
     assert "1.2." not in str(caught.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("name", ["any", " ANY ", "subdural", "study_id"])
+def test_two_columns_of_one_name_that_differ_are_refused(tmp_path, name):
+    path = write(tmp_path / "labels.csv", f"{HEADER},{name}", [row + ",0" for row in ROWS])
+    with pytest.raises(DataError, match="two columns of one name differ, in row 2"):
+        read_folder_labels(path, TASK)
 
 
 def test_the_first_row_of_a_file_without_a_header_is_not_shown(tmp_path):

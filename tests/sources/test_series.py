@@ -243,6 +243,27 @@ def test_where_many_slices_of_another_orientation_are_left_out_it_is_a_warning(t
     assert (f"{num} slices of another orientation are left out" in caplog.text) == is_said
 
 
+@pytest.mark.parametrize(
+    ("missing", "is_said"), [((), False), ((0, 1), False), ((9,), True), ((9, 10, 11), True), ((7, 20), True)]
+)
+def test_slices_that_are_missing_inside_a_series_are_a_warning(tmp_path, caplog, missing, is_said):
+    for i, path in enumerate(write_series(tmp_path, 32)):
+        if i in missing:
+            path.unlink()
+    with caplog.at_level("WARNING", logger="ichkit"):
+        reason = plan_of(tmp_path).series_choice["reason"].item()
+    width = 5 + 5 * (3 if 10 in missing else 1)
+    assert (f"slices may be missing: two neighbours are apart by {width} mm" in reason) == is_said
+    assert ("slices may be missing" in caplog.text) == is_said
+
+
+def test_a_spacing_that_changes_along_the_head_is_no_missing_slice(tmp_path):
+    for i in range(24):
+        z = 2.5 * i if i < 12 else 27.5 + 8.0 * (i - 11)
+        write_slice(tmp_path / f"{i}.dcm", slice_uid=f"1.2.3.{i}", position=(0, 0, z))
+    assert plan_of(tmp_path).series_choice["reason"].to_list() == ["plain axial series with spacing nearest 5 mm"]
+
+
 def write_anonymised(root, num=24, patient="P1", **tags):
     """A head of which every file has UIDs of its own, but for those given."""
     for i in range(num):

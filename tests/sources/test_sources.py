@@ -71,6 +71,8 @@ def test_slabs_hold_about_five_millimetres_and_no_slice_is_lost():
     groups = slab_groups(np.arange(0, 96) * 0.625, 5.0)
     assert np.bincount(groups).tolist() == [8] * 12
     assert slab_groups(np.arange(0, 97) * 0.625, 5.0)[-1] == 11  # a last slab of one joins the one before
+    assert slab_groups(np.arange(0, 9) * 0.625, 5.0).tolist() == [0] * 9  # of two slabs too
+    assert slab_groups(np.arange(0, 12) * 0.625, 5.0).tolist() == [0] * 8 + [1] * 4  # half a slab is one
 
 
 def test_a_zip_and_the_folder_it_was_made_from_hold_the_same_files(tmp_path):
@@ -191,6 +193,7 @@ def series_row(name, gap, coverage=150.0, num=30, axial=True, kind="", low=0.0, 
         "kind": kind,
         "num_slices": num,
         "gap_mm": gap,
+        "hole_mm": 0.0,
         "axial": axial,
         "coverage_mm": coverage,
         "low": low,

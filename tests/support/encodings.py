@@ -88,15 +88,15 @@ def enhanced(
     dataset.NumberOfFrames = len(frames)
     dataset.PixelData = b"".join(frame.astype("<u2").tobytes() for frame in frames)
     shared = Dataset()
-    shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
-    shared.PixelMeasuresSequence = [_item(PixelSpacing=[0.5, 0.5], SliceThickness=5)]
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
+    shared.PixelMeasuresSequence = [item(PixelSpacing=[0.5, 0.5], SliceThickness=5)]
     dataset.SharedFunctionalGroupsSequence = [shared]
     groups = []
     for position, (slope, intercept) in zip(positions, rescales, strict=True):
         group = Dataset()
-        group.PlanePositionSequence = [_item(ImagePositionPatient=list(position))]
+        group.PlanePositionSequence = [item(ImagePositionPatient=list(position))]
         group.PixelValueTransformationSequence = [
-            _item(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="HU")
+            item(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="HU")
         ]
         groups.append(group)
     dataset.PerFrameFunctionalGroupsSequence = groups
@@ -110,7 +110,8 @@ def decode_folder(root: Path, *, judges_hu: bool = False) -> list[DecodedStudy]:
     return [decode_study(task) for task in StudyTasks(order_slices(plan.files)[0], pixels)]
 
 
-def _item(**values: object) -> Dataset:
+def item(**values: object) -> Dataset:
+    """An item of a sequence with these elements."""
     item = Dataset()
     for name, value in values.items():
         setattr(item, name, value)
