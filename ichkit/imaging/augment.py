@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from ichkit.core.train_config import AugmentConfig
-from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU
+from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, as_slices
 
 if TYPE_CHECKING:
     import albumentations
@@ -40,19 +40,20 @@ class Augmenter:
         """The slices after one draw of geometry, the same for all of them.
 
         Args:
-            slices_hu: (n, H, W) int16 HU, H equal to W.
+            slices_hu: (n, H, W) or (n, M, H, W) int16 HU, H equal to W.
             seed: non-negative.
 
         Returns:
-            (n, image_size, image_size) int16 HU; what comes in from outside is air.
+            (n, image_size, image_size) or (n, M, image_size, image_size) int16 HU; what comes in from outside is air.
         """
         # As uint16, which albumentations passes on to OpenCV untouched: half the memory of the float it asks for.
         warped: list[np.ndarray] = []
-        for start in range(0, len(slices_hu), CHANNELS):
+        flat = as_slices(slices_hu)
+        for start in range(0, len(flat), CHANNELS):
             self._geometry.set_random_seed(seed)
-            image = self._geometry(image=to_channels(slices_hu[start : start + CHANNELS]))["image"]
+            image = self._geometry(image=to_channels(flat[start : start + CHANNELS]))["image"]
             warped.extend(from_channels(image))
-        return np.stack(warped)
+        return np.stack(warped).reshape(*slices_hu.shape[:-2], *warped[0].shape)
 
     def change_values(self, slices_hu: np.ndarray, seed: int) -> np.ndarray:
         """The slices with Gaussian noise, then with another contrast and shift, each with its probability.
@@ -61,23 +62,23 @@ class Augmenter:
         as a scanner's is: the same pattern on seven slices would be something to learn.
 
         Args:
-            slices_hu: (n, H, W) int16 HU.
+            slices_hu: (n, H, W) or (n, M, H, W) int16 HU.
             seed: non-negative.
 
         Returns:
-            (n, H, W) int16 HU.
+            int16 HU of the same shape.
         """
         config, generator = self._config, np.random.default_rng(seed)
         if generator.random() < config.noise_probability:
             # OpenCV's generator is twice as fast as NumPy's at this; its state is the thread's own, and seeded here.
             cv2.setRNGSeed(int(generator.integers(2**31)))
-            noise = np.empty((len(slices_hu) * slices_hu.shape[1], slices_hu.shape[2]), np.int16)
+            noise = np.empty((slices_hu.size // slices_hu.shape[-1], slices_hu.shape[-1]), np.int16)
             cv2.randn(noise, np.zeros(1), np.array([generator.uniform(*config.noise_hu)]))
             slices_hu = slices_hu + noise.reshape(slices_hu.shape)
         if generator.random() < config.intensity_probability:
             factor = generator.uniform(*config.contrast)
             shift_hu = int(generator.integers(-config.shift_hu, config.shift_hu, endpoint=True))
-            flat = slices_hu.reshape(-1, slices_hu.shape[2])
+            flat = slices_hu.reshape(-1, slices_hu.shape[-1])
             slices_hu = cv2.addWeighted(flat, factor, flat, 0.0, shift_hu).reshape(slices_hu.shape)
         return slices_hu
 

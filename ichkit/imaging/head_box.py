@@ -98,7 +98,7 @@ def _find_levels(coarse: np.ndarray) -> tuple[float, float]:
     tissue = coarse[coarse > _BODY_HU]
     if not tissue.size or (tissue.size < coarse.size and _TISSUE_HU[0] <= np.median(tissue) <= _TISSUE_HU[1]):
         return _BODY_HU, _BONE_HU
-    body = _otsu(coarse)
+    body = otsu(coarse)
     air, bright = coarse[coarse <= body], coarse[coarse > body]
     if not bright.size:
         return _BODY_HU, _BONE_HU
@@ -106,7 +106,7 @@ def _find_levels(coarse: np.ndarray) -> tuple[float, float]:
     return body, middle + _BONE_STEP * (middle - float(np.median(air)))
 
 
-def _otsu(values: np.ndarray) -> float:
+def otsu(values: np.ndarray) -> float:
     """The threshold with the largest variance between what is above and what is not (Otsu 1979)."""
     levels, counts = np.unique(values, return_counts=True)
     weight = np.cumsum(counts)[:-1] / values.size

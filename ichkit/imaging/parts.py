@@ -211,6 +211,17 @@ def _cut_hemispheres(
     ]
 
 
+def _cut_halves(
+    volume: np.ndarray, _spacing: tuple[float, float], _positions: np.ndarray, _: PartSettings
+) -> list[Cut]:
+    """Both halves of the picture, of the same size; a middle column belongs to both; the left one is mirrored."""
+    _, height, columns = volume.shape
+    width = -(-columns // 2)
+    rows = tuple(range(len(volume)))
+    boxes = (Box(0, 0, height, width), Box(0, columns - width, height, width))
+    return [Cut(side, rows, box, is_mirrored=side == "left") for side, box in zip(SIDES, boxes, strict=True)]
+
+
 def _cut_regions(
     volume: np.ndarray, spacing_mm: tuple[float, float], positions_mm: np.ndarray, settings: PartSettings
 ) -> list[Cut]:
@@ -272,6 +283,12 @@ PARTS = {
         function=_cut_hemispheres,
         description="Both halves of the head, left and right of the patient, the left one mirrored to look like it.",
         source="Zhang et al., Computerized Medical Imaging and Graphics 2021, section 2",
+    ),
+    "halves": Part(
+        name="halves",
+        function=_cut_halves,
+        description="Both halves of a picture whose middle column a step has brought to the midsagittal plane.",
+        source="Zhang et al., Computerized Medical Imaging and Graphics 2021, section 2.3",
     ),
     "aspects": Part(
         name="aspects",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ichkit.imaging.windows import TABLE_HIGH_HU, TABLE_LOW_HU, window_table
+from ichkit.imaging.windows import SEQUENCE_TOP, TABLE_HIGH_HU, TABLE_LOW_HU, window_table
 
 # Level and width in HU, as radiologists read a head for blood and as MIDL 2020, section 2.1, has it.
 BRAIN_WINDOW = (40.0, 80.0)
@@ -17,6 +17,19 @@ CODE_KNOTS = ((-1024, 0), (-100, 24), (-15, 44), (90, 196), (200, 224), (2000, 2
 """(HU, code) between which `encode_hounsfield` is linear: most of the 256 codes are for brain and blood."""
 _HEAD_HU = -300
 _FONT, _LINE_PIXELS, _INK = cv2.FONT_HERSHEY_SIMPLEX, 16, (235, 235, 235)
+
+
+def picture_volume(volume: np.ndarray) -> np.ndarray:
+    """The (S, H, W) values that pictures show: of several sequences the first, spread over the brain window.
+
+    Args:
+        volume: (S, H, W) int16 HU, returned as it is, or (S, M, H, W) int16 of sequences from 0 to `SEQUENCE_TOP`.
+    """
+    if volume.ndim == 3:
+        return volume
+    level, width = BRAIN_WINDOW
+    grey: np.ndarray = np.rint(volume[:, 0] * (width / SEQUENCE_TOP) + level - width / 2).astype(np.int16)
+    return grey
 
 
 def brain_picture(slice_hu: np.ndarray) -> np.ndarray:

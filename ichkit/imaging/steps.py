@@ -71,20 +71,20 @@ def run_steps(
 
     Args:
         names: rows of `STEPS`.
-        volume_hu: (S, H, W) int16 HU.
+        volume_hu: (S, H, W) int16 HU, or (S, M, H, W) without steps.
         spacing_mm: between rows and between columns.
 
     Raises:
         ConfigError: no such step.
     """
-    rows, columns = volume_hu.shape[1:]
+    rows, columns = volume_hu.shape[-2:]
     top = left = 0
     is_found = True
     for name in names:
         volume_hu, box = find_step(name).function(volume_hu, spacing_mm)
         is_found &= box is not None
         top, left = top + (box.top if box else 0), left + (box.left if box else 0)
-    height, width = volume_hu.shape[1:]
+    height, width = volume_hu.shape[-2:]
     return volume_hu, Origin(rows, columns, *spacing_mm, top, left, height, width, is_found)
 
 

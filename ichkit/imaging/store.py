@@ -26,6 +26,8 @@ os.environ["BLOSC_NTHREADS"] = "1"
 FACTS_NAME = "slice_facts.parquet"
 CROPS_NAME = "crops.parquet"
 HEADER_FACTS_NAME = "header_facts.parquet"
+SUBGROUPS_NAME = "subgroups.parquet"
+"""dataset, study_id, and a column for each subgroup column of the label files, of the studies with slices."""
 FLOW = "image flow"
 """The fact of the manifest that counts the images of each source: found, beyond_limit, and read by split."""
 _FEW_BLOCKS = 8
@@ -33,18 +35,20 @@ _BLOCK_VALUES = 131_072  # 256 kB of int16: under a percent larger than 64 kB, a
 
 
 def encode_volume(volume: np.ndarray) -> bytes:
-    """A (S, H, W) int16 volume as a blosc2 frame, one chunk per slice; the same volume gives the same bytes.
+    """A (S, H, W) or (S, M, H, W) int16 volume as a blosc2 frame, one chunk per slice.
+
+    The same volume gives the same bytes. A chunk holds the M sequences of its slice.
 
     Source: ZSTD level 1 with byte shuffle, because on real head CT it was a fifth smaller than LZ4 and still reads
         thousands of slices a second on one core.
     """
     assert volume.dtype == np.int16
-    assert volume.ndim == 3
+    assert volume.ndim in (3, 4)
     array = blosc2.empty(
         volume.shape,
         dtype=volume.dtype,
         chunks=(1, *volume.shape[1:]),
-        blocks=(1, _block_rows(*volume.shape[1:]), volume.shape[2]),
+        blocks=(*(1,) * (volume.ndim - 2), _block_rows(*volume.shape[-2:]), volume.shape[-1]),
         cparams=blosc2.CParams(
             codec=blosc2.Codec.ZSTD, clevel=1, typesize=2, filters=[blosc2.Filter.SHUFFLE], nthreads=1
         ),
@@ -72,7 +76,7 @@ def write_volume(folder: Path, key: str, volume: np.ndarray) -> tuple[str, FileD
 
     Args:
         key: hex digest that names the file; its first two digits name the subfolder, so that no folder grows too long.
-        volume: (S, H, W) int16 HU.
+        volume: (S, H, W) or (S, M, H, W) int16 HU.
     """
     relative = volume_path(key)
     return relative, write_bytes_atomically(folder / relative, encode_volume(volume))
@@ -145,8 +149,12 @@ class Prepared:
             slices, studies = (
                 read_table(folder / name, manifest.sha256_of(name)) for name in ("slices.parquet", "studies.parquet")
             )
-            types = {"patient_id": str, "fold": int}
-            folds = read_table(folder / "folds.csv", manifest.sha256_of("folds.csv"), dtype=types)
+            folds = read_table(
+                folder / "folds.csv",
+                manifest.sha256_of("folds.csv"),
+                dtype={"patient_id": str, "fold": int},
+                keep_default_na=False,  # a patient may be called NA
+            )
             return cls(folder, task, manifest, slices, studies, folds)
 
         return read_whole(folder, read)
@@ -171,11 +179,24 @@ class Prepared:
         """How its studies were cut."""
         return PartSettings.from_json(self.manifest.settings.get("parts"))
 
+    @property
+    def sequences(self) -> dict[str, Any]:
+        """How several sequences became one volume (`imaging.sequences.SequenceSettings`); empty for one."""
+        return dict(self.manifest.settings.get("sequences", {}))
+
     def header_facts(self) -> pd.DataFrame:
         """dataset, study_id and the facts of headers that were asked for; no rows if none was (`header_facts`)."""
         if not self.manifest.settings.get("header_facts"):
             return pd.DataFrame({"dataset": pd.Series(dtype="str"), "study_id": pd.Series(dtype="str")})
         return self.read_table(HEADER_FACTS_NAME)
+
+    def study_groups(self) -> pd.DataFrame:
+        """dataset, study_id, and the facts that make subgroups: of headers, and columns of the label files."""
+        facts = self.header_facts()
+        if SUBGROUPS_NAME not in self.manifest.files:
+            return facts
+        own = self.read_table(SUBGROUPS_NAME)
+        return own if facts.empty else facts.merge(own, on=["dataset", "study_id"], how="outer")
 
     def crops(self) -> pd.DataFrame:
         """`crops.parquet`: the part of the source image in each volume; no rows without steps and parts."""

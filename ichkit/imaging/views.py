@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from ichkit.imaging.augment import AIR, CHANNELS, from_channels, to_channels
+from ichkit.imaging.windows import as_slices
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,20 @@ class View:
         """The slices transformed by the view; pixels from outside the image are air.
 
         Args:
-            volume_hu: (S, H, W) int16 HU, H equal to W; returned as it is by the plain view.
+            volume_hu: (S, H, W) or (S, M, H, W) int16 HU, H equal to W; returned as it is by the plain view.
 
         Returns:
-            (S, H, W) int16 HU.
+            int16 HU of the same shape.
         """
         shown = volume_hu
         if (self.zoom, self.degrees, self.down, self.right) != (1.0, 0.0, 0.0, 0.0):
-            side = volume_hu.shape[1]
+            side = volume_hu.shape[-1]
             matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), self.degrees, self.zoom)
             matrix[:, 2] += self.right * side, self.down * side
-            parts = [volume_hu[i : i + CHANNELS] for i in range(0, len(volume_hu), CHANNELS)]
-            shown = np.stack([slice_hu for part in parts for slice_hu in _warp(part, matrix)])
-        return np.ascontiguousarray(shown[:, :, ::-1]) if self.is_flipped else shown
+            slices = as_slices(volume_hu)
+            parts = [slices[i : i + CHANNELS] for i in range(0, len(slices), CHANNELS)]
+            shown = np.stack([slice_hu for part in parts for slice_hu in _warp(part, matrix)]).reshape(volume_hu.shape)
+        return np.ascontiguousarray(shown[..., ::-1]) if self.is_flipped else shown
 
 
 @dataclass(frozen=True)

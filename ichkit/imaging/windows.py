@@ -14,6 +14,8 @@ from ichkit.core.rows import find_row
 
 # The whole range of int16 would do too; this one keeps the tables inside the processor's first cache.
 TABLE_LOW_HU, TABLE_HIGH_HU = -1024, 3071
+SEQUENCE_TOP = 3000
+"""Of the values of a sequence without a unit, such as one of MR, which are stored from 0 to this."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Rendering:
         table_of: for each channel, the row of `tables` it is seen through.
         stretched: for each channel, lowest and highest HU of a window that is stretched by image instead of being seen
             through a table; empty for tables.
+        series: for each channel, which sequence of a volume of several it shows; empty for the first.
     """
 
     tables: np.ndarray
     offsets: tuple[int, ...]
     table_of: tuple[int, ...]
     stretched: tuple[tuple[float, float], ...] = ()
+    series: tuple[int, ...] = ()
 
     @property
     def num_channels(self) -> int:
@@ -52,18 +56,34 @@ class Rendering:
         """The images of some slices of a volume; slices beyond its ends are its end slices.
 
         Args:
-            volume_hu: (S, H, W) int16 HU.
+            volume_hu: (S, H, W) int16 HU, or (S, M, H, W) of M sequences.
             rows: (n,) positions in the volume.
 
         Returns:
             (n, H, W, C) uint8.
+
+        Raises:
+            ConfigError: the volume has fewer sequences than the channels show.
         """
         sources = np.clip(np.asarray(rows)[:, None] + np.array(self.offsets), 0, len(volume_hu) - 1)
+        if volume_hu.ndim == 4 or self.series:
+            volume_hu, sources = self._choose_sequences(volume_hu, sources)
         if self.stretched:
             return _stretch(volume_hu, sources, np.array(self.stretched, np.float64))
-        if self.num_channels == 3 and self.reach == 0:
+        if self.num_channels == 3 and self.reach == 0 and not self.series:
             return _look_up_thrice(volume_hu, sources[:, 0], self._triples)
         return look_up(volume_hu, sources, np.array(self.table_of), self.tables)
+
+    def _choose_sequences(self, volume: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The volume with its sequences behind one another as slices, and the positions of the channels in it."""
+        num_sequences = volume.shape[1] if volume.ndim == 4 else 1
+        series = self.series or (0,) * self.num_channels
+        if max(series) >= num_sequences:
+            raise ConfigError(
+                f"channels: expected volumes of {max(series) + 1} sequences, one for each channel, found "
+                f"{num_sequences}. Name them in prepare.sequences, or use channels.kind=windows."
+            )
+        return as_slices(volume), sources * num_sequences + np.array(series)
 
 
 @dataclass(frozen=True)
@@ -169,38 +189,44 @@ def _stretch(volume_hu: np.ndarray, sources: np.ndarray, limits: np.ndarray) -> 
     return images
 
 
+def as_slices(volume: np.ndarray) -> np.ndarray:
+    """(S x M, H, W): the M sequences of each slice of an (S, M, H, W) volume behind one another; (S, H, W) as it is."""
+    return volume.reshape(-1, *volume.shape[-2:])
+
+
 def resize_volume(volume_hu: np.ndarray, size: int) -> np.ndarray:
     """Slices of another size: area average when they shrink, bilinear when they grow.
 
     Resizing comes before the windows, as partial volume does in a scanner: a pixel is the mean of its tissues' HU.
 
     Args:
-        volume_hu: (S, H, W) int16 HU; returned as it is where the size is right already.
+        volume_hu: (S, H, W) or (S, M, H, W) int16 HU; returned as it is where the size is right already.
         size: new height and width in pixels.
 
     Returns:
-        (S, size, size) int16 HU.
+        (S, size, size) or (S, M, size, size) int16 HU.
     """
-    height, width = volume_hu.shape[1:]
+    height, width = volume_hu.shape[-2:]
     if height == width == size:
         return volume_hu
     how = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(slice_hu, (size, size), interpolation=how) for slice_hu in volume_hu])
+    resized = np.stack([cv2.resize(slice_hu, (size, size), interpolation=how) for slice_hu in as_slices(volume_hu)])
+    return resized.reshape(*volume_hu.shape[:-2], size, size)
 
 
 def pad_to_square(volume_hu: np.ndarray) -> np.ndarray:
     """The volume with its shorter side filled up with air on both ends, so that resizing never bends anatomy.
 
     Args:
-        volume_hu: (S, H, W) int16 HU; returned as it is where it is square already.
+        volume_hu: (S, H, W) or (S, M, H, W) int16 HU; returned as it is where it is square already.
     """
-    height, width = volume_hu.shape[1:]
+    height, width = volume_hu.shape[-2:]
     if height == width:
         return volume_hu
     size = max(height, width)
     top, left = (size - height) // 2, (size - width) // 2
-    square = np.full((len(volume_hu), size, size), TABLE_LOW_HU, volume_hu.dtype)
-    square[:, top : top + height, left : left + width] = volume_hu
+    square = np.full((*volume_hu.shape[:-2], size, size), TABLE_LOW_HU, volume_hu.dtype)
+    square[..., top : top + height, left : left + width] = volume_hu
     return square
 
 
@@ -238,6 +264,10 @@ def _neighbouring_slices(config: ChannelsConfig) -> Rendering:
     return Rendering(_window_tables(config), offsets=(-1, 0, 1), table_of=(0, 0, 0))
 
 
+def _several_sequences(config: ChannelsConfig) -> Rendering:
+    return replace(_several_windows(config), series=tuple(range(len(config.windows))))
+
+
 CHANNELS = {
     "windows": Channels(
         name="windows",
@@ -250,5 +280,11 @@ CHANNELS = {
         constructor=_neighbouring_slices,
         description="One window of the slice before, the slice itself and the slice after; ends are repeated.",
         source="common among the first ten of the RSNA 2019 competition",
+    ),
+    "sequences": Channels(
+        name="sequences",
+        constructor=_several_sequences,
+        description="Each channel is one sequence of a study of several, through its own window.",
+        source="Zhang et al., Computerized Medical Imaging and Graphics 2021, section 2.3: DWI, b0 and FLAIR",
     ),
 }

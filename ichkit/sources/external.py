@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.roles import RESERVED_NAMES, Role
+from ichkit.sources.bids import plan_bids
 from ichkit.sources.folder import plan_labelled_folder
+from ichkit.sources.index import CT, MR
 from ichkit.sources.table import OTHER_SERIES, SOURCES, DataSource
 
 _OPTION, _FOLDER = "--external", "folder"
@@ -29,8 +31,8 @@ class ExternalSet:
     labels: Path | None = None
 
 
-def find_external_source(name: str) -> DataSource:
-    """The row of `SOURCES` or `OTHER_SERIES` of that name, else one for any folder of DICOM, with that name.
+def find_external_source(name: str, modality: str = CT) -> DataSource:
+    """The row of `SOURCES` or `OTHER_SERIES` of that name, else one for any folder of that modality, with that name.
 
     Raises:
         ConfigError: the name is invalid, reserved, or that of a source of training data.
@@ -50,8 +52,9 @@ def find_external_source(name: str) -> DataSource:
         )
     row = SOURCES.get(name, OTHER_SERIES.get(name))
     if row is None:
-        plan = partial(plan_labelled_folder, dataset=name, role=Role.EXTERNAL)
-        return replace(SOURCES[_FOLDER], name=name, plan=plan, role=Role.EXTERNAL, variable="", folders=())
+        plan_any, base = (plan_bids, SOURCES["bids"]) if modality == MR else (plan_labelled_folder, SOURCES[_FOLDER])
+        plan = partial(plan_any, dataset=name, role=Role.EXTERNAL)
+        return replace(base, name=name, plan=plan, role=Role.EXTERNAL, variable="", folders=())
     if row.role is not Role.EXTERNAL:
         raise ConfigError(f'{_OPTION}: "{name}" is a source of training data. Choose another name.')
     return row

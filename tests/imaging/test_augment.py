@@ -208,3 +208,12 @@ def test_what_was_added_later_changes_nothing_where_it_is_off(name, slices_hu):
             cv2.randn(noise, np.zeros(1), np.array([generator.uniform(*config.noise_hu)]))
             wanted = slices_hu + noise.reshape(slices_hu.shape)
         np.testing.assert_array_equal(augmenter.change_values(slices_hu, seed), wanted)
+
+
+def test_the_sequences_of_a_slice_are_warped_together_and_as_they_are_alone(default):
+    several = np.random.default_rng(1).integers(0, 3000, (3, 2, 40, 40)).astype(np.int16)
+    warped = default.warp(several, 5)
+    assert warped.shape == (3, 2, SIZE, SIZE)
+    for number in range(2):
+        # OpenCV interpolates an image of four channels more coarsely than one of two.
+        np.testing.assert_allclose(warped[:, number], default.warp(several[:, number], 5), rtol=0, atol=100)

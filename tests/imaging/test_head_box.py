@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.heads import TROUBLES, draw_hard_head
 
-from ichkit.imaging.head_box import MARGIN_MM, Box, _mean_of_blocks, _otsu, find_head_box
+from ichkit.imaging.head_box import MARGIN_MM, Box, _mean_of_blocks, find_head_box, otsu
 
 
 def draw_ball(size=80, centre=(40, 40), skull=22, scalp=25):
@@ -127,4 +127,4 @@ def test_the_threshold_is_the_one_of_the_definition():
         return len(low) * len(high) * (low.mean() - high.mean()) ** 2
 
     levels = np.unique(values)[:-1]
-    assert _otsu(values) == max(levels, key=between)
+    assert otsu(values) == max(levels, key=between)

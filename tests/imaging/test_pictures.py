@@ -1,7 +1,15 @@
 import cv2
 import numpy as np
 
-from ichkit.imaging.pictures import brain_picture, caption_picture, encode_png, fit_picture, paint_heat, tile_pictures
+from ichkit.imaging.pictures import (
+    brain_picture,
+    caption_picture,
+    encode_png,
+    fit_picture,
+    paint_heat,
+    picture_volume,
+    tile_pictures,
+)
 
 
 def test_the_brain_window_shows_40_hu_as_middle_grey_and_clips_at_0_and_80():
@@ -35,6 +43,13 @@ def test_a_picture_is_fitted_without_bending_it():
     assert (fitted[20] == 200).all()
 
 
+def test_a_long_picture_keeps_a_row_or_a_column_of_pixels():
+    wide = fit_picture(np.full((1, 100, 3), 200, np.uint8), 10)
+    assert (wide[:, :, 0] > 0).sum(axis=0).tolist() == [1] * 10
+    tall = fit_picture(np.full((100, 1, 3), 200, np.uint8), 10)
+    assert (tall[:, :, 0] > 0).sum(axis=1).tolist() == [1] * 10
+
+
 def test_tiles_stand_from_left_to_right_and_the_last_row_is_filled_up():
     tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
     sheet = tile_pictures(tiles, 2)
@@ -47,3 +62,10 @@ def test_a_caption_stands_below_and_a_long_one_is_made_to_fit():
     np.testing.assert_array_equal(captioned[:20], picture)
     assert captioned[20:, :].max() > 0
     assert captioned[20:, -2:].max() == 0
+
+
+def test_a_picture_of_several_sequences_shows_the_first_over_the_whole_brain_window():
+    volume = np.zeros((1, 2, 1, 3), np.int16)
+    volume[0, 0], volume[0, 1] = [0, 1500, 3000], 700
+    assert picture_volume(volume).tolist() == [[[0, 40, 80]]]
+    np.testing.assert_array_equal(picture_volume(volume[:, 0]), volume[:, 0])

@@ -88,3 +88,14 @@ def test_a_store_of_another_task_is_refused_by_both_names(tmp_path):
     side = Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "this test")
     with pytest.raises(ArtifactError, match=r'expected a store of the task "side", found one of "hemorrhage"'):
         Prepared.open(work.prepared, side)
+
+
+def test_a_volume_of_several_sequences_comes_back_slice_by_slice(tmp_path):
+    volume = np.random.default_rng(5).integers(0, 3000, (5, 3, 70, 40)).astype(np.int16)
+    path, _ = write_volume(tmp_path, "ab" * 16, volume)
+    stored = blosc2.open(str(tmp_path / path), mode="r")
+    assert stored.chunks == (1, 3, 70, 40)
+    np.testing.assert_array_equal(stored[2:4], volume[2:4])
+    read = VolumeReader(tmp_path, budget_bytes=0).read(path, 1, 3)
+    assert read.shape == (2, 3, 70, 70)
+    np.testing.assert_array_equal(read[..., 15:55], volume[1:3])

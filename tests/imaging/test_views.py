@@ -73,3 +73,13 @@ def test_each_set_has_distinct_moderate_views_and_shows_the_whole_middle(name):
 def test_each_set_moves_as_far_to_one_side_as_to_the_other(name):
     for moved in ("right", "down", "degrees"):
         assert sum(getattr(view, moved) for view in TTA_SETS[name].views) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", ["rotate", "hflip", "shift"])
+def test_every_sequence_of_a_volume_is_shown_in_the_same_view(name):
+    several = np.random.default_rng(2).integers(0, 3000, (3, 2, SIZE, SIZE)).astype(np.int16)
+    for view in TTA_SETS[name].views:
+        shown = view.show(several)
+        for number in range(2):
+            # OpenCV interpolates an image of four channels more coarsely than one of two.
+            np.testing.assert_allclose(shown[:, number], view.show(several[:, number]), rtol=0, atol=100)

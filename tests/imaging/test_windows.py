@@ -13,7 +13,11 @@ from ichkit.imaging.windows import (
     window_table,
 )
 
-WINDOWS_OF = {"windows": ((40, 80), (75, 215), (600, 2800)), "neighbours": ((40, 80),)}
+WINDOWS_OF = {
+    "windows": ((40, 80), (75, 215), (600, 2800)),
+    "neighbours": ((40, 80),),
+    "sequences": ((1500, 3000),),
+}
 
 
 def render_plainly(volume_hu, rows, offsets, windows):
@@ -133,3 +137,28 @@ def test_one_window_of_neighbours_is_stretched_by_the_slice_that_a_channel_shows
     assert image[..., 0].max() == 0
     assert (image[..., 1] == image[..., 2]).all()
     assert image[..., 1].max() == 255
+
+
+def test_each_channel_is_its_sequence_through_its_window():
+    volume = np.random.default_rng(3).integers(-100, 3200, (4, 3, 5, 6)).astype(np.int16)
+    windows = ((1500, 3000), (1000, 500), (200, 400))
+    images = make_rendering(ChannelsConfig(kind="sequences", windows=windows)).render(volume, np.array([3, 0, 1]))
+    for number, window in enumerate(windows):
+        alone = render_plainly(volume[:, number], [3, 0, 1], (0,), (window,))
+        np.testing.assert_array_equal(images[..., number : number + 1], alone)
+
+
+def test_sequences_that_a_volume_does_not_have_are_refused():
+    rendering = make_rendering(ChannelsConfig(kind="sequences", windows=((1500, 3000),) * 3))
+    with pytest.raises(ConfigError, match=r"expected volumes of 3 sequences.*found 2"):
+        rendering.render(np.zeros((4, 2, 5, 5), np.int16), np.array([0]))
+    with pytest.raises(ConfigError, match=r"expected volumes of 3 sequences.*found 1"):
+        rendering.render(np.zeros((4, 5, 5), np.int16), np.array([0]))
+
+
+def test_a_volume_of_several_sequences_is_padded_and_resized_as_each_alone():
+    volume = np.random.default_rng(4).integers(0, 3000, (2, 3, 20, 12)).astype(np.int16)
+    done = resize_volume(pad_to_square(volume), 16)
+    assert done.shape == (2, 3, 16, 16)
+    for number in range(3):
+        np.testing.assert_array_equal(done[:, number], resize_volume(pad_to_square(volume[:, number]), 16))
