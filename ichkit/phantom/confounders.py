@@ -68,13 +68,16 @@ def finish_slice(
     noise_factor: float = 1.0,
     sharp: bool = False,
 ) -> np.ndarray:
-    """(H, W) int16 HU of a drawn slice after adding noise and artefacts.
+    """(H, W) int16 HU of a drawn slice after adding noise and artefacts; none of them to a scan without noise.
 
     Args:
         hounsfield: (H, W) float32 as drawn.
         noise_factor: factor on the noise; above 1 for thin slices.
         sharp: True for a bone kernel: no smoothing, stronger and finer noise.
     """
+    if scan.noise_hu == 0:
+        plain: np.ndarray = np.clip(np.rint(hounsfield), _LOWEST_HU, _HIGHEST_HU).astype(np.int16)
+        return plain
     image = 3 * hounsfield - 2 * smooth(hounsfield) if sharp else _reconstruct(hounsfield, scan.kernel)
     rows, columns = image.shape
     x = (grid.x - pose.centre_mm[0] + grid.spacing * np.arange(columns, dtype=np.float32))[None, :]

@@ -105,13 +105,7 @@ def draw_slice(
         lookalikes: (m, 10) float64 of `draw_lookalikes`, drawn below the bleeds and not in the mask; None for none.
     """
     forget_stale_kernels()
-    stretch = np.array(INNER_RADII_MM) / np.array([head.width, head.length, head.height])
-    to_head = stretch[:, None] * pose.rotation
-    along_row = grid.spacing * to_head @ np.array([1.0, 0.0, 0.0])
-    along_column = grid.spacing * to_head @ np.array([0.0, grid.tilt_cos, -grid.tilt_sin])
-    normal = to_head @ np.array([0.0, grid.tilt_sin, grid.tilt_cos])
-    first = to_head @ (np.array([grid.x, grid.y, grid.z]) - pose.centre_mm)
-    starts = first + (thickness_mm * _DEPTHS)[..., None] * normal  # (2, 2, 3)
+    starts, along_row, along_column = sample_points(grid, thickness_mm, head, pose)
     sampled = np.empty(shape, np.float32)
     shapes = np.full(shape, -1, np.int8)
     table = (grid.x - pose.centre_mm[0], grid.y - pose.centre_mm[1], grid.spacing)
@@ -120,6 +114,27 @@ def draw_slice(
     bits = _gather_bits(shapes) if len(bleeds) else np.zeros(shape, np.uint8)
     counts = np.array([np.count_nonzero(bits & 1 << c) for c in range(len(SUBTYPES))])
     return Drawn(smooth(sampled), bits, counts * grid.spacing**2)
+
+
+def sample_points(grid: Grid, thickness_mm: float, head: Head, pose: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sampled points of a slice in reference millimetres: those of the first tile, and the steps between pixels.
+
+    Returns:
+        (2, 2, 3) points of the first pixel at each depth of the tile, (3,) steps to the next column and row.
+    """
+    to_head = head_stretch(head)[:, None] * pose.rotation
+    along_row = grid.spacing * to_head @ np.array([1.0, 0.0, 0.0])
+    along_column = grid.spacing * to_head @ np.array([0.0, grid.tilt_cos, -grid.tilt_sin])
+    normal = to_head @ np.array([0.0, grid.tilt_sin, grid.tilt_cos])
+    first = to_head @ (np.array([grid.x, grid.y, grid.z]) - pose.centre_mm)
+    starts = first + (thickness_mm * _DEPTHS)[..., None] * normal  # (2, 2, 3)
+    return starts, along_row, along_column
+
+
+def head_stretch(head: Head) -> np.ndarray:
+    """(3,) factors from millimetres of a head to reference millimetres."""
+    stretch: np.ndarray = np.array(INNER_RADII_MM) / np.array([head.width, head.length, head.height])
+    return stretch
 
 
 @functools.cache

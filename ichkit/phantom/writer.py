@@ -1,8 +1,9 @@
 """Synthetic head CT as DICOM files in the layouts of both data sets, ready for `ichkit prepare`."""
 
+import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, logger, stop_on_signal
 from ichkit.core.rows import find_row
 from ichkit.engine.parallel import WorkerDied, count_cores, run_tasks
-from ichkit.phantom import cq500, rsna
 from ichkit.phantom.confounders import finish_slice
 from ichkit.phantom.difficulty import DEMO, DIFFICULTIES
 from ichkit.phantom.head import draw_head
-from ichkit.phantom.plan import StudyToDraw, plan_part
+from ichkit.phantom.kinds import KINDS, DataSet, Drawing
 from ichkit.phantom.study import draw_scene, draw_slices, draw_stack
 from ichkit.show.plan import Forecast, Plan
 from ichkit.work.artifacts import encode_json, write_bytes_atomically
@@ -28,7 +28,9 @@ from ichkit.work.places import disk_full, is_private, open_partial, partial_of, 
 
 FACTS_NAME = "phantom.json"
 _VERSION = 1
-_ROOTS = ("rsna", "cq500")
+_USUAL_KIND = "hemorrhage"
+_LOST = "{} starts over, finished data sets are kept"
+_DATA_SETS = {one.name: one for kind in KINDS.values() for one in kind.data_sets}
 _MASKS = "masks"
 
 
@@ -40,10 +42,11 @@ class PhantomOptions:
         out: a new or empty folder, or that of an earlier call with the same settings.
         studies, test_studies: RSNA studies with and without published labels; about 32 slices each.
         cq500_studies: studies in the CQ500 layout, one to five series each; 0 for no such folder.
-        size: rows and columns of a slice, at least 64.
+        size: rows and columns of a slice, at least 64; of MR FLAIR has half of them, DWI and b0 a quarter.
+        kind: a row of `kinds.KINDS`; of "ischemia", `test_studies` are those of its external set.
         difficulty: a row of `difficulty.DIFFICULTIES`.
         keep_masks: also write `out/masks/<data set>/*.npz`, slice id to (H, W) uint8, bit c for class c of
-            `bleeds.SUBTYPES`.
+            `bleeds.SUBTYPES`, or as `ischemia` says; for MR a NIfTI file per sequence with the acute lesion.
         workers: number of processes; None for the value of the config, else one per core.
     """
 
@@ -53,6 +56,7 @@ class PhantomOptions:
     cq500_studies: int | None = None
     size: int | None = None
     seed: int | None = None
+    kind: str | None = None
     difficulty: str | None = None
     keep_masks: bool = False
     workers: int | None = None
@@ -77,16 +81,16 @@ class PhantomPlan(Plan):
         return tuple(self.out / name for name in self.missing)
 
     def forecast(self) -> Forecast:
-        """The studies to draw: about 33 slices per RSNA study, about 80 per CQ500 study with all series."""
+        """The studies to draw, and the size of their slices."""
         if not self.missing:
             return Forecast((f"{self.out}: up to date, nothing to do",), 0)
-        rsna, cq500 = (self.missing.get(name, {}) for name in _ROOTS)
-        num_rsna, num_cq500 = rsna.get("studies", 0) + rsna.get("test_studies", 0), cq500.get("cq500_studies", 0)
+        numbers = {name: sum(part[key] for key in _DATA_SETS[name].counts) for name, part in self.missing.items()}
         settings = next(iter(self.missing.values()))
         size, seed, difficulty = settings["size"], settings["seed"], settings.get("difficulty", DEMO.name)
-        counts = f"draws {num_rsna} studies as RSNA 2019 and {num_cq500} as CQ500"
-        step = f"{counts}, {size} x {size} pixels, seed {seed}, difficulty {difficulty}"
-        return Forecast((step,), (33 * num_rsna + 80 * num_cq500) * 2 * size * size)
+        counts = " and ".join(f"{number} {_DATA_SETS[name].title}" for name, number in numbers.items())
+        step = f"draws studies, {counts}, {size} x {size} pixels, seed {seed}, difficulty {difficulty}"
+        num_slices = sum(_DATA_SETS[name].slices_per_study * number for name, number in numbers.items())
+        return Forecast((step,), num_slices * 2 * size * size)
 
 
 def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> PhantomPlan:
@@ -100,21 +104,35 @@ def plan(config: Config, _work: WorkFolder | None, options: PhantomOptions) -> P
     size, seed = counts.pop("size"), config.seed if options.seed is None else options.seed
     _check_counts(size, counts)
     _check_folder(options.out)
-    num_cq500 = counts.pop("cq500_studies")
     common = {"version": _VERSION, "size": size, "seed": seed, "keep_masks": options.keep_masks}
+    kind = find_row(KINDS, options.kind or config.phantom.kind, "phantom.kind")
+    if kind.name != _USUAL_KIND:
+        common["kind"] = kind.name
     difficulty = options.difficulty or config.phantom.difficulty
     if find_row(DIFFICULTIES, difficulty, "phantom.difficulty") != DEMO:
         common["difficulty"] = difficulty
-    asked = {"rsna": {**common, **counts}}
-    if num_cq500:
-        asked["cq500"] = {**common, "cq500_studies": num_cq500}
+    asked = {
+        one.name: {
+            **common,
+            **{key: counts[key] for key in one.counts},
+            **{key: getattr(config.phantom, key) for key in one.extras},
+        }
+        for one in kind.data_sets
+    }
+    asked = {name: part for name, part in asked.items() if not _is_empty(_DATA_SETS[name], part)}
     missing = {name: part for name, part in asked.items() if not _is_finished(options.out / name, part)}
     return PhantomPlan(options.out, missing, options.workers or config.prepare.workers)
 
 
+def _is_empty(data_set: DataSet, settings: dict[str, Any]) -> bool:
+    return data_set.is_optional and not any(settings[key] for key in data_set.counts)
+
+
 @holding(lambda given: given["plan"].out)
 def run(plan: PhantomPlan) -> None:
-    """Writes `out/rsna` and `out/cq500`, the same bytes for the same settings and any number of workers.
+    """Writes the data sets of a kind, such as `out/rsna` and `out/cq500`.
+
+    The same settings give the same bytes with any number of workers.
 
     A finished data set with the same settings is kept; an unfinished one is started over.
 
@@ -123,7 +141,7 @@ def run(plan: PhantomPlan) -> None:
         DiskFullError: too little disk space.
         Stopped: a signal requested a stop.
     """
-    for name in _ROOTS:
+    for name in _DATA_SETS:
         settle(plan.out / name)
     if not plan.missing:
         logger.info("phantom: %s is up to date; nothing to do.", plan.out)
@@ -154,9 +172,9 @@ def _check_folder(out: Path) -> None:
         return
     if not out.is_dir():
         raise DataError(f"phantom: expected a folder, {out} is a file. Choose another folder.")
-    known = {_MASKS, *_ROOTS, *(partial_of(Path(name)).name for name in _ROOTS)}
+    known = {_MASKS, *_DATA_SETS, *(partial_of(Path(name)).name for name in _DATA_SETS)}
     foreign = sorted(item.name for item in out.iterdir() if item.name not in known and not is_private(item))
-    unsigned = [name for name in _ROOTS if (out / name).exists() and not (out / name / FACTS_NAME).is_file()]
+    unsigned = [name for name in _DATA_SETS if (out / name).exists() and not (out / name / FACTS_NAME).is_file()]
     if foreign or unsigned:
         raise DataError(
             f"phantom: expected a new or empty folder or an earlier phantom, found {', '.join([*foreign, *unsigned])} "
@@ -189,7 +207,7 @@ def _is_finished(root: Path, settings: dict[str, Any]) -> bool:
 
 def _check_room(plan: PhantomPlan) -> None:
     needed, free = plan.forecast().num_bytes or 0, shutil.disk_usage(plan.out).free
-    logger.info("phantom: needs about %.1f GB, %.1f GB are free.", needed / 1e9, free / 1e9)
+    logger.info("phantom: needs about %.2f GB, %.2f GB are free.", needed / 1e9, free / 1e9)
     if needed > free:
         raise DiskFullError(
             f"phantom: expected about {needed / 1e9:.1f} GB of free space at {plan.out}, found {free / 1e9:.1f} GB. "
@@ -213,21 +231,7 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
     masks = out / _MASKS / name if settings["keep_masks"] else None
     if masks is not None:
         masks.mkdir(parents=True, exist_ok=True)
-    size, seed = settings["size"], settings["seed"]
-    parts = {"rsna": ("train", "test"), "cq500": ("cq500",)}[name]
-    counts = {"train": "studies", "test": "test_studies", "cq500": "cq500_studies"}
-    plans = [plan for part in parts for plan in plan_part(part, settings[counts[part]], seed)]
-    difficulty = DIFFICULTIES[settings.get("difficulty", DEMO.name)]
-    tasks = [StudyToDraw(plan, partial, masks, size, seed, difficulty) for plan in plans]
-    if name == "rsna":
-        for folder in rsna.FOLDERS.values():
-            (partial / folder).mkdir()
-        facts = _run(name, rsna.write_study, tasks, workers)
-        rsna.write_tables(partial, facts, seed)
-    else:
-        numbers = cq500.choose_numbers(len(plans), seed)
-        facts = _run(name, cq500.write_study, list(zip(tasks, numbers, strict=True)), workers)
-        cq500.write_reads(partial, facts, seed)
+    facts = _DATA_SETS[name].write(Drawing(partial, masks, settings, functools.partial(_run, name, workers)))
     write_bytes_atomically(
         partial / FACTS_NAME, encode_json({"kind": "phantom", "settings": settings, "studies": facts})
     )
@@ -236,17 +240,18 @@ def _write_root(out: Path, name: str, settings: dict[str, Any], workers: int | N
 
 
 def _run(
-    name: str, function: Callable[[Any], dict[str, Any]], tasks: list[Any], workers: int | None
+    name: str, workers: int | None, function: Callable[[Any], dict[str, Any]], tasks: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """The description of every study, in the order of the tasks."""
     facts: list[dict[str, Any]] = [{}] * len(tasks)
     with stop_on_signal() as stop, Meter(f"phantom {name}", len(tasks), "studies") as meter:
-        for position, result in run_tasks(function, tasks, workers=workers or count_cores()):
+        for position, result in run_tasks(function, tasks, workers=workers or count_cores(), stop=stop):
             if isinstance(result, WorkerDied):
                 raise DataError(
                     f"phantom: study {position} of {name} could not be drawn: {result.reason}. Try fewer workers."
                 )
             facts[position] = result
             meter.advance()
-            stop.check(f"{name} starts over, finished data sets are kept")
+            stop.check(_LOST.format(name))
+        stop.check(_LOST.format(name))
     return facts
