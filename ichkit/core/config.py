@@ -2,12 +2,13 @@
 
 import importlib.resources
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 import ichkit
 from ichkit.core.config_errors import explain
@@ -22,6 +23,7 @@ from ichkit.core.yaml_text import parse_yaml, read_yaml
 _SET = "--set"
 _SEED_LIMIT = 2**63
 _LONGEST_NAME = 4096
+_LONGEST_NUMBER = 9
 _NAMED_SECTIONS = ("train.context", "train.pool", "train.schedule", "prepare.parts")
 """Sections that may be written as one word, which is their `kind`."""
 
@@ -56,6 +58,28 @@ class PartsConfig(ConfigSection):
     regions: Path | None = None
 
 
+class SequencesConfig(ConfigSection):
+    """The sequences of a study, such as of MR, and the grid they are brought to; without names a study has one.
+
+    `names` are the last parts of the file names (BIDS suffixes), in the order of the channels; the others are moved to
+    `reference`, by default the first. `steps` are rows of `imaging.sequence_steps.SEQUENCE_STEPS`. `field_mm` is the
+    extent of the grid from feet to head, front to back and right to left. `template` is the NIfTI file of the step
+    "template"; `histogram` is the folder of the study whose histograms the step "histogram" matches; `strip_command` is
+    a command with {input} and {mask}, which writes the mask of the brain in the first sequence.
+    """
+
+    names: tuple[str, ...] = ()
+    reference: str = ""
+    steps: tuple[str, ...] = ("bias-field", "register", "strip", "midline", "histogram")
+    slices: Count = 26
+    rows: Count = 224
+    columns: Count = 224
+    field_mm: tuple[Positive, Positive, Positive] = (156, 218, 182)
+    template: Path | None = None
+    histogram: Path | None = None
+    strip_command: str | None = None
+
+
 class PrepareConfig(ConfigSection):
     """From DICOM to the Hounsfield store; `crop` is "none" or a row of `imaging.steps.STEPS`.
 
@@ -66,6 +90,7 @@ class PrepareConfig(ConfigSection):
     size: Count | None = None
     crop: str = "none"
     parts: PartsConfig = PartsConfig()
+    sequences: SequencesConfig = SequencesConfig()
     num_folds: Annotated[int, Field(ge=2)] = 5
     header_facts: tuple[str, ...] = ()
     rsna: Path | None = runtime(None)
@@ -110,14 +135,50 @@ class RobustnessConfig(ConfigSection):
     perturbations: tuple[str, ...] = ()
 
 
-class PhantomConfig(ConfigSection):
-    """Size and difficulty of the phantom; `difficulty` is a row of `phantom.difficulty.DIFFICULTIES`."""
+def _expand_word(value: Any) -> Any:
+    """A list that is written as one word: `loggers: mlflow` is `loggers: [mlflow]`."""
+    return [value] if isinstance(value, str) else value
 
+
+class TrackingConfig(ConfigSection):
+    """Loggers that training and scores are sent to besides the files of the work folder; no result depends on them.
+
+    `loggers` are rows of `tracking.loggers.LOGGERS`. `project` is the MLflow experiment or the W&B project.
+    """
+
+    loggers: Annotated[tuple[str, ...], BeforeValidator(_expand_word)] = runtime(())
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = runtime("ichkit")
+
+
+class AdversarialConfig(ConfigSection):
+    """Adversarial validation: how well the data sets are told apart.
+
+    `patients` is how many of each set at most, `slices` of how many slices of a study the Hounsfield values are
+    measured, `folds` into how many parts the patients are dealt. `permutations` is how often they are dealt to the sets
+    at random for the p-value; of `embeddings`, so many principal components are compared.
+    """
+
+    patients: Count = 400
+    slices: Count = 8
+    folds: Annotated[int, Field(ge=2)] = 5
+    permutations: Annotated[int, Field(ge=19)] = 59
+    embeddings: Count = 50
+
+
+class PhantomConfig(ConfigSection):
+    """Kind, size and difficulty of the phantom.
+
+    `kind` is a row of `phantom.kinds.KINDS`, `difficulty` of `phantom.difficulty.DIFFICULTIES`. `readers` is how many
+    readers judge every study of the kind "onset".
+    """
+
+    kind: str = "hemorrhage"
     studies: Count = 60
     test_studies: Count = 15
     cq500_studies: Count = 20
     size: Annotated[int, Field(ge=64)] = 512
     difficulty: str = "demo"
+    readers: Annotated[int, Field(ge=0)] = 0
 
 
 class Config(ConfigSection):
@@ -132,7 +193,9 @@ class Config(ConfigSection):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     phantom: PhantomConfig = PhantomConfig()
+    tracking: TrackingConfig = runtime(TrackingConfig())
 
     @field_validator("task")
     @classmethod
@@ -154,6 +217,23 @@ def load_config(name: str = "default", overrides: tuple[str, ...] = ()) -> Confi
         3
     """
     tree, origins = _read_extended(name, seen=())
+    return _validate(tree, origins, overrides, name)
+
+
+def change_config(config: Config, overrides: tuple[str, ...]) -> Config:
+    """The configuration with these `section.key=value` overrides; `train.phases.0.epochs=3` is the first phase's.
+
+    Raises:
+        ConfigError: an unknown key, or a value out of range.
+
+    Example:
+        >>> change_config(load_config("default"), ("train.phases.0.frozen_stages=2",)).train.phases[0].frozen_stages
+        2
+    """
+    return _validate(config.model_dump(mode="json"), {}, overrides, "default")
+
+
+def _validate(tree: dict[str, Any], origins: dict[str, str], overrides: tuple[str, ...], name: str) -> Config:
     for override in overrides:
         _apply_override(tree, override, origins)
     try:
@@ -173,8 +253,8 @@ def shipped_names(folder: str) -> list[str]:
     """Names of the YAML files that ship in `configs` or `pipelines`.
 
     Example:
-        >>> shipped_names("pipelines")[:3]
-        ['ablation-demo', 'demo', 'dlmi2021']
+        >>> "midl2020" in shipped_names("pipelines")
+        True
     """
     files = shipped_folder(folder).iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
@@ -252,14 +332,36 @@ def _apply_override(tree: dict[str, Any], override: str, origins: dict[str, str]
     if not equals or not path:
         raise ConfigError(f'{_SET}: expected section.key=value, found "{shorten(override)}".')
     *sections, key = path.split(".")
-    for section in sections:
-        if not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f'{_SET} {shorten(path)}: "{shorten(section)}" is not a section.')
-        tree = tree[section]
     value = parse_yaml(text, f"{_SET} {shorten(path)}")
     if path in _NAMED_SECTIONS and isinstance(value, str):
-        tree, key, path = tree.setdefault(key, {}), "kind", f"{path}.kind"
-    tree[key] = value
+        sections, key, path = [*sections, key], "kind", f"{path}.kind"
+    place: Any = tree
+    for section, following in itertools.pairwise([*sections, key]):
+        place = _enter(place, section, path, [] if following.isdecimal() else {})
+    place[_find_item(place, key, path, value) if isinstance(place, list) else key] = value
     for known in [known for known in origins if known.startswith(f"{path}.")]:
         del origins[known]
     origins[path] = _SET
+
+
+def _enter(place: Any, section: str, path: str, missing: Any) -> Any:
+    """A section, or an item of a list by its number; one that is not there begins as `missing`."""
+    if isinstance(place, list):
+        inside = place[_find_item(place, section, path, missing)]
+    else:
+        inside = place.setdefault(section, missing)
+    if not isinstance(inside, dict | list):
+        raise ConfigError(f'{_SET} {shorten(path)}: "{shorten(section)}" is not a section.')
+    return inside
+
+
+def _find_item(items: list[Any], number: str, path: str, missing: Any) -> int:
+    """The number of an item of a list; the first one behind the end is added as `missing`."""
+    if not number.isdecimal() or len(number) > _LONGEST_NUMBER or int(number) > len(items):
+        raise ConfigError(
+            f"{_SET} {shorten(path)}: expected the number of one of {len(items)} items, counted from 0, or "
+            f'{len(items)} for a new one, found "{shorten(number)}".'
+        )
+    if int(number) == len(items):
+        items.append(missing)
+    return int(number)

@@ -57,7 +57,16 @@ def explain(error: ValidationError, config: type[ConfigSection], origins: Origin
     problems = error.errors(include_url=False, include_context=False)
     lines = [_explain_one(problem, config, origins, name) for problem in problems[:_MAX_PROBLEMS]]
     more = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-    return "; ".join(dict.fromkeys(lines)) + more
+    return "; ".join(dict.fromkeys(_list_choices_once(lines))) + more
+
+
+def _list_choices_once(lines: list[str]) -> Iterator[str]:
+    """The lines; choices that an earlier one has listed are left out."""
+    listed = set()
+    for line in lines:
+        text, mark, choices = line.partition(" Choices: ")
+        yield text.rstrip(".") if mark and choices in listed else line
+        listed.add(choices)
 
 
 def list_settings(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:

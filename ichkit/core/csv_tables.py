@@ -3,7 +3,7 @@
 import csv
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -22,12 +22,15 @@ def encode_csv(frame: pd.DataFrame) -> bytes:
         >>> encode_csv(pd.DataFrame({"name": ["=cmd", "head"], "position_mm": [-1.5, 2.0]}))
         b"name,position_mm\n'=cmd,-1.5\nhead,2.0\n"
     """
-    guarded = frame.copy(deep=False)
+    guarded, has_returns = frame.copy(deep=False), False
     for place, name in enumerate(frame.columns):
         if _is_text(frame.iloc[:, place]):
             guarded.isetitem(place, frame.iloc[:, place].map(_guard_value, na_action="ignore").array)
+            has_returns |= bool(frame.iloc[:, place].astype("str").str.contains("\r", regex=False).any())
         assert not _is_formula(str(name)), name
-    return guarded.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode()
+    # Python quotes a carriage return only since 3.13: bare, it would end the row for readers.
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if has_returns else csv.QUOTE_MINIMAL
+    return guarded.to_csv(index=False, quoting=quoting, lineterminator="\n").encode()
 
 
 def guard(text: str) -> str:
@@ -45,8 +48,14 @@ def read_csv(source: Path | BytesIO, **options: Any) -> pd.DataFrame:
 
     Args:
         options: of `pandas.read_csv`, which documents the exceptions.
+
+    Raises:
+        pandas.errors.ParserError: the first row has more cells than the header; pandas would take its first cells for
+            row names, and read every other cell in the wrong column.
     """
     table: pd.DataFrame = pd.read_csv(source, **options)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise pd.errors.ParserError("rows have more cells than the header")
     for place in range(table.shape[1]):
         column = table.iloc[:, place]
         if _is_text(column) and column.astype("str").str.startswith(_GUARD).any():

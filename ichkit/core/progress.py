@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ichkit")
 PLAIN_INTERVAL_SECONDS = 10.0
+_flags: "list[StopFlag]" = []
+"""Of the blocks of `stop_on_signal` that run, the outermost first."""
 
 
 def _start_bar(label: str, total: int) -> "tuple[Progress, TaskID]":
@@ -127,7 +129,8 @@ class StopFlag:
 def stop_on_signal() -> Iterator[StopFlag]:
     """While the block runs, SIGTERM and SIGINT set the flag; a second SIGINT interrupts at once.
 
-    Outside the main thread signals cannot be caught, and nothing sets the flag.
+    The flags of blocks around it are set too, so that a signal is not lost where one waits for a lock. Outside the main
+    thread signals cannot be caught, and nothing sets the flag.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
@@ -138,14 +141,17 @@ def stop_on_signal() -> Iterator[StopFlag]:
         if flag and number == signal.SIGINT:
             raise KeyboardInterrupt
         logger.info("stopping at the next safe point (signal %d)", number)
-        flag.set()
+        for one in _flags:
+            one.set()
 
+    _flags.append(flag)
     before = {number: signal.signal(number, raise_flag) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield flag
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _flags.remove(flag)
 
 
 def format_count(number: int, noun: str, plural: str = "") -> str:

@@ -25,9 +25,13 @@ class Task:
             other class and need not be listed here.
         finding: what a positive slice shows, a noun for pages and messages.
         title: heading of reports; empty for the description.
+        categories: what a label file may say in one column, to the label of every class; None for unknown, so that the
+            class neither learns from it nor is scored on it.
+        counted_class: the class whose regions a score of regions counts (`imaging.region_scores`); None for no score.
 
     Raises:
-        ConfigError: classes repeat, weights do not fit them, or `any_class` or `covers` name an unknown class.
+        ConfigError: classes repeat, weights do not fit them, or `any_class`, `covers`, `categories` or `counted_class`
+            name an unknown class.
 
     Example:
         >>> Task("side", ("left", "right"), (0.5, 0.5), None, "Which side.", "an example").headline_class
@@ -43,6 +47,8 @@ class Task:
     covers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     finding: str = "finding"
     title: str = ""
+    categories: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict, hash=False)
+    counted_class: str | None = None
 
     def __post_init__(self) -> None:
         covers = {name: tuple(covered) for name, covered in self.covers.items()}
@@ -68,6 +74,11 @@ class Task:
                 return f'covers names "{unknown}", expected classes among {list(self.classes)}.'
             if name in self._all_covered_by(name):
                 return f'covers: "{name}" covers itself.'
+        if self.counted_class is not None and self.counted_class not in self.classes:
+            return f'counted_class is "{self.counted_class}", expected None or one of {list(self.classes)}.'
+        for name, labels in self.categories.items():
+            if set(labels) != set(self.classes):
+                return f'categories: "{name}" labels {sorted(labels)}, expected each of {list(self.classes)}.'
         return ""
 
     def _all_covered_by(self, name: str) -> set[str]:
@@ -130,6 +141,36 @@ TASKS = {
         source="Huang and Chen, DLMI 2021, section 3.1: the classes of a course competition on RSNA 2019",
         finding="hemorrhage",
         title="Subtypes of intracranial hemorrhage on head CT",
+    ),
+    "ischemia": Task(
+        name="ischemia",
+        classes=("early", "old"),
+        weights=(0.5, 0.5),
+        any_class=None,
+        description="Early ischemic signs and old infarcts, each against intact brain, per region of the brain.",
+        source="Jung and Whangbo, Journal of Internet Technology 2020, section 3.1: pairs of its six categories",
+        finding="infarct",
+        title="Ischemic stroke on head CT",
+        categories={
+            "intact": {"early": 0, "old": 0},
+            "old infarction": {"early": None, "old": 1},
+            "recent infarction": {"early": None, "old": None},
+            "frank hypodensity": {"early": 1, "old": None},
+            "territorial infarction": {"early": 1, "old": None},
+            "scattered infarction": {"early": None, "old": None},
+        },
+        counted_class="early",
+    ),
+    "onset": Task(
+        name="onset",
+        classes=("tss45", "tss3", "stroke"),
+        weights=(1 / 3, 1 / 3, 1 / 3),
+        any_class=None,
+        description="A stroke in this half of the brain, and whether its onset was less than 3 and 4.5 hours ago.",
+        source="Zhang et al., Computerized Medical Imaging and Graphics 2021, section 2.3; equal weights chosen here",
+        covers={"tss45": ("tss3",)},
+        finding="stroke of less than 4.5 hours",
+        title="Time since the onset of a stroke on MR of the brain",
     ),
 }
 

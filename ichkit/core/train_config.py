@@ -169,17 +169,27 @@ class ContextConfig(ConfigSection):
         return self
 
 
+OF_SLICES: Literal["slices"] = "slices"
+OF_STUDY: Literal["study"] = "study"
+
+
 class PoolConfig(ConfigSection):
     """How the slices of a study make the logits of the study; `kind` is a row of `models.pooling.POOLS`.
 
     `top` is the number of slices of "top-mean", `width` the hidden features of "attention", and `positions` the number
-    of trainable weights of "slice-weights".
+    of trainable weights of "slice-weights". `writes` is what tables of predictions hold for a slice: its own
+    probability ("slices"), or that of its study ("study"), for networks that only learn labels of studies.
     """
 
     kind: str = "none"
     top: Annotated[int, Field(ge=1, le=1000)] = 3
     width: Annotated[int, Field(ge=1, le=2048)] = 64
     positions: Annotated[int, Field(ge=2, le=1000)] = 32
+    writes: Literal["slices", "study"] = OF_SLICES
+
+    def settings(self) -> dict[str, Any]:
+        """As of any section, without `writes` at its default: earlier runs had no such setting."""
+        return {name: value for name, value in super().settings().items() if (name, value) != ("writes", OF_SLICES)}
 
 
 class HeadsConfig(ConfigSection):
@@ -210,17 +220,27 @@ class PhaseConfig(ConfigSection):
     with the predictions of the same fold of that run as soft labels, about `pseudo_share` of the phase's slices.
 
     `weights` are the initial weights: "keep" (of the previous phase; in the first phase `train.pretrained`), "hub",
-    "none", a file, or "run:NAME", the same fold of an earlier run on the same folds. `frozen_stages` is the number of
-    frozen backbone stages, counted from the input with the stem as the first. `classes` are the labels to train on;
-    the last phase trains on all of the run.
+    "none", a file, "run:NAME", the same fold of an earlier run on the same folds, or "model:FOLDER", the first network
+    of an export of other data, refused where it has learnt from patients that are prepared here. `frozen_stages` is the
+    number of frozen backbone stages, counted from the input with the stem as the first; `frozen` names further parts of
+    the network that keep their weights and statistics, such as "backbone.gates" or "pool". `classes` are the labels to
+    train on, any of the task; the last phase trains on all of the run.
+
+    `batch_blocks` is that of the phase, and `optimizer_args` are passed to its optimizer. `kind` is "labels", or
+    "restore" to pretrain a backbone of volumes without labels: it learns to restore distorted studies of the training
+    part (`imaging.distort`).
     """
 
+    kind: Literal["labels", "restore"] = "labels"
     weights: str = "keep"
     labels: Annotated[str, AfterValidator(_check_labels)] = OWN_LABELS
     pseudo_sets: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
     pseudo_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     frozen_stages: Annotated[int, Field(ge=0)] = 0
-    classes: tuple[str, ...] | None = None
+    frozen: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    batch_blocks: Count | None = None
+    optimizer_args: dict[str, float] = Field(default_factory=dict)
     epochs: Count | None = None
     learning_rate: Positive | None = None
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
@@ -236,21 +256,28 @@ class ResolvedPhase:
     """One phase with every value set.
 
     Attributes:
+        kind: what is learnt, as in `PhaseConfig`.
         weights: initial weights, as in `PhaseConfig`.
         labels, pseudo_sets, pseudo_share: pseudo-labels, as in `PhaseConfig`.
         frozen_stages: number of frozen backbone stages.
+        frozen: further frozen parts, names of modules or tensors of the network.
         classes: the labels to train on, in the order of the task.
+        optimizer_args: further arguments of the optimizer.
         spares_norms_and_biases: True if weight decay leaves out norms, biases and what timm lists for the backbone.
-        epochs, learning_rate, warmup_epochs, schedule, optimizer, weight_decay, layer_decay, rate_factors: of the
-            phase, else of `train`.
+        batch_blocks, epochs, learning_rate, warmup_epochs, schedule, optimizer, weight_decay, layer_decay,
+            rate_factors: of the phase, else of `train`.
     """
 
+    kind: str
     weights: str
     labels: str
     pseudo_sets: tuple[str, ...]
     pseudo_share: float
     frozen_stages: int
+    frozen: tuple[str, ...]
     classes: tuple[str, ...]
+    optimizer_args: dict[str, float]
+    batch_blocks: int
     epochs: int
     learning_rate: float
     warmup_epochs: float
@@ -334,6 +361,10 @@ class TrainConfig(ConfigSection):
     def _check_blocks(self) -> "TrainConfig":
         if self.sampling == "slices" and self.context.kind != NONE:
             raise ValueError("train.context: needs blocks of slices; use --set train.sampling=studies, or blocks")
+        if self.pool.writes == OF_STUDY and self.pool.kind == NONE:
+            raise ValueError(
+                "train.pool.writes: without a pool there is no probability of the study; set train.pool.kind"
+            )
         if self.sampling != "studies" and self.pool.kind != NONE:
             raise ValueError("train.pool: a study is pooled from all its slices; use --set train.sampling=studies")
         if self.sampling == "studies" and self.centres != "uniform":
@@ -346,6 +377,8 @@ class TrainConfig(ConfigSection):
     def _check_phases(self) -> "TrainConfig":
         if self.phases and self.phases[-1].classes is not None:
             raise ValueError("train.phases: the last phase trains on all classes of the run; leave out its `classes`")
+        if self.phases and self.phases[-1].kind != "labels":
+            raise ValueError("train.phases: a phase of kind restore must be followed by one that learns labels")
         return self
 
     @model_validator(mode="after")
@@ -384,23 +417,27 @@ class TrainConfig(ConfigSection):
         """Epochs of all phases."""
         return sum(phase.epochs or self.epochs for phase in self.phases or (PhaseConfig(),))
 
-    def resolve_phases(self, classes: Sequence[str]) -> tuple[ResolvedPhase, ...]:
+    def resolve_phases(self, classes: Sequence[str], known: Sequence[str] = ()) -> tuple[ResolvedPhase, ...]:
         """The phases of a run; without `train.phases` there is one, the run itself.
 
         Args:
             classes: of the run, in order.
+            known: every class of the task, in order; empty for those of the run.
 
         Raises:
-            ConfigError: a phase has a class that is not in the run.
+            ConfigError: a phase has a class that is not of the task.
         """
         return tuple(
             ResolvedPhase(
+                kind=phase.kind,
                 weights=self.pretrained if number == 0 and phase.weights == "keep" else phase.weights,
                 labels=phase.labels,
                 pseudo_sets=phase.pseudo_sets,
                 pseudo_share=phase.pseudo_share,
                 frozen_stages=phase.frozen_stages,
-                classes=_order_classes(phase.classes, classes),
+                frozen=phase.frozen,
+                classes=_order_classes(phase.classes, known or classes) if phase.classes else tuple(classes),
+                optimizer_args=phase.optimizer_args,
                 spares_norms_and_biases=self.weight_decay_on == "weights",
                 **{name: getattr(phase if getattr(phase, name) is not None else self, name) for name in _OVERRIDABLE},
             )
@@ -409,6 +446,7 @@ class TrainConfig(ConfigSection):
 
 
 _OVERRIDABLE = (
+    "batch_blocks",
     "epochs",
     "learning_rate",
     "warmup_epochs",
@@ -420,9 +458,9 @@ _OVERRIDABLE = (
 )
 
 
-def _order_classes(asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The requested classes, each once and in the order of the task; None requests all."""
-    for name in asked or ():
+def _order_classes(asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The requested classes, each once and in the order of the task."""
+    for name in asked:
         if name not in known:
             raise ConfigError(f'train.phases: unknown class "{name}". {nearest(name, known)}')
-    return tuple(name for name in known if asked is None or name in asked)
+    return tuple(name for name in known if name in asked)

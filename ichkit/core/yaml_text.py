@@ -19,11 +19,22 @@ _BASE_60 = re.compile(r"^[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?$")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with two differences.
+    """The safe loader, with three differences.
 
-    It refuses a duplicate key, of which PyYAML would keep the last, and reads 190:20:30 as text, not to base 60
-    (dropped in YAML 1.2).
+    It refuses a duplicate key, of which PyYAML would keep the last, reads 190:20:30 as text, not to base 60 (dropped in
+    YAML 1.2), and stops at the first value that is nested too deeply, where PyYAML reads on to the limit of the stack.
     """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next value with all inside it."""
+        self._depth += 1
+        if self._depth > _MAX_DEPTH + 1:  # a text inside lists of the greatest depth
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
         """The number; text if it is one to base 60."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ichkit.core.config import load_config
+from ichkit.core.config import change_config, load_config
 from ichkit.core.config_errors import short
 from ichkit.core.errors import ConfigError
 
@@ -59,6 +59,7 @@ def test_a_harmful_file_ends_at_once_in_one_short_message(what, tmp_path):
     assert time.process_time() - began < SECONDS
     assert message in str(caught.value)
     assert len(str(caught.value).replace(str(path), "")) < MOST_LETTERS
+    assert str(caught.value).count("Choices:") <= 1
     assert not Path("planted").exists()
 
 
@@ -183,3 +184,25 @@ def test_what_yaml_may_take_for_a_number_is_none(setting, found):
 def test_true_and_false_are_taken_where_they_are_meant():
     assert load_config("default", ("stack.calibrate=off",)).stack.calibrate is False
     assert load_config("default", ("evaluate.coherent_base=yes",)).evaluate.coherent_base is True
+
+
+def test_a_phase_is_named_by_its_number_and_made_if_it_is_the_next_one():
+    one = ("train.phases.0.frozen_stages=2", "train.phases.0.epochs=3", "train.phases.1.epochs=4")
+    phases = load_config("default", one).train.phases
+    assert [(phase.frozen_stages, phase.epochs) for phase in phases] == [(2, 3), (0, 4)]
+    config = load_config("default", ("train.phases=[{epochs: 5}]",))
+    assert [phase.epochs for phase in change_config(config, ("train.phases.0.epochs=6",)).train.phases] == [6]
+    assert [phase.epochs for phase in config.train.phases] == [5]
+
+
+@pytest.mark.parametrize("number", ["2", "x", "-1", "9" * 5000])
+def test_an_item_that_is_not_there_is_refused(number):
+    with pytest.raises(ConfigError, match=r"expected the number of one of 1 items, counted from 0, or 1 for a new one"):
+        load_config("default", ("train.phases=[{}]", f"train.phases.{number}.epochs=3"))
+    with pytest.raises(ConfigError, match="expected the number of one of 3 items"):
+        load_config("default", ("channels.windows=[[1, 2], [1, 2], [1, 2]]", f"channels.windows.{number}x=3"))
+
+
+def test_an_item_of_a_list_can_be_replaced():
+    config = load_config("default", ("channels.windows=[[1, 2], [3, 4], [5, 6]]", "channels.windows.1=[7, 8]"))
+    assert config.channels.windows == ((1, 2), (7, 8), (5, 6))

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +15,7 @@ from support.jobs import square_or_die
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, DiskFullError, Stopped
-from ichkit.core.progress import format_seconds, stop_on_signal
+from ichkit.core.progress import StopFlag, format_seconds, stop_on_signal
 from ichkit.core.seeding import derive_seed, make_generator
 from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import WorkerDied, run_tasks
@@ -242,6 +244,16 @@ def test_a_stop_signal_raises_a_flag_and_the_old_handler_comes_back():
     assert Stopped.exit_code == 75
 
 
+def test_a_signal_in_an_inner_block_stops_the_outer_one_too():
+    with stop_on_signal() as outer:
+        with stop_on_signal() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner
+        assert outer
+    with stop_on_signal() as later:
+        assert not later
+
+
 def test_durations_are_said_as_people_say_them():
     assert [format_seconds(s) for s in (5, 89, 600, 9000)] == ["5 s", "89 s", "10 min", "2 h 30 min"]
 
@@ -251,6 +263,31 @@ def test_a_worker_that_dies_is_named_and_the_others_are_done():
     assert {i: r for i, r in results.items() if i != 2} == {0: 1, 1: 4, 3: 16}
     assert isinstance(results[2], WorkerDied)
     assert replace(results[2], reason="")
+
+
+def test_a_stop_ends_the_workers_and_leaves_unfinished_tasks_without_a_result():
+    stop, seconds = StopFlag(), [0.0, 30.0, 30.0]
+    began, done = time.monotonic(), []
+    for position, _ in run_tasks(time.sleep, seconds, workers=2, stop=stop):
+        done.append(position)
+        threading.Timer(0.5, stop.set).start()
+    assert done == [0]
+    assert time.monotonic() - began < 25
+    assert dict(run_tasks(abs, [-1, -2], workers=2)) == {0: 1, 1: 2}  # in new ones
+
+
+def test_tasks_whose_workers_a_signal_to_all_has_ended_do_not_begin_again():
+    stop = StopFlag()
+    stop.set()
+    assert list(run_tasks(square_or_die, [3, 3, 3], workers=2, stop=stop)) == []
+
+
+def test_a_reused_worker_resolves_paths_from_where_the_caller_is(tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        assert dict(run_tasks(os.path.abspath, ["a", "b"], workers=2)) == {0: str(folder / "a"), 1: str(folder / "b")}
 
 
 def test_workers_change_no_result():

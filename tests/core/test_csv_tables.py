@@ -19,6 +19,7 @@ TEXTS = [
     "head",
     "",
     'a,"b"',
+    "two\rlines",
 ]
 
 
@@ -49,3 +50,8 @@ def test_every_kind_of_text_column_is_guarded(dtype):
 def test_a_table_without_such_text_has_the_bytes_it_always_had():
     table = pd.DataFrame({"a": ["x", "it's"], "b": [1.25, -3e-9]})
     assert encode_csv(table) == b"a,b\nx,1.25\nit's,-3e-09\n"
+
+
+def test_rows_with_more_cells_than_the_header_are_not_read_one_column_further():
+    with pytest.raises(pd.errors.ParserError, match="more cells than the header"):
+        read_csv(io.BytesIO(b"patient_id,fold\nID_a,0,\nID_b,1,\n"))

@@ -8,6 +8,7 @@ from ichkit.core.tasks import TASKS
 from ichkit.engine.optimizers import OPTIMIZERS
 from ichkit.engine.sampling import CENTRES
 from ichkit.engine.schedule import SCHEDULES
+from ichkit.imaging.distort import DISTORTIONS
 from ichkit.imaging.perturbations import PERTURBATIONS
 from ichkit.imaging.steps import STEPS
 from ichkit.imaging.windows import CHANNELS
@@ -29,6 +30,7 @@ TABLES = {
     "CENTRES": CENTRES,
     "CHANNELS": CHANNELS,
     "DIFFICULTIES": DIFFICULTIES,
+    "DISTORTIONS": DISTORTIONS,
     "LOOKALIKES": LOOKALIKES,
     "LOSSES": LOSSES,
     "METRICS": METRICS,
