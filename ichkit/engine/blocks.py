@@ -1,6 +1,7 @@
 """Blocks of adjacent slices, read from the store, augmented and collated to batches."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class VolumeReader:
         return VolumeReader, (self.folder, self.budget_bytes)
 
     def read(self, relative: str, first: int, last: int) -> np.ndarray:
-        """(last - first, H, W) int16 HU, H equal to W; `last` is clipped to the end of the volume.
+        """(last - first, [M,] H, W) int16 HU, H equal to W; `last` is clipped to the end of the volume.
 
         Raises:
             ArtifactError: the volume is missing or damaged.
@@ -60,8 +61,8 @@ class VolumeReader:
             return self._kept[relative][first:last]
         path = self.folder / relative
         stored = open_volume(path)
-        num_slices, height, width = stored.shape
-        num_bytes = 2 * num_slices * max(height, width) ** 2
+        num_slices = stored.shape[0]
+        num_bytes = 2 * math.prod(stored.shape[:-2]) * max(stored.shape[-2:]) ** 2
         if self._kept_bytes + num_bytes > self.budget_bytes:
             return pad_to_square(read_rows(path, stored, first, min(last, num_slices)))
         self._kept[relative] = pad_to_square(read_rows(path, stored, 0, num_slices))

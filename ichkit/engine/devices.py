@@ -70,7 +70,7 @@ def prepare_network(network: DescriptorNetwork, config: TrainConfig) -> None:
     Raises:
         ConfigError: the backbone does not support gradient checkpointing.
     """
-    network.to(memory_format=torch.channels_last)
+    network.use_channels_last()
     if config.grad_checkpointing:
         try:
             network.backbone.set_grad_checkpointing(True)

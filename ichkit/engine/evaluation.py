@@ -15,9 +15,9 @@ from ichkit.engine.inference import ModelCard, Predictor, spread_positions
 from ichkit.models.descriptor import DescriptorNetwork
 from ichkit.models.losses import LossFunction
 from ichkit.validation.metrics import roc_auc_by_class, weighted_log_loss
+from ichkit.work.schemas import PROBABILITY_CLIP
 
 LOSS, WEIGHTED, AUC, MEAN_AUC = "loss", "weighted_log_loss", "auc", "mean_auc"
-_CLIP = 1e-6  # as in the tables of predictions
 _WHOLE = 2**31  # beyond the last slice of any volume
 
 
@@ -76,7 +76,7 @@ class Evaluator:
                 found.append(read.of_study[None])
             else:
                 found.append(read.probabilities[rows.slice_index.to_numpy()])
-        probabilities = np.clip(np.concatenate(found).astype(np.float64), _CLIP, 1 - _CLIP)
+        probabilities = np.clip(np.concatenate(found).astype(np.float64), *PROBABILITY_CLIP)
         labels = np.concatenate(
             [own.max(0, keepdims=True) if self._scores_studies else own for _, _, own in self._rows]
         )

@@ -35,11 +35,12 @@ def heat_maps(
 
     Each map is divided by its own maximum: it shows the location, not the confidence, which is the probability. It is 0
     everywhere if no region contributes to the class. It is that of the plain view, also with test-time augmentation.
-    Where slices see each other, it is what the slice contributes to its own logit, with the rest of the study fixed.
+    Where slices see each other, it is what the slice contributes to its own logit, with the rest of the study fixed; in
+    a volume, what its plane contributes to the mean logit of the slices.
 
     Args:
         predictor: the network of a fold.
-        volume: (S, H, W) int16 HU, as in the store.
+        volume: (S, H, W) or (S, M, H, W) int16 HU, as in the store.
         rows: (n,) positions in the volume.
         class_indices: (K,) indices of the task's classes, which the network predicts.
         positions_mm: (S,), as for `Predictor.predict_volume`.
@@ -58,6 +59,11 @@ def heat_maps(
     """
     known = predictor.classes
     outputs = [known.index(predictor.task.classes[index]) for index in class_indices]
+    if predictor.network.sees_volumes:
+        of_volume = _volume_sums(predictor, volume, outputs)
+        planes = ((np.asarray(rows) + 0.5) * of_volume.shape[1] / len(volume)).astype(np.int64)
+        of_planes = _relu_and_scale(of_volume[:, planes].transpose(0, 1))
+        return _fit_to_slices(of_planes.cpu().numpy(), *volume.shape[-2:])
     size, reach, rows = predictor.card.image_size, predictor.rendering.reach, np.asarray(rows)
     positions = predictor.centre(len(volume), positions_mm)
     study = predictor.encode_study(volume, View()) if predictor.network.sees_blocks else None
@@ -71,7 +77,7 @@ def heat_maps(
         batch = torch.from_numpy(images[some]).to(predictor.device)
         parts.append(_relu_and_scale(_weighted_sums(predictor, batch, outputs, rows[some], positions, study)))
     cells = torch.cat(parts).cpu().numpy()
-    return _fit_to_slices(cells, *volume.shape[1:])
+    return _fit_to_slices(cells, *volume.shape[-2:])
 
 
 def find_layer(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
@@ -129,6 +135,31 @@ def _weighted_sums(
         weights = _channels_first(gradient, num_channels, backbone).mean((2, 3), keepdim=True)
         sums.append((weights * features).sum(1))
     return torch.stack(sums, 1).float()
+
+
+def _volume_sums(predictor: Predictor, volume: np.ndarray, outputs: Sequence[int]) -> torch.Tensor:
+    """(K, Z, h, w): the sum of the feature maps of a volume, each weighted with the mean of its gradient."""
+    size, network = predictor.card.image_size, predictor.network
+    slab = resize_volume(pad_to_square(volume), size)
+    images = torch.from_numpy(predictor.rendering.render(slab, np.arange(len(slab)))).to(predictor.device)
+    layer, _ = find_layer(network.backbone, size)
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output.detach().requires_grad_())  # (1, C, Z, h, w)
+        return kept[0]
+
+    hook = layer.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = network.encode(images)[1].float()
+    finally:
+        hook.remove()
+    sums = []
+    for index in outputs:
+        (gradient,) = torch.autograd.grad(logits[:, index].mean(), kept[0], retain_graph=True)
+        sums.append((gradient.mean((2, 3, 4), keepdim=True) * kept[0].detach()).sum(1)[0])
+    return torch.stack(sums).float()
 
 
 def _channels_first(output: torch.Tensor, num_channels: int, backbone: Any) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from ichkit.core.config import ChannelsConfig, Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.rows import find_row
 from ichkit.core.tasks import Task, find_task
-from ichkit.core.train_config import ContextConfig, PoolConfig, check_backbone_args
+from ichkit.core.train_config import OF_STUDY, ContextConfig, PoolConfig, check_backbone_args
 from ichkit.imaging.parts import UNCUT, PartSettings
+from ichkit.imaging.sequences import SequenceSettings
 from ichkit.imaging.steps import find_step
 from ichkit.imaging.views import TTA_SETS, View
 from ichkit.imaging.windows import make_rendering, pad_to_square, resize_volume
@@ -53,6 +54,8 @@ class ModelCard:
         steps: steps of that store (`imaging.steps.STEPS`), done to the volume of a new study; none in older cards.
         context, pool: these sections of the config; cards of earlier versions have none.
         parts: how studies of that store were cut (`imaging.parts.PartSettings`); empty for whole studies.
+        sequences: how several sequences of a study became one volume (`imaging.sequences.SequenceSettings`); empty for
+            one, as of CT.
         window: slices that see each other: of a longer study the mean over windows that overlap by half.
         classes: those it predicts, in the order of the task; empty for all, as in older cards.
     """
@@ -73,6 +76,7 @@ class ModelCard:
     window: int = 1
     classes: tuple[str, ...] = ()
     parts: dict[str, Any] = field(default_factory=dict)
+    sequences: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -82,6 +86,7 @@ class ModelCard:
         hull_hu: tuple[int, int],
         steps: Sequence[str] = (),
         parts: PartSettings = UNCUT,
+        sequences: dict[str, Any] | None = None,
     ) -> "ModelCard":
         """The card of a network trained with this config on a store of that size, HU range, steps and parts."""
         return cls(
@@ -101,7 +106,12 @@ class ModelCard:
             window=config.train.longest_block,
             classes=Scope.of(find_task(config.task), config.train.classes).classes if config.train.classes else (),
             parts=parts.to_json(),
+            sequences=sequences or {},
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON values, without empty sequences, so that cards of CT stay byte-identical."""
+        return {name: value for name, value in asdict(self).items() if name != "sequences" or value}
 
     def build(
         self,
@@ -139,7 +149,8 @@ class StudyReading(NamedTuple):
     """The predictions of a network for one study.
 
     Attributes:
-        probabilities: (S, K) float32, the descriptors of the classes that the network predicts.
+        probabilities: (S, K) float32, the descriptors of the classes that the network predicts; those of the study for
+            every slice with `train.pool.writes: study`.
         of_slices: (S, K) float32, of each slice alone; the same without a context.
         features: (S, F) float16 penultimate-layer features of each slice alone.
         of_study: (K,) float32, and
@@ -168,7 +179,7 @@ class Predictor:
         self.card, self.device = card, device
         self.rendering = make_rendering(ChannelsConfig(**card.channels))
         self.network: DescriptorNetwork = network.eval().requires_grad_(False).to(device)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.use_channels_last()
 
     @property
     def task(self) -> Task:
@@ -232,11 +243,15 @@ class Predictor:
             found += [self._combine_phases(*of_view, positions, tta.phases) for of_view in encoded]
         study = [of_study for _, of_study, _ in found if of_study is not None]
         weights = [of_study for *_, of_study in found if of_study is not None]
+        of_study = self._average(study) if study else None
+        probabilities = self._average([series for series, *_ in found])
+        if of_study is not None and self.card.pool.get("writes") == OF_STUDY:
+            probabilities = np.tile(of_study, (len(volume), 1))
         return StudyReading(
-            probabilities=self._average([series for series, *_ in found]),
+            probabilities=probabilities,
             of_slices=self._average([logits for _, logits in encoded]),
             features=_mean([features for features, _ in encoded]).astype(np.float16),
-            of_study=self._average(study) if study else None,
+            of_study=of_study,
             weights=_mean(weights) if weights else None,
         )
 
@@ -252,6 +267,8 @@ class Predictor:
     def _encode(self, fitted: np.ndarray, view: View) -> tuple[torch.Tensor, torch.Tensor]:
         """As `encode_study`, of a volume from `_fit`."""
         images_of = self._render(view.show(fitted))
+        if self.network.sees_volumes:
+            images_of = iter([np.concatenate(list(images_of))])
         parts = [self.network.encode(torch.from_numpy(images).to(self.device)) for images in images_of]
         features, logits = (torch.cat(part).float() for part in zip(*parts, strict=True))
         return features, logits
@@ -451,6 +468,7 @@ def _check_card(card: ModelCard) -> None:
     for name in card.steps:
         find_step(name)
     PartSettings.from_json(card.parts)
+    SequenceSettings.from_json(card.sequences)
     ContextConfig(**card.context), PoolConfig(**card.pool)
     if type(card.window) is not int or not 1 <= card.window <= _MAX_WINDOW:
         raise ValueError(f"window must be 1 to {_MAX_WINDOW}")

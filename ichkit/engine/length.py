@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ichkit.core.train_config import TrainConfig
+from ichkit.core.train_config import PhaseConfig, TrainConfig
 from ichkit.engine.sampling import count_blocks
 
 MIN_STEPS = 1000
@@ -54,15 +54,21 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
     """
     blocks = count_blocks(config, num_slices, num_studies)
 
-    def count_steps(batch_blocks: int) -> int:
-        return config.total_epochs * math.ceil(blocks / batch_blocks)
+    phases = config.phases or (PhaseConfig(),)
+
+    def count_steps(batch_blocks: int, most: int | None = None) -> int:
+        return sum(
+            (phase.epochs or config.epochs)
+            * math.ceil(blocks / min(phase.batch_blocks or batch_blocks, most or blocks))
+            for phase in phases
+        )
 
     if not config.adapts_to_length:
         return Adapted(config, count_steps(config.batch_blocks), {})
     least = 1 if config.sampling == "studies" else MIN_BLOCKS  # one study has as many slices
     most = max(config.total_epochs * blocks // MIN_STEPS, least, world)
     batch_blocks = min(config.batch_blocks, most)
-    num_steps = count_steps(batch_blocks)
+    num_steps = count_steps(batch_blocks, most)
     changes: dict[str, float] = {}
     if batch_blocks != config.batch_blocks:
         changes["batch_blocks"] = batch_blocks
@@ -73,5 +79,9 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
     decay = config.ema_decay
     if decay is not None and decay > (longest := round(1 - 1 / max(AVERAGED_SHARE * num_steps, 2), 4)):
         changes["ema_decay"] = decay = longest
-    update = {"batch_blocks": batch_blocks, "cutmix": cutmix, "ema_decay": decay}
+    shorter = tuple(
+        phase.model_copy(update={"batch_blocks": min(phase.batch_blocks, most)}) if phase.batch_blocks else phase
+        for phase in config.phases
+    )
+    update = {"batch_blocks": batch_blocks, "cutmix": cutmix, "ema_decay": decay, "phases": shorter}
     return Adapted(config.model_copy(update=update), num_steps, changes)

@@ -1,11 +1,11 @@
 """The training loop of one phase of one fold; it can be stopped after any step and resumed with the same result."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -35,6 +35,8 @@ _LONG_SECONDS = 3600
 
 VALIDATION = "validation_"
 """Prefix of the validation scores in `history.csv`."""
+HELDOUT = "heldout_for_display_"
+"""Prefix of the scores of the held-out fold for a listener."""
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Progress:
         phase: index of the phase.
         epoch, step: the next step; epoch counts within the phase, step within the epoch.
         loss_sum, num_images: sums over the finished steps of this epoch.
+        earlier_steps: steps of the finished epochs of the run.
         history: one row per finished epoch of the run.
         display: scores of the held-out fold, one row per finished epoch; nothing reads them but the report.
     """
@@ -54,8 +57,19 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     num_images: int = 0
+    earlier_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     display: list[dict[str, float]] = field(default_factory=list)
+
+
+class Listener(Protocol):
+    """Gets a copy of every row that training logs; nothing that it does may affect the training."""
+
+    def log_step(self, step: int, row: Mapping[str, float]) -> None:
+        """Gets a row of the step log; `step` counts those of the run, from 1."""
+
+    def log_epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Gets a row of the history; `epoch` counts those of the run, from 1."""
 
 
 @dataclass
@@ -93,6 +107,8 @@ class TrainingLoop:
         validation: scores the patients of the training part that are held out from training.
         curve: scores the held-out fold, for display only.
         shows_meter: True for a progress bar; else one line per epoch.
+        listener: gets every logged row, in the main process.
+        stepper_type: does the steps.
 
     Raises:
         ConfigError: see `Stepper`.
@@ -112,14 +128,22 @@ class TrainingLoop:
         validation: Evaluator | None = None,
         curve: Evaluator | None = None,
         shows_meter: bool = True,
+        listener: Listener | None = None,
+        stepper_type: type[Stepper] = Stepper,
     ) -> None:
         self.fabric, self.dataset, self.phase, self.config = fabric, dataset, phase, dataset.config
         self.checkpoint, self.shows_meter = checkpoint, shows_meter and fabric.is_global_zero
         earlier = earlier or Progress()
-        self.progress = Progress(phase.number, history=list(earlier.history), display=list(earlier.display))
+        self.progress = Progress(
+            phase.number,
+            earlier_steps=earlier.earlier_steps,
+            history=list(earlier.history),
+            display=list(earlier.display),
+        )
+        self._listener = listener if fabric.is_global_zero else None
         self._validation, self._curve = validation, curve
         self._best: dict[str, torch.Tensor] | None = None
-        self.stepper = Stepper(fabric, network, dataset, loss_function, phase, heads)
+        self.stepper = stepper_type(fabric, network, dataset, loss_function, phase, heads)
         self.batches = self.stepper.batches
         self._loader = fabric.setup_dataloaders(self._make_loader(), use_distributed_sampler=False)
         path = checkpoint.with_name(STEP_LOG_NAME)
@@ -202,10 +226,15 @@ class TrainingLoop:
         scores = self._evaluate(self._validation)
         row |= {f"{VALIDATION}{name}": value for name, value in scores.items()}
         progress.history.append(row)
+        shown: dict[str, float] = {}
         if self._curve is not None:
-            progress.display.append({"epoch": epoch + 1, **self._evaluate(self._curve)})
+            shown = self._evaluate(self._curve)
+            progress.display.append({"epoch": epoch + 1, **shown})
+        if self._listener is not None:
+            self._listener.log_epoch(epoch + 1, row | {f"{HELDOUT}{name}": value for name, value in shown.items()})
         if self.config.validation.keep == "best" and find_best(self._values()) == len(self._values()) - 1:
             self._best = {name: tensor.clone() for name, tensor in self.stepper.trained.state_dict().items()}
+        progress.earlier_steps += self.batches.steps_per_epoch
         progress.epoch, progress.step, progress.loss_sum, progress.num_images = progress.epoch + 1, 0, 0.0, 0
         self._save()
         logger.info(
@@ -264,6 +293,8 @@ class TrainingLoop:
             if self.fabric.device.type == "cuda":
                 row["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
             self._step_log.add(row)
+            if self._listener is not None:
+                self._listener.log_step(self.progress.earlier_steps + result.step + 1, row)
 
     def _must_stop(self, stop: StopFlag) -> bool:
         """True if a stop is requested; in distributed training, once all processes know of it."""

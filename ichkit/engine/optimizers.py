@@ -1,7 +1,7 @@
 """Optimizers: those of timm by name and rows of our own; parameter groups with learning rates and weight decay."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -19,6 +19,7 @@ from ichkit.models.descriptor import DescriptorNetwork
 SCALE = "lr_scale"
 """Key of a parameter group: the factor on the learning rate of the step."""
 _INSIDE = "backbone."
+_SET_ELSEWHERE = ("groups", "params", "lr", "weight_decay", "foreach", "fused")
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,38 @@ def make_optimizer(network: DescriptorNetwork, phase: ResolvedPhase, *, on_gpu: 
     names = [*OPTIMIZERS, *(str(name) for name in list_optimizers())]
     if phase.optimizer not in names:
         raise ConfigError(f'train.optimizer: unknown "{phase.optimizer}". {nearest(phase.optimizer, names)}')
-    groups = make_groups(network, phase)
+    groups, further = make_groups(network, phase), phase.optimizer_args
     if phase.optimizer in OPTIMIZERS:
-        return OPTIMIZERS[phase.optimizer].constructor(groups, lr=phase.learning_rate)
+        row = OPTIMIZERS[phase.optimizer]
+        _check_arguments(phase, inspect.signature(row.constructor).parameters)
+        return row.constructor(groups, lr=phase.learning_rate, **further)
     # One call for all tensors if supported: call overhead is a tenth of a small network's step on a CPU.
     constructor = get_optimizer_class(phase.optimizer, bind_defaults=False)
     known = inspect.signature(constructor).parameters
+    _check_arguments(phase, known)
     how = next((name for name in (("fused",) if on_gpu else ()) + ("foreach",) if name in known), None)
-    options: dict[str, Any] = {} if how is None else {how: True}
+    options: dict[str, Any] = {**further, **({} if how is None else {how: True})}
     try:
         return create_optimizer_v2(groups, opt=phase.optimizer, lr=phase.learning_rate, **options)
     except (AssertionError, ImportError) as error:
         raise ConfigError(
             f'train.optimizer: "{phase.optimizer}" cannot be used here ({error}). Try "adam" or "adamw".'
         ) from error
+
+
+def _check_arguments(phase: ResolvedPhase, known: Mapping[str, object]) -> None:
+    """Refuses arguments that the optimizer does not take, or that other settings set.
+
+    Raises:
+        ConfigError: it takes no such number.
+    """
+    allowed = [name for name in known if name not in (*_SET_ELSEWHERE, "self")]
+    for name in phase.optimizer_args:
+        if name not in allowed:
+            raise ConfigError(
+                f'train.phases: optimizer_args has "{name}", which {phase.optimizer} does not take. '
+                f"{nearest(name, allowed)}"
+            )
 
 
 def make_groups(network: DescriptorNetwork, phase: ResolvedPhase) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Independent tasks in worker processes of this machine or of a Ray cluster; the only module that uses joblib."""
 
+import contextlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from ichkit.core.errors import ConfigError
+from ichkit.core.progress import StopFlag
 
 Backend = Literal["processes", "ray"]
 RunTasks = Callable[..., Iterator[tuple[int, Any]]]
@@ -26,6 +29,7 @@ _CGROUP_FILES = (
 )
 _NO_LIMIT_BYTES = 2**62  # version 1 reports a huge number if there is no limit
 _TASKS_PER_ROUND = 8
+_STOP_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def run_tasks(
     isolated: bool = False,
     fresh: bool = False,
     gpus_each: int = 0,
+    stop: StopFlag | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(position, result) of each task as it finishes, in any order.
 
@@ -104,6 +109,8 @@ def run_tasks(
         isolated: never run in this process, not even a single task.
         fresh: isolated, in new processes; otherwise workers are reused by the next call.
         gpus_each: GPUs that the Ray cluster reserves for each process; the task sees no others.
+        stop: once it is set, worker processes of this machine are ended and unfinished tasks have no result: check it
+            after the last one.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster has no GPU for a task.
@@ -118,22 +125,62 @@ def run_tasks(
         for position, task in enumerate(tasks):
             yield position, function(task)
         return
+    with _end_workers_on(stop):
+        yield from _on_processes(function, tasks, max(workers, 2), stop)
+
+
+def _on_processes(
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, stop: StopFlag | None
+) -> Iterator[tuple[int, Any]]:
     done: set[int] = set()
     try:
-        for position, result in _pooled(function, enumerate(tasks), max(workers, 2)):
+        for position, result in _pooled(function, enumerate(tasks), workers):
             done.add(position)
             yield position, result
     except TerminatedWorkerError:
         pass
+    except RuntimeError:  # joblib's, where the workers were ended
+        if not stop:
+            raise
     else:
         return
     for position, task in enumerate(tasks):
         if position in done:
             continue
+        # A signal to the process group, as `timeout` and schedulers send it, ends the workers as well.
+        if stop:
+            return
         try:
             yield from _pooled(function, [(position, task)], 2)
-        except TerminatedWorkerError as error:
+        except (TerminatedWorkerError, RuntimeError) as error:
+            if stop:
+                return
+            if not isinstance(error, TerminatedWorkerError):
+                raise
             yield position, _died(error)
+
+
+@contextlib.contextmanager
+def _end_workers_on(stop: StopFlag | None) -> Iterator[None]:
+    """Ends all worker processes if the flag is set while the block runs."""
+    if stop is None:
+        yield
+        return
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_STOP_SECONDS):
+            if stop:
+                get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def _pooled(

@@ -26,13 +26,13 @@ class Phase:
     config: ResolvedPhase
 
 
-def list_phases(config: TrainConfig, classes: Sequence[str]) -> list[Phase]:
+def list_phases(config: TrainConfig, classes: Sequence[str], known: Sequence[str] = ()) -> list[Phase]:
     """The phases of a run, in order; see `TrainConfig.resolve_phases` for arguments and errors.
 
     Raises:
         ConfigError: no such schedule.
     """
-    resolved = config.resolve_phases(classes)
+    resolved = config.resolve_phases(classes, known)
     for phase in resolved:
         find_schedule(phase.schedule)
     epochs = [phase.epochs for phase in resolved]

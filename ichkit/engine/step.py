@@ -81,7 +81,7 @@ class _Pending:
     rows: np.ndarray
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Blocks as the network reads them, after CutMix.
 
     A network that sees slices alone gets every image as a block of its own, without padding.
@@ -100,19 +100,19 @@ class _Batch(NamedTuple):
     positions_mm: torch.Tensor
     is_real: torch.Tensor
 
-    def chunk(self, number: int) -> "list[_Batch]":
+    def chunk(self, number: int) -> "list[Batch]":
         """At most that many parts of whole blocks."""
-        return [_Batch(*parts) for parts in zip(*(part.chunk(number) for part in self), strict=True)]
+        return [Batch(*parts) for parts in zip(*(part.chunk(number) for part in self), strict=True)]
 
-    def twice(self) -> "_Batch":
+    def twice(self) -> "Batch":
         """Every block twice."""
-        return _Batch(*(part.repeat(2, *[1] * (part.ndim - 1)) for part in self))
+        return Batch(*(part.repeat(2, *[1] * (part.ndim - 1)) for part in self))
 
 
 Weight = float | torch.Tensor
 
 
-def count_labelled(batch: _Batch) -> torch.Tensor:
+def count_labelled(batch: Batch) -> torch.Tensor:
     """(2,) float32: images and blocks with a known label, without padding."""
     is_real = batch.is_real.to(batch.labels.device, non_blocking=True)
     images = ~batch.labels.isnan().all(2) & is_real
@@ -171,7 +171,7 @@ class Stepper:
         self.total_steps = self.batches.steps_per_epoch * phase.config.epochs
         self._span = Span(self.total_steps, round(self.batches.steps_per_epoch * phase.config.warmup_epochs))
         self.validation_values: list[float] = []
-        self.frozen = Frozen(network, phase.config.frozen_stages)
+        self.frozen = Frozen(network, phase.config.frozen_stages, phase.config.frozen)
         prepare_network(network, self.config)
         # Fabric's optimizer only steps: it copies attributes, which would be stale after loading a state.
         self._optimizer = make_optimizer(network, phase.config, on_gpu=fabric.device.type == "cuda")
@@ -285,7 +285,7 @@ class Stepper:
         copies = 1 if self._average is None else 2
         return sum(size * (copies + 3 * is_trained) for size, is_trained in sizes)
 
-    def _descend(self, batch: _Batch, num_images: int, num_blocks: int) -> torch.Tensor:
+    def _descend(self, batch: Batch, num_images: int, num_blocks: int) -> torch.Tensor:
         """Updates the weights; returns this process's part of the mean loss of the step.
 
         Args:
@@ -319,7 +319,7 @@ class Stepper:
         self._fabric_optimizer.step()
         return torch.stack(losses).sum() / self.fabric.world_size
 
-    def _count_known(self, batch: _Batch) -> torch.Tensor:
+    def _count_known(self, batch: Batch) -> torch.Tensor:
         """(2,) images and blocks of the step with a known label, over all processes; at least 1."""
         counts = count_labelled(batch)
         if self.fabric.world_size > 1:
@@ -329,7 +329,7 @@ class Stepper:
         return counts.clamp(min=1)
 
     def _weigh_losses(
-        self, logits: BlockLogits, batch: _Batch, image_weight: Weight, block_weight: Weight
+        self, logits: BlockLogits, batch: Batch, image_weight: Weight, block_weight: Weight
     ) -> torch.Tensor:
         """The loss of all heads; a loss of weight 0 stays, so that every parameter has a gradient in every process."""
         rows = None
@@ -351,7 +351,7 @@ class Stepper:
         total = sum(weight for weight, _ in losses)
         return torch.stack([loss * (weight / total) for weight, loss in losses]).sum()
 
-    def _mix(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> _Batch:
+    def _mix(self, batch: Block, place: tuple[int, ...], is_real: np.ndarray) -> Batch:
         """The blocks after CutMix or mixup.
 
         Args:
@@ -365,13 +365,13 @@ class Stepper:
             images, labels = apply_mix(images, labels, mix)
             study_labels = study_labels * mix.share + study_labels[mix.partners] * (1 - mix.share)
         if self.config.sees_blocks:
-            return _Batch(images, labels, study_labels, positions, torch.from_numpy(is_real))
+            return Batch(images, labels, study_labels, positions, torch.from_numpy(is_real))
         images, labels, positions = (part.flatten(0, 1) for part in (images, labels, positions))
         if not is_real.all():
             rows = torch.from_numpy(np.flatnonzero(is_real)).to(images.device, non_blocking=True)
             images, labels, positions = images[rows], labels[rows], positions[rows]
         alone = torch.ones(len(images), 1, dtype=torch.bool)
-        return _Batch(images[:, None], labels[:, None], labels, positions[:, None], alone)
+        return Batch(images[:, None], labels[:, None], labels, positions[:, None], alone)
 
     def _agree(self, loss: torch.Tensor, stop: StopFlag) -> torch.Tensor:
         """(2,) loss and number of processes with a stop request, summed over all processes, without waiting."""

@@ -20,7 +20,10 @@ from ichkit.core.errors import ConfigError
 from ichkit.core.train_config import NONE, ContextConfig, PoolConfig
 from ichkit.models import hub
 from ichkit.models.context import make_context
+from ichkit.models.flat import make_cnn2, make_cnn4
+from ichkit.models.gates import make_gated_resnet18
 from ichkit.models.pooling import Pooled, make_pool
+from ichkit.models.volume import VolumeEncoder
 
 HUB = "hub"
 BEYOND_SLICES = ("context.", "series.", "pool.")
@@ -37,12 +40,16 @@ class Backbone:
             module with `forward_features`, `forward_head(pre_logits=)`, `get_classifier` and `pretrained_cfg`.
         description: one sentence.
         source: where it was proposed, and where its weights come from.
+        sees_volumes: True for a backbone that sees a study as one volume (`models.volume`).
+        has_fixed_size: True for a constructor that takes `img_size`, because its weights are for one image size.
     """
 
     name: str
     constructor: Callable[..., nn.Module]
     description: str
     source: str
+    sees_volumes: bool = False
+    has_fixed_size: bool = False
 
 
 class BlockLogits(NamedTuple):
@@ -117,6 +124,15 @@ class DescriptorNetwork(nn.Module):
         """True if the network has a context or a pool, so that it needs whole blocks."""
         return self.context is not None or self.pool is not None
 
+    @property
+    def sees_volumes(self) -> bool:
+        """True if even the features of a slice depend on the other slices of its study."""
+        return False
+
+    def use_channels_last(self) -> None:
+        """Keeps weights and maps in the memory order that convolutions of images are fastest in."""
+        self.to(memory_format=torch.channels_last)
+
     def head_names(self) -> set[str]:
         """Names of the tensors whose shape depends on the classes, heads as a whole."""
         heads = {id(parameter) for parameter in self.backbone.get_classifier().parameters()}
@@ -183,6 +199,51 @@ class DescriptorNetwork(nn.Module):
         return self.combine(features, logits, is_real, positions_mm)
 
 
+class VolumeNetwork(DescriptorNetwork):
+    """A network whose backbone sees a study as one volume; padded slices are blank.
+
+    Args: see `DescriptorNetwork`.
+    """
+
+    @property
+    def sees_blocks(self) -> bool:
+        """True: it needs whole studies."""
+        return True
+
+    @property
+    def sees_volumes(self) -> bool:
+        """True."""
+        return True
+
+    def use_channels_last(self) -> None:
+        """Nothing: maps of volumes have another memory order."""
+
+    def as_volumes(self, images: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, P, H, W, C) uint8 images to normalised volumes (B, C, P, H, W)."""
+        volumes: torch.Tensor = self.normalise(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        if is_real is not None and not is_real.all():
+            volumes = volumes * is_real.to(volumes.device, volumes.dtype, non_blocking=True)[:, :, None, None, None]
+        return volumes.transpose(1, 2).contiguous()
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, H, W, C) uint8 slices of one study to the features (n, F) and logits (n, K) of each."""
+        features = self.backbone.forward_features(self.as_volumes(images[None]))
+        return features[0], self.backbone.forward_head(features)[0]
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        is_real: torch.Tensor | None = None,
+        positions_mm: torch.Tensor | None = None,
+    ) -> BlockLogits:
+        """See `DescriptorNetwork.forward`; each block is a volume."""
+        shape = images.shape[:2]
+        features = self.backbone.forward_features(self.as_volumes(images, is_real))
+        is_real = torch.ones(shape, dtype=torch.bool) if is_real is None else is_real
+        positions_mm = torch.zeros(shape, device=images.device) if positions_mm is None else positions_mm
+        return self.combine(features, self.backbone.forward_head(features), is_real, positions_mm)
+
+
 def build_network(
     name: str,
     *,
@@ -219,7 +280,7 @@ def build_network(
     row = find_backbone(name)
     arguments: dict[str, Any] = {"in_chans": num_channels, "num_classes": num_classes, "drop_rate": drop_rate}
     defaults = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if defaults is not None and defaults.fixed_input_size:
+    if row.has_fixed_size or (defaults is not None and defaults.fixed_input_size):
         arguments["img_size"] = image_size
     extra = {**backbone_args, **({"drop_path_rate": drop_path_rate} if drop_path_rate else {})}
     if extra:
@@ -233,6 +294,13 @@ def build_network(
     else:
         backbone = _from_file(row, arguments, Path(pretrained))
     mean, std = (_per_channel(backbone.pretrained_cfg[key], num_channels) for key in ("mean", "std"))
+    if row.sees_volumes:
+        if pool is None or pool.kind == NONE:
+            raise ConfigError(
+                f"train.pool: {name} reads a study as one volume and predicts it as a whole. Use "
+                "--set train.pool=mean and --set train.sampling=studies."
+            )
+        return VolumeNetwork(backbone, mean, std, context, pool)
     return DescriptorNetwork(backbone, mean, std, context, pool)
 
 
@@ -385,6 +453,33 @@ BACKBONES = {
         "swin_tiny_patch4_window7_224",
         "A hierarchical transformer; 28 M parameters; the image size must be a multiple of 32.",
         "Liu et al., ICCV 2021; ImageNet weights of timm",
+    ),
+    "resnet18-gated": Backbone(
+        name="resnet18-gated",
+        constructor=make_gated_resnet18,
+        description="ResNet-18 with a soft attention gate on its third stage; 12 M parameters.",
+        source="Zhang et al., Computerized Medical Imaging and Graphics 2021, section 2.2; ImageNet weights of timm",
+    ),
+    "cnn2": Backbone(
+        name="cnn2",
+        constructor=make_cnn2,
+        description="Two convolutions and three linear layers; 13 M parameters at 128 pixels.",
+        source="Alqnatri, bachelor thesis, FIIT STU Bratislava 2021, section 6.2; random weights",
+        has_fixed_size=True,
+    ),
+    "cnn4": Backbone(
+        name="cnn4",
+        constructor=make_cnn4,
+        description="Four convolutions and two linear layers; 30 M parameters at 256 pixels.",
+        source="Castro et al., as described by Alqnatri 2021, section 5.3; random weights",
+        has_fixed_size=True,
+    ),
+    "unet3d": Backbone(
+        name="unet3d",
+        constructor=VolumeEncoder,
+        description="Encoder of a 3D U-Net with two attention gates, on whole studies; 6 M parameters.",
+        source="Cicek et al., MICCAI 2016; Zhang et al., Computerized Medical Imaging and Graphics 2021, section 2.2",
+        sees_volumes=True,
     ),
     "test_byobnet": _timm_backbone(
         "test_byobnet",

@@ -60,6 +60,15 @@ def make_pool(num_features: int, num_classes: int, config: PoolConfig) -> nn.Mod
     return None if constructor is None else constructor(num_features, num_classes, config)
 
 
+class MeanPool(nn.Module):
+    """The mean of the logits of all slices."""
+
+    def forward(self, features: torch.Tensor, logits: torch.Tensor, is_real: torch.Tensor) -> Pooled:
+        """See `Pool.constructor`."""
+        real = is_real.to(logits.device, logits.dtype, non_blocking=True)[:, :, None]
+        return _weigh(logits, (real / real.sum(1, keepdim=True)).expand_as(logits))
+
+
 class TopMeanPool(nn.Module):
     """The mean of the highest logits of each class; with a top of 1 their maximum."""
 
@@ -140,6 +149,12 @@ POOLS = {
         constructor=None,
         description="No logits of a study; labels of a study are copied to its slices.",
         source="the usual way with weak labels",
+    ),
+    "mean": Pool(
+        name="mean",
+        constructor=lambda _features, _classes, _config: MeanPool(),
+        description="The mean logit of all slices, which is global average pooling before a linear head.",
+        source="Lin et al., ICLR 2014 (global average pooling)",
     ),
     "max": Pool(
         name="max",

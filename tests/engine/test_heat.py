@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from ichkit.core.config import load_config
@@ -10,7 +9,7 @@ from ichkit.core.errors import ConfigError
 from ichkit.engine.heat import find_layer, heat_maps
 from ichkit.engine.inference import ModelCard, Predictor
 from ichkit.imaging.windows import pad_to_square
-from ichkit.models.descriptor import DescriptorNetwork
+from ichkit.models.descriptor import DescriptorNetwork, find_backbone
 
 SMALL_SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "img_size": 224}
 NETWORKS = {
@@ -20,14 +19,16 @@ NETWORKS = {
     "test_efficientnet": 160,
     "test_vit": 160,  # tokens and a class token
     "swin_tiny_patch4_window7_224": 224,  # channels last
+    "cnn4": 64,  # its linear layers see every place
 }
 
 
 def make_predictor(name, size, **changes):
     config = load_config("default", (f"train.backbone={name}", f"train.image_size={size}", "train.pretrained=none"))
     torch.manual_seed(0)
-    options = SMALL_SWIN if name.startswith("swin") else {}
-    backbone = timm.create_model(name, in_chans=3, num_classes=6, **options)
+    row = find_backbone(name)
+    options = SMALL_SWIN if name.startswith("swin") else {"img_size": size} if row.has_fixed_size else {}
+    backbone = row.constructor(in_chans=3, num_classes=6, **options)
     with torch.no_grad():
         # Some networks start with a head of zeros, which would look nowhere.
         backbone.get_classifier().weight.normal_(0, 0.5)

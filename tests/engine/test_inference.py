@@ -9,7 +9,7 @@ import torch
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import IchkitError
-from ichkit.engine.heat import heat_maps
+from ichkit.engine.heat import find_layer, heat_maps
 from ichkit.engine.inference import ModelCard, Predictor, encode_weights, read_predictor, window_starts
 from ichkit.imaging.views import View
 from ichkit.models.context import CONTEXTS, centre_positions
@@ -166,3 +166,60 @@ def test_a_card_that_no_training_writes_is_refused(tmp_path, changes):
     save(tmp_path, make_predictor("gru"), **changes)
     with pytest.raises(IchkitError, match=r'the description of a network|tensors are missing|unknown "os\.system"'):
         read_predictor(tmp_path, "cpu")
+
+
+def test_a_pool_may_write_the_probability_of_the_study_for_every_slice():
+    of_slices = make_predictor("none", "train.pool=slice-weights", window=9)
+    of_study = make_predictor("none", "train.pool={kind: slice-weights, writes: study}", window=9)
+    volume = make_volume(9)
+    own, whole = of_slices.read_study(volume), of_study.read_study(volume)
+    assert np.ptp(own.probabilities, 0).min() > 0
+    assert np.array_equal(whole.probabilities, np.tile(whole.of_study, (9, 1)))
+    np.testing.assert_array_equal(own.of_study, whole.of_study)
+    np.testing.assert_array_equal(own.of_slices, whole.of_slices)
+
+
+VOLUME = ("train.backbone=unet3d", "train.backbone_args={width: 2}", "train.pool={kind: mean, writes: study}")
+
+
+def test_a_network_of_volumes_reads_a_study_as_one_also_in_small_batches():
+    predictor, volume = make_predictor("none", *VOLUME, window=20, batch_size=4), make_volume(13)
+    images = torch.from_numpy(predictor.rendering.render(volume, np.arange(13)))
+    with torch.inference_mode():
+        logits = predictor.network(images[None])
+    read = predictor.read_study(volume)
+    np.testing.assert_allclose(read.of_study, logits.study.logits[0].sigmoid(), atol=1e-6)
+    np.testing.assert_allclose(read.of_slices, logits.slices[0].sigmoid(), atol=1e-6)
+    assert np.array_equal(read.probabilities, np.tile(read.of_study, (13, 1)))
+
+
+def test_the_heat_of_a_volume_is_every_map_weighted_with_what_raising_all_of_it_does():
+    predictor, volume = make_predictor("none", *VOLUME, window=20), make_volume(8)
+    layer, num_channels = find_layer(predictor.network.backbone, predictor.card.image_size)
+    raised, seen = torch.zeros(num_channels, requires_grad=True), []
+
+    def raise_maps(_module, _inputs, output):
+        seen.append(output.detach()[0])  # (channels, planes, h, w)
+        return output + raised[:, None, None, None]
+
+    handle = layer.register_forward_hook(raise_maps)
+    images = torch.from_numpy(predictor.rendering.render(volume, np.arange(8)))
+    predictor.network.encode(images)[1][:, 0].mean().backward()
+    handle.remove()
+    plane = torch.einsum("c,cphw->phw", raised.grad, seen[0]).clamp(min=0)[0]
+    wanted = torch.nn.functional.interpolate((plane / plane.max())[None, None], (32, 32), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(heat_maps(predictor, volume, np.array([1]), [0])[0, 0], wanted, atol=1e-3)
+
+
+def test_heat_maps_of_a_volume_are_those_of_its_planes():
+    predictor, volume = make_predictor("none", *VOLUME, window=20), make_volume(8)
+    predictor.network.backbone.fc.weight[1] = 0
+    maps = heat_maps(predictor, volume, np.array([1, 6]), [0, 1])
+    assert maps.shape == (2, 2, 32, 32)
+    assert (maps[:, 1] == 0).all()
+    assert np.ptp(maps[:, 0]) > 0.5
+    assert not np.allclose(maps[0, 0], maps[1, 0])
+    # The deepest stage with 7 x 7 cells is halved twice: four slices of eight share a plane.
+    both = heat_maps(predictor, volume, np.array([2, 3, 4]), [0])
+    assert np.array_equal(both[0], both[1])
+    assert not np.array_equal(both[1], both[2])

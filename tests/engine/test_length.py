@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ichkit.core.config import load_config
-from ichkit.core.train_config import CutMixConfig, TrainConfig
+from ichkit.core.train_config import CutMixConfig, PhaseConfig, TrainConfig
 from ichkit.engine.length import CUTMIX_STEPS, MIN_BLOCKS, MIN_STEPS, adapt_to_length
 from ichkit.engine.sampling import count_blocks
 
@@ -40,6 +40,15 @@ def test_a_short_run_has_smaller_batches_and_no_run_has_larger_ones(num_studies)
         assert SHIPPED.epochs * blocks / used >= MIN_STEPS
     if used < SHIPPED.batch_blocks:
         assert SHIPPED.epochs * blocks / (used + 1) < MIN_STEPS
+
+
+def test_phases_with_batches_of_their_own_are_counted_and_made_smaller_too():
+    phases = (PhaseConfig(batch_blocks=4, epochs=1), PhaseConfig(epochs=2))
+    config = TrainConfig(sampling="studies", batch_blocks=8, phases=phases)
+    assert adapt_to_length(config, 600, 20).num_steps == 5 + 2 * 3
+    short = adapt_to_length(config.model_copy(update={"adapts_to_length": True}), 600, 20)
+    assert [phase.batch_blocks for phase in short.config.phases] == [1, None]
+    assert short.num_steps == 20 + 2 * 20
 
 
 def test_cutmix_is_for_long_runs():

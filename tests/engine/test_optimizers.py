@@ -5,7 +5,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
 from ichkit.core.errors import ConfigError
-from ichkit.core.train_config import RateFactors, TrainConfig
+from ichkit.core.train_config import PhaseConfig, RateFactors, TrainConfig
 from ichkit.engine.optimizers import OPTIMIZERS, AdaBound, make_groups, make_optimizer, set_rate
 from ichkit.models.descriptor import DescriptorNetwork, build_network
 
@@ -145,3 +145,19 @@ def test_every_own_optimizer_lowers_a_loss_and_resumes_from_its_state(name):
     resumed.load_state_dict(state)
     take(third, resumed, 20)
     assert torch.equal(third.weight, layer.weight)
+
+
+def test_arguments_of_a_phase_reach_the_optimizer_and_others_are_refused():
+    whole = network("test_resnet")
+    bounded = make_optimizer(whole, with_arguments("adabound", final_rate=0.01))
+    assert isinstance(bounded, AdaBound)
+    assert bounded.param_groups[0]["final_rate"] == 0.01
+    sgd = make_optimizer(whole, with_arguments("momentum", momentum=0.5))
+    assert sgd.param_groups[0]["momentum"] == 0.5
+    for optimizer, argument in (("adabound", "final_rat"), ("adam", "momentun"), ("adabound", "lr")):
+        with pytest.raises(ConfigError, match=f'optimizer_args has "{argument}", which {optimizer} does not take'):
+            make_optimizer(whole, with_arguments(optimizer, **{argument: 0.1}))
+
+
+def with_arguments(optimizer, **arguments):
+    return TrainConfig(phases=(PhaseConfig(optimizer=optimizer, optimizer_args=arguments),)).resolve_phases(())[0]

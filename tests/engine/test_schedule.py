@@ -80,13 +80,21 @@ def test_one_cycle_is_that_of_torch(warmup):
 @pytest.mark.parametrize("patience", [0, 2])
 def test_plateau_is_that_of_torch(patience):
     generator = np.random.default_rng(0)
-    values = (np.exp(-np.arange(40) / 6) + generator.normal(0, 0.05, 40)).round(3).tolist()
+    compare_plateaus(patience, (np.exp(-np.arange(40) / 6) + generator.normal(0, 0.05, 40)).round(3).tolist())
+
+
+@pytest.mark.parametrize("gain", [0.9e-4, 1.1e-4])
+def test_what_counts_as_an_improvement_is_that_of_torch(gain):
+    compare_plateaus(0, [0.5 * (1 - gain) ** epoch for epoch in range(12)] + [0.4] * 8)
+
+
+def compare_plateaus(patience, values):
     config = ScheduleConfig(kind="plateau", patience=patience, drop_factor=0.5, lowest=0.01)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = oracle.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, min_lr=0.01)
     expected, found = [], []
     for epoch, value in enumerate(values):
-        found.append(learning_rate_factor(epoch, Span(40), config, values[:epoch]))
+        found.append(learning_rate_factor(epoch, Span(len(values)), config, values[:epoch]))
         expected.append(optimizer.param_groups[0]["lr"])
         scheduler.step(value)
     assert found == pytest.approx(expected)

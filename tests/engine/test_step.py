@@ -102,6 +102,21 @@ def test_a_network_of_single_slices_is_trained_as_before_there_were_others(prepa
     assert same == dict.fromkeys(own, True)
 
 
+def test_the_labels_of_studies_are_mixed_by_the_share_of_their_pixels(prepared):
+    options = {**BLOCKS["attention"], "sampling": "studies", "batch_blocks": 4, "cutmix": CutMixConfig(probability=1)}
+    stepper = make_stepper(prepared, **options)
+    for step, numbers in enumerate(stepper.batches.numbers[:2]):
+        blocks = stack_blocks([stepper.dataset[0, int(number)] for number in numbers])
+        mix = draw_mix(len(numbers), 32, 32, stepper.config, make_generator(0, "cutmix", 0, 0, step))
+        is_real = stepper.dataset.plan(0).is_real[numbers, : blocks.images.shape[1]]
+        found = stepper._mix(blocks, (0, 0, step), is_real).study_labels
+        highest = torch.stack([labels[real].amax(0) for labels, real in zip(blocks.labels, is_real, strict=True)])
+        changed = (apply_mix(blocks.images, blocks.labels, mix)[0] != blocks.images).float().mean()
+        assert changed <= 1 - mix.share + 1e-6
+        torch.testing.assert_close(found, highest * mix.share + highest[mix.partners] * (1 - mix.share))
+        assert abs(mix.share - 0.5) > 0.05  # the two shares could be exchanged
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_the_loss_of_a_padded_batch_is_that_of_its_studies_read_alone(prepared, kind):
     options = {**EXACT, **BLOCKS[kind], "sampling": "studies", "batch_blocks": 4, "cutmix": CutMixConfig(probability=0)}
@@ -256,6 +271,35 @@ def test_frozen_stages_keep_their_weights_and_statistics_and_the_others_learn(pr
     for name in statistics:
         assert torch.equal(before[name], after[name]) == name.startswith(held), name
     assert "frozen: stem, stages.0 (0.0" in stepper.frozen.describe()
+
+
+def test_parts_frozen_by_name_keep_every_byte_and_the_others_learn(prepared):
+    parts = ("context", "backbone.head.fc.weight")
+    stepper = make_stepper(
+        prepared, phases=(PhaseConfig(frozen=parts),), learning_rate=0.01, sampling="studies", **BLOCKS["transformer"]
+    )
+    torch.nn.init.normal_(stepper._network.module.series.weight)  # starts at zero and would hold back the context
+    before = weights_of(stepper)
+    do_steps(stepper, 2)
+    after = weights_of(stepper)
+    held = {name for name in before if name.startswith("context.") or name == "backbone.head.fc.weight"}
+    assert held
+    for name, _ in stepper.trained.named_parameters():
+        assert torch.equal(before[name], after[name]) == (name in held), name
+    assert "frozen: context, backbone.head.fc.weight (0.0" in stepper.frozen.describe()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        ("gates", r'frozen names "gates"\. Expected parts with weights: backbone\.'),
+        ("backbone.heads", r'frozen names "backbone\.heads"\. .*backbone\.stages, .*backbone\.head'),
+        ("backbone", r"nothing is left to train with backbone frozen"),
+    ],
+)
+def test_frozen_parts_that_do_not_exist_or_are_everything_are_refused(prepared, frozen, message):
+    with pytest.raises(ConfigError, match=message):
+        make_stepper(prepared, phases=(PhaseConfig(frozen=(frozen,)),))
 
 
 def test_more_frozen_stages_than_there_are_is_refused_with_their_names(prepared):

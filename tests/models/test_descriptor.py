@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ichkit.core.errors import ConfigError
+from ichkit.core.train_config import PoolConfig
 from ichkit.models.descriptor import BACKBONES, build_network, find_backbone, set_prior_bias
 
 SHAPE = {"num_channels": 3, "num_classes": 6, "image_size": 64}
@@ -34,7 +35,7 @@ def test_every_row_of_backbones_keeps_its_contract(name):
     row = BACKBONES[name]
     # The meta device has shapes and no numbers: a large network costs nothing there.
     with torch.device("meta"):
-        network = build(name, image_size=224)
+        network = build(name, image_size=224, pool=PoolConfig(kind="mean" if row.sees_volumes else "none"))
         images = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
         logits, features = logits_of(network, images), features_of(network, images)
     assert row.name == name
@@ -116,7 +117,9 @@ def test_arguments_that_a_backbone_does_not_take_are_refused_in_one_message(name
 
 
 def test_an_unknown_backbone_gets_the_nearest_spelling():
-    with pytest.raises(ConfigError, match=r'unknown "resnet5O"\. Did you mean "resnet5\d"\? Choices: convnext_tiny'):
+    with pytest.raises(
+        ConfigError, match=r'unknown "resnet5O"\. Did you mean "resnet5\d"\? Choices: cnn2, cnn4, convnext_tiny'
+    ):
         find_backbone("resnet5O")
 
 

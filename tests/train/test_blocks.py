@@ -1,4 +1,4 @@
-"""Networks that read blocks: every row of contexts and pools keeps the promises of a network of single slices."""
+"""Every row of contexts, pools and samplings keeps the promises of training: no leak, and the same bytes resumed."""
 
 import json
 
@@ -12,6 +12,7 @@ from support.training import TABLES, StopAtLook, config, read_files
 from ichkit.core.errors import ArtifactError, ConfigError, Stopped
 from ichkit.core.progress import StopFlag
 from ichkit.engine.inference import load_predictor
+from ichkit.engine.sampling import CENTRES
 from ichkit.imaging.store import Prepared
 from ichkit.models.context import CONTEXTS
 from ichkit.models.pooling import POOLS
@@ -31,10 +32,13 @@ STUDIES = (
 )
 ROWS = {name: (f"train.context={name}", *STUDIES) for name in CONTEXTS if name != "none"}
 ROWS |= {name: (f"train.pool={name}", *STUDIES) for name in POOLS if name != "none"}
+# Networks of single slices under every sampling; `test_run` has blocks with uniform centres.
+ROWS |= {name: (f"train.centres={name}",) for name in CENTRES if name != "uniform"}
+ROWS |= {"slices": ("train.sampling=slices",), "studies": STUDIES}
 ROWS["blocks"] = ("train.context=conv", "train.context.width=16")
 ROWS["both"] = ("train.context=gru", "train.pool=attention", *STUDIES)
 # The others differ in the module alone, which `tests/models` looks at.
-FAST = ("transformer", "gru", "attention")
+FAST = ("transformer", "gru", "attention", "slices")
 EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ROWS]
 KEPT = ("model.safetensors", "stacks_oof.npy", *(f"{table}.parquet" for table in TABLES))
 
@@ -83,7 +87,8 @@ def test_a_fold_stopped_anywhere_ends_in_the_bytes_of_one_that_was_not(tmp_path,
     assert {file: ours[file] == theirs[file] for file in KEPT} == dict.fromkeys(KEPT, True)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "both")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
 def test_workers_make_the_same_batches(tmp_path, straight, name):
     work = make_pixel_work(tmp_path)
     train_fold(work, *ROWS[name], "train.workers=2")

@@ -17,6 +17,9 @@ from support.training import TINY, config, read_files
 
 from ichkit.core.errors import ConfigError
 from ichkit.engine.ranks import Ranks
+from ichkit.engine.sampling import CENTRES
+from ichkit.models.context import CONTEXTS
+from ichkit.models.pooling import POOLS
 from ichkit.stages.train import run as train
 from ichkit.work.artifacts import read_manifest
 from ichkit.work.places import partial_of
@@ -67,10 +70,14 @@ def train_alone_and_together(tmp_path, changes):
 
 STUDIES = ("train.sampling=studies", "train.context.width=16", "train.context.dropout=0")
 READERS = {
-    "slices": (),
-    "transformer": ("train.context=transformer", *STUDIES),
-    "gru and attention": ("train.context=gru", "train.pool=attention", *STUDIES),
+    "blocks": (),
+    "slices": ("train.sampling=slices",),
+    "studies": ("train.sampling=studies",),
     "conv on blocks": ("train.context=conv", "train.context.width=16", "train.context.dropout=0"),
+    "gru and attention": ("train.context=gru", "train.pool=attention", *STUDIES),
+    **{f"{name} centres": (f"train.centres={name}",) for name in CENTRES if name != "uniform"},
+    **{name: (f"train.context={name}", *STUDIES) for name in CONTEXTS if name not in ("none", "gru")},
+    **{name: (f"train.pool={name}", *STUDIES) for name in POOLS if name not in ("none", "attention")},
 }
 
 

@@ -190,3 +190,22 @@ def test_an_unknown_class_and_a_part_without_labels_are_refused(work, tmp_path):
     rewrite_slices(other, slices)
     with pytest.raises(FoldError, match="no slice with a known label of epidural, .* where any is present"):
         do(train, config(*WHICH), other, run_name="wrong", folds=[0])
+
+
+def test_an_earlier_phase_may_learn_a_class_that_the_run_does_not_predict(work, tmp_path):
+    phases = "train.phases=[{classes: [subdural], epochs: 1, batch_blocks: 1}, {epochs: 1}]"
+    files = train_run(work, "by-way", *WHETHER, phases)
+    table = read_table(work.fold("by-way", 0) / "oof.parquet")
+    assert table.p_any.notna().all()
+    assert table.p_subdural.isna().all()
+    # The canary sings: labels of the class of the first phase count, of the training part alone.
+    other = make_pixel_work(tmp_path)
+    slices = read_table(other.prepared / "slices.parquet")
+    rows = ((slices.split == "train") & (slices.fold == 0)).to_numpy(bool)
+    slices.loc[rows, "subdural"] = 1 - slices.loc[rows, "subdural"]
+    rewrite_slices(other, slices)
+    assert train_run(other, "held", *WHETHER, phases)["model.safetensors"] == files["model.safetensors"]
+    rows = ((slices.split == "train") & (slices.fold != 0)).to_numpy(bool)
+    slices.loc[rows, "subdural"] = 1 - slices.loc[rows, "subdural"]
+    rewrite_slices(other, slices)
+    assert train_run(other, "sung", *WHETHER, phases)["model.safetensors"] != files["model.safetensors"]

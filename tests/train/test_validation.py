@@ -27,12 +27,13 @@ from ichkit.stages.train.fold import do_fold
 from ichkit.stages.train.fold_inputs import FoldTask, Parts
 from ichkit.validation.metrics import roc_auc, weighted_log_loss
 from ichkit.work.artifacts import read_manifest, read_table
+from ichkit.work.folder import THRESHOLDS_NAME
 
 SAME = ("model.safetensors", "oof.parquet", "test.parquet", "cq500.parquet", "stacks_oof.npy")
 CURVE = "heldout_curve_for_display_only.csv"
 SHARE = "train.validation.share=0.25"
 # A rate at which the loss goes up and down, so that the best epoch is not the last.
-BEST = (SHARE, "train.validation.keep=best", "train.epochs=5", "train.learning_rate=0.01", "train.schedule=constant")
+BEST = (SHARE, "train.validation.keep=best", "train.epochs=8", "train.learning_rate=0.01", "train.schedule=constant")
 PATIENT = (*BEST, "train.validation.patience=1", "train.epochs=9")
 
 
@@ -129,7 +130,7 @@ def test_labels_per_study_that_a_pool_learns_are_scored_as_such(tmp_path, monkey
 def test_the_best_epoch_is_kept_and_it_is_not_the_last_one(work):
     history, manifest = history_of(work, "best"), read_manifest(work.fold("best", 0))
     best = int(history.validation_weighted_log_loss.idxmin())
-    assert manifest.facts["kept_epoch"] == history.epoch[best] < 5
+    assert manifest.facts["kept_epoch"] == history.epoch[best] < 8
     assert manifest.facts["num_validation_slices"] == len(parts_of(work, SHARE).validation)
     last = train_fold(work, *BEST, "train.validation.keep=last", run="last")
     assert last["model.safetensors"] != (work.fold("best", 0) / "model.safetensors").read_bytes()
@@ -299,3 +300,47 @@ def test_one_class_of_patients_is_enough_for_validation(tmp_path):
     train_fold(work, *BEST, "train.epochs=1", "train.validation.metric=mean_auc")
     assert history_of(work).validation_mean_auc.isna().all()
     assert read_manifest(work.fold("run", 0)).facts["kept_epoch"] == 1
+
+
+def test_thresholds_are_the_best_of_the_validation_studies_for_each_class(work):
+    predictor, parts = load_predictor(work.fold("best", 0), "cpu"), parts_of(work, SHARE)
+    prepared, found, labels = Prepared.open(work.prepared, TASK), [], []
+    for relative, own in parts.validation.groupby("volume", sort=False):
+        found.append(predictor.predict_volume(prepared.read_volume(relative))[own.slice_index].max(0))
+        labels.append(own[list(TASK.classes)].to_numpy(np.float64).max(0))
+    found, labels = np.array(found, np.float64), np.array(labels)
+    table = pd.read_csv(work.fold("best", 0) / THRESHOLDS_NAME)
+    assert table["class"].tolist() == list(TASK.classes)
+    assert table.n.tolist() == [len(found)] * len(TASK.classes)
+    for c, threshold in enumerate(table.threshold):
+        is_positive = labels[:, c] == 1
+        if is_positive.all() or not is_positive.any():
+            assert np.isnan(threshold)
+            continue
+
+        def youden(at, c=c, is_positive=is_positive):
+            is_yes = found[:, c] >= at - 1e-6  # in other batches a processor may round otherwise
+            return is_yes[is_positive].mean() - is_yes[~is_positive].mean()
+
+        assert youden(threshold) == pytest.approx(max(youden(at) for at in found[:, c]))
+    assert table.threshold.notna().any()
+
+
+def test_no_label_of_the_held_out_fold_has_a_part_in_a_threshold(work, tmp_path):
+    """A canary: it sings where a label of a validation patient is turned instead."""
+    before = (work.fold("best", 0) / THRESHOLDS_NAME).read_bytes()
+    other = make_work(tmp_path)
+    flip_labels(other, 0)
+    assert train_fold(other, *BEST, run="held")[THRESHOLDS_NAME] == before
+    slices = read_table(other.prepared / "slices.parquet")
+    rows = slices.slice_id.isin(parts_of(work, SHARE).validation.slice_id).to_numpy(bool)
+    slices.loc[rows, list(TASK.classes)] = 1 - slices.loc[rows, list(TASK.classes)]
+    rewrite_slices(other, slices)
+    assert train_fold(other, *BEST, run="sung")[THRESHOLDS_NAME] != before
+
+
+def test_thresholds_stay_when_a_finished_fold_predicts_again_and_without_validation_there_are_none(work):
+    assert THRESHOLDS_NAME not in train_fold(work, "train.epochs=1", run="whole")
+    before = (work.fold("best", 0) / THRESHOLDS_NAME).read_bytes()
+    train_fold(work, *BEST, "train.embeddings=true", run="best")
+    assert (work.fold("best", 0) / THRESHOLDS_NAME).read_bytes() == before

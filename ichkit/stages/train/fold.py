@@ -1,7 +1,6 @@
 """Trains one fold of a run and writes its predictions."""
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,29 +17,43 @@ from ichkit.stacking.neighbours import neighbour_stacks
 from ichkit.stages.train.fold_inputs import (
     KEPT_EPOCH,
     STARTED_NAME,
+    TRAIN_ROWS,
     TRANSDUCTIVE,
     FoldState,
     FoldTask,
+    Identity,
     Parts,
     find_scope,
     find_state,
+    find_training_scope,
     has_embeddings,
     identify,
     slice_head_name,
 )
+from ichkit.tracking.session import Session, describe
+from ichkit.validation.inner_thresholds import choose_inner_thresholds
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.validation.scope import label_array
 from ichkit.work.artifacts import (
     ArtifactWriter,
     Manifest,
+    digest_of,
     encode_json,
     encode_table,
     read_bytes,
     read_manifest,
     write_bytes_atomically,
 )
-from ichkit.work.folder import CARD_NAME, HELDOUT_CURVE_NAME, STEP_LOG_NAME, WEIGHTS_NAME, pooled_name
+from ichkit.work.folder import (
+    CARD_NAME,
+    HELDOUT_CURVE_NAME,
+    STEP_LOG_NAME,
+    THRESHOLDS_NAME,
+    WEIGHTS_NAME,
+    pooled_name,
+)
 from ichkit.work.locks import holding
+from ichkit.work.patients import PATIENTS_NAME, encode_patients
 from ichkit.work.schemas import make_predictions
 
 if TYPE_CHECKING:
@@ -67,7 +80,8 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
     began = time.monotonic()
     prepared = task.open_prepared()
     scope = find_scope(task.config)
-    identity, parts = identify(task.config, prepared, task.work, task.fold), Parts.of(prepared, task.fold, scope)
+    identity = identify(task.config, prepared, task.work, task.fold)
+    parts = Parts.of(prepared, task.fold, find_training_scope(task.config))
     if ranks.is_main:
         state = find_state(task.config, prepared, task.work, task.run, task.fold)
         trains = state is FoldState.TRAIN
@@ -83,12 +97,15 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         embeds = task.config.train.embeddings or (not trains and has_embeddings(task.folder))
         if trains:
             write_bytes_atomically(writer.folder / STARTED_NAME, encode_json(vars(identity)))
-            trained = train_network(task, prepared, identity, parts, ranks, stop)
+            with _open_session(task, identity) as session:
+                trained = train_network(task, prepared, identity, parts, ranks, stop, session)
+                session.finish()
             _write_training(writer, task, trained, prepared)
             facts = trained.facts
         else:
             facts = _keep_weights(task, writer)
-        device = _predict_parts(writer, task, prepared, parts, stop, embeds=embeds)
+        validation = parts.hold_validation(task.config, task.fold).validation if trains else None
+        device, pace = _predict_parts(writer, task, prepared, parts, stop, embeds=embeds, validation=validation)
     data = prepared.manifest.facts["data"]
     facts = {
         **facts,
@@ -97,30 +114,59 @@ def do_fold(task: FoldTask, stop: StopFlag) -> Manifest | None:
         "data": mark_transductive(data) if facts.get(TRANSDUCTIVE) else data,
         "task": task.config.task,
         **scope.facts(),
+        TRAIN_ROWS: identity.train_rows,
         "num_slices": len(parts.heldout),
         "device": device,
         "threads": threads,
+        "seconds_per_study": pace,
         "seconds": round(time.monotonic() - began, 1),
     }
     return writer.commit(settings=identity.settings, inputs=identity.inputs, facts=facts)
 
 
+def _open_session(task: FoldTask, identity: Identity) -> Session:
+    """The experiment of a fold in every logger of the config."""
+    config = task.config
+    used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
+    used |= {"prepare": config.prepare.settings(), "train": config.train.settings()}
+    digest = digest_of([identity.settings, identity.inputs])
+    name, is_new = f"{task.run}/fold{task.fold}", not task.checkpoint.exists()
+    return Session(config.tracking, task.work, name, digest, describe(used), restarts=is_new)
+
+
 def _predict_parts(
-    writer: ArtifactWriter, task: FoldTask, prepared: Prepared, parts: Parts, stop: StopFlag, *, embeds: bool
-) -> str:
-    """Writes the predictions of every part by the weights in the writer's folder; returns the device used."""
+    writer: ArtifactWriter,
+    task: FoldTask,
+    prepared: Prepared,
+    parts: Parts,
+    stop: StopFlag,
+    *,
+    embeds: bool,
+    validation: pd.DataFrame | None,
+) -> tuple[str, float | None]:
+    """Writes the predictions of every part by the weights in the writer's folder.
+
+    Returns:
+        The device used, and seconds to read and predict a study; None if there is none.
+
+    Thresholds are chosen on the validation patients of the training part, if there are any.
+    """
     from ichkit.engine.devices import memory_advice
     from ichkit.engine.inference import read_predictor
 
     predictor = read_predictor(writer.folder, task.device_name)
-    num_studies = sum(slices.volume.nunique() for slices in parts.predicted.values())
+    read_parts = [*parts.predicted.values(), *([] if validation is None else [validation])]
+    num_studies = sum(slices.volume.nunique() for slices in read_parts)
+    seconds, num_read = 0.0, 0
     keeps_slice_head = task.config.train.keep_slice_head and predictor.network.context is not None
     advice = f"Use smaller batches: --set train.predict_batch={max(predictor.card.batch_size // 4, 1)}."
     with memory_advice(advice), Meter(f"fold {task.fold}: predicting", num_studies, "studies") as meter:
         for name, slices in parts.predicted.items():
+            began = time.monotonic()
             read = _predict_slices(
                 predictor, prepared, slices, meter, stop, embeds=embeds, keeps_slice_head=keeps_slice_head
             )
+            seconds, num_read = seconds + time.monotonic() - began, num_read + slices.study_id.nunique()
             if embeds:
                 writer.write_array(embeddings_name(name), read.features)
             fold = None if name == "oof" else task.fold
@@ -134,16 +180,23 @@ def _predict_parts(
             if name == "oof":
                 _write_stacks(writer, table, prepared)
                 _log_score(task, table, slices, prepared)
-    return str(predictor.device)
+        if validation is not None:
+            read = _predict_slices(predictor, prepared, validation, meter, stop, embeds=False, keeps_slice_head=False)
+            chosen = choose_inner_thresholds(validation, read.probabilities, prepared.task)
+            writer.write_bytes(THRESHOLDS_NAME, encode_table(chosen, ".csv"))
+    return str(predictor.device), round(seconds / num_read, 5) if num_read else None
 
 
 def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", prepared: Prepared) -> None:
     """Writes weights, model card, config, history and step log into the unfinished folder."""
     from ichkit.engine.inference import encode_weights
+    from ichkit.stages.train.other_data import earlier_patients
 
     config = task.config
+    if earlier := earlier_patients(task):
+        writer.write_bytes(PATIENTS_NAME, encode_patients(earlier))
     writer.write_bytes(WEIGHTS_NAME, encode_weights(trained.network))
-    writer.write_json(CARD_NAME, asdict(trained.card))
+    writer.write_json(CARD_NAME, trained.card.to_json())
     used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
     used |= {"prepare": _stored(prepared), "train": config.train.settings()}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())

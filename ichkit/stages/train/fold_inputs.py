@@ -1,5 +1,6 @@
 """One fold of a run: its paths, its inputs, and whether it is up to date with them."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +25,12 @@ from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
 from ichkit.work.places import partial_of
 
 STARTED_NAME, CHECKPOINT_NAME = "started.json", "last.ckpt"
-RUN_PREFIX = "run:"
-KEPT_EPOCH, TRANSDUCTIVE = "kept_epoch", "transductive"
+RUN_PREFIX, MODEL_PREFIX = "run:", "model:"
+KEPT_EPOCH, TRANSDUCTIVE, TRAIN_ROWS = "kept_epoch", "transductive", "train_rows"
 
 # The inputs of a network without labels; the volume's name is a digest of its content.
 _TRAINED_ON = ("train_slices", "train_positions", "pseudo_labelled")
+_OF_STORE = ("size", "hull_hu", "steps", "parts", "sequences")
 _SEEN = ["slice_id", "study_id", "slice_index", "volume"]
 
 
@@ -88,10 +90,16 @@ class FoldTask:
 
 @dataclass(frozen=True)
 class Identity:
-    """Settings and input digests that identify a fold."""
+    """Settings and input digests that identify a fold.
+
+    Attributes:
+        train_rows: digest of the slices of the training part without their labels, which is the same for runs of other
+            classes.
+    """
 
     settings: dict[str, Any]
     inputs: dict[str, str]
+    train_rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,18 @@ def find_scope(config: Config) -> Scope:
     return Scope.of(find_task(config.task), config.train.classes, config.train.given)
 
 
+def find_training_scope(config: Config) -> Scope:
+    """The labels that a run with this config trains on: those that it predicts, and those of its earlier phases.
+
+    Raises:
+        ConfigError: a class is not of the task.
+    """
+    task, own = find_task(config.task), find_scope(config)
+    phases = config.train.resolve_phases(own.classes, task.classes)
+    classes = {*own.classes, *(name for phase in phases for name in phase.classes)}
+    return Scope.of(task, tuple(classes), config.train.given)
+
+
 def count_labelled(slices: pd.DataFrame, classes: Sequence[str]) -> tuple[int, int]:
     """Slices with a known label of these classes, and studies with such a slice."""
     labelled = slices[slices[list(classes)].notna().any(axis=1)]
@@ -173,7 +193,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
 
     Labels of the held-out fold are not included: no result of training may depend on them.
     """
-    parts, classes = Parts.of(prepared, fold, find_scope(config)), list(prepared.task.classes)
+    parts, classes = Parts.of(prepared, fold, find_training_scope(config)), list(prepared.task.classes)
     train = config.train.settings()
     train["pretrained"] = name_weights(train["pretrained"], work, fold)
     for phase in train["phases"]:
@@ -197,7 +217,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
             "seed": config.seed,
             "channels": config.channels.settings(),
             "train": train,
-            "prepare": {name: stored[name] for name in ("size", "hull_hu", "steps", "parts") if name in stored},
+            "prepare": {name: stored[name] for name in _OF_STORE if name in stored},
         },
         inputs={
             "train_slices": digest_table(parts.train[[*_SEEN, *classes]]),
@@ -207,6 +227,7 @@ def identify(config: Config, prepared: Prepared, work: WorkFolder, fold: int) ->
             **positions,
             **pseudo,
         },
+        train_rows=digest_table(parts.train[_SEEN]),
     )
 
 
@@ -215,6 +236,13 @@ def name_weights(weights: str, work: WorkFolder, fold: int) -> str:
     if weights.startswith(RUN_PREFIX):
         path = work.fold(weights.removeprefix(RUN_PREFIX), fold) / WEIGHTS_NAME
         return f"{weights} {digest_file(path)[:16]}" if path.is_file() else weights
+    if weights.startswith(MODEL_PREFIX):
+        folder = Path(weights.removeprefix(MODEL_PREFIX))
+        if not has_artifact(folder):
+            return weights
+        files = read_manifest(folder).files
+        networks = [files[name].sha256 for name in sorted(files) if name.endswith(WEIGHTS_NAME)]
+        return f"{MODEL_PREFIX} {hashlib.sha256(' '.join(networks).encode()).hexdigest()[:16]}"
     return f"file {digest_file(Path(weights))[:16]}" if Path(weights).is_file() else weights
 
 

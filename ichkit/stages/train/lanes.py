@@ -45,6 +45,13 @@ def assign_lanes(tasks: list[FoldTask], settings: TrainConfig) -> list[list[Fold
     return [[task] for task in tasks] if num_lanes > 1 else [tasks]
 
 
+def count_parallel(lanes: list[list[FoldTask]], settings: TrainConfig) -> int:
+    """How many of the lanes run at the same time on this machine."""
+    if lanes[0][0].gpu is not None:
+        return len(lanes)
+    return max(1, min(len(lanes), count_cores() // (settings.threads or 1)))
+
+
 def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:
     """Processes the folds one after another in this process, or in parallel in workers.
 
@@ -60,11 +67,7 @@ def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:
                 stop.check("finished folds are kept")
                 do_fold(task, stop)
             return
-        workers = None
-        if lanes[0][0].gpu is not None:
-            workers = len(lanes)
-        elif settings.backend == "processes":
-            workers = max(1, min(len(lanes), count_cores() // (settings.threads or 1)))
+        workers = None if settings.backend == "ray" else count_parallel(lanes, settings)
         logger.info("training %d folds, %s in parallel", len(tasks), workers or "as many as the cluster allows")
         # In the folder of the run, where workers on other machines see it too.
         with relay_stop(stop, tasks[0].folder.parent) as path:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,19 +23,27 @@ from ichkit.engine.devices import count_loader_workers, make_fabric, memory_advi
 from ichkit.engine.evaluation import Evaluator
 from ichkit.engine.inference import ModelCard, encode_weights
 from ichkit.engine.length import adapt_to_length
-from ichkit.engine.loop import Progress, TrainingLoop
+from ichkit.engine.loop import Listener, Progress, TrainingLoop
 from ichkit.engine.parallel import SHARED_MEMORY
 from ichkit.engine.phases import Phase, list_phases
 from ichkit.engine.ranks import Ranks
+from ichkit.engine.restoring import (
+    RestoringDataset,
+    RestoringNetwork,
+    RestoringStepper,
+    index_without_labels,
+    restoration_loss,
+)
 from ichkit.engine.sampling import SliceIndex
 from ichkit.engine.step import NonFiniteLossError
 from ichkit.imaging.store import Prepared
-from ichkit.imaging.windows import make_rendering
+from ichkit.imaging.windows import Rendering, make_rendering
 from ichkit.models.descriptor import BEYOND_SLICES, DescriptorNetwork, set_prior_bias
 from ichkit.models.losses import make_loss
 from ichkit.stacking.embeddings import INITIAL_WEIGHTS
 from ichkit.stages.train.fold_inputs import (
     KEPT_EPOCH,
+    MODEL_PREFIX,
     RUN_PREFIX,
     TRANSDUCTIVE,
     FoldTask,
@@ -45,11 +53,15 @@ from ichkit.stages.train.fold_inputs import (
     describe_validation,
     find_scope,
 )
+from ichkit.stages.train.other_data import read_other_model
 from ichkit.stages.train.pseudo_labels import add_pseudo_labels, learns_from_predictions, refuse_other_folds
 from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
-KEEP = "keep"
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+KEEP, RESTORE = "keep", "restore"
 _BATCHES_AHEAD = 2  # prefetched by each worker, the default of torch
 _SHOWN_IDS = 5
 
@@ -74,9 +86,18 @@ class Trained:
 
 
 def train_network(
-    task: FoldTask, prepared: Prepared, identity: Identity, parts: Parts, ranks: Ranks, stop: StopFlag
+    task: FoldTask,
+    prepared: Prepared,
+    identity: Identity,
+    parts: Parts,
+    ranks: Ranks,
+    stop: StopFlag,
+    listener: Listener | None = None,
 ) -> Trained:
     """Trains the network of a fold through all phases, resuming at the phase and step of its checkpoint.
+
+    Args:
+        listener: gets every logged row, in the main process.
 
     Raises:
         Stopped: a stop was requested; the checkpoint holds the step reached.
@@ -96,70 +117,41 @@ def train_network(
         raise _nothing_labelled(task, run_classes)
     adapted = adapt_to_length(config.train, num_labelled, num_studies, ranks.world)
     settings = adapted.config
-    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), prepared.steps, prepared.parts)
+    made = (prepared.steps, prepared.parts, prepared.sequences)
+    card = ModelCard.of(config, stored["size"], tuple(stored["hull_hu"]), *made)
     fabric = make_fabric(settings, ranks, task.gpu)
     num_workers = count_loader_workers(settings, fabric.device)
     reader = VolumeReader(prepared.folder, num_sharing=max(num_workers, 1))
-    rendering = make_rendering(config.channels)
+    fold = _Fold(task, prepared, parts, settings, card, fabric, reader, make_rendering(config.channels), listener)
     first = load_checkpoint(task.checkpoint)["progress"]["phase"] if task.checkpoint.exists() else 0
     network: nn.Module | None = None  # as the last phase left it
     progress = Progress()
     initial = ""
-    phases = list_phases(settings, run_classes)
+    phases = list_phases(settings, run_classes, prepared.task.classes)
     # Read before the first phase, so that a teacher that does not fit is refused at once.
     taught = [add_pseudo_labels(task, identity, prepared, parts, phase.config, phase.number) for phase in phases]
     for phase, slices in zip(phases, taught, strict=True):
-        classes = phase.config.classes
         if 0 < phase.number < first:
             continue
-        started = _begin_network(task, identity, card, phase, len(classes), network)
+        started = _begin_network(task, prepared, identity, card, phase, len(phase.config.classes), network)
         network, initial = started, initial or _name_start(task, phase, started)
         if phase.number < first:
             continue
-        index = SliceIndex.of(slices, classes)
-        if np.isnan(index.labels).all():
-            raise _nothing_labelled(task, classes)
-        prevalence = find_prevalence(index.labels)
-        chosen = [prepared.task.classes.index(name) for name in classes]
-        weights = prepared.task.weight_array()[chosen]
-        dataset = BlockDataset(index, reader, rendering, settings, config.seed, task.fold)
-        if settings.label_prior_bias and phase.number == 0:
-            set_prior_bias(started, prevalence)
-        loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
-        learns_studies = settings.pool.kind != NONE and has_study_labels(prepared)
-        heads = _weigh_heads(settings, learns_studies=learns_studies)
         with memory_advice(_save_memory(settings)):
-            evaluator = partial(
-                Evaluator,
-                reader=reader,
-                card=card,
-                classes=classes,
-                weights=weights / weights.sum(),
-                loss_function=loss,
-                scores_studies=learns_studies,
-            )
-            loop = TrainingLoop(
-                fabric,
-                started,
-                dataset,
-                loss,
-                phase,
-                task.checkpoint,
-                heads=heads,
-                earlier=progress,
-                validation=None if parts.validation is None else evaluator(parts.validation),
-                curve=evaluator(parts.heldout) if settings.curve == "heldout" and len(parts.heldout) else None,
-                shows_meter=task.shows_meter,
-            )
+            restores = phase.config.kind == RESTORE
+            loop = fold.restore(started, phase, progress) if restores else fold.learn(started, slices, phase, progress)
             if phase.number == first:
                 _announce(task, parts, started, phase.config.weights)
-                _warn_of_shared_memory(settings, num_workers, rendering.num_channels)
+                _warn_of_shared_memory(settings, num_workers, fold.rendering.num_channels)
             name = _name_phase(phase, run_classes)
             logger.info("fold %d: %s%s%s", task.fold, name, loop.describe(), adapted.describe())
             try:
                 network = loop.run(stop)
             except NonFiniteLossError as error:
                 raise _explain(error, task, slices) from error
+        if restores:  # the decoder is left behind
+            started.backbone.load_state_dict(network.get_submodule("backbone").state_dict())
+            network = started
         progress = loop.progress
     assert network is not None  # there is at least one phase
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -175,6 +167,92 @@ def train_network(
         INITIAL_WEIGHTS: initial,
     }
     return Trained(network, card, progress.history, progress.display, facts)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What the phases of a fold share.
+
+    Attributes:
+        parts: after the validation patients were taken out.
+        settings: adapted to the length of the run.
+    """
+
+    task: FoldTask
+    prepared: Prepared
+    parts: Parts
+    settings: TrainConfig
+    card: ModelCard
+    fabric: "Fabric"
+    reader: VolumeReader
+    rendering: Rendering
+    listener: Listener | None
+
+    def restore(self, started: DescriptorNetwork, phase: Phase, earlier: Progress) -> TrainingLoop:
+        """The loop of a phase that learns to restore distorted studies of the training part.
+
+        Raises:
+            ConfigError: the backbone does not see volumes.
+        """
+        dataset = self._make_dataset(RestoringDataset, index_without_labels(self.parts.train), phase)
+        return TrainingLoop(
+            self.fabric,
+            RestoringNetwork(started),
+            dataset,
+            restoration_loss,
+            phase,
+            self.task.checkpoint,
+            earlier=earlier,
+            shows_meter=self.task.shows_meter,
+            listener=self.listener,
+            stepper_type=RestoringStepper,
+        )
+
+    def learn(self, started: DescriptorNetwork, slices: pd.DataFrame, phase: Phase, earlier: Progress) -> TrainingLoop:
+        """The loop of a phase that learns the labels of some slices.
+
+        Raises:
+            FoldError: no label is known.
+            ConfigError: the loss or a part of the network cannot be used as configured.
+        """
+        settings, task, classes = self.settings, self.prepared.task, phase.config.classes
+        index = SliceIndex.of(slices, classes)
+        if np.isnan(index.labels).all():
+            raise _nothing_labelled(self.task, classes)
+        prevalence = find_prevalence(index.labels)
+        weights = task.weight_array()[[task.classes.index(name) for name in classes]]
+        if settings.label_prior_bias and phase.number == 0:
+            set_prior_bias(started, prevalence)
+        loss = make_loss(settings.loss, weights / weights.sum(), prevalence)
+        learns_studies = settings.pool.kind != NONE and has_study_labels(self.prepared)
+        evaluator = partial(
+            Evaluator,
+            reader=self.reader,
+            card=self.card,
+            classes=classes,
+            weights=weights / weights.sum(),
+            loss_function=loss,
+            scores_studies=learns_studies,
+        )
+        validation, heldout = self.parts.validation, self.parts.heldout
+        return TrainingLoop(
+            self.fabric,
+            started,
+            self._make_dataset(BlockDataset, index, phase),
+            loss,
+            phase,
+            self.task.checkpoint,
+            heads=_weigh_heads(settings, learns_studies=learns_studies),
+            earlier=earlier,
+            validation=None if validation is None else evaluator(validation),
+            curve=evaluator(heldout) if settings.curve == "heldout" and len(heldout) else None,
+            shows_meter=self.task.shows_meter,
+            listener=self.listener,
+        )
+
+    def _make_dataset(self, kind: type[BlockDataset], index: SliceIndex, phase: Phase) -> BlockDataset:
+        settings = self.settings.model_copy(update={"batch_blocks": phase.config.batch_blocks})
+        return kind(index, self.reader, self.rendering, settings, self.task.config.seed, self.task.fold)
 
 
 def find_prevalence(labels: np.ndarray) -> np.ndarray:
@@ -199,7 +277,8 @@ def _nothing_labelled(task: FoldTask, classes: Sequence[str]) -> FoldError:
 
 def has_study_labels(prepared: Prepared) -> bool:
     """Whether the labels of the slices are copies of one row per study."""
-    return bool(prepared.manifest.facts.get("folder", {}).get("labels") == "study")
+    facts, datasets = prepared.manifest.facts, prepared.split("train").dataset.unique()
+    return any(facts.get(str(name), {}).get("labels") == "study" for name in datasets)
 
 
 def _weigh_heads(settings: TrainConfig, *, learns_studies: bool) -> HeadsConfig:
@@ -212,6 +291,7 @@ def _weigh_heads(settings: TrainConfig, *, learns_studies: bool) -> HeadsConfig:
 
 def _begin_network(
     task: FoldTask,
+    prepared: Prepared,
     identity: Identity,
     card: ModelCard,
     phase: Phase,
@@ -225,9 +305,11 @@ def _begin_network(
     build = partial(
         card.build, drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, num_classes=num_classes
     )
-    if weights != KEEP and not weights.startswith(RUN_PREFIX):
+    if weights != KEEP and not weights.startswith((RUN_PREFIX, MODEL_PREFIX)):
         return build(pretrained=weights)
     network = build()
+    if weights.startswith(MODEL_PREFIX):
+        _copy_weights(read_other_model(weights, prepared), network, weights)
     if weights.startswith(RUN_PREFIX):
         _copy_weights(_read_run(task, identity, weights.removeprefix(RUN_PREFIX)), network, weights)
     elif before is not None:
@@ -302,6 +384,8 @@ def _name_phase(phase: Phase, known: tuple[str, ...]) -> str:
     """Number and classes of a phase; empty if there is only one."""
     if phase.num_phases == 1:
         return ""
+    if phase.config.kind == RESTORE:
+        return f"phase {phase.number + 1} of {phase.num_phases}, restoring distorted studies: "
     learns = "every class" if phase.config.classes == known else ", ".join(phase.config.classes)
     return f"phase {phase.number + 1} of {phase.num_phases}, learning {learns}: "
 

@@ -1,27 +1,20 @@
 """The plan of `train`: which folds to train or to predict again, and the disk and time needed."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError, FoldError
-from ichkit.core.progress import logger
+from ichkit.core.progress import format_seconds, logger
 from ichkit.core.roles import title_of
-from ichkit.core.rows import find_row
 from ichkit.core.tasks import find_task
-from ichkit.core.train_config import TrainConfig
 from ichkit.engine.phases import list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
-from ichkit.imaging.views import TTA_SETS
-from ichkit.imaging.windows import make_rendering
-from ichkit.show.plan import NOT_KNOWN, Forecast, Plan
+from ichkit.show.plan import Forecast, Plan
+from ichkit.stages.train.estimate import seconds_by_history, seconds_by_trial
 from ichkit.stages.train.fold import STACK_WINDOW
 from ichkit.stages.train.fold_inputs import (
     FoldState,
@@ -31,23 +24,17 @@ from ichkit.stages.train.fold_inputs import (
     describe_validation,
     find_scope,
     find_state,
-    identify,
-    with_defaults,
+    find_training_scope,
 )
 from ichkit.stages.train.pseudo_labels import count_pseudo_slices
+from ichkit.stages.train.time_limit import Fit, adopt_epochs, fit_to_limit
+from ichkit.tracking.loggers import check_loggers
 from ichkit.validation.folds import check_folds
-from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
-from ichkit.work.inventory import take_inventory
-
-if TYPE_CHECKING:
-    from ichkit.engine.step_cost import StepCost
-    from ichkit.models.descriptor import DescriptorNetwork
 
 _BYTES_PER_NUMBER = 4
 _ANY_HULL = (-800, 2000)  # the range of the store changes neither time nor memory
 _LONGEST_STUDY = 60  # of RSNA 2019
-_FORWARD_SHARE = 1 / 3  # a backward pass takes about twice as long as the forward pass
 
 
 @dataclass(frozen=True)
@@ -59,12 +46,14 @@ class TrainOptions:
         folds: None for every fold of `folds.csv`.
         fresh: discard the folds and train them again.
         embeddings: save penultimate-layer embeddings, like `train.embeddings`.
+        time_limit: hours; as many epochs and folds are trained as are expected to fit. None for all.
     """
 
     run_name: str
     folds: Sequence[int] | None = None
     fresh: bool = False
     embeddings: bool = False
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +65,7 @@ class TrainPlan(Plan):
         folds: the requested folds, ascending.
         tasks: those with something to do.
         ranks: the rank of this process under `torchrun`.
+        fit: the choice for a time limit; None without one, or if nothing is left to do.
     """
 
     config: Config
@@ -85,6 +75,7 @@ class TrainPlan(Plan):
     folds: tuple[int, ...]
     tasks: tuple[FoldTask, ...]
     ranks: Ranks
+    fit: Fit | None = None
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -107,24 +98,32 @@ class TrainPlan(Plan):
 
         config, settings, stored = self.config, self.config.train, self.prepared.manifest.settings
         network = ModelCard.of(
-            config, stored["size"], tuple(stored["hull_hu"]), self.prepared.steps, self.prepared.parts
+            config,
+            stored["size"],
+            tuple(stored["hull_hu"]),
+            self.prepared.steps,
+            self.prepared.parts,
+            self.prepared.sequences,
         ).build()
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
-        steps = [f"{settings.backbone}, {num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"]
+        steps = [] if self.fit is None else [self.fit.text]
+        steps += [f"{settings.backbone}, {num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"]
         copies = 4 + (settings.ema_decay is not None)  # weights, gradients, two moments, EMA weights
         num_numbers, trained, num_predicted, memory = 0, [], 0, None
         for task in self.tasks:
-            parts = Parts.of(self.prepared, task.fold, find_scope(config)).hold_validation(config, task.fold)
+            parts = Parts.of(self.prepared, task.fold, find_training_scope(config)).hold_validation(config, task.fold)
             steps.append(_describe_fold(task, parts, is_removed=self.options.fresh))
             num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
             num_numbers += copies * num_parameters + num_rows * self.prepared.task.num_classes
             num_predicted += sum(map(len, parts.predicted.values()))
             trained += [len(parts.train)] if task.trains else []
-        seconds, basis = _seconds_by_history(config, self.work, self.prepared, sum(trained))
+        seconds, basis = seconds_by_history(config, self.work, self.prepared, sum(trained))
         if seconds is None and trained:
             longest = int(self.prepared.split("train").groupby("study_id").size().max())
-            seconds, activations, basis = _seconds_by_trial(config, network, longest, trained, num_predicted)
+            seconds, activations, basis = seconds_by_trial(config, network, longest, trained, num_predicted)
             memory = activations + _BYTES_PER_NUMBER * copies * num_parameters
+        if self.fit is not None:
+            seconds, basis = self.fit.seconds, self.fit.basis
         return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis, memory)
 
 
@@ -136,6 +135,7 @@ class ForeseenTraining(Plan):
         run_name: the run, every fold.
         num_labelled: image files of the training data; all are counted as labelled slices.
         num_external: image files of the external sets.
+        time_limit: hours, as in `TrainOptions`; what fits is chosen once the store is there.
     """
 
     config: Config
@@ -143,6 +143,7 @@ class ForeseenTraining(Plan):
     run_name: str
     num_labelled: int
     num_external: int
+    time_limit: float | None = None
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -163,11 +164,14 @@ class ForeseenTraining(Plan):
         copies = 4 + (config.train.ema_decay is not None)
         trained = [self.num_labelled * (folds - 1) // folds] * folds
         num_predicted = self.num_labelled + folds * self.num_external
-        seconds, activations, basis = _seconds_by_trial(config, network, _LONGEST_STUDY, trained, num_predicted)
-        steps = (
+        seconds, activations, basis = seconds_by_trial(config, network, _LONGEST_STUDY, trained, num_predicted)
+        steps: tuple[str, ...] = (
             f"{config.train.backbone}, {num_parameters / 1e6:.2f} M parameters, at {config.train.image_size} px",
             f"{folds} folds, {config.train.total_epochs} epochs of at most {trained[0]} slices",
         )
+        if self.time_limit is not None:
+            limit = format_seconds(self.time_limit * 3600)
+            steps += (f"of these, the epochs and folds that fit into {limit}, chosen once the store is there",)
         memory = activations + _BYTES_PER_NUMBER * copies * num_parameters
         return Forecast(steps, None, seconds, f"{basis}; at most, as if every image file were a slice", memory)
 
@@ -178,7 +182,8 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
     Raises:
         ArtifactError: nothing is prepared, or a fold was made from other settings or other training slices.
         FoldError: a fold does not exist, or a patient is in several folds.
-        ConfigError: several folds under `torchrun`, or a phase has a class or schedule that does not exist.
+        ConfigError: several folds or a time limit under `torchrun`, a time limit that no fold fits into, a phase has a
+            class or schedule that does not exist, or a logger is unknown or not installed.
     """
     ranks = Ranks.of_environment()
     if not ranks.is_main:
@@ -186,7 +191,9 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
     if options.embeddings:
         config = config.model_copy(update={"train": config.train.model_copy(update={"embeddings": True})})
     prepared = Prepared.open(work.prepared, find_task(config.task))
-    list_phases(config.train, find_scope(config).classes)  # a wrong class or schedule is refused before anything else
+    check_loggers(config.tracking.loggers)
+    # A wrong class or schedule is refused before anything else.
+    list_phases(config.train, find_scope(config).classes, prepared.task.classes)
     check_folds(prepared.slices)
     folds = _choose_folds(options.folds, prepared)
     if ranks.world > 1 and len(folds) > 1:
@@ -194,11 +201,25 @@ def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:
             f"train: torchrun joins {ranks.world} processes on one fold, found folds {', '.join(map(str, folds))}. "
             "Name one: torchrun --nproc-per-node 2 -m ichkit train --fold 0. Without torchrun, each GPU trains a fold."
         )
+    may_shorten = options.time_limit is not None
+    if options.time_limit is not None:
+        if ranks.world > 1:
+            raise ConfigError(
+                "train --time-limit: each process of torchrun would choose its own epochs. Without torchrun, --dry-run "
+                "shows how many fit; pass them with --set train.epochs."
+            )
+        begun = None if options.fresh else adopt_epochs(config, prepared, work, options.run_name, folds)
+        config, may_shorten = begun or config, begun is None
     if options.fresh:
         tasks = [FoldTask(config, work, options.run_name, fold, trains=True) for fold in folds]
     else:
         tasks = _list_tasks(config, work, prepared, options.run_name, folds)
-    return TrainPlan(config, work, options, prepared, tuple(folds), tuple(tasks), ranks)
+    fit = None
+    if options.time_limit is not None and tasks:
+        fit = fit_to_limit(tasks, prepared, options.time_limit * 3600, may_shorten=may_shorten)
+        left_out = {task.fold for task in tasks[len(fit.tasks) :]}
+        config, tasks, folds = fit.config, list(fit.tasks), [fold for fold in folds if fold not in left_out]
+    return TrainPlan(config, work, options, prepared, tuple(folds), tuple(tasks), ranks, fit)
 
 
 def _list_tasks(
@@ -250,7 +271,7 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
 
     adapted = adapt_to_length(settings, *count_labelled(parts.train, find_scope(task.config).classes))
     sets, taught = {"test": parts.test, **parts.external}, ""
-    for phase in settings.resolve_phases(find_scope(task.config).classes):
+    for phase in settings.resolve_phases(find_scope(task.config).classes, find_task(task.config.task).classes):
         available = sum(len(sets[name]) for name in phase.pseudo_sets if name in sets)
         if added := count_pseudo_slices(len(parts.train), available, phase):
             taught += f"about {added} of {', '.join(phase.pseudo_sets)} with labels by {phase.labels} (transductive), "
@@ -261,81 +282,3 @@ def _describe_fold(task: FoldTask, parts: Parts, *, is_removed: bool) -> str:
         f"{parts.train.patient_id.nunique()} patients, {taught}{validation}about {adapted.num_steps} "
         f"steps{adapted.describe()}; then predicts {others}"
     )
-
-
-def _seconds_by_history(
-    config: Config, work: WorkFolder, prepared: Prepared, num_images: int
-) -> tuple[float | None, str]:
-    """Training time of a number of images, scaled from the first finished fold of the same settings."""
-    inventory = take_inventory(work)
-    for name, folds in inventory.finished_runs.items():
-        for fold in folds:
-            folder, manifest = inventory.runs[name][fold].folder, inventory.runs[name][fold].manifest
-            if with_defaults(manifest.settings) != identify(config, prepared, work, fold).settings:
-                continue
-            history = read_table(folder / "history.csv")
-            # If its tables were written again later, that took less time than training.
-            seconds = max(manifest.facts["seconds"], history["seconds"].sum())
-            share = config.train.total_epochs * num_images / history["num_images"].sum()
-            return seconds * share, f"one fold after another, measured on fold {fold} of {name}"
-    return None, NOT_KNOWN
-
-
-def _seconds_by_trial(
-    config: Config, network: "DescriptorNetwork", longest: int, trained: list[int], num_predicted: int
-) -> tuple[float, int, str]:
-    """Time of training folds with these numbers of images and of predicting, bytes of activations, and the basis.
-
-    Raises:
-        ConfigError: see `_try_step`.
-    """
-    settings = config.train
-    tried, shape = _try_step(config, longest, network)
-    views = len(find_row(TTA_SETS, settings.tta, "train.tta").views)
-    predicting = num_predicted * views * _FORWARD_SHARE * tried.seconds / math.prod(shape)
-    what = "with prediction" if views == 1 else f"with prediction in {views} views"
-    basis = f"one fold after another, measured on a trial step, {what}; reading is extra"
-    return tried.seconds * _count_steps(settings, trained, shape) + predicting, tried.activation_bytes, basis
-
-
-def _try_step(config: Config, longest: int, network: "DescriptorNetwork") -> "tuple[StepCost, tuple[int, int]]":
-    """Time and memory of a trial step on this device, its number of blocks and of slices in each.
-
-    Args:
-        longest: slices of the longest study.
-
-    Raises:
-        ConfigError: the accelerator, the loss or the network cannot be used as configured.
-    """
-    from ichkit.engine.devices import make_fabric, prepare_network, torch_threads
-    from ichkit.engine.step_cost import measure_step_cost
-    from ichkit.models.losses import make_loss
-
-    settings, task = config.train, find_task(config.task)
-    shape = (settings.batch_blocks, settings.block_size)
-    if settings.sampling == "studies":
-        shape = (settings.batch_blocks, min(settings.max_slices, longest))
-    weights = task.weight_array()
-    # An arbitrary prevalence: the value of the loss does not change the time.
-    loss = make_loss(settings.loss, weights / weights.sum(), np.full(task.num_classes, 0.1))
-    with torch_threads(settings.threads):
-        fabric = make_fabric(settings)
-        prepare_network(network, settings.model_copy(update={"compile": False}))
-        cost = measure_step_cost(
-            fabric,
-            fabric.setup_module(network).module,
-            loss,
-            settings,
-            shape=shape,
-            num_channels=make_rendering(config.channels).num_channels,
-            num_classes=task.num_classes,
-        )
-    return cost, shape
-
-
-def _count_steps(settings: TrainConfig, trained: list[int], shape: tuple[int, int]) -> float:
-    """Steps of folds with these numbers of images, as if no block had padding, which costs no time."""
-    if settings.sampling == "studies":
-        return settings.total_epochs * sum(trained) / math.prod(shape)
-    steps = [math.ceil(math.ceil(num_images / shape[1]) / shape[0]) for num_images in trained]
-    return settings.total_epochs * sum(steps)

@@ -1,6 +1,6 @@
 """`ichkit train`: trains stage 1 fold by fold; finished folds are skipped, interrupted ones resumed."""
 
-from ichkit.core.progress import stop_on_signal
+from ichkit.core.progress import logger, stop_on_signal
 from ichkit.stages.train.fold import do_fold
 from ichkit.stages.train.lanes import do_folds
 from ichkit.stages.train.plan import TrainOptions, TrainPlan, plan
@@ -12,7 +12,7 @@ __all__ = ["TrainOptions", "TrainPlan", "plan", "run"]
 
 
 def run(plan: TrainPlan) -> list[Manifest]:
-    """Trains the unfinished folds and writes their predictions; returns the manifests of all requested folds.
+    """Trains the unfinished folds and writes their predictions; returns the manifests of all folds of the plan.
 
     With `torchrun`, only the main process returns manifests.
 
@@ -21,6 +21,8 @@ def run(plan: TrainPlan) -> list[Manifest]:
         ConfigError: a loss, optimizer or device cannot be used.
         Stopped: a stop signal arrived; the next call resumes at the same step.
     """
+    if plan.fit is not None:
+        logger.info("%s (%s)", plan.fit.text, plan.fit.basis)
     final = [plan.work.fold(plan.options.run_name, fold) for fold in plan.folds]
     is_main = plan.ranks.is_main
     if is_main:
