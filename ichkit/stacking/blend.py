@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.stacking.rows import known_rows, log_losses_of_logits, to_probabilities
+from ichkit.core.logits import to_probabilities
+from ichkit.stacking.rows import known_rows, log_losses_of_logits
 
 _MAX_STEPS = 200
 _SMALLEST_WEIGHT = 1e-6

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichkit.stacking.rows import known_rows, to_probabilities
+from ichkit.core.logits import to_probabilities
+from ichkit.stacking.rows import known_rows
 
 MIN_SLOPE = 0.05
 _SLOPE_STD = 0.5

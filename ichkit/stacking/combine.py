@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ichkit.core.errors import ConfigError
+from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.core.rows import find_row
 from ichkit.core.tasks import Task
 from ichkit.validation.scope import Scope
@@ -92,7 +93,7 @@ class Ensemble:
                 combined[:, column] = self.combiner.combine(logits[:, own, column : column + 1])[:, 0]
         for name, given in conditional.items():
             both = combined[:, [task.classes.index(name), task.classes.index(given)]]
-            combined[:, task.classes.index(name)] = _logits_of(_probabilities_of(both).prod(1))
+            combined[:, task.classes.index(name)] = to_logits(to_probabilities(both).prod(1))
         return combined
 
     def _conditional(self) -> dict[str, str]:
@@ -137,17 +138,7 @@ def _mean_logit(logits: np.ndarray) -> np.ndarray:
 def _mean_probability(logits: np.ndarray) -> np.ndarray:
     if logits.shape[1] == 1:
         return np.asarray(logits[:, 0], np.float64)
-    return _logits_of(_probabilities_of(logits).mean(axis=1))
-
-
-def _probabilities_of(logits: np.ndarray) -> np.ndarray:
-    probabilities: np.ndarray = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
-    return probabilities
-
-
-def _logits_of(probabilities: np.ndarray) -> np.ndarray:
-    logits: np.ndarray = np.log(probabilities) - np.log1p(-probabilities)
-    return logits
+    return to_logits(to_probabilities(logits).mean(axis=1))
 
 
 COMBINERS = {

@@ -105,7 +105,7 @@ def read_embeddings(
     for fold in folds:
         for split in tables:
             path = work.fold(run, fold) / embeddings_name(split)
-            features[split][fold] = _open(path, len(tables[split][fold]))
+            features[split][fold] = open_embeddings(path, len(tables[split][fold]))
             check_digests(path.parent, manifests[fold], [path.name])
             digests[f"{run}/fold{fold}/{path.name}"] = manifests[fold].sha256_of(path.name)
     if len({values.shape[1] for of_fold in features.values() for values in of_fold.values()}) > 1:
@@ -139,7 +139,12 @@ def fit_projections(anchors: Mapping[int, np.ndarray], config: EmbeddingsConfig)
     return projections
 
 
-def _open(path: Path, num_rows: int) -> np.ndarray:
+def open_embeddings(path: Path, num_rows: int) -> np.ndarray:
+    """(num_rows, F) float16 embeddings of one table, mapped into memory.
+
+    Raises:
+        ArtifactError: the file cannot be read or has other rows than its table.
+    """
     try:
         values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

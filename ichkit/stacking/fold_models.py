@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError
+from ichkit.core.logits import to_probabilities
 from ichkit.core.tasks import Task, find_task
 from ichkit.stacking.blend import Blend
 from ichkit.stacking.calibration import Calibration
 from ichkit.stacking.combine import MEAN_LOGIT, Ensemble
 from ichkit.stacking.embeddings import Projection
-from ichkit.stacking.rows import Rows, make_rows, to_probabilities
+from ichkit.stacking.rows import Rows, make_rows
 from ichkit.stacking.table import BASE, BLEND, find_stacker
 from ichkit.validation.coherence import make_coherent, make_logits_coherent
 from ichkit.validation.scope import Scope

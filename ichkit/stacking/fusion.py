@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ichkit.core.logits import to_probabilities
 from ichkit.core.stack_config import StackConfig
 from ichkit.core.tasks import Task
 from ichkit.models.axial import AxialFusion
@@ -20,7 +21,7 @@ from ichkit.stacking.networks import (
     seeded,
     standardisation,
 )
-from ichkit.stacking.rows import Rows, to_probabilities
+from ichkit.stacking.rows import Rows
 
 _PREDICT_BATCH = 8192
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.errors import ContractError
+from ichkit.core.logits import to_logits
 from ichkit.core.tasks import Task
 from ichkit.stacking.combine import Ensemble
 from ichkit.work.schemas import BRAIN_SHARE, KEY
@@ -102,19 +103,6 @@ def make_rows(
     facts = slices.reindex(columns=list(FACTS)).to_numpy(np.float64, na_value=np.nan)
     kept = np.empty((len(slices), 0), np.float32) if embeddings is None else embeddings
     return Rows(logits, study_codes.astype(np.int64), facts, kept, ensemble)
-
-
-def to_logits(probabilities: np.ndarray) -> np.ndarray:
-    """Log odds of probabilities strictly inside (0, 1), float64."""
-    probabilities = np.asarray(probabilities, np.float64)
-    logits: np.ndarray = np.log(probabilities) - np.log1p(-probabilities)
-    return logits
-
-
-def to_probabilities(logits: np.ndarray) -> np.ndarray:
-    """The sigmoid in float64, without overflow at either end."""
-    probabilities: np.ndarray = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
-    return probabilities
 
 
 def known_rows(labels: np.ndarray) -> np.ndarray | slice:

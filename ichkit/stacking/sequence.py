@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ichkit.core.errors import ConfigError
+from ichkit.core.logits import to_probabilities
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import SequenceConfig, StackConfig, WideConfig
 from ichkit.core.tasks import Task
@@ -23,7 +24,7 @@ from ichkit.stacking.networks import (
     seeded,
     standardisation,
 )
-from ichkit.stacking.rows import FACTS, Rows, to_probabilities
+from ichkit.stacking.rows import FACTS, Rows
 
 _PREDICT_STUDIES = 256
 

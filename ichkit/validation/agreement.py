@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ichkit.validation.intervals import interval_of
 from ichkit.validation.resampling import resample
@@ -104,7 +104,7 @@ def wilson_interval(num_hits: int, num: int, level: float) -> tuple[float, float
     """
     if not num:
         return float("nan"), float("nan")
-    z, share = float(norm.isf((1 - level) / 2)), num_hits / num
+    z, share = float(-ndtri((1 - level) / 2)), num_hits / num
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * float(np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2)))
     return max(centre - half, 0.0), min(centre + half, 1.0)

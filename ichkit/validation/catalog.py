@@ -18,6 +18,9 @@ from ichkit.work.inventory import Inventory, kinds_of, take_inventory
 from ichkit.work.looks import Scored
 from ichkit.work.schemas import KEY, check_predictions, make_predictions
 
+HAND = "hand"
+"""Kind of a blend with given weights (`ichkit blend`), which has tables and no models."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -72,7 +75,7 @@ class Source:
     @property
     def remedy(self) -> str:
         """The command that updates its tables."""
-        return "ichkit train" if self.is_run else "ichkit stack"
+        return "ichkit train" if self.is_run else "ichkit blend" if self.kind == HAND else "ichkit stack"
 
     def paths(self, split: str) -> tuple[Path, ...]:
         """The tables of "oof", "test" or an external set; empty for a set without predictions."""

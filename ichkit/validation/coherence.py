@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.core.tasks import Task
 from ichkit.work.schemas import PROBABILITY_CLIP
 
@@ -41,10 +42,10 @@ def make_coherent(probabilities: np.ndarray, task: Task) -> np.ndarray:
     rows = np.flatnonzero(_violations(own, stars))
     if len(rows):
         clipped = np.clip(own[rows], *PROBABILITY_CLIP)
-        before = np.log(clipped) - np.log1p(-clipped)
+        before = to_logits(clipped)
         after = _project(before, stars, task.weight_array()[known])
         # What the projection leaves alone keeps its bits, and equal logits give equal probabilities.
-        own[rows] = np.where(after == before, own[rows], np.exp(-np.logaddexp(0.0, -after)))
+        own[rows] = np.where(after == before, own[rows], to_probabilities(after))
         _lift(own, stars)
         p[:, known] = own
     return p

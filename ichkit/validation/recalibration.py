@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
+from ichkit.core.logits import to_logits
 from ichkit.validation.intervals import interval_of
 from ichkit.validation.metrics import CLIP
 from ichkit.validation.resampling import resample
@@ -70,7 +71,7 @@ def measure_calibration(
     if not len(y):
         return Calibration(nan, nan, nan, nan, float("nan"), float("nan"), 0, 0)
     brier, scaled = _brier(p, y, owner, len(names), num_draws, level, seed)
-    x = np.log(np.clip(p, CLIP, 1 - CLIP)) - np.log1p(-np.clip(p, CLIP, 1 - CLIP))
+    x = to_logits(np.clip(p, CLIP, 1 - CLIP))
     intercept = _estimate(fit_logistic(np.ones((len(y), 1)), y, x), owner, level)
     slope = _estimate(fit_logistic(np.stack([np.ones(len(y)), x], 1), y, np.zeros(len(y))), owner, level)
     means = (float(p.mean()), float(y.mean()))
@@ -188,7 +189,7 @@ def _estimate(fit: LogisticFit, owner: np.ndarray, level: float) -> Estimate:
     value, variance = float(fit.coefficients[-1]), float(clustered_covariance(fit, owner)[-1, -1])
     if not variance > 0:
         return Estimate(value)
-    half = float(student.isf((1 - level) / 2, int(owner.max())) * np.sqrt(variance))
+    half = float(-stdtrit(int(owner.max()), (1 - level) / 2) * np.sqrt(variance))
     return Estimate(value, value - half, value + half)
 
 

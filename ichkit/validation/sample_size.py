@@ -2,7 +2,7 @@
 
 import math
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 
 def auc_standard_error(auc: float, num_positive: int, num_negative: int) -> float:
@@ -32,7 +32,7 @@ def auc_half_width(auc: float, num_positive: int, num_negative: int, level: floa
     Args:
         level: confidence level, e.g. 0.95.
     """
-    return float(norm.ppf((1 + level) / 2)) * auc_standard_error(auc, num_positive, num_negative)
+    return float(ndtri((1 + level) / 2)) * auc_standard_error(auc, num_positive, num_negative)
 
 
 def positives_needed(auc: float, share_positive: float, half_width: float, level: float) -> int | None:

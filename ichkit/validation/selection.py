@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ichkit.validation.intervals import Interval, interval_of
 from ichkit.validation.metrics import log_losses
 from ichkit.validation.resampling import draw_counts
 from ichkit.validation.tallies import ScoredRows
@@ -30,6 +31,30 @@ class LossSums:
         losses = np.where(known, log_losses(rows.probabilities, rows.labels), 0.0)
         both = [np.stack([np.bincount(patient, of, len(names)) for of in table.T], 1) for table in (losses, known)]
         return cls(*both)
+
+    @classmethod
+    def join(cls, parts: Sequence["LossSums"]) -> "LossSums":
+        """The sums of several parts that share no patient."""
+        return cls(
+            *(np.concatenate(tables) for tables in zip(*((one.losses, one.counts) for one in parts), strict=True))
+        )
+
+    def loss(self, weights: np.ndarray) -> float:
+        """The weighted log loss of all patients, over the classes with a labelled row; NaN if no class has one.
+
+        Args:
+            weights: (C,) of the classes.
+        """
+        if not self.counts.any():
+            return float("nan")
+        once = np.ones((1, len(self.counts)))
+        return float(_weigh(once, self.losses[:, None], self.counts, self.share(weights))[0, 0])
+
+    def share(self, weights: np.ndarray) -> np.ndarray:
+        """(C,) the weights of the classes with a labelled row, summing to 1, and 0 for the others."""
+        known = self.counts.sum(0) > 0
+        shares: np.ndarray = np.where(known, weights, 0.0) / max(weights[known].sum(), np.finfo(float).tiny)
+        return shares
 
 
 @dataclass(frozen=True)
@@ -68,9 +93,7 @@ def measure_selection(sources: Sequence[LossSums], weights: np.ndarray, *, num_d
         the sources are not fitted again. Without its .632 weighting, which would take a part of the optimism away
         where sources are equal.
     """
-    known = sources[0].counts.sum(0) > 0
-    weights = np.where(known, weights, 0.0) / max(weights[known].sum(), np.finfo(float).tiny)
-    counts = sources[0].counts
+    counts, weights = sources[0].counts, sources[0].share(weights)
     losses = np.stack([source.losses for source in sources], axis=1)  # (P, S, C)
     whole = _weigh(np.ones((1, len(counts))), losses, counts, weights)[0]
     best = int(np.argmin(whole))
@@ -90,6 +113,24 @@ def measure_selection(sources: Sequence[LossSums], weights: np.ndarray, *, num_d
     regret = np.concatenate(regrets)
     optimism = float(regret.mean()) if len(regret) else float("nan")
     return Selection(best, float(whole[best]), optimism, chosen / max(chosen.sum(), 1), num_left_out)
+
+
+def resample_losses(
+    sources: Sequence[LossSums], weights: np.ndarray, *, num_draws: int, level: float, seed: int
+) -> list[Interval]:
+    """The interval of the weighted log loss of each source, from the same bootstrap samples of patients.
+
+    Args:
+        sources: on the same rows.
+        weights: (C,) of the classes.
+    """
+    counts, weights = sources[0].counts, sources[0].share(weights)
+    losses = np.stack([source.losses for source in sources], axis=1)
+    parts = [
+        _weigh(drawn.T.astype(np.float64), losses, counts, weights)
+        for drawn in draw_counts(len(counts), num_draws, seed)
+    ]
+    return [interval_of(draws, level) for draws in np.concatenate(parts)[:num_draws].T]
 
 
 def _weigh(times: np.ndarray, losses: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -3,12 +3,19 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 ALL = "all"
+MOST_PARTS = 12
+FEW = 10
+"""A group with fewer positive or fewer negative rows is marked as small."""
+_OWN = "A column of the label file, or a fact of the headers."
 _GAP_EDGES_MM = (2.0, 3.5, 4.5)
+_NUMBER = re.compile(r"(?<!\d)-?\d+(?:\.\d+)?")  # a dash after a digit is that of a range
 _GAP_NAMES = ("<2", "2-3.5", "3.5-4.5", ">=4.5")
 
 
@@ -43,11 +50,66 @@ def find_subgroups(table: pd.DataFrame, partitions: dict[str, Partition]) -> dic
     return groups
 
 
-def _by_number(part: str) -> tuple[float, str]:
-    """Sorts parts such as "<2", "2-3.5" and ">=4.5" by number, others after them by name."""
-    found = re.search(r"\d+(\.\d+)?", part)
-    number = float(found[0]) if found else np.inf
-    return (np.nextafter(number, -np.inf) if part.startswith("<") else number), part
+def own_partitions(facts: pd.DataFrame) -> dict[str, Partition]:
+    """A partition for every fact of the studies, for tables with the columns dataset and study_id.
+
+    Args:
+        facts: dataset, study_id, and a column of texts or numbers each.
+
+    Example:
+        >>> studies = pd.DataFrame({"dataset": "site", "study_id": ["a", "b", "c"], "kvp": [100.0, 120.0, None]})
+        >>> sorted(find_subgroups(studies, own_partitions(studies)))
+        ['kvp=100', 'kvp=120']
+    """
+    keys = pd.MultiIndex.from_frame(facts[["dataset", "study_id"]])
+    made = {}
+    for name in facts.columns.drop(["dataset", "study_id"]):
+        parts = pd.Series(name_parts(facts[name]).to_numpy(), keys)
+        made[str(name)] = Partition(str(name), partial(_look_up, parts), _OWN, "the label file or the headers")
+    return made
+
+
+def _look_up(parts: pd.Series, table: pd.DataFrame) -> pd.Series:
+    keys = pd.MultiIndex.from_frame(table[["dataset", "study_id"]])
+    return pd.Series(parts.reindex(keys).to_numpy(), table.index, dtype="str")
+
+
+def name_parts(values: pd.Series) -> pd.Series:
+    """The part of each value; missing values are in none.
+
+    Numbers of more than `MOST_PARTS` values are cut at their quartiles; of more texts the rarest are "other".
+
+    Example:
+        >>> name_parts(pd.Series([5.0, 0.625, None])).to_list()
+        ['5', '0.625', nan]
+        >>> sorted(set(name_parts(pd.Series(range(100)))))
+        ['24.8-49.5', '49.5-74.2', '<24.8', '>=74.2']
+    """
+    known = values.notna()
+    numbers = pd.to_numeric(values[known], errors="coerce")
+    if len(numbers) and numbers.notna().all():
+        if numbers.nunique() <= MOST_PARTS:
+            names = numbers.map(lambda number: f"{number:g}")
+        else:
+            edges = np.unique(numbers.quantile([0.25, 0.5, 0.75]))
+            shown = [f"{edge:.3g}" for edge in edges]
+            bins = [f"<{shown[0]}", *map("-".join, pairwise(shown)), f">={shown[-1]}"]
+            names = pd.Series(np.array(bins)[np.digitize(numbers, edges)], numbers.index)
+    else:
+        names = values[known].astype("str")
+        if names.nunique() > MOST_PARTS:
+            counts = names.value_counts().rename_axis("name").reset_index(name="count")
+            counts = counts.sort_values(["count", "name"], ascending=[False, True])
+            names = names.where(names.isin(counts["name"].head(MOST_PARTS - 1)), "other")
+    return names.reindex(values.index).astype("str")
+
+
+def _by_number(part: str) -> tuple[tuple[float, ...], str]:
+    """Sorts parts such as "<2", "2-3.5", ">=4.5" and "12,0,-1024" by their numbers, others after them by name."""
+    numbers = [float(number) for number in _NUMBER.findall(part)] or [np.inf]
+    if part.startswith("<"):
+        numbers[0] = np.nextafter(numbers[0], -np.inf)
+    return tuple(numbers), part
 
 
 def gap_of_slices(slices: pd.DataFrame) -> pd.Series:

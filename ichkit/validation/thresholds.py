@@ -1,6 +1,6 @@
 """Decision thresholds, chosen on some rows, and the rates they give on others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numba
@@ -106,6 +106,16 @@ def specificity(confusion: np.ndarray) -> np.ndarray:
     """The share of negatives predicted negative, of (..., 4) counts; NaN without a negative."""
     negatives = confusion[..., NEGATIVE]
     return _share(negatives - confusion[..., FALSE_POSITIVE], negatives, negatives)
+
+
+Measure = Callable[[np.ndarray], np.ndarray]
+RATES: dict[str, Measure] = {
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "PPV": precision,
+    "NPV": negative_precision,
+}
+"""The rates of decisions that tables of operating points show, by the names of their columns."""
 
 
 def _share(part: np.ndarray, whole: np.ndarray, needed: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from support.simulated import TASK, make_stack, make_work
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.tasks import find_task
 from ichkit.show.terminal import Printable
 from ichkit.stages.scores import evaluate, leaderboard, submit
 from ichkit.work.artifacts import read_table
@@ -211,3 +212,21 @@ def test_an_export_without_a_known_suffix_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"leaderboard --export: expected a file name that ends in .csv, .md, .tex"):
         do(leaderboard, CONFIG, work, submissions=tmp_path / "out", export=tmp_path / "board.xlsx")
     assert not (tmp_path / "out").exists()
+
+
+def test_boards_of_two_tasks_in_one_project_folder_are_two_files(tmp_path):
+    """The board of the second task leaves that of the first as it is, and each call finds its own again."""
+    first, second = (find_task(name) for name in ("hemorrhage", "ischemia"))
+    head = {"rank": [1], "name": ["one"], "kind": ["base"], "cv_weighted_log_loss": [0.5]}
+
+    def board_of(task, name):
+        names = (*(f"cv_{one}" for one in task.classes), f"cv_auc_{task.headline_class}")
+        classes = {name: [0.5] for name in names}
+        return pd.DataFrame({**head, "name": [name], **classes, "cv_end": [0]})
+
+    for turn in ("a", "b"):
+        for task in (first, second):
+            leaderboard.write(board_of(task, f"{task.name}-{turn}"), tmp_path, task)
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == ["leaderboard-ischemia.csv", "leaderboard.csv"]
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["name"].tolist() == ["hemorrhage-b"]
+    assert pd.read_csv(tmp_path / "leaderboard-ischemia.csv")["name"].tolist() == ["ischemia-b"]

@@ -18,6 +18,7 @@ from ichkit.core.errors import ConfigError
 from ichkit.show.terminal import Printable
 from ichkit.stages.scores import evaluate, summary
 from ichkit.stages.scores.book import ScoreBook
+from ichkit.stages.scores.stored import read_tables
 from ichkit.validation.catalog import find_sources
 from ichkit.validation.comparisons import BASELINE, COMPARISON_DTYPES, make_comparisons
 from ichkit.validation.published import PUBLISHED
@@ -97,7 +98,7 @@ def test_a_source_asked_for_by_name_shows_its_subgroups_thresholds_and_other_stu
 
 def test_the_baselines_own_scores_stand_in_the_table_where_they_are_known(work):
     sources = find_sources(work, TASK)
-    tables = evaluate.read_tables(work, sources)
+    tables = read_tables(work, sources)
     row = dict.fromkeys(COMPARISON_DTYPES, "") | {"source": "a", "other": BASELINE, "class": "any"}
     row |= {"dataset": "cq500", "metric": "roc_auc"}
     row |= dict.fromkeys(["value", "difference", "low", "high"], 0.1) | {"other_value": 0.876, "p_value": 0.034}

@@ -11,9 +11,10 @@ from support.simulated import TASK, make_work
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ContractError
+from ichkit.core.logits import to_logits
 from ichkit.stacking import table as table_module
 from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
-from ichkit.stacking.rows import log_losses_of_logits, to_logits
+from ichkit.stacking.rows import log_losses_of_logits
 from ichkit.stages.stack import run as stack
 from ichkit.stages.stack.facts import render
 from ichkit.validation.coherence import make_table_coherent

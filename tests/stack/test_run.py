@@ -12,6 +12,7 @@ from support.training import read_files
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, ConfigError, ContractError, FoldError, Stopped
+from ichkit.core.logits import to_probabilities
 from ichkit.core.progress import StopFlag
 from ichkit.stacking import fold_models as models_module
 from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
@@ -131,7 +132,7 @@ def test_test_and_cq500_are_the_mean_of_the_chains_and_come_from_the_files_alone
         for fold_model in read_fold_models(work.stacks / "base").fold_models
     ]
     for kind in KINDS:
-        mean = np.mean([models_module.to_probabilities(logits[kind]) for logits in single], axis=0)
+        mean = np.mean([to_probabilities(logits[kind]) for logits in single], axis=0)
         stored = tables_of(work, "base", "test")[kind][TASK.probability_columns].to_numpy()
         np.testing.assert_allclose(stored, np.clip(mean, 1e-6, 1 - 1e-6), atol=2e-7)
 
@@ -200,6 +201,16 @@ def test_another_number_of_threads_is_not_another_stack(tmp_path, in_process):
     work = make_work(tmp_path / "work", folds=(0, 1))
     first = do(stack, quick_config(), work)
     assert do(stack, quick_config("stack.lightgbm.num_threads=2"), work) == first
+
+
+def test_a_stack_whose_fits_are_cut_off_by_a_stop_is_stopped_and_not_unfinished(tmp_path, monkeypatch):
+    def run_tasks(function, tasks, *, stop, **_):
+        yield 0, function(tasks[0])
+        stop.set()
+
+    monkeypatch.setattr(stack, "run_tasks", run_tasks)
+    with pytest.raises(Stopped, match="1 of 4 fits are kept"):
+        do(stack, quick_config(), make_work(tmp_path / "work", folds=(0, 1)))
 
 
 def test_a_stopped_stack_goes_on_and_ends_like_one_that_never_stopped(tmp_path, in_process, monkeypatch):

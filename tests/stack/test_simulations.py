@@ -9,10 +9,11 @@ from support.commands import do
 from support.simulated import TASK, make_work
 
 from ichkit.core.config import load_config
+from ichkit.core.logits import to_logits
 from ichkit.core.seeding import make_generator
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.inner import make_training_part
-from ichkit.stacking.rows import log_losses_of_logits, make_rows, to_logits
+from ichkit.stacking.rows import log_losses_of_logits, make_rows
 from ichkit.stacking.table import STACKERS
 from ichkit.stages.stack import run as stack
 from ichkit.work.artifacts import read_table

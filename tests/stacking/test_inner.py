@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from support.simulated import TASK, make_work
 
+from ichkit.core.logits import to_probabilities
 from ichkit.stacking import inner
 from ichkit.stacking.calibration import fit_calibration
 from ichkit.stacking.combine import Ensemble
 from ichkit.stacking.inner import make_training_part
-from ichkit.stacking.rows import Rows, make_rows, to_probabilities
+from ichkit.stacking.rows import Rows, make_rows
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import KEY
 

@@ -7,10 +7,11 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from ichkit.core.errors import ArtifactError
+from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.stacking.blend import fit_blend
 from ichkit.stacking.calibration import MIN_SLOPE, Calibration, fit_calibration
 from ichkit.stacking.choice import MIN_PATIENTS, choose_share, count_support, standard_error_of_sum, trust
-from ichkit.stacking.rows import log_losses_of_logits, to_logits, to_probabilities
+from ichkit.stacking.rows import log_losses_of_logits
 from ichkit.stacking.trees import read_trees
 
 
@@ -179,6 +180,15 @@ def test_a_correction_of_noise_is_left_out_and_a_true_one_kept():
     base = truth + rng.normal(size=2000) * 2
     assert choose_share(base, truth - base, labels, patients) > 0.9
     assert choose_share(truth, base - truth, labels, patients) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
+def test_of_quarters_of_a_correction_the_one_of_least_loss_is_taken(share):
+    # Three of four labels are those of the sign, so the logit of least loss is log 3; each patient gains the same.
+    signs = np.tile([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0], 20)
+    labels, patients = np.tile([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0], 20), np.repeat(np.arange(20), 8)
+    correction = signs * np.log(3) / share
+    assert choose_share(np.zeros(160), correction, labels, patients) == pytest.approx(share, abs=1e-12)
 
 
 def make_members(seed=0, num_rows=3000):

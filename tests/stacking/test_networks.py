@@ -18,7 +18,7 @@ from ichkit.stacking.fusion import fit_fusion
 from ichkit.stacking.inner import make_training_part
 from ichkit.stacking.networks import _Fit, standardisation
 from ichkit.stacking.rows import make_rows
-from ichkit.stacking.sequence import _Studies, fit_sequence
+from ichkit.stacking.sequence import _Studies, fit_sequence, load_sequence
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import KEY
 
@@ -246,7 +246,7 @@ def test_classes_whose_inner_patients_do_not_support_the_wide_network_keep_the_s
     assert inner.tobytes() == alone_inner.tobytes()
 
 
-def test_a_share_of_one_takes_the_wide_network_whole_and_shares_between_lie_between(training):
+def test_a_share_of_one_takes_the_wide_network_whole_and_shares_between_lie_between(training, tmp_path):
     config = StackConfig.model_validate(
         {"sequence": {"epochs": 4, "hidden": 8, "wide": {"units": 16, "epochs": 8, "learning_rate": 0.01}}}
     )
@@ -257,6 +257,9 @@ def test_a_share_of_one_takes_the_wide_network_whole_and_shares_between_lie_betw
     np.testing.assert_allclose(model.predict(rows, base), small + model.wide.shares * (wide - small), atol=1e-9)
     whole = dataclasses.replace(model, wide=dataclasses.replace(model.wide, shares=np.ones(TASK.num_classes)))
     np.testing.assert_allclose(whole.predict(rows, base), wide, atol=1e-9)
+    for name, data in model.encode().items():
+        (tmp_path / name).write_bytes(data)
+    assert load_sequence(tmp_path).predict(rows, base).tobytes() == model.predict(rows, base).tobytes()
 
 
 def test_a_gpu_that_is_asked_for_and_missing_is_said(training, monkeypatch):

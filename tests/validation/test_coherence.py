@@ -9,8 +9,8 @@ from scipy.optimize import minimize
 from support.coherent import count_incoherent
 from support.simulated import TASK
 
+from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.core.tasks import Task
-from ichkit.stacking.rows import to_logits, to_probabilities
 from ichkit.validation.coherence import make_coherent, make_logits_coherent
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.work.schemas import make_predictions

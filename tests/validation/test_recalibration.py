@@ -49,6 +49,25 @@ def test_intervals_follow_patients_as_a_bootstrap_that_fits_every_sample_again()
     assert by_patient[0] > 1.2 * as_if_independent[0]
 
 
+@pytest.mark.parametrize("num_patients", [2, 5])
+def test_the_covariance_of_few_patients_is_the_sandwich_of_their_summed_scores(num_patients):
+    """With the factor G / (G - 1) of Liang & Zeger's estimator as Stata and R's sandwich have it."""
+    p, y, patient = draw(num_patients, per_patient=40, seed=4)
+    design = np.stack([np.ones(len(p)), logit(p)], 1)
+    fit = fit_logistic(design, y, np.zeros(len(p)))
+    scores = (y - expit(design @ fit.coefficients))[:, None] * design
+    of_patients = [scores[patient == number].sum(0) for number in range(num_patients)]
+    bread = np.linalg.inv((design.T * (expit(design @ fit.coefficients) * expit(-design @ fit.coefficients))) @ design)
+    meat = sum(np.outer(score, score) for score in of_patients) * num_patients / (num_patients - 1)
+    np.testing.assert_allclose(clustered_covariance(fit, patient), bread @ meat @ bread, rtol=1e-5)
+
+
+def test_one_patient_has_no_covariance():
+    p, y, patient = draw(1, per_patient=40, seed=4)
+    fit = fit_logistic(np.stack([np.ones(len(p)), logit(p)], 1), y, np.zeros(len(p)))
+    assert np.isnan(clustered_covariance(fit, patient)).all()
+
+
 def test_true_probabilities_lie_inside_the_intervals_and_distorted_ones_outside():
     p, y, patient = draw(num_patients=600, seed=2)
     y = (np.random.default_rng(3).random(len(p)) < p).astype(float)

@@ -114,3 +114,7 @@ def test_parts_of_a_partition_follow_each_other_by_number():
     studies = pd.DataFrame({"gap_mm": [5.0, 1.0, 4.0, 2.0], "batch": ["B10", "B2", "B1", "B1"]})
     parts = [name.partition("=")[2] for name in find_subgroups(studies, STUDY_PARTITIONS)]
     assert parts == ["B1", "B2", "B10", "<2", "2-3.5", "3.5-4.5", ">=4.5"]
+    batches = ["16,1,0", "12,0,1", "12,0,-1000", "12,0,-1024"]
+    studies = pd.DataFrame({"gap_mm": np.nan, "batch": batches})
+    parts = [name.partition("=")[2] for name in find_subgroups(studies, STUDY_PARTITIONS)]
+    assert parts == ["12,0,-1024", "12,0,-1000", "12,0,1", "16,1,0"]

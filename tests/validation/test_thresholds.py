@@ -1,5 +1,7 @@
 """Thresholds against a search over every candidate, and that a fold's own labels never choose its threshold."""
 
+import itertools
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -47,6 +49,17 @@ def f1(y: np.ndarray, yes: np.ndarray) -> float:
 
 def youden(y: np.ndarray, yes: np.ndarray) -> float:
     return y[yes].sum() / y.sum() - (1 - y)[yes].sum() / (1 - y).sum()
+
+
+def test_the_thresholds_of_every_order_of_ten_labels_are_those_of_a_full_search():
+    p = np.linspace(0.95, 0.05, 10)[:, None].repeat(2, axis=1)
+    everybody = np.zeros(10, int)
+    for labels in itertools.product((0.0, 1.0), repeat=10):
+        y = np.array(labels)[:, None].repeat(2, axis=1)
+        if 0 < y[:, 0].sum() < 10:
+            chosen = choose(p, y, everybody, [EVERYBODY])[EVERYBODY]
+            for aim, worth in ((F1_AIM, f1), (YOUDEN_AIM, youden)):
+                assert chosen[aim][0] == search(p[:, 0], y[:, 0], worth), (aim, labels)
 
 
 @pytest.mark.parametrize("digits", [1, 2, 12])

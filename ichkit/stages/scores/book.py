@@ -8,7 +8,7 @@ import pandas as pd
 
 from ichkit.core.tasks import Task
 from ichkit.show.table import NOTHING, Cell, format_interval, format_number
-from ichkit.stages.scores.evaluate import ScoreTables, read_tables
+from ichkit.stages.scores.stored import ScoreTables, read_tables
 from ichkit.validation.catalog import Source, find_sources
 from ichkit.validation.comparisons import BASELINE, BOOTSTRAP, DELONG
 from ichkit.validation.scores import ALL_CLASSES, LOG_LOSS, POOLED, ROC_AUC, WEIGHTED_LOG_LOSS
@@ -46,6 +46,11 @@ STUDIES = Group(_TRAIN, "study", MAXIMUM)
 def external_studies(dataset: str, aggregation: str = MAXIMUM) -> Group:
     """The studies of an external set."""
     return Group(_EXTERNAL, "study", aggregation, dataset)
+
+
+def external_slices(dataset: str) -> Group:
+    """The slices of an external set whose label file is per slice."""
+    return Group(_EXTERNAL, "slice", "none", dataset)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class ScoreBook:
         kept: source to the share of its out-of-fold gain that locked patients confirmed, where that was measured.
 
     Args:
-        tables: from `evaluate.read_tables`.
+        tables: from `stored.read_tables`.
         sources: the scored sources, at least one.
     """
 
@@ -183,7 +188,11 @@ class ScoreBook:
     def aggregations(self, source: Source, dataset: str) -> list[str]:
         """The slice-to-study aggregations of an external set, the maximum first."""
         groups = (key[1] for key in self._scores if key[0] == source.name and key[1].dataset == dataset)
-        return list(dict.fromkeys(group.aggregation for group in groups))
+        return list(dict.fromkeys(group.aggregation for group in groups if group.level == "study"))
+
+    def has_slices(self, source: Source, dataset: str) -> bool:
+        """Whether slices of an external set were scored."""
+        return bool(self.find(source, LOG_LOSS, self.task.headline_class, external_slices(dataset)).n)
 
     def thresholds(self, source: Source, group: Group, metric: str, name: str) -> tuple[float, list[float]]:
         """The threshold of a class chosen on all folds, and those chosen for each fold on the others."""

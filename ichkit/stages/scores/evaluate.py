@@ -18,10 +18,10 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.scores import protocols
+from ichkit.stages.scores.board import make_board, track
+from ichkit.stages.scores.book import open_book
 from ichkit.stages.scores.protocols import ProtocolsPlan
 from ichkit.stages.scores.score_source import (
-    BASELINE_SUFFIX,
-    FACTS_SUFFIX,
     SourceScores,
     load_external,
     missing_studies,
@@ -31,6 +31,17 @@ from ichkit.stages.scores.score_source import (
     scored_external_sets,
     study_scores,
 )
+from ichkit.stages.scores.stored import (
+    COMPARISONS_NAME,
+    DRAWS_NAME,
+    MADE_BY,
+    MISSING_SUFFIX,
+    RELIABILITY_NAME,
+    SCORES_NAME,
+    SELECTION_NAME,
+    inputs_of,
+)
+from ichkit.tracking.loggers import check_loggers
 from ichkit.validation.catalog import Source, find_sources, looked_at
 from ichkit.validation.comparisons import BASELINE, StudyScores, compare_pairs, compare_studies, make_comparisons
 from ichkit.validation.folds import check_folds
@@ -45,12 +56,6 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, alone, look_at
 from ichkit.work.looks import record_looks
 
-MADE_BY = "ichkit evaluate"
-SCORES_NAME = "scores.parquet"
-RELIABILITY_NAME = "reliability.parquet"
-DRAWS_NAME = "draws.parquet"
-COMPARISONS_NAME = "comparisons.parquet"
-SELECTION_NAME = "selection.parquet"
 SELECTION_DTYPES = {
     **dict.fromkeys(["folds", "source"], "str"),
     **dict.fromkeys(["num_sources", "num_left_out"], "int64"),
@@ -58,29 +63,6 @@ SELECTION_DTYPES = {
 }
 # File to the field of `SourceScores` it stores for every source.
 _TABLES = {SCORES_NAME: "scores", RELIABILITY_NAME: "curves", DRAWS_NAME: "draws"}
-# Inputs of the scores besides the tables of a source.
-_PREPARED_FILES = ("slices.parquet", "studies.parquet")
-_MISSING = "_missing"
-
-
-@dataclass(frozen=True)
-class ScoreTables:
-    """The tables in `work/scores`.
-
-    Attributes:
-        scores: columns of `validation.scores.SCORE_DTYPES`.
-        reliability: columns of `validation.scores.CURVE_DTYPES`.
-        comparisons: columns of `validation.comparisons.COMPARISON_DTYPES`.
-        selection: columns of `SELECTION_DTYPES`, one row for all sources of the same folds: the best of them, and the
-            optimism of its loss.
-        missing: external set to its studies with labels but no slices.
-    """
-
-    scores: pd.DataFrame
-    reliability: pd.DataFrame
-    comparisons: pd.DataFrame
-    selection: pd.DataFrame
-    missing: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +75,7 @@ class EvaluateOptions:
         protocols: afterwards score the external sets under every protocol (`stages.scores.protocols`) and show that.
         proves: afterwards show the gains of second stages on locked patients (`stages.scores.prove`) instead.
         perturbs: score a run's networks on perturbed scans (`stages.scores.robustness`) instead.
+        is_adversarial: tell the data sets apart (`stages.scores.adversarial`) instead; needs no trained run.
         submission, truth: score this file (ID,Label) against these labels instead; nothing is written.
 
     Raises:
@@ -104,6 +87,7 @@ class EvaluateOptions:
     proves: bool = False
     protocols: bool = False
     perturbs: bool = False
+    is_adversarial: bool = False
     submission: Path | None = None
     truth: Path | None = None
 
@@ -234,7 +218,9 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
     Raises:
         ArtifactError: nothing is prepared or trained, or an artifact is damaged.
         FoldError: a patient has no fold, or more than one.
+        ConfigError: a logger is unknown or not installed.
     """
+    check_loggers(config.tracking.loggers)
     seen = look_at(work.scores)
     prepared = Prepared.open(work.prepared, find_task(config.task))
     check_folds(prepared.slices)
@@ -250,7 +236,7 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
     }
     settings = {**config.evaluate.settings(), "seed": config.seed, "task": config.task}
     settings |= {name: list(table) for name, table in measured.items()} | {"selection": list(SELECTION_DTYPES)}
-    inputs = _inputs_of(sources, prepared.manifest)
+    inputs = inputs_of(sources, prepared.manifest)
     old = read_manifest(work.scores) if has_artifact(work.scores) else None
     options = options or EvaluateOptions()
     of_protocols = protocols.plan(config, work) if options.protocols else None
@@ -271,6 +257,7 @@ def run(plan: EvaluatePlan) -> Manifest:
     if plan.is_current:
         assert old is not None
         logger.info("evaluate: the scores of %s are up to date", format_count(len(sources), "source"))
+        _track(plan)
         return old
     kept = _still_valid(plan)
     missing = {name: missing_studies(prepared, name) for name in prepared.external_sets()}
@@ -292,10 +279,18 @@ def run(plan: EvaluatePlan) -> Manifest:
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
         "sources": [source.name for source in sources],
-        **{f"{name}{_MISSING}": studies for name, studies in missing.items()},
+        **{f"{name}{MISSING_SUFFIX}": studies for name, studies in missing.items()},
         "seconds_per_source": round((time.monotonic() - began) / num_to_score, 1) if num_to_score else None,
     }
-    return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
+    made = writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
+    _track(plan)
+    return made
+
+
+def _track(plan: EvaluatePlan) -> None:
+    """Sends the scores to the loggers."""
+    if plan.config.tracking.loggers:
+        track(make_board(open_book(plan.work, plan.prepared.task), plan.work, None), plan.config.tracking, plan.work)
 
 
 def _record_looks(plan: EvaluatePlan) -> None:
@@ -308,29 +303,6 @@ def make_current(plan: EvaluatePlan) -> None:
     """Computes missing scores; logs nothing if there are none. Raises as `run`."""
     if not plan.is_current:
         run(plan)
-
-
-def read_tables(work: WorkFolder, sources: list[Source]) -> ScoreTables:
-    """The existing scores, after checking that they are of the current tables of these sources.
-
-    Raises:
-        ArtifactError: there are no scores, or they are of other tables or labels.
-    """
-    manifest = read_manifest(work.scores)
-    prepared = read_manifest(work.prepared)
-    if manifest.inputs != _inputs_of(sources, prepared):
-        raise ArtifactError(
-            f"{work.scores}: expected the scores of the current tables of {format_count(len(sources), 'source')}, "
-            f"found scores of {format_count(len(manifest.facts['sources']), 'source')} with other tables. Run "
-            f"`{MADE_BY}`."
-        )
-    names = (SCORES_NAME, RELIABILITY_NAME, COMPARISONS_NAME, SELECTION_NAME)
-    scores, reliability, comparisons, selection = (
-        read_table(work.scores / name, manifest.sha256_of(name)) for name in names
-    )
-    facts = manifest.facts.items()
-    missing = {name.removesuffix(_MISSING): studies for name, studies in facts if name.endswith(_MISSING)}
-    return ScoreTables(scores, reliability, comparisons, selection, missing)
 
 
 def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
@@ -366,14 +338,6 @@ def score_submission(submission: Path, truth: Path, task: Task) -> pd.DataFrame:
     return table
 
 
-def _inputs_of(sources: list[Source], prepared: Manifest) -> dict[str, str]:
-    """SHA-256 of every file that the scores of these sources depend on."""
-    suffixes = (FACTS_SUFFIX, BASELINE_SUFFIX)
-    present = [name for name in prepared.files if name in _PREPARED_FILES or name.endswith(suffixes)]
-    read = {f"prepared/{name}": prepared.files[name].sha256 for name in present}
-    return read | {f"{source.name}:{name}": digest for source in sources for name, digest in source.digests.items()}
-
-
 def _still_valid(plan: EvaluatePlan) -> dict[str, SourceScores]:
     """The existing scores, by source, of sources whose tables, labels and settings have not changed."""
     old, stale = plan.old, {source.name for source in plan.stale}
@@ -388,7 +352,7 @@ def _is_scored(source: Source, prepared: Manifest, old: Manifest) -> bool:
     """True if the old scores are of the current tables of this source."""
     prefixes = ("prepared/", f"{source.name}:")
     before = {name: digest for name, digest in old.inputs.items() if name.startswith(prefixes)}
-    return before == _inputs_of([source], prepared)
+    return before == inputs_of([source], prepared)
 
 
 def _compare(

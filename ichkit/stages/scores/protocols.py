@@ -21,7 +21,6 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.scores.score_source import (
-    BASELINE_SUFFIX,
     load_external,
     missing_studies,
     read_baseline,
@@ -29,6 +28,7 @@ from ichkit.stages.scores.score_source import (
     seed_of_rows,
     study_scores,
 )
+from ichkit.stages.scores.stored import BASELINE_SUFFIX
 from ichkit.validation.agreement import judge_readers, measure_kappa
 from ichkit.validation.catalog import Source, find_sources, load_pooled, looked_at
 from ichkit.validation.coherence import make_table_coherent

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, nearest
+from ichkit.core.logits import to_probabilities
 from ichkit.core.progress import logger
 from ichkit.core.roles import LOCKED
 from ichkit.core.stack_config import EmbeddingsConfig
@@ -24,10 +25,10 @@ from ichkit.show.plan import Forecast, Plan
 from ichkit.show.table import Cell, Table, format_number
 from ichkit.stacking.fold_models import predict_each_fold_model
 from ichkit.stacking.inputs import Inputs, read_inputs
-from ichkit.stacking.rows import Rows, make_rows, to_probabilities
+from ichkit.stacking.rows import Rows, make_rows
 from ichkit.stages.scores.book import PROOF_NAME
 from ichkit.stages.scores.tables import data_note
-from ichkit.validation.catalog import Source, find_sources, load_out_of_fold, looked_at
+from ichkit.validation.catalog import HAND, Source, find_sources, load_out_of_fold, looked_at
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.proof import Gain, compare_gains, measure_gain, seed_of_gain
 from ichkit.validation.scope import label_array
@@ -115,7 +116,7 @@ def plan(config: Config, work: WorkFolder, options: ProveOptions | None = None) 
     prepared = Prepared.open(work.prepared, find_task(config.task))
     if LOCKED not in prepared.external_sets():
         raise ArtifactError(f"{work.prepared}: {_NO_LOCK}")
-    stacks = [source for source in find_sources(work, prepared.task) if source.kind != "base"]
+    stacks = [source for source in find_sources(work, prepared.task) if source.kind not in ("base", HAND)]
     if options.stack is not None:
         names = sorted({_stack_of(source) for source in stacks})
         stacks = [source for source in stacks if _stack_of(source) == options.stack]

@@ -27,6 +27,7 @@ from ichkit.validation.tallies import ScoredRows
 from ichkit.work.artifacts import ArtifactWriter, Manifest, find_current, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WEIGHTS_NAME, WorkFolder
 from ichkit.work.locks import Look, alone, look_at
+from ichkit.work.schemas import PROBABILITY_CLIP
 
 if TYPE_CHECKING:
     from ichkit.engine.inference import Predictor
@@ -35,7 +36,6 @@ MADE_BY = "ichkit evaluate --robustness"
 ROBUSTNESS_NAME, PREDICTIONS_NAME = "robustness.parquet", "predictions.parquet"
 UNCHANGED = "none"
 """The `perturbation` of predictions of the scans as they are."""
-_CLIP = 1e-6  # as in the tables of predictions
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _predict_study(
             shown, positions, place = changed.volume, changed.positions_mm, changed.of_slice
         probabilities = predictor.spread(predictor.read_study(shown, positions).probabilities)
         is_read = place[index] >= 0
-        values = np.clip(probabilities[place[index[is_read]]], _CLIP, 1 - _CLIP).astype(np.float32)
+        values = np.clip(probabilities[place[index[is_read]]], *PROBABILITY_CLIP).astype(np.float32)
         keys = rows.loc[is_read, ["slice_id", "study_id", "slice_index", "fold"]].reset_index(drop=True)
         keys.insert(0, "perturbation", name)
         yield keys.assign(**dict(zip(columns, values.T, strict=True)))

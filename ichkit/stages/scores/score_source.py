@@ -13,6 +13,7 @@ from ichkit.core.roles import LOCKED, Role
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
+from ichkit.stages.scores.stored import BASELINE_SUFFIX, FACTS_SUFFIX
 from ichkit.validation.catalog import Source, load_out_of_fold, load_split
 from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.comparisons import DRAWS_DTYPES, StudyScores
@@ -40,14 +41,12 @@ from ichkit.validation.scores import (
     score_rows,
 )
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
-from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS, find_subgroups
+from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS, find_subgroups, own_partitions
 from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
 from ichkit.work.artifacts import read_table
 from ichkit.work.schemas import check_predictions
 
-# After the name of an external set: facts about its studies, and the probabilities published with it.
-FACTS_SUFFIX, BASELINE_SUFFIX = "_facts.csv", "_baseline.csv"
 _LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
 _RANKS = (ROC_AUC, AVERAGE_PRECISION)
 _DECISIONS = (F1_HALF, PRECISION_HALF, RECALL_HALF, ACCURACY_HALF, F1_BEST, SENSITIVITY, SPECIFICITY)
@@ -132,10 +131,15 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
         ContractError: a table does not contain exactly the expected slices, each with its own fold.
     """
     collector = _Collector(source, config)
-    elsewhere = _score_out_of_fold(collector, source, prepared, config)
+    by_slice, by_study = _score_out_of_fold(collector, source, prepared, config)
     for dataset in scored_external_sets(prepared):
         table = load_external(source, prepared, dataset, config.evaluate)
-        _score_external(collector, table, dataset, elsewhere, prepared, config)
+        if has_slice_labels(prepared, dataset):
+            rows = _slice_rows(table, prepared, dataset, source)
+            _score_at_given(collector, rows, by_slice, (*_losses_of(source), *_BY_STUDY))
+            for name, is_inside in slice_subgroups(prepared.split(dataset), prepared).items():
+                collector.add(rows.take(is_inside, subgroup=name), (*_losses_of(source), ROC_AUC))
+        _score_external(collector, table, dataset, by_study, prepared, config)
     return collector.finish()
 
 
@@ -285,30 +289,59 @@ def read_external_studies(source: Source, prepared: Prepared, dataset: str, conf
     """The studies of an external set by the maximum over their slices, by study_id; raises as `load_external`."""
     settings = config.evaluate
     table = load_external(source, prepared, dataset, settings)
-    return _rows_of(study_scores(table, prepared, dataset, MAXIMUM, settings.num_top, source.scope))
+    return _rows_of(study_scores(table, prepared, dataset, MAXIMUM, settings.num_top, source.scope), prepared)
 
 
-def _rows_of(scored: StudyScores) -> ScoredRows:
+def has_slice_labels(prepared: Prepared, dataset: str) -> bool:
+    """Whether slices of an external set have labels of their own."""
+    return bool(prepared.split(dataset)[list(prepared.task.classes)].notna().any(axis=None))
+
+
+def read_external_slices(source: Source, prepared: Prepared, dataset: str, config: Config) -> ScoredRows:
+    """The slices of an external set, by study_id and slice_index; raises as `load_external`."""
+    return _slice_rows(load_external(source, prepared, dataset, config.evaluate), prepared, dataset, source)
+
+
+def _slice_rows(table: pd.DataFrame, prepared: Prepared, dataset: str, source: Source) -> ScoredRows:
+    """The slices of an external set; the bootstrap resamples their patients."""
+    slices, task = prepared.split(dataset), prepared.task
+    place: dict[str, str | int] = {"dataset": dataset, "split": Role.EXTERNAL.value, "level": "slice"}
+    place |= {"aggregation": "none", "subgroup": ALL, "fold": POOLED}
+    probabilities = table[task.probability_columns].to_numpy(np.float64)
+    return ScoredRows(place, probabilities, label_array(source.scope.mask(slices), task), slices.patient_id.to_numpy())
+
+
+def _rows_of(scored: StudyScores, prepared: Prepared) -> ScoredRows:
     place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
-    studies = scored.probabilities.index
-    return ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), studies.to_numpy())
+    slices = prepared.split(scored.place["dataset"])
+    patients = slices.groupby("study_id").patient_id.first().reindex(scored.probabilities.index)
+    return ScoredRows(place, scored.probabilities.to_numpy(), scored.labels.to_numpy(), patients.to_numpy())
+
+
+def _losses_of(source: Source) -> tuple[str, ...]:
+    """The losses of a source: the weighted loss of some classes, or of some slices, compares with no other."""
+    return _LOSSES if source.scope.is_whole else (LOG_LOSS,)
 
 
 def _score_out_of_fold(
     collector: _Collector, source: Source, prepared: Prepared, config: Config
-) -> dict[str, np.ndarray]:
-    """Scores the out-of-fold rows; returns the study-level thresholds of all of them, by aim, (C,) each."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores the out-of-fold rows; returns the thresholds of all slices, and of all studies, by aim, (C,) each."""
     rows = read_out_of_fold(source, prepared, config)
     slices, fold = rows.slices, rows.facts.fold.to_numpy(np.int64)
-    # The weighted loss of some classes, or of some slices, compares with no other.
-    losses = _LOSSES if source.scope.is_whole else (LOG_LOSS,)
-    _score_with_thresholds(collector, slices, rows.part, source, (*losses, *_BY_STUDY))
+    losses = _losses_of(source)
+    of_slices = _score_with_thresholds(collector, slices, rows.part, source, (*losses, *_BY_STUDY))
     chosen = _score_with_thresholds(collector, rows.studies, rows.part_of_study, source, _BY_STUDY)
     for k in source.folds:
         collector.add(slices.take(fold == k, fold=k), (*losses, ROC_AUC))
-    for name, is_inside in find_subgroups(rows.facts, SLICE_PARTITIONS).items():
+    for name, is_inside in slice_subgroups(rows.facts, prepared).items():
         collector.add(slices.take(is_inside, subgroup=name), (*losses, ROC_AUC))
-    return chosen
+    return of_slices, chosen
+
+
+def slice_subgroups(slices: pd.DataFrame, prepared: Prepared) -> dict[str, np.ndarray]:
+    """The subgroups of slices: those of every store, and those of the facts that were kept of their studies."""
+    return find_subgroups(slices, {**SLICE_PARTITIONS, **own_partitions(prepared.study_groups())})
 
 
 def find_study_labels(slices: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -360,21 +393,29 @@ def _score_external(
     config: Config,
 ) -> None:
     """Scores the studies of an external set; decisions are made with thresholds chosen on the out-of-fold studies."""
-    task, settings = prepared.task, config.evaluate
+    settings = config.evaluate
     for aggregation in AGGREGATIONS:
         scored = study_scores(table, prepared, dataset, aggregation, settings.num_top, collector.source.scope)
-        rows = _rows_of(scored)
+        rows = _rows_of(scored, prepared)
         if aggregation != MAXIMUM:
             collector.add(rows, _RANKS)
             continue
-        anywhere = np.zeros(len(rows.labels), np.int64)
-        thresholds = {HALF_AIM: np.full(task.num_classes, HALF), **chosen}
-        decisions = {aim: decide(rows.probabilities, {0: of_class}, anywhere) for aim, of_class in thresholds.items()}
-        collector.add(rows.with_decisions(decisions), _BY_STUDY, is_compared=True)
+        _score_at_given(collector, rows, chosen, _BY_STUDY)
         collector.add_delong(rows)
         facts = _study_facts(scored.probabilities.index, prepared, dataset)
-        for name, is_inside in find_subgroups(facts, STUDY_PARTITIONS).items():
+        partitions = {**STUDY_PARTITIONS, **own_partitions(prepared.study_groups())}
+        for name, is_inside in find_subgroups(facts, partitions).items():
             collector.add(rows.take(is_inside, subgroup=name), (ROC_AUC,))
+
+
+def _score_at_given(
+    collector: _Collector, rows: ScoredRows, chosen: dict[str, np.ndarray], metrics: tuple[str, ...]
+) -> None:
+    """Scores rows at thresholds that other rows gave, by aim, (C,) each."""
+    anywhere = np.zeros(len(rows.labels), np.int64)
+    thresholds = {HALF_AIM: np.full(rows.labels.shape[1], HALF), **chosen}
+    decisions = {aim: decide(rows.probabilities, {0: of_class}, anywhere) for aim, of_class in thresholds.items()}
+    collector.add(rows.with_decisions(decisions), metrics, is_compared=True)
 
 
 def _study_facts(study_ids: pd.Index, prepared: Prepared, dataset: str) -> pd.DataFrame:
@@ -385,7 +426,8 @@ def _study_facts(study_ids: pd.Index, prepared: Prepared, dataset: str) -> pd.Da
     if name in prepared.manifest.files:
         facts = prepared.read_table(name)
         batch = facts.set_index("study_id").batch.reindex(study_ids)
-    return pd.DataFrame({"gap_mm": gap_mm, "batch": batch})
+    facts = pd.DataFrame({"gap_mm": gap_mm, "batch": batch})
+    return facts.assign(dataset=dataset, study_id=study_ids.to_numpy())
 
 
 def _check_slices(table: pd.DataFrame, slices: pd.DataFrame, source: Source, split: str) -> None:

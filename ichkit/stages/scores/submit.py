@@ -13,9 +13,11 @@ from ichkit.core.progress import logger
 from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast
 from ichkit.stages.scores import evaluate, leaderboard, tables
+from ichkit.stages.scores.board import track
 from ichkit.stages.scores.book import ScoreBook
+from ichkit.stages.scores.stored import read_tables
 from ichkit.stages.scores.upload import SITE, find_command
-from ichkit.validation.catalog import Source, load_split, pick_source
+from ichkit.validation.catalog import HAND, Source, load_split, pick_source
 from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.notes import note_path, refuse_foreign, write_note
 from ichkit.validation.sample import Imputed, KnownSlices, fill_sample
@@ -70,7 +72,11 @@ class SubmitPlan(evaluate.ScoredPlan):
         """The CSV, its note, and the leaderboard."""
         folder = self.options.submissions
         name = "NAME" if self.source is None else self.source.name
-        return (folder / f"{name}.csv", note_path(folder, name), folder / leaderboard.BOARD_NAME)
+        return (
+            folder / f"{name}.csv",
+            note_path(folder, name),
+            leaderboard.board_path(folder, self.scoring.prepared.task),
+        )
 
     def forecast(self) -> Forecast:
         """The rows to write, with an upper bound of their size, and the upload, after the missing scores."""
@@ -118,7 +124,7 @@ def run(plan: SubmitPlan) -> Submission:
     csv_path = submissions / f"{chosen.name}.csv"
     encoded = encode_table(table, ".csv")
     refuse_foreign(submissions, chosen.name, hashlib.sha256(encoded).hexdigest())
-    leaderboard.refuse_foreign(submissions)
+    leaderboard.refuse_foreign(submissions, task)
     written = write_bytes_atomically(csv_path, encoded)
     facts = {
         "kind": chosen.kind,
@@ -139,7 +145,9 @@ def run(plan: SubmitPlan) -> Submission:
         logger.warning(
             "submit: imputed slices without a readable file, filled in: %d (listed in the .json)", len(imputed)
         )
-    leaderboard.write(leaderboard.build(work, submissions, task), submissions)
+    board = leaderboard.build(work, submissions, task)
+    leaderboard.write(board, submissions, task)
+    track(board, plan.scoring.config.tracking, work)
     return Submission(csv_path, note_path(submissions, chosen.name), chosen, tuple(imputed))
 
 
@@ -163,7 +171,7 @@ def _read_sample(prepared: Prepared) -> pd.DataFrame:
     return sample
 
 
-def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> Source:
+def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None, *, has_models: bool = False) -> Source:
     """The source of that name; without a name the best complete one, else the best of those with the most slices.
 
     A source is complete with every fold of `folds.csv`; the best has the lowest out-of-fold weighted log loss. Sources
@@ -171,6 +179,7 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
 
     Args:
         scoring: the sources; without a name their scores must be up to date.
+        has_models: without a name, leaves out blends by hand, which have tables and no models.
 
     Raises:
         ConfigError: no such source.
@@ -178,8 +187,9 @@ def choose_source(scoring: evaluate.EvaluatePlan, name: str | None = None) -> So
     prepared = scoring.prepared
     if name is not None:
         return pick_source(scoring.sources, name)
-    book = ScoreBook(evaluate.read_tables(scoring.work, scoring.sources), scoring.sources)
-    sources = [source for source in book.sources if source.scope.is_whole] or book.sources[:1]
+    book = ScoreBook(read_tables(scoring.work, scoring.sources), scoring.sources)
+    found = [source for source in book.sources if not (has_models and source.kind == HAND)]
+    sources = [source for source in found if source.scope.is_whole] or found[:1]
     complete = [source for source in sources if list(source.folds) == prepared.fold_numbers]
     most = book.num_slices(sources[0])
     candidates = complete or [source for source in sources if book.num_slices(source) == most]

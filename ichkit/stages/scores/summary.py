@@ -9,7 +9,7 @@ import pandas as pd
 from ichkit.core.tasks import Task
 from ichkit.show.table import Table, format_interval, format_number
 from ichkit.stages.scores import protocol_tables, protocols, tables
-from ichkit.stages.scores.book import SLICES, STUDIES, ScoreBook, open_book
+from ichkit.stages.scores.book import SLICES, STUDIES, ScoreBook, external_slices, open_book
 from ichkit.stages.scores.protocols import ProtocolsPlan
 from ichkit.stages.scores.tables import BY_SLICE, BY_STUDY, DECISIONS
 from ichkit.validation.catalog import Source, pick_source
@@ -74,6 +74,8 @@ def render_source(book: ScoreBook, source: Source, *, is_whole: bool = False) ->
     """
     made = [tables.by_class(book, source, SLICES, BY_SLICE), tables.by_class(book, source, STUDIES, BY_STUDY)]
     made += [tables.external(book, source, dataset) for dataset in book.external_sets]
+    with_slices = [dataset for dataset in book.external_sets if book.has_slices(source, dataset)]
+    made += [tables.by_class(book, source, external_slices(dataset), BY_SLICE) for dataset in with_slices]
     if is_whole:
         made += [tables.by_class(book, source, group, DECISIONS) for group in (SLICES, STUDIES)]
         made += [tables.at_half(book, source, group) for group in (SLICES, STUDIES)]

@@ -1,12 +1,12 @@
 """The tables of scores as data; the terminal and the report each print a selection."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import combinations
 from pathlib import PurePosixPath
 
 import pandas as pd
 
-from ichkit.core.roles import is_transductive, title_of
+from ichkit.core.roles import STANDARD_EXTERNAL, is_transductive, title_of
 from ichkit.core.tasks import Task
 from ichkit.imaging.perturbations import PERTURBATIONS
 from ichkit.show.table import NOTHING, Cell, Table, format_interval, format_number
@@ -16,8 +16,10 @@ from ichkit.stages.scores.book import (
     Difference,
     Group,
     ScoreBook,
+    external_slices,
     external_studies,
 )
+from ichkit.stages.scores.costs import Cost
 from ichkit.validation.catalog import Source
 from ichkit.validation.comparisons import holm
 from ichkit.validation.published import find_published
@@ -42,7 +44,7 @@ from ichkit.validation.scores import (
     WEIGHTED_LOG_LOSS,
 )
 from ichkit.validation.studies import MAXIMUM
-from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
+from ichkit.validation.subgroups import FEW, SLICE_PARTITIONS, STUDY_PARTITIONS
 
 NOT_A_DEVICE = "Research use only, not a medical device."
 _PHANTOMS = "Made from phantoms: the scores show that the pipeline works, not how it performs on patients."
@@ -68,6 +70,12 @@ _KEPT_NOTE = (
     "Gain kept: the gain over the base on locked patients as a share of the gain out of fold; uncertain if "
     "the gain is small."
 )
+_COSTS = ("level", "train\nhours", "ms per\nstudy", "MB")
+COSTS_NOTE = (
+    "Level: 1 is a network, 2 a second stage, 3 a blend. Train hours: all folds one after another. Milliseconds to "
+    "predict a study: by all networks, on the machine that made the tables. MB: the files that prediction needs."
+)
+_PARETO = "those that no other of the same folds beats in both log loss and prediction time."
 _SURE = 0.05
 _ROBUSTNESS_KEYS = ["perturbation", "metric", "class"]
 _ROBUSTNESS_KEYS += ["before", "after", "difference", "low", "high", "p_value", "n", "n_positive"]
@@ -125,11 +133,18 @@ def say_choice(book: ScoreBook, source: Source) -> str:
     )
 
 
-def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]] | None = None) -> Table:
+def board(
+    book: ScoreBook,
+    sites: Mapping[str, tuple[float | None, float | None]] | None = None,
+    costs: Mapping[str, Cost] | None = None,
+    chosen: Container[str] | None = None,
+) -> Table:
     """The leaderboard: every source, best first, with its loss, the paired difference to the best, and external AUCs.
 
     Args:
         sites: source to its public and private Kaggle score; they do not affect the rank.
+        costs: source to its cost; None leaves these columns out.
+        chosen: the sources to show, with their ranks among all; None for all.
     """
     main, sites = book.task.headline_class, sites or {}
     has_groups = len({source.folds for source in book.sources}) > 1
@@ -137,11 +152,14 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
     columns = ["#", "source", "log loss", "difference\nto the best", f"AUC {main}"]
     columns += [heading for name in book.external_sets for heading in _external_headings(name, main)]
     columns += [*([_KEPT] if book.kept else []), "positive", *(["public\nprivate"] if has_sites else [])]
+    columns += _COSTS if costs else ()
     rows: list[list[Cell | str]] = []
     ranks: dict[tuple[int, ...], int] = {}
     for source in book.sources:
         is_ranked = source.scope.is_whole
         ranks[source.folds] = ranks.get(source.folds, 0) + is_ranked
+        if chosen is not None and source.name not in chosen:
+            continue
         loss, best = book.loss(source), book.best_of_folds(source)
         row: list[Cell | str] = [
             str(ranks[source.folds]) if is_ranked else "",
@@ -156,12 +174,15 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
             row.append(format_number(book.find(source, ROC_AUC, MEAN_CLASS, group).value, 3))
         row += [format_number(book.kept.get(source.name), 2)] if book.kept else []
         row += [loss.counts, *([_site(*sites.get(source.name, (None, None)))] if has_sites else [])]
+        row += _cost_cells(costs[source.name]) if costs else []
         rows.append(row)
     notes = [_BOARD, *([said] if (said := say_choice(book, book.sources[0])) else [])]
     if book.external_sets:
         shown = " and ".join(map(title_of, book.external_sets))
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
     notes += [_KEPT_NOTE] if book.kept else []
+    if chosen is not None:
+        notes.append(f"{len(rows)} of {len(book.sources)} sources, {_PARETO}")
     partial = [f"{one.name}: {describe_scope(one.scope)}." for one in book.sources if not one.scope.is_whole]
     notes += ["Not ranked: sources that predict only some of the classes. " + " ".join(partial)] if partial else []
     notes += [f"{note}." for note in dict.fromkeys(scored_classes_note(book, one) for one in book.sources) if note]
@@ -172,15 +193,25 @@ def board(book: ScoreBook, sites: Mapping[str, tuple[float | None, float | None]
         note=" ".join(notes),
         best=frozenset(number for number, row in enumerate(rows) if row[0] == "1"),
         num_text=2,
-        optional=(*(_external_headings(name, main)[1] for name in book.external_sets), "positive"),
+        optional=(
+            *(_external_headings(name, main)[1] for name in book.external_sets),
+            "positive",
+            *([_COSTS] if costs else []),
+        ),
     )
 
 
+def _cost_cells(cost: Cost) -> list[Cell | str]:
+    milliseconds = None if cost.seconds_per_study is None else 1000 * cost.seconds_per_study
+    hours = NOTHING if cost.hours is None else f"{cost.hours:.2g}" if cost.hours < 1 else f"{cost.hours:.1f}"
+    return [str(cost.level), hours, format_number(milliseconds, 0), format_number(cost.num_bytes / 1e6, 1)]
+
+
 def by_class(book: ScoreBook, source: Source, group: Group, metrics: Mapping[str, str]) -> Table:
-    """Out-of-fold metrics of every class, values above intervals.
+    """Metrics of every class, values above intervals.
 
     Args:
-        group: SLICES or STUDIES.
+        group: SLICES or STUDIES out of fold, or the slices of an external set.
         metrics: column to metric.
     """
     rows: list[list[Cell | str]] = []
@@ -190,8 +221,9 @@ def by_class(book: ScoreBook, source: Source, group: Group, metrics: Mapping[str
     notes = [_CHOSEN] if F1_BEST in metrics.values() else []
     notes += [_RAISED] if CALIBRATION_ERROR in metrics.values() else []
     notes += [_STUDY_MAXIMUM] if group == STUDIES else []
-    how = {SLICES: "by slice", STUDIES: "by study"}[group]
-    return Table(f"{source.name}, out of fold, {how}", ("class", *metrics, "positive"), rows, note=" ".join(notes))
+    where = f" on {title_of(group.dataset)}" if group.dataset else ", out of fold"
+    title = f"{source.name}{where}, by {group.level}"
+    return Table(title, ("class", *metrics, "positive"), rows, note=" ".join(notes))
 
 
 def at_half(book: ScoreBook, source: Source, group: Group) -> Table:
@@ -230,7 +262,8 @@ def external(book: ScoreBook, source: Source, dataset: str) -> Table:
             cells += said or [NOTHING]
         rows.append([name, *cells, score.counts])
     num_studies, num_missing = book.find(source, ROC_AUC, MEAN_CLASS, group).n, len(book.tables.missing[dataset])
-    notes = [f"{num_studies} studies, {num_missing} missing. {_STUDY_MAXIMUM} Bootstrap intervals over studies."]
+    unit = "studies" if dataset == STANDARD_EXTERNAL else "patients"
+    notes = [f"{num_studies} studies, {num_missing} missing. {_STUDY_MAXIMUM} Bootstrap intervals over {unit}."]
     if published:
         notes.append("Published: " + "; ".join(f"{name}, {row.source}" for name, row in published.items()) + ".")
     if len(baseline):
@@ -260,13 +293,17 @@ def subgroups(book: ScoreBook, source: Source) -> Table:
     main = book.task.headline_class
     rows: list[list[Cell | str]] = []
     groups = {SLICES: "out of fold", **{external_studies(name): title_of(name) for name in book.external_sets}}
+    groups |= {external_slices(name): f"{title_of(name)}, slices" for name in book.external_sets}
     for group, of in groups.items():
         for name in book.subgroups(source, group):
             loss = book.find(source, WEIGHTED_LOG_LOSS, ALL_CLASSES, group, name)
             auc = book.find(source, ROC_AUC, main, group, name)
-            rows.append([subgroup_name(name), of, loss.cell(4), auc.cell(3), auc.counts])
+            is_small = min(auc.n_positive, auc.n - auc.n_positive) < FEW
+            shown = Cell(subgroup_name(name), "small group" if is_small else "", "warn" if is_small else "")
+            rows.append([shown, of, loss.cell(4), auc.cell(3), auc.counts])
     partitions = {**SLICE_PARTITIONS, **STUDY_PARTITIONS}.values()
     note = " ".join(f"{one.name.replace('_', ' ')}: {one.description}" for one in partitions)
+    note += f" Small group: fewer than {FEW} positive or {FEW} negative rows; its values say little."
     columns = ("subgroup", "data", "log loss", f"AUC {main}", "positive")
     return Table(f"{source.name}: performance by subgroup", columns, rows, note=note, num_text=2)
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ichkit.core.logits import to_probabilities
 from ichkit.core.progress import logger
 from ichkit.show.table import Cell, Table
 from ichkit.stacking.boosting import BoostedModel
 from ichkit.stacking.fold_models import FoldModels
-from ichkit.stacking.rows import known_rows, log_losses_of_logits, mean_by_class, to_probabilities
+from ichkit.stacking.rows import known_rows, log_losses_of_logits, mean_by_class
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.validation.coherence import make_logits_coherent
 from ichkit.validation.reliability import bin_numbers, expected_calibration_error

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
+from ichkit.core.logits import to_probabilities
 from ichkit.core.progress import Meter, StopFlag, logger, stop_on_signal
 from ichkit.core.seeding import derive_seed
 from ichkit.core.stack_config import StackConfig
@@ -27,7 +28,7 @@ from ichkit.stacking.choice import MIN_PATIENTS
 from ichkit.stacking.fold_models import BLEND_FILE, FoldModel, FoldModels, predict_fold_models, projection_path
 from ichkit.stacking.inner import Training, make_training_part
 from ichkit.stacking.inputs import FoldModelPlan, Inputs
-from ichkit.stacking.rows import Rows, make_rows, to_probabilities
+from ichkit.stacking.rows import Rows, make_rows
 from ichkit.stacking.table import BASE, find_stacker
 from ichkit.stages.stack.facts import FoldModelLogits, describe_stack, write_importance
 from ichkit.stages.stack.plan import MADE_BY, StackOptions, StackPlan, plan
@@ -106,7 +107,7 @@ def run(plan: StackPlan) -> Manifest:
         _predict_held(writer.folder, model_plan, fold_model, trainings[model_plan.name], rows, stackers)
         for model_plan, fold_model in zip(model_plans, fold_models, strict=True)
     ]
-    _write_stack(writer, stack, results, inputs)
+    pace = _write_stack(writer, stack, results, inputs)
     _discard_intermediates(writer, fits)
     name = plan.final.name
     fitted = ", ".join(stackers) or "the base"
@@ -124,6 +125,7 @@ def run(plan: StackPlan) -> Manifest:
         "task": task.name,
         **inputs.ensemble.scope.facts(),
         "seconds": round(time.monotonic() - began, 1),
+        "seconds_per_study": pace,
         **describe_stack(stack, results, label_array(inputs.train, task)),
     }
     return writer.commit(settings=plan.settings, inputs=dict(inputs.digests), facts=facts)
@@ -208,7 +210,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
             group = [fit for fit in pending if find_stacker(fit.stacker).needs_torch == needs_torch]
             is_large = any(len(fit.training.rows) > _MANY_ROWS for fit in group)
             fresh = not needs_torch or is_large
-            for position, result in run_tasks(fit_member, group, isolated=True, fresh=fresh):
+            for position, result in run_tasks(fit_member, group, isolated=True, fresh=fresh, stop=flag):
                 fit = group[position]
                 if isinstance(result, WorkerDied):
                     raise ArtifactError(
@@ -222,6 +224,7 @@ def _fit_all(writer: ArtifactWriter, tasks: Sequence[FitTask], flag: StopFlag) -
                 writer.write_array(f"{fit.folder}/{_INNER_FILE}", inner)
                 meter.advance()
                 flag.check(f"{meter.done} of {meter.total} fits are kept")
+            flag.check(f"{meter.done} of {meter.total} fits are kept")
 
 
 def _make_fold_model(
@@ -266,8 +269,15 @@ def _predict_held(
     )
 
 
-def _write_stack(writer: ArtifactWriter, stack: FoldModels, results: Sequence[FoldModelLogits], inputs: Inputs) -> None:
-    """Writes blend and projections, then the tables of every kind: out of fold, test and external sets."""
+def _write_stack(
+    writer: ArtifactWriter, stack: FoldModels, results: Sequence[FoldModelLogits], inputs: Inputs
+) -> float | None:
+    """Writes blend and projections, then the tables of every kind: out of fold, test and external sets.
+
+    Returns:
+        Seconds that all fold models take to predict a study of a new set; None without one.
+    """
+    seconds, num_read = 0.0, 0
     writer.write_bytes(BLEND_FILE, stack.encode())
     for run, anchored in inputs.embeddings.items():
         for fold, projection in anchored.projections.items():
@@ -281,8 +291,12 @@ def _write_stack(writer: ArtifactWriter, stack: FoldModels, results: Sequence[Fo
         writer.write_table(f"{kind}_oof.parquet", make_predictions(inputs.train, p, stack.task))
     for split, slices in inputs.unseen.items():
         features = {run: anchored.features[split] for run, anchored in inputs.embeddings.items()}
-        for kind, table in predict_fold_models(writer.folder, inputs.tables[split], slices, features).items():
+        began = time.monotonic()
+        predicted = predict_fold_models(writer.folder, inputs.tables[split], slices, features)
+        seconds, num_read = seconds + time.monotonic() - began, num_read + slices["study_id"].nunique()
+        for kind, table in predicted.items():
             writer.write_table(f"{kind}_{split}.parquet", table)
+    return round(seconds / num_read, 5) if num_read else None
 
 
 def _discard_intermediates(writer: ArtifactWriter, fits: Sequence[FitTask]) -> None:
