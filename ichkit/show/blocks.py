@@ -15,10 +15,12 @@ class Chart:
     Attributes:
         svg: from `drawing.to_svg`.
         caption: plain text below the figure.
+        wide: the same figure for the whole width of a large screen, where `svg` is hidden; None to show `svg` always.
     """
 
     svg: Markup
     caption: str
+    wide: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,25 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture with a caption.
+
+    Attributes:
+        picture: data URI.
+        size: width and height in pixels.
+        alt: alternative text.
+    """
+
+    kind: ClassVar[str] = "picture"
+    picture: str
+    size: tuple[int, int]
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Card:
-    """One slice in several windows.
+    """One slice in several windows; its picture is a link where there is a viewer.
 
     Attributes:
         picture: data URI of square tiles.
@@ -90,6 +109,7 @@ class Card:
         facts: further lines.
         link: anchor of the viewer of its study, empty for none.
         slice_index: the slice that the viewer shows.
+        full: the whole ID that `name` is the end of, shown on a click; empty for none.
     """
 
     picture: str
@@ -100,6 +120,7 @@ class Card:
     facts: tuple[str, ...]
     link: str = ""
     slice_index: int = 0
+    full: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +193,7 @@ class Viewer:
         num_slices: width of the chart.
         keys: positions of the key slices in per cent of the width.
         stills: shown without scripts.
+        is_open: False folds it; a link to it opens it.
     """
 
     kind: ClassVar[str] = "viewer"
@@ -183,6 +205,7 @@ class Viewer:
     keys: tuple[float, ...]
     stills: list[Card]
     caption: str = ""
+    is_open: bool = True
 
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
@@ -215,7 +238,9 @@ class Subsection:
     is_open: bool = True
 
 
-Block = Table | Charts | Prose | Missing | Listing | Strip | Gallery | KeyFigures | Viewer | Checks | Subsection
+Block = (
+    Table | Charts | Prose | Missing | Listing | Strip | Picture | Gallery | KeyFigures | Viewer | Checks | Subsection
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ichkit.show.blocks import Chart
+
 # Placeholders that `to_svg` replaces by the colours of the style sheet, which differ in light and dark mode.
 INK, MUTED, GRID, PAGE = "#010203", "#020304", "#030405", "#040506"
 COLOURS = tuple(f"#0a0b{number:02x}" for number in range(6))
@@ -43,8 +45,11 @@ _STYLE: dict[Any, Any] = {
 }
 # Decorator of every function that draws: matplotlib applies the style when the parts of a figure are created.
 in_style = matplotlib.rc_context(_STYLE)
-# Width of a legend below a figure, and of a marker with the gap after its label.
+NARROW, WIDE = 4.6, 9.2
+"""Widths of figures in inches: for half a page or a phone, and for the whole width of a page."""
+# Width of a legend below a narrow figure, and of a marker with the gap after its label.
 _LEGEND_CHARACTERS, _MARK_CHARACTERS = 58, 6
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # a coordinate in points: two decimals are a hundredth of a pixel
 _FONTS = "system-ui, sans-serif"
 # Without this metadata the same figure gives the same bytes.
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -71,6 +76,10 @@ def make_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _round(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"
+
+
 @in_style
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an SVG element for the page.
@@ -89,6 +98,7 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
     body = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, body)
+    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: _LONG.sub(_round, found[0]), body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     box = re.search(r'viewBox="[^"]*"', text)
@@ -99,18 +109,22 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 @in_style
-def draw_intervals(rows: Sequence[str], series: Sequence[Series], label: str, *, is_log: bool = False) -> Figure:
+def draw_intervals(
+    rows: Sequence[str], series: Sequence[Series], label: str, *, is_log: bool = False, width: float = NARROW
+) -> Figure:
     """Values with their intervals, one line for each row and one marker for each series.
 
     Args:
         rows: names, from the top.
         series: at most as many as `COLOURS`.
         label: of the horizontal axis, with its unit.
+        width: of the figure in inches.
     """
-    labels = [_clip(one.name, _LEGEND_CHARACTERS - _MARK_CHARACTERS) for one in series]
-    legend_columns = min(3, _LEGEND_CHARACTERS // (max(map(len, labels)) + _MARK_CHARACTERS))
+    characters = int(_LEGEND_CHARACTERS * width / NARROW)
+    labels = [_clip(one.name, characters - _MARK_CHARACTERS) for one in series]
+    legend_columns = min(int(3 * width / NARROW), characters // (max(map(len, labels)) + _MARK_CHARACTERS))
     legend_rows = -(-len(series) // legend_columns)
-    figure, axes = make_figure(4.6, 0.75 + 0.16 * len(rows) * max(len(series), 1.6) + 0.16 * legend_rows)
+    figure, axes = make_figure(width, 0.75 + 0.16 * len(rows) * max(len(series), 1.6) + 0.16 * legend_rows)
     step = min(0.8 / len(series), 0.3)
     for number, one in enumerate(series):
         at = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * step
@@ -128,6 +142,20 @@ def draw_intervals(rows: Sequence[str], series: Sequence[Series], label: str, *,
     if len(series) > 1:
         figure.legend(loc="outside lower center", ncols=legend_columns, handletextpad=0.2, columnspacing=1.2)
     return figure
+
+
+def chart_intervals(
+    name: str, alt: str, caption: str, rows: Sequence[str], series: Sequence[Series], label: str
+) -> Chart:
+    """The figure of `draw_intervals` in both widths.
+
+    Args:
+        name: unique in the page.
+        alt: alternative text.
+        caption: text below.
+    """
+    narrow, wide = (draw_intervals(rows, series, label, width=width) for width in (NARROW, WIDE))
+    return Chart(to_svg(narrow, name, alt), caption, to_svg(wide, f"{name}-wide", alt))
 
 
 def _clip(name: str, length: int) -> str:

@@ -50,6 +50,7 @@ function save(text, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 for (const table of document.querySelectorAll(".scroll > table")) {
+  if (table.closest(".viewer")) continue;
   const head = table.tHead && table.tHead.rows[0], body = table.tBodies[0];
   if (!head || body.rows.length < 2) continue;
   [...head.cells].forEach((cell, column) => {
@@ -119,24 +120,42 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     Math.round(255 * (toHounsfield(code, data.knots) - level + width / 2) / width)));
   const panes = make("div", { className: "panes", tabIndex: 0 });
   panes.setAttribute("role", "group");
-  panes.setAttribute("aria-label", `Slices of ${figure.dataset.title}: arrow keys scroll, H switches the heat map, K goes to the next key slice`);
+  panes.setAttribute("aria-label", `Slices of ${figure.dataset.title}: arrow keys scroll, H switches the heat map, K goes to the next key slice, W changes the window`);
   const canvases = data.windows.map(([name, level, width]) => {
     const canvas = make("canvas", { width: side, height: side });
-    panes.append(make("div", {}, canvas, make("span", {}, `${name} ${level}/${width}`)));
+    panes.append(make("div", {}, canvas, make("span", {}, name.includes("/") ? name : `${name} ${level}/${width}`)));
     return canvas;
   });
+  const choices = make("span", { className: "choices" });
+  choices.setAttribute("role", "group");
+  choices.setAttribute("aria-label", "Windows");
+  ["all windows", ...data.windows.map(([name]) => name)].forEach((name, i) => {
+    const button = make("button", { type: "button" }, name);
+    button.addEventListener("click", () => choose(i - 1));
+    choices.append(button);
+  });
+  let only = -1;  // the window that is shown alone
+  function choose(which) {
+    only = which;
+    panes.classList.toggle("single", only >= 0);
+    [...panes.children].forEach((pane, i) => { pane.hidden = only >= 0 && i !== only; });
+    [...choices.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i - 1 === only)));
+    draw();
+  }
   const slider = make("input", { type: "range", min: 0, max: last, step: 1 });
   slider.setAttribute("aria-label", `Slice of ${figure.dataset.title}`);
   const place = make("output"), bar = make("div", { className: "bar" }, slider, place);
   const heatBox = make("input", { type: "checkbox", checked: true });
   const scale = make("span", { className: "scale" }, "0", make("i"), "1");
   if (data.heat) bar.append(make("label", {}, heatBox, " heat map"), scale);
-  const keyButtons = data.keys.map((at, i) => {
-    const button = make("button", { type: "button" }, i ? `${data.shown[at]}` : `key slices: ${data.shown[at]}`);
+  const keyButtons = data.keys.map(at => {
+    const button = make("button", { type: "button" }, `${data.shown[at]}`);
+    button.setAttribute("aria-label", `key slice ${data.shown[at]}`);
     button.addEventListener("click", () => go(at));
     return button;
   });
-  bar.append(...keyButtons);
+  const keys = make("span", { className: "keys" }, "key slices: ", ...keyButtons);
+  bar.append(...(keyButtons.length ? [keys] : []), choices);
   const cursor = figure.querySelector(".cursor"), plot = figure.querySelector(".plot");
   const nows = [...figure.querySelectorAll("[data-now]")], note = make("p", { className: "muted now" });
   figure.querySelector(".stills").replaceWith(panes, bar, note);
@@ -157,7 +176,7 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
       for (let i = 0; i < out.length; i += 4) {
         const grey = tables[which][codes[i]];
         out[i] = out[i + 1] = out[i + 2] = grey; out[i + 3] = 255;
-        if (hot && which === 0) {
+        if (hot && (which === 0 || which === only)) {
           const level = hot[i] / 255, share = STRENGTH * level, colour = heatColour(level);
           for (let c = 0; c < 3; c += 1) out[i + c] = (1 - share) * grey + share * colour[c];
         }
@@ -171,11 +190,12 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     slider.value = at;
     const slice = data.shown[at], truth = data.truth && data.truth[slice];
     const mm = data.positions_mm[slice];
-    place.textContent = `slice ${slice} of ${data.probabilities.length}` + (mm === null ? "" : `, ${mm} mm`);
+    place.textContent = `slice ${slice} (${slice + 1} of ${data.probabilities.length})` + (mm === null ? "" : `, ${mm} mm`);
     slider.setAttribute("aria-valuetext", place.textContent);
     cursor.style.left = `${100 * (slice + 0.5) / data.probabilities.length}%`;
     nows.forEach((cell, c) => {
-      cell.textContent = data.probabilities[slice][c].toFixed(3) + (truth && truth[c] === 1 ? " (truth: positive)" : "");
+      const label = !truth || truth[c] === null ? "" : ` (truth: ${truth[c] ? "positive" : "negative"})`;
+      cell.textContent = data.probabilities[slice][c].toFixed(3) + label;
     });
     const name = data.heat_class[at];
     note.textContent = !data.heat ? "" : name === undefined
@@ -190,6 +210,7 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     load(data.sprite, image => { picture = image; });
     if (data.heat) load(data.heat, image => { heat = image; });
   }
+  for (const part of [panes, slider]) part.addEventListener("focus", begin);
   slider.addEventListener("input", () => go(Number(slider.value)));
   heatBox.addEventListener("change", draw);
   const steps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5, Home: -1e6, End: 1e6 };
@@ -198,6 +219,7 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in steps) go(at + steps[event.key]);
     else if (key === "h" && data.heat) { heatBox.checked = !heatBox.checked; draw(); }
+    else if (key === "w") choose((only + 2) % (data.windows.length + 1) - 1);
     else if (key === "k" && data.keys.length) go(data.keys[(data.keys.indexOf(at) + 1) % data.keys.length]);
     else return;
     event.preventDefault();
@@ -215,16 +237,28 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     const box = plot.getBoundingClientRect();
     go(nearest(Math.floor((event.clientX - box.left) / box.width * data.probabilities.length)));
   });
-  viewers.set(figure.id, slice => { begin(); if (slice !== null) go(nearest(slice)); panes.focus({ preventScroll: true }); });
+  viewers.set(figure.id, slice => {
+    begin();
+    if (slice !== null) go(nearest(slice));
+    setTimeout(() => panes.focus({ preventScroll: true }));  // after the browser went to the figure, which takes the focus
+  });
+  choose(window.matchMedia("(max-width: 40rem)").matches ? 0 : -1);
   go(at);
   if ("IntersectionObserver" in window) new IntersectionObserver((entries, self) => {
     if (entries.some(entry => entry.isIntersecting)) { begin(); self.disconnect(); }
   }, { rootMargin: "600px" }).observe(figure);
   else begin();
 }
+// A link into a folded part opens it; one to a slice shows the slice.
+function reveal(id) {
+  for (let part = document.getElementById(id); part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+}
 document.addEventListener("click", event => {
   const link = event.target.closest("a[href^='#']");
-  const show = link && viewers.get(link.getAttribute("href").slice(1));
+  if (!link) return;
+  const id = link.getAttribute("href").slice(1), show = viewers.get(id);
+  reveal(id);
   if (show) show(link.dataset.slice === undefined ? null : Number(link.dataset.slice));
 });
+reveal(location.hash.slice(1));
 })();

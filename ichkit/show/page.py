@@ -70,6 +70,14 @@ def encode_webp(image: np.ndarray, quality: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(webp.tobytes()).decode()
 
 
+def size_of(uri: str) -> tuple[int, int]:
+    """Width and height in pixels of a picture given as a data URI."""
+    content = np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    return image.shape[1], image.shape[0]
+
+
 def read_template(room: str, name: str) -> str:
     """The source of a template of the package `room`, or of a template shared by all pages."""
     own = importlib.resources.files(room) / name

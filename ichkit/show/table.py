@@ -1,5 +1,6 @@
 """Tables as plain data, printed by `show.terminal` and `show.page`, and number formats."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class Table:
         note: explanation, shown below.
         best: numbers of the highlighted rows.
         num_text: number of text columns, from the left; other columns are never wrapped.
-        optional: columns that a narrow terminal drops, the last one first.
+        optional: columns, or groups of columns, that a narrow terminal drops, the last one first.
         is_wrapped: text columns hold sentences, which are wrapped; pages only.
     """
 
@@ -56,7 +57,7 @@ class Table:
     note: str = ""
     best: frozenset[int] = frozenset()
     num_text: int = 1
-    optional: tuple[str, ...] = ()
+    optional: tuple[str | tuple[str, ...], ...] = ()
     is_wrapped: bool = False
 
     @property
@@ -64,9 +65,11 @@ class Table:
         """The rows, with plain text converted to cells."""
         return [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
 
-    def without(self, column: str) -> "Table":
-        """The table without one column, which must not be a text column."""
-        at = self.columns.index(column)
+    def without(self, columns: str | tuple[str, ...]) -> "Table":
+        """The table without a column or a group of columns, none of which may be a text column."""
+        if isinstance(columns, tuple):
+            return functools.reduce(Table.without, columns, self)
+        at = self.columns.index(columns)
         assert at >= self.num_text
         rows = [[*row[:at], *row[at + 1 :]] for row in self.rows]
         return replace(self, columns=(*self.columns[:at], *self.columns[at + 1 :]), rows=rows)

@@ -13,12 +13,19 @@ from ichkit.show.page import encode_webp
 
 PAGE_BYTES = 6_000_000
 """A page with viewers of up to 30 studies is at most this large, so that it can be mailed."""
-_STUDIES_BYTES = 3_000_000  # of their pictures before base64; the rest is for tables, charts and single slices
+STUDIES_BYTES = 3_000_000
+"""Of their slices before base64; the rest of the page is tables, charts and single slices."""
 _STUDY_BYTES = 110_000
 _MAX_TILES, _COLUMNS = 64, 8
 # Tried in this order until a study fits.
 _SIDES_AND_QUALITIES = ((256, 60), (224, 50), (192, 45), (160, 40), (128, 30), (96, 20), (64, 10))
+HOW_TO_SCROLL = (
+    "Click the images, then scroll with the wheel or the arrow keys; Page Up and Down, Home and End jump, H switches "
+    "the heat map, K goes to the next key slice (\u25bc), W shows one window. Click the chart to go to a slice."
+)
+"""The text above the viewers of a page."""
 _HEAT_SIDE, _HEAT_QUALITY = 48, 60
+_NEAR = 0.1  # of level and width, within which a window has the name of a usual one
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -50,7 +57,15 @@ class Viewed:
 
 
 def make_viewer(
-    study: Viewed, classes: Sequence[str], thresholds: Mapping[str, float], num_studies: int, caption: str = ""
+    study: Viewed,
+    classes: Sequence[str],
+    thresholds: Mapping[str, float],
+    num_studies: int,
+    caption: str = "",
+    *,
+    windows: Sequence[tuple[str, tuple[float, float]]] = WINDOWS,
+    is_open: bool = True,
+    num_bytes: int = STUDIES_BYTES,
 ) -> Viewer:
     """The viewer of a study; of a long study at most 64 evenly spaced slices and the key slices have pictures.
 
@@ -59,11 +74,14 @@ def make_viewer(
         thresholds: class to threshold; classes without one are absent.
         num_studies: number of viewers in the page, which share `PAGE_BYTES`.
         caption: text below.
+        windows: names with (level, width) in HU, see `name_windows`.
+        is_open: False folds the viewer until it is asked for.
+        num_bytes: of the slices of all viewers of the page.
     """
     num_slices = len(study.volume_hu)
     spaced = np.linspace(0, num_slices - 1, min(_MAX_TILES, num_slices)).round().astype(int)
     shown = sorted({*spaced.tolist(), *study.key_slices, *study.heat})
-    side, sprite = _encode_within(study.volume_hu[shown], min(_STUDY_BYTES, _STUDIES_BYTES // max(num_studies, 1)))
+    side, sprite = _encode_within(study.volume_hu[shown], min(_STUDY_BYTES, num_bytes // max(num_studies, 1)))
     tiles, heat_at, heat_class = [], {}, {}
     for number, (index, (name, heat)) in enumerate(sorted(study.heat.items())):
         inside = heat * head_mask(study.volume_hu[index])
@@ -76,7 +94,7 @@ def make_viewer(
         "sprite": sprite,
         "shown": shown,
         "knots": CODE_KNOTS,
-        "windows": [[name, *window] for name, window in WINDOWS],
+        "windows": [[name, *window] for name, window in windows],
         "heat": encode_webp(_grid(tiles), _HEAT_QUALITY) if tiles else "",
         "heat_side": _HEAT_SIDE,
         "heat_at": heat_at,
@@ -89,7 +107,26 @@ def make_viewer(
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     curves = [_curve(study, c, name, thresholds.get(name)) for c, name in enumerate(classes)]
     keys = tuple(100 * (index + 0.5) / num_slices for index in study.key_slices)
-    return Viewer(study.anchor, study.title, text, curves, num_slices, keys, list(study.stills), caption)
+    return Viewer(study.anchor, study.title, text, curves, num_slices, keys, list(study.stills), caption, is_open)
+
+
+def name_windows(windows: Sequence[tuple[float, float]]) -> tuple[tuple[str, tuple[float, float]], ...]:
+    """The windows of a run for a viewer, if it has three; those near a usual one have its name.
+
+    Args:
+        windows: (level, width) in HU.
+
+    Example:
+        >>> name_windows([(40, 80), (75, 215), (35, 30)])
+        (('brain', (40, 80)), ('subdural', (75, 215)), ('35/30', (35, 30)))
+    """
+    if len(windows) != len(WINDOWS):
+        return WINDOWS
+    named = []
+    for window in windows:
+        names = (name for name, usual in WINDOWS if np.allclose(window, usual, rtol=_NEAR, atol=0))
+        named.append((next(names, f"{window[0]:g}/{window[1]:g}"), (*window,)))
+    return tuple(named)
 
 
 def _curve(study: Viewed, c: int, name: str, threshold: float | None) -> Curve:

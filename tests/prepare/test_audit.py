@@ -12,6 +12,8 @@ import pytest
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
 from ichkit.stages.prepare.audit import EXPECTED_OF_RSNA_2019, make_audit
+from ichkit.stages.prepare.audit_charts import draw_histogram
+from ichkit.stages.prepare.audit_checks import find_checks
 
 TASK = find_task("hemorrhage")
 
@@ -123,3 +125,43 @@ def test_an_audit_of_training_slices_alone_has_no_external_set(store):
     made = make_audit(train, studies, pd.DataFrame(columns=["reason"]), facts, TASK)
     assert made["external"] == {}
     assert made["rejected"] == {}
+
+
+def test_what_is_read_first_follows_from_the_audit(audit):
+    def verdicts(**changes):
+        return {check.what: check.verdict for check in find_checks({**audit, **changes}, TASK)}
+
+    found = verdicts()
+    assert found["Data"] == "warn"
+    assert found["Labels"] == "pass"
+    assert verdicts(data="rsna")["Data"] == "pass"
+    labels = {**audit["labels"], "any_differs_from_subtypes": ["a"]}
+    assert verdicts(labels=labels)["Labels"] == "fail"
+    assert "Counts" not in found
+    row = {"what": "training slices", "found": 1, "expected": 1}
+    assert verdicts(counts=[row])["Counts"] == "pass"
+    assert verdicts(counts=[{**row, "found": 2}])["Counts"] == "fail"
+    assert verdicts(rejected={"x": 10_000})["Files"] == "warn"
+    assert verdicts(rejected={})["Files"] == "pass"
+    many = dict.fromkeys(TASK.classes, 30)
+    assert verdicts(positive_studies=many)["Small classes"] == "pass"
+    assert verdicts(positive_studies={**many, "any": 29})["Small classes"] == "warn"
+    fold = {**audit["folds"][0], "prevalence": dict.fromkeys(TASK.classes, 0.1)}
+    assert verdicts(folds=[fold])["Folds"] == "pass"
+    assert verdicts(folds=[{**fold, "prevalence": {"any": 0.0}}])["Folds"] == "warn"
+    padding = {"share": 0.3, "positive_rate_with": 0.1, "positive_rate_without": 0.14}
+    assert verdicts(padding=padding)["Shortcut: padding"] == "pass"
+    assert verdicts(padding={**padding, "positive_rate_without": 0.16})["Shortcut: padding"] == "warn"
+
+
+def test_positive_studies_are_those_of_the_training_data(store, audit):
+    train = store.studies[store.studies["split"] == "train"]
+    assert audit["positive_studies"] == {name: int(train[name].sum()) for name in TASK.classes}
+
+
+def test_bars_stand_from_the_lower_to_the_upper_end_of_their_bins():
+    bins = [{"from": 0.0, "to": 2.0, "count": 3}, {"from": 2.0, "to": 7.0, "count": 1}]
+    figure = draw_histogram([*bins, {"from": 7.0, "to": None, "count": 4}], "gap (mm)", "slices")
+    bars = [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in figure.axes[0].patches]
+    assert bars == [(0, 2, 3), (2, 5, 1), (7, 5, 4)]
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("gap (mm)", "slices")

@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from support.commands import do, phantom_options
 
 from ichkit.cli.main import main
-from ichkit.core.errors import DiskFullError
+from ichkit.core.errors import DiskFullError, Stopped
 from ichkit.engine import parallel
+from ichkit.engine.parallel import run_tasks
 from ichkit.sources import decode
 from ichkit.stages.prepare import run as prepare
 from ichkit.work import artifacts
@@ -95,6 +96,41 @@ def test_killed_at_any_moment_it_goes_on_and_leaves_the_same_bytes(
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 3))
         kill_all(process)
+    check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_process_group_stops_it_and_the_next_call_leaves_the_same_bytes(
+    prepared_once, phantom_root, tiny_config, tmp_path, monkeypatch
+):
+    work = WorkFolder(tmp_path)
+    process = start_prepare(phantom_root, work)
+    while process.poll() is None and num_records(work) < 5:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 75
+    check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch)
+
+
+@pytest.mark.parametrize(("function", "saved"), [("_read_table", "headers .* not saved"), ("store_study", "3 of 28")])
+def test_workers_that_a_signal_ended_are_not_started_again(
+    prepared_once, phantom_root, tiny_config, tmp_path, monkeypatch, function, saved
+):
+    def run_until_signal(given, tasks, *, stop, **how):
+        """As `run_tasks` ends when `timeout` or a scheduler sends SIGTERM to all processes of the group."""
+        for position, result in run_tasks(given, tasks, stop=stop, **how):
+            if given.func.__name__ == function and position == min(3, len(tasks) - 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not stop:
+                    time.sleep(0.01)
+                return
+            yield position, result
+
+    work = WorkFolder(tmp_path)
+    monkeypatch.setattr("ichkit.stages.prepare.run.run_tasks", run_until_signal)
+    with pytest.raises(Stopped, match=saved):
+        do(prepare, tiny_config, work, phantom_options(phantom_root))
+    monkeypatch.undo()
     check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch)
 
 

@@ -330,9 +330,8 @@ def test_compressed_pixels_are_those_that_were_compressed(tmp_path, syntax, sign
 
 
 def test_a_missing_decoder_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
-    dataset = make_dataset(np.zeros((8, 8), np.uint16))
-    dataset.compress(pydicom.uid.RLELossless)
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    dataset = make_dataset(np.zeros((64, 64), np.uint16))
+    dataset.compress(pydicom.uid.JPEG2000Lossless)
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEG2000Lossless)
     monkeypatch.setattr(decoder, "_available", {})

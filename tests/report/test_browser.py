@@ -5,8 +5,10 @@ from support.browsers import find_browser, look_at
 from support.commands import do
 from support.reports import CONFIG, explain_without_network, make_report_work
 from support.simulated import TASK
+from support.tab import open_tab
 
 from ichkit.imaging.store import Prepared
+from ichkit.show.viewer import PAGE_BYTES
 from ichkit.stages.report import gallery
 from ichkit.stages.report import run as report
 
@@ -39,13 +41,28 @@ def test_every_picture_loads_every_link_works_and_nothing_sticks_out(seen, width
     assert found["wide"] == []
     assert found["pictures"] > 20
     assert (found["broken_pictures"], found["empty_drawings"]) == (0, 0)
-    assert found["links"] == len(report._SCORED) + len(report._STUDY) + 3
+    assert found["links"] > len(report._SCORED) + len(report._STUDY) + 4 + 20  # contents, and errors
     assert found["dead_links"] == []
     assert found["elsewhere"] == []
 
 
 def test_the_console_is_silent(seen):
     assert seen[1] == []
+
+
+def test_the_page_is_small_enough_to_mail(page):
+    assert len(page.encode()) <= PAGE_BYTES
+
+
+def test_an_error_of_a_table_is_looked_at_with_the_keyboard_and_the_way_back_is_a_key(page, tmp_path):
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    with open_tab(find_browser(), tmp_path / "page.html", tmp_path) as tab:
+        tab.run("document.documentElement.style.scrollBehavior = 'auto'")
+        link = "document.querySelector('td a[data-slice]')"
+        tab.follow_to_slice(link)
+        tab.run("new Promise(done => { onpopstate = () => setTimeout(done, 50); history.back(); })")
+        assert tab.run(f"Math.abs({link}.getBoundingClientRect().top - innerHeight / 2) < innerHeight")
+        assert tab.console == []
 
 
 def test_the_audit_is_as_well_behaved(prepared_once, tmp_path):

@@ -69,7 +69,9 @@ def test_the_page_counts_by_class_and_shows_one_picture_per_study_class_and_labe
         own = table[table["class"] == name]
         assert [by_class[name][1], by_class[name][3]] == [str((own.label == label).sum()) for label in (1, 0)]
     shown = table.drop_duplicates(["study_id", "class", "label"])
-    assert len(page.pictures) == min(len(shown), 48)
+    cards = [picture for picture in page.pictures if picture["alt"].startswith("Slice ")]
+    assert len(cards) == min(len(shown), 48)
+    assert len([link for link in page.links if link.startswith("#study-")]) >= 2 * len(cards)  # table and picture
     assert all(picture["src"].startswith("data:image/") for picture in page.pictures)
 
 

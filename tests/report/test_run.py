@@ -18,6 +18,7 @@ from ichkit.show.drawing import Series, draw_intervals
 from ichkit.stages.report import gallery
 from ichkit.stages.report import run as report
 from ichkit.stages.report.curves import roc_points
+from ichkit.stages.report.failures import make_failures
 from ichkit.stages.report.gallery import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, pick_judged
 from ichkit.stages.report.overview import find_missing
 from ichkit.stages.report.strips import pick_changes
@@ -148,11 +149,13 @@ def test_cq500_stands_beside_the_published_numbers(page, scores):
 def test_subgroups_and_pairs_are_those_of_their_tables(page, scores, work):
     best = best_of(scores)
     for name, of, loss, auc, counts in page.tables[f"{best}: performance by subgroup"][1:]:
+        name, _, mark = name.partition("|")
         subgroup = name.replace(": ", "=").replace("pixel format", "pixel_format").replace("gap mm", "gap_mm")
         find = cq500 if of == "CQ500" else out_of_fold
         score = find(scores, best, "roc_auc", "any", subgroup=subgroup)
         assert auc == cell(score, 3)
         assert counts == counts_of(score)
+        assert (mark == "small group") == (min(score.n_positive, score.n - score.n_positive) < 10)
         if of != "CQ500":
             assert loss == cell(out_of_fold(scores, best, "weighted_log_loss", "all", subgroup=subgroup), 4)
     pairs = read_table(work.scores / "comparisons.parquet").set_index(
@@ -186,7 +189,8 @@ def test_every_part_has_a_name_and_every_link_an_end(page):
     assert len(page.ids) == len(set(page.ids))
     anchors = [link.removeprefix("#") for link in page.links]
     assert set(anchors) <= set(page.ids)
-    assert len(anchors) == len(page.headings)
+    contents = re.findall('href="#([^"]+)"', re.search("<nav.*?</nav>", page.raw, re.DOTALL)[0])
+    assert len(contents) == len(page.headings)
     assert set(page.ids) >= STUDY
     assert {name for pair in page.references for name in pair if name} <= set(page.ids)
     assert all(picture["alt"] and picture["src"].startswith("data:image/") for picture in page.pictures)
@@ -203,12 +207,44 @@ def test_nothing_comes_from_elsewhere_and_the_page_says_what_the_data_are(page):
     assert "Research use only, not a medical device" in page.text
 
 
-def test_slices_and_studies_are_named_by_the_ends_of_their_ids_alone(page, work):
+def test_slices_and_studies_are_named_by_the_ends_of_their_ids_and_public_ones_in_full_on_a_click(page, work):
     slices = read_table(work.prepared / "slices.parquet")
-    for column in ("slice_id", "study_id", "patient_id"):
-        names = slices[slices.dataset != "cq500"][column].unique()
-        assert not [name for name in names if name in page.raw]
+    own = slices[slices.dataset != "cq500"]
+    on_click = '<details class="id.*?</details>'
+    clicked, rest = "".join(re.findall(on_click, page.raw, re.DOTALL)), re.sub(on_click, "", page.raw, flags=re.DOTALL)
+    for column in ("slice_id", "study_id"):
+        assert sum(name in clicked for name in own[column].unique()) > 10
+        assert not [name for name in own[column].unique() if name in rest]
+    assert not [name for name in own.patient_id.unique() if name in page.raw]
     assert sum("Slice …" in picture["alt"] for picture in page.pictures) > 10
+
+
+def test_the_ids_of_a_users_own_scans_are_never_shown_in_full(work, tmp_path):
+    shutil.copytree(work.root, tmp_path / "work")
+    copied = WorkFolder(tmp_path / "work")
+    slices = read_table(copied.prepared / "slices.parquet")
+    rewrite_prepared(copied, {"slices.parquet": slices.assign(dataset=slices.dataset.replace("rsna", "folder"))})
+    given = report.collect(report.plan(CONFIG, copied, report.ReportOptions(tmp_path / "submissions")))
+    section = make_failures(given)
+    text = "\n".join(str(block) for block in section.blocks)
+    own = slices[slices.dataset != "cq500"]
+    assert "false negative" in text
+    for column in ("slice_id", "study_id", "patient_id"):
+        assert not [name for name in own[column].unique() if name in text]
+
+
+def test_every_error_of_a_table_leads_to_its_slice_in_a_viewer(page, work):
+    slices = read_table(work.prepared / "slices.parquet").set_index("slice_id")
+    rows = re.findall(r"<tr>.*?</tr>", page.raw, re.DOTALL)
+    errors = [row for row in rows if "false negative<" in row or "false positive<" in row]
+    assert len(errors) > 20
+    viewers = dict(re.findall(r'<figure class="viewer" id="([^"]+)" data-title="Study …([^:"]+)', page.raw))
+    for row in errors:
+        anchor, index = re.search('href="#([^"]+)" data-slice="([^"]+)"', row).groups()
+        slice_id, study_id = re.findall('data-full="([^"]+)"', row)
+        assert slices.slice_index[slice_id] == int(index)
+        assert slices.study_id[slice_id] == study_id
+        assert study_id.endswith(viewers[anchor])
 
 
 @pytest.mark.parametrize("name", ["history.csv", "config.yaml"])
@@ -285,7 +321,9 @@ def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
     for command in ("ichkit train --fold 1", "ichkit stack", "ichkit prepare --cq500 PATH"):
         assert f"Run {command}" in page.text
     assert set(page.tables) >= {"Log loss per class and stage, out of fold", "a, out of fold, by slice"}
-    assert len(page.headings) == len(report._SCORED) + len(report._STUDY) + 3
+    # All sections but that of thresholds on patients for validation, of which a run has none unless it asks for them.
+    assert "inner" not in page.ids
+    assert len(page.headings) == len(report._SCORED) - 1 + len(report._STUDY) + 4
 
 
 def test_without_training_the_page_shows_the_data_and_says_what_comes_next(tmp_path):

@@ -13,6 +13,7 @@ _HARNESS = """<!doctype html><meta charset="utf-8"><body><script>
 const page = PAGE, widths = WIDTHS, found = {};
 function look(frame, width) {
   const view = frame.contentWindow, root = frame.contentDocument, wide = [];
+  for (const part of root.querySelectorAll("details")) part.open = true;
   for (const part of root.body.querySelectorAll("*")) {
     const box = part.getBoundingClientRect();
     if (part.closest(".scroll, nav ol, pre, svg") || !box.width) continue;
@@ -26,7 +27,11 @@ function look(frame, width) {
     dead_links: ends.filter(end => !end.startsWith("#") || !root.getElementById(end.slice(1))),
     elsewhere: view.performance.getEntriesByType("resource").map(entry => entry.name)
       .filter(name => !name.startsWith("data:")),
-    empty_drawings: [...root.querySelectorAll("svg")].filter(drawing => !drawing.getBoundingClientRect().height).length,
+    // Of a figure in two widths exactly one is drawn.
+    empty_drawings: [...root.querySelectorAll("svg")].filter(drawing => !drawing.closest(".twin"))
+      .filter(drawing => !drawing.getBoundingClientRect().height).length +
+      [...root.querySelectorAll(".twin")].filter(twin =>
+        [...twin.children].filter(part => part.getBoundingClientRect().height > 40).length !== 1).length,
   };
   if (Object.keys(found).length === widths.length) {
     const out = document.createElement("pre");
@@ -45,6 +50,17 @@ _ACTOR = """<!doctype html><meta charset="utf-8"><body><script>
 const frame = document.createElement("iframe");
 frame.style = "width:1280px;height:900px;border:0";
 const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+// Waits take no real time here (--virtual-time-budget), decoding a picture does; messages pass in real time.
+const turn = () => new Promise(done => {
+  const channel = new MessageChannel();
+  channel.port1.onmessage = done; channel.port2.postMessage(0);
+});
+const until = async isSo => {
+  for (let tries = 0; tries < 2000 && !isSo(); tries++) {
+    for (let turns = 0; turns < 20; turns++) await turn();
+    await wait(20);
+  }
+};
 frame.onload = async () => {
   frame.onload = null;
   const view = frame.contentWindow, root = frame.contentDocument;
@@ -81,7 +97,8 @@ def act_on(browser, page, actions, scratch):
     """What an async JavaScript function body returns (JSON) that acts on a page, and every line of its console.
 
     Args:
-        actions: may use `root` (the document), `view` (its window), `press(element, key)` and `await wait(ms)`.
+        actions: may use `root` (the document), `view` (its window), `press(element, key)`, `await wait(ms)` and
+            `await until(isSo)`.
     """
     return _run(browser, _ACTOR.replace("ACTIONS", actions, 1), page, scratch)
 

@@ -11,6 +11,7 @@ from ichkit.core.errors import ConfigError, DataError, nearest
 from ichkit.core.tasks import Task
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import load_predictor
+from ichkit.imaging.pictures import picture_volume
 from ichkit.imaging.steps import restore
 from ichkit.imaging.store import Prepared
 from ichkit.imaging.windows import TABLE_LOW_HU
@@ -162,7 +163,7 @@ def explain_slices(
         positions = of_study["slice_index"].to_numpy()
         heat = heat_maps(predictor, volume, positions, indices, whole["position_mm"].to_numpy())
         origin = prepared.origins.get(str(relative))
-        slices, heat = restore(volume[positions], origin, TABLE_LOW_HU), restore(heat, origin, 0.0)
+        slices, heat = restore(picture_volume(volume[positions]), origin, TABLE_LOW_HU), restore(heat, origin, 0.0)
         for position, (_, row) in enumerate(of_study.iterrows()):
             found[row["slice_id"]] = Explained(
                 slice_id=row["slice_id"],

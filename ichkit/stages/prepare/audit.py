@@ -71,6 +71,7 @@ def make_audit(
         "geometry": _geometry(slices),
         "labels": _labels(train, facts, task),
         "folds": _folds(train, task),
+        "positive_studies": _positive_studies(studies, task),
         "slices_per_study": _histogram(studies["num_slices"].to_numpy(), _LENGTH_EDGES),
         "positives_by_position": _positives_by_position(train, task),
         "external": _external(slices, facts),
@@ -183,6 +184,12 @@ def _folds(train: pd.DataFrame, task: Task) -> list[dict[str, Any]]:
         sizes = {"slices": len(part), "studies": part["study_id"].nunique(), "patients": part["patient_id"].nunique()}
         rows.append({"fold": int(fold), **{name: int(size) for name, size in sizes.items()}, "prevalence": prevalence})
     return rows
+
+
+def _positive_studies(studies: pd.DataFrame, task: Task) -> dict[str, int | None]:
+    """Positive training studies of each class; None if all labels are unknown."""
+    train = studies[studies["split"] == "train"]
+    return {name: int(train[name].sum()) if train[name].notna().any() else None for name in task.classes}
 
 
 def _positives_by_position(train: pd.DataFrame, task: Task) -> dict[str, Any]:

@@ -1,29 +1,47 @@
 """The plan of `prepare`: the sources, settings and folds found, and the disk and time needed."""
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.csv_tables import read_csv
-from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
+from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest, shorten
 from ichkit.core.progress import format_count, format_seconds, logger
 from ichkit.core.roles import Role
 from ichkit.core.rows import find_row
+from ichkit.core.tasks import Task, find_task
 from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.imaging.header_facts import HEADER_FACTS
 from ichkit.imaging.parts import WHOLE, PartSettings
+from ichkit.imaging.sequence_steps import SEQUENCE_STEPS
+from ichkit.imaging.sequences import SequenceSettings
 from ichkit.imaging.steps import find_step
 from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
-from ichkit.sources.files import digest_tables, scan_files
+from ichkit.sources.files import count_read, digest_tables, scan_files
+from ichkit.sources.index import MR
+from ichkit.sources.labels import KEYS, PART_COLUMNS, read_columns
+from ichkit.sources.sequence_files import with_landmarks
 from ichkit.sources.series import read_override
-from ichkit.sources.table import OTHER_SERIES, SOURCES, DataSource, external_sources, locate, training_sources
+from ichkit.sources.table import (
+    OTHER_SERIES,
+    SOURCES,
+    DataSource,
+    external_sources,
+    locate,
+    takes_folder,
+    training_sources,
+)
+from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 from ichkit.work.artifacts import Manifest, digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, look_at
@@ -33,6 +51,7 @@ from ichkit.work.schemas import FOLDS, LOCKS
 SETTINGS_FILE = "settings.json"
 FOLDS_NAME, LOCKS_NAME = "folds.csv", "locked.csv"
 _FILES = "_files"
+_SUBGROUPS = "subgroups"
 _BYTES_PER_PIXEL = 0.51
 """Size of a compressed volume: 132 kB per slice of 512 x 512, the noisiest of four real data sets."""
 _SECONDS_PER_PIXEL = 1.0e-8
@@ -48,6 +67,7 @@ class PrepareOptions:
         rsna, cq500, folder: roots; None for the default folders of `sources.table.locate`.
         labels: the label file of the folder.
         external: external sets in addition to those of `SOURCES`.
+        subgroups: columns of the label files that make subgroups; empty for those of the existing store.
         series_override: CSV of manually chosen series (study_id, series).
         limit_studies: only this many studies of each split, first by id.
         lock: the share of patients to lock away from training, for `--prove`; None keeps an earlier lock.
@@ -66,6 +86,7 @@ class PrepareOptions:
     folder: Path | None = None
     labels: Path | None = None
     external: tuple[ExternalSet, ...] = ()
+    subgroups: tuple[str, ...] = ()
     series_override: Path | None = None
     limit_studies: int | None = None
     lock: float | None = None
@@ -104,6 +125,8 @@ class PreparePlan(Plan):
         inputs: digests of the input files.
         current: the manifest of a store that is up to date, else None.
         is_update: a finished store of other input files exists.
+        subgroups: columns of the label files that make subgroups.
+        sequences: how the sequences of a study become one volume; None for CT.
     """
 
     config: Config
@@ -119,6 +142,8 @@ class PreparePlan(Plan):
     current: Manifest | None
     is_update: bool
     seen: Look
+    subgroups: tuple[str, ...] = ()
+    sequences: SequenceSettings | None = None
 
     @property
     def parts(self) -> PartSettings:
@@ -143,9 +168,8 @@ class PreparePlan(Plan):
         if self.current is not None:
             return Forecast(("prepare: up to date, nothing to do",))
         steps = [
-            f"{item.source.name}: {len(item.images)} files of {item.root}, "
-            f"{format_bytes(item.images['num_bytes'].sum())}"
-            for item in self.listings
+            f"{item.source.name}: {num_files} files of {item.root}, {format_bytes(num_bytes)}"
+            for item, (num_files, num_bytes) in self._count_by_source()
         ]
         if self.options.limit_studies is not None:
             limit = self.options.limit_studies
@@ -174,9 +198,12 @@ class PreparePlan(Plan):
         )
 
     def count_images(self) -> tuple[int, int]:
-        """Number and total size in bytes of the image files."""
-        sizes = [item.images["num_bytes"] for item in self.listings]
-        return sum(map(len, sizes)), sum(int(of_source.sum()) for of_source in sizes)
+        """Number and total size in bytes of the image files, without those too large to be read."""
+        counts = [count for _, count in self._count_by_source()]
+        return sum(num_files for num_files, _ in counts), sum(num_bytes for _, num_bytes in counts)
+
+    def _count_by_source(self) -> list[tuple[ListedSource, tuple[int, int]]]:
+        return [(item, count_read(item.images)) for item in self.listings]
 
     def count_roles(self) -> tuple[int, int]:
         """Number of image files of the training data, and of the external sets."""
@@ -211,7 +238,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
         ArtifactError: the existing store was made from other settings.
         FoldError: an invalid file of folds.
     """
-    options, seen = options or PrepareOptions(), look_at(work.prepared)
+    options, seen, task = options or PrepareOptions(), look_at(work.prepared), find_task(config.task)
     source = _training_source(options)
     settings: dict[str, Any] = {
         "task": config.task,
@@ -222,6 +249,9 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     }
     if steps := config.prepare.steps():
         settings["steps"] = [find_step(name).name for name in steps]
+    sequences = _find_sequences(config, source)
+    if sequences is not None:
+        settings["sequences"] = sequences.to_json()
     parts = PartSettings.of(config.prepare.parts)
     if parts.kind != WHOLE:
         settings["parts"] = parts.to_json()
@@ -236,6 +266,9 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     override = None if options.series_override is None else read_override(options.series_override)
     listings = _list_sources(config, options, source)
     inputs = _digest_inputs(listings, options, override)
+    if subgroups := options.subgroups or _earlier_subgroups(work, options):
+        subgroups = _check_subgroups(subgroups, listings, task)
+        inputs[_SUBGROUPS] = ",".join(subgroups)
     asks_folds = options.new_folds or options.folds_file is not None
     is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
     current = read_manifest(work.prepared) if is_update else None
@@ -243,8 +276,35 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
         _refuse_to_drop(current, listings)
         current = None
     return PreparePlan(
-        config, work, options, source, settings, folds, locked, override, listings, inputs, current, is_update, seen
+        *(config, work, options, source, settings, folds, locked, override, listings, inputs, current, is_update, seen),
+        subgroups=subgroups,
+        sequences=sequences,
     )
+
+
+def _find_sequences(config: Config, source: str) -> SequenceSettings | None:
+    """How the sequences of a study become one volume; None for a source of CT.
+
+    Raises:
+        ConfigError: sequences of CT, or none of MR; an unknown step; `prepare.crop`.
+        DataError: the template or the reference study cannot be read.
+    """
+    given, is_mr = config.prepare.sequences, SOURCES[source].modality == MR
+    if bool(given.names) != is_mr:
+        found = f"names {list(given.names)}" if given.names else "none"
+        raise ConfigError(
+            f"prepare.sequences.names: expected {'the sequences of a study' if is_mr else 'none'} for --source "
+            f"{source}, found {found}. The config onset2021 has those of MR."
+        )
+    settings = SequenceSettings.of(given)
+    if settings is None:
+        return None
+    for name in settings.steps:
+        find_row(SEQUENCE_STEPS, name, "prepare.sequences.steps")
+    if config.prepare.crop != "none":
+        raise ConfigError("prepare.crop: sequences have a grid of their own. Set prepare.sequences.field_mm instead.")
+    reference = given.histogram if "histogram" in settings.steps else None
+    return settings if reference is None else with_landmarks(settings, reference)
 
 
 def _training_source(options: PrepareOptions) -> str:
@@ -252,9 +312,40 @@ def _training_source(options: PrepareOptions) -> str:
     names = training_sources()
     if name not in names:
         raise ConfigError(f'--source: "{name}" is not a source of training data. {nearest(name, names)}')
-    if name != "folder" and (options.folder or options.labels):
-        raise ConfigError("--folder and --labels need --source folder; RSNA has its own labels.")
+    if not takes_folder(name) and (options.folder or options.labels):
+        raise ConfigError("--folder and --labels need --source folder or bids; RSNA has its own labels.")
     return name
+
+
+def _earlier_subgroups(work: WorkFolder, options: PrepareOptions) -> tuple[str, ...]:
+    """The subgroup columns of the existing store, which a later call keeps."""
+    if options.fresh or not has_artifact(work.prepared):
+        return ()
+    known = read_manifest(work.prepared).inputs.get(_SUBGROUPS, "")
+    return tuple(known.split(",")) if known else ()
+
+
+def _check_subgroups(given: Sequence[str], listings: list[ListedSource], task: Task) -> tuple[str, ...]:
+    """The names of the columns, as label files are read.
+
+    Raises:
+        ConfigError: a name that no label file has, or that means something else.
+    """
+    names = tuple(dict.fromkeys(name.strip().lower() for text in given for name in text.split(",") if name.strip()))
+    taken = {*SLICE_PARTITIONS, *STUDY_PARTITIONS, *HEADER_FACTS, *KEYS, *PART_COLUMNS, *task.classes, "dataset"}
+    columns = {name for item in listings if item.labels is not None for name in read_columns(item.labels)}
+    for name in names:
+        if name in taken or not re.fullmatch(r"[a-z0-9_][a-z0-9_ -]{0,29}", name):
+            raise ConfigError(
+                f'--subgroup: "{shorten(name)}" cannot be a subgroup: expected a column of at most 30 letters, digits, '
+                'blanks, "_" and "-" that is no id, class or subgroup of ichkit. Rename the column.'
+            )
+        if name not in columns:
+            raise ConfigError(
+                f'--subgroup: expected a column "{name}" in a label file (--labels), found none. '
+                f"{nearest(name, sorted(columns - taken))}"
+            )
+    return names
 
 
 def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
@@ -299,11 +390,11 @@ def _refuse_to_drop(before: Manifest, listings: list[ListedSource]) -> None:
 def _kept_folds(work: WorkFolder, options: PrepareOptions) -> pd.DataFrame | None:
     """Imported folds or those of an earlier call; None to create new ones."""
     if options.folds_file is not None:
-        return _read_folds(options.folds_file)
+        return read_folds(options.folds_file)
     if options.new_folds:
         return None
     found = _kept_file(work, FOLDS_NAME)
-    return None if found is None else _read_folds(found)
+    return None if found is None else read_folds(found)
 
 
 def _kept_locks(work: WorkFolder) -> pd.DataFrame | None:
@@ -312,7 +403,7 @@ def _kept_locks(work: WorkFolder) -> pd.DataFrame | None:
     if path is None:
         return None
     try:
-        return read_csv(path, dtype={"patient_id": "str", "is_locked": "bool"})[LOCKS]
+        return read_csv(path, dtype={"patient_id": "str", "is_locked": "bool"}, keep_default_na=False)[LOCKS]
     except (OSError, ValueError, KeyError) as error:
         raise FoldError(
             f"{path}: expected a CSV with the columns patient_id, is_locked (True or False): {error}"
@@ -325,23 +416,36 @@ def _kept_file(work: WorkFolder, name: str) -> Path | None:
     return next((path for path in places if path.exists()), None)
 
 
-def _read_folds(path: Path) -> pd.DataFrame:
+def read_folds(path: Path) -> pd.DataFrame:
+    """patient_id and fold of every row of a CSV; a patient may be called NA.
+
+    Raises:
+        FoldError: not a CSV with these columns, or a fold that is not an integer.
+    """
+    expected = f"{path}: expected a CSV with the columns patient_id, fold (an integer)"
     try:
-        return read_csv(path, dtype={"patient_id": "str", "fold": "int64"})[FOLDS]
+        table = read_csv(path, dtype={"patient_id": "str", "fold": "str"}, keep_default_na=False)[FOLDS]
     except (OSError, ValueError, KeyError) as error:
-        raise FoldError(f"{path}: expected a CSV with the columns patient_id, fold (an integer): {error}") from error
+        raise FoldError(f"{expected}: {error}") from error
+    # pandas would read 1e999 as the lowest integer.
+    is_whole = table["fold"].str.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*")
+    if not is_whole.all():
+        row = int(np.flatnonzero(~is_whole)[0])
+        raise FoldError(f"{expected}: found {table['fold'][row]!r} in row {row + 2}")
+    return table.astype({"fold": "int64"})
 
 
 def _list_sources(config: Config, options: PrepareOptions, training: str) -> list[ListedSource]:
     given = {
         "rsna": options.rsna or config.prepare.rsna,
         "cq500": options.cq500 or config.prepare.cq500,
-        "folder": options.folder,
+        **({training: options.folder} if takes_folder(training) else {}),
     }
+    modality = SOURCES[training].modality
     labels = {training: options.labels}
-    wanted = {name: SOURCES[name] for name in (training, *external_sources())}
+    wanted = {name: SOURCES[name] for name in (training, *external_sources()) if SOURCES[name].modality == modality}
     for item in options.external:
-        wanted[item.name] = find_external_source(item.name)
+        wanted[item.name] = find_external_source(item.name, modality)
         given[item.name], labels[item.name] = item.root, item.labels
         if item.labels is None and item.name not in {*SOURCES, *OTHER_SERIES}:
             raise ConfigError(

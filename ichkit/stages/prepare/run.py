@@ -1,7 +1,5 @@
 """`ichkit prepare`: converts DICOM to the Hounsfield store `work/prepared/`."""
 
-import os
-import secrets
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +11,7 @@ from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import RunTasks, count_workers, run_tasks
 from ichkit.sources.collect import PlannedSource
 from ichkit.sources.decode import RECORDS_FOLDER, decode_all
-from ichkit.sources.index import KEPT_COLUMNS, check_decoders, read_index, refuse_raw
+from ichkit.sources.index import CT, KEPT_COLUMNS, check_decoders, read_index, refuse_raw
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings
@@ -36,8 +34,8 @@ from ichkit.work.artifacts import (
     read_table,
     write_bytes_atomically,
 )
-from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import alone
+from ichkit.work.patients import read_salt
 from ichkit.work.places import discard, partial_of
 
 __all__ = ["PrepareOptions", "PreparePlan", "plan", "run"]
@@ -103,16 +101,22 @@ def _plan_source(
     name = f"index_{source.name}.parquet"
     known = next((path for path in (writer.folder / name, plan.work.prepared / name) if path.exists()), None)
     files = listing.images[listing.files.columns]
-    index = read_index(files, None if known is None else read_table(known), run=read, stop=stop)
+    old = None if known is None else read_table(known)
+    index = read_index(files, old, run=read, stop=stop, modality=source.modality)
     if source.keeps_index:
         writer.write_table(name, index[KEPT_COLUMNS])
     # RSNA's headers are repaired by a rule of its own; other values must be HU unless --accept-raw is given.
-    judges_hu = not source.repair and not plan.options.accept_raw
+    judges_hu = not source.repair and not plan.options.accept_raw and source.modality == CT
     index = check_decoders(refuse_raw(index) if judges_hu else index, skip=plan.options.skip_undecodable)
-    salt = b"" if source.keeps_index else _read_salt(plan.work)
+    salt = b"" if source.keeps_index else read_salt(plan.work.root)
     labels, override = listing.labels, plan.override
     found = source.plan(
-        Found(listing.files, listing.images, index, task, labels, override, salt, judges_hu, plan.by_part)
+        Found(
+            *(listing.files, listing.images, index, task, labels, override, salt, judges_hu, plan.by_part),
+            subgroups=plan.subgroups,
+            sequences=plan.sequences,
+            parts=plan.parts,
+        )
     )
     whole = found
     found = _limit(found, plan.options.limit_studies)
@@ -121,22 +125,10 @@ def _plan_source(
         raise DataError(f"{source.name}: {first.file} cannot be used: {first.reason} (--strict).")
     config = plan.config
     treatment = (config.channels.hull_hu(), config.prepare.size, judges_hu, config.prepare.steps(), plan.parts)
-    pixels = PixelSettings(source.repair, *treatment)
+    pixels = PixelSettings(source.repair, *treatment, plan.sequences)
     ordered, slices = order_slices(found.files)
     beyond = len(whole.files) + len(whole.rejected) - len(found.files) - len(found.rejected)
     return PlannedSource(found, StudyTasks(ordered, pixels), slices, source.repair, len(index), beyond)
-
-
-def _read_salt(work: WorkFolder) -> bytes:
-    """The salt of this work folder: a patient must have the same digest in every call, or folds would change."""
-    named = os.environ.get("ICHKIT_SALT")
-    if named:
-        return named.encode()[:64]
-    path = work.root / "salt"
-    if not path.exists():
-        write_bytes_atomically(path, secrets.token_hex(16).encode())
-        path.chmod(0o600)
-    return path.read_bytes()
 
 
 def _limit(plan: SourcePlan, limit: int | None) -> SourcePlan:

@@ -10,11 +10,12 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import LOCKED, Role, order_external, title_of
 from ichkit.core.tasks import Task, find_task
-from ichkit.imaging.store import CROPS_NAME, FACTS_NAME, FLOW, HEADER_FACTS_NAME
+from ichkit.imaging.store import CROPS_NAME, FACTS_NAME, FLOW, HEADER_FACTS_NAME, SUBGROUPS_NAME
 from ichkit.sources.collect import (
     PlannedSource,
     collect_crops,
     collect_failures,
+    collect_groups,
     collect_header_facts,
     collect_slices,
     collect_studies,
@@ -94,9 +95,13 @@ def write_tables(
     if names := stamp.settings.get("header_facts"):
         assert isinstance(names, list)
         writer.write_table(HEADER_FACTS_NAME, collect_header_facts(planned, slices, names))
+    if (groups := collect_groups(planned, slices)) is not None:
+        writer.write_table(SUBGROUPS_NAME, groups)
     crops = measure_crops(pd.concat([collect_crops(item, records) for item in planned], ignore_index=True))
     has_crops = any(not item.tasks.pixels.is_plain for item in planned)
     has_parts = any(item.tasks.pixels.has_parts for item in planned)
+    # Registered sequences have no box in a source picture to draw.
+    is_drawn = has_crops and all(item.tasks.pixels.sequences is None for item in planned)
     if has_crops:
         writer.write_table(CROPS_NAME, crops[[name for name in (*CROPS, MIRRORED) if name in crops]])
     writer.write_table(FOLDS_NAME, folds)
@@ -119,7 +124,7 @@ def write_tables(
     }
     if has_crops:
         facts["crop"] = {**describe_crops(crops), **({"parts": config.prepare.parts.kind} if has_parts else {})}
-    write_audit(writer, slices, studies, rejected, facts, config, draw_crops(crops, planned) if has_crops else "")
+    write_audit(writer, slices, studies, rejected, facts, config, draw_crops(crops, planned) if is_drawn else "")
     inputs = dict(stamp.inputs)
     for item in planned:
         inputs |= item.plan.inputs
@@ -213,7 +218,10 @@ def _log_result(
     if "crop" in facts:
         whole, of_all = facts["crop"]["not_found"], format_count(facts["crop"]["studies"], "study", "studies")
         done = f"cut into parts ({facts['crop']['parts']})" if "parts" in facts["crop"] else "cropped to the head"
-        logger.info("prepare: %s; no head found in %d of %s: whole picture kept", done, whole, of_all)
+        if whole:
+            logger.info("prepare: %s; no head found in %d of %s: whole picture kept", done, whole, of_all)
+        else:
+            logger.info("prepare: %s: %s", done, of_all)
     for name in order_external(studies["dataset"][studies["split"] == "external"]):
         missing = facts.get(name, {}).get("missing_studies", [])
         if missing:

@@ -101,9 +101,7 @@ def _draw(report: ReportData, group: Scorable, curves: pd.DataFrame) -> list[Cha
         alt = (
             f"Reliability curve of {name}, {group.name}: {len(own)} non-empty bins; expected calibration error {found}."
         )
-        svg = to_svg(
-            draw_reliability(own, before, group.unit), f"reliability-{place.dataset or place.level}-{name}", alt
-        )
+        svg = to_svg(draw_reliability(own, before, group.unit), f"reliability-{group.key}-{name}", alt)
         charts.append(Chart(svg, f"{name}: ECE {found}"))
     return charts
 

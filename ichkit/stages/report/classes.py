@@ -3,7 +3,7 @@
 import numpy as np
 
 from ichkit.show.blocks import Chart, Charts, Section
-from ichkit.show.drawing import COLOURS, draw_intervals, to_svg
+from ichkit.show.drawing import COLOURS, chart_intervals, to_svg
 from ichkit.show.table import Cell, Table, format_number
 from ichkit.stages.report.curves import draw_recall, draw_roc, recall_points, roc_points
 from ichkit.stages.report.report_data import ReportData, Scorable, make_series
@@ -37,11 +37,10 @@ def make_losses(report: ReportData) -> Section:
     for source in stages[: len(COLOURS)]:
         scores = [report.scores.find(source, LOG_LOSS, name) for name in task.classes]
         series.append(make_series(source.name, scores))
-    figure = draw_intervals(task.classes, series, "log loss (nats), lower is better")
     alt = f"Log loss of {len(task.classes)} classes for {', '.join(one.name for one in series)}; numbers in the table."
     first = f" Shown: the best {len(series)} of {len(stages)} stages." if len(series) < len(stages) else ""
     text = f"Out-of-fold log loss per class and stage, with confidence intervals.{first}"
-    chart = Chart(to_svg(figure, "class-loss", alt), text)
+    chart = chart_intervals("class-loss", alt, text, task.classes, series, "log loss (nats), lower is better")
     rows: list[list[Cell | str]] = []
     for name in task.classes:
         rows.append([name, *(report.scores.find(source, LOG_LOSS, name).cell(4) for source in stages)])
@@ -80,7 +79,7 @@ def _draw_curves(report: ReportData, group: Scorable) -> list[Chart]:
         prevalences.append(float(truth.mean()))
     if not roc:
         return []
-    of = group.group.dataset or group.group.level
+    of = group.key
     title = f"{group.name}, maximum over the slices" if group.unit == "studies" else group.name
     start = f"{report.best.name}: {title}."
     areas = Chart(

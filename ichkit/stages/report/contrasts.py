@@ -1,7 +1,7 @@
 """Report sections: performance by subgroup, and paired comparisons of sources."""
 
-from ichkit.show.blocks import Chart, Charts, Missing, Section
-from ichkit.show.drawing import draw_intervals, to_svg
+from ichkit.show.blocks import Charts, Missing, Section
+from ichkit.show.drawing import chart_intervals
 from ichkit.stages.report.report_data import ReportData, make_series
 from ichkit.stages.scores import tables
 from ichkit.stages.scores.book import SLICES
@@ -16,11 +16,9 @@ def make_subgroups(report: ReportData) -> Section:
     losses = [book.find(best, WEIGHTED_LOG_LOSS, ALL_CLASSES, SLICES, name) for name in own]
     series = make_series(best.name, losses)
     alt = f"Weighted log loss of {best.name} in {len(own)} subgroups with intervals; numbers in the table."
-    figure = draw_intervals([subgroup_name(name) for name in own], [series], "weighted log loss (nats)")
-    chart = Chart(
-        to_svg(figure, "subgroup-loss", alt),
-        "Out-of-fold weighted log loss by subgroup; prevalence differs too, which alone changes the loss.",
-    )
+    caption = "Out-of-fold weighted log loss by subgroup; prevalence differs too, which alone changes the loss."
+    names = [subgroup_name(name) for name in own]
+    chart = chart_intervals("subgroup-loss", alt, caption, names, [series], "weighted log loss (nats)")
     return Section("subgroups", "Performance by subgroup", [Charts([chart]), tables.subgroups(book, best)])
 
 

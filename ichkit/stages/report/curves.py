@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ichkit.show.drawing import COLOURS, GRID, MARKERS, MUTED, in_style, make_figure
+from ichkit.show.drawing import COLOURS, GRID, MARKERS, MUTED, NARROW, WIDE, in_style, make_figure
 from ichkit.validation.net_benefit import NetBenefit
 
 _NUM_POINTS = 160
@@ -171,14 +171,17 @@ _HELD_OUT: dict[str, Any] = {"marker": "x", "lw": 0.9, "ms": 5}
 
 
 @in_style
-def draw_training(histories: Mapping[int, pd.DataFrame], heldout: Mapping[int, pd.DataFrame]) -> Figure:
+def draw_training(
+    histories: Mapping[int, pd.DataFrame], heldout: Mapping[int, pd.DataFrame], width: float = NARROW
+) -> Figure:
     """The training and validation loss of each fold by epoch.
 
     Args:
+        width: of the figure in inches.
         histories: fold to `history.csv`.
         heldout: fold to the scores of the held-out fold, which are for display only; may be empty.
     """
-    figure, axes = make_figure(4.6, 2.7)
+    figure, axes = make_figure(width, 2.7)
     for number, (fold, history) in enumerate(histories.items()):
         style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "lw": 1.5, "ms": 3}
         style["ls"] = _DASHES[number % len(_DASHES)]
@@ -193,7 +196,7 @@ def draw_training(histories: Mapping[int, pd.DataFrame], heldout: Mapping[int, p
     if heldout:
         axes.plot([], [], color=MUTED, label="held-out (display only)", **_HELD_OUT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel="training loss" if len(axes.lines) == len(histories) else "loss")
+    axes.set(xlabel="epoch", ylabel=f"{'training loss' if len(axes.lines) == len(histories) else 'loss'} (nats)")
     axes.legend(fontsize=8, ncols=2)
     return figure
 
@@ -210,9 +213,9 @@ def draw_along(
         lines: name to (S,) probabilities: before, then after.
         ticks: position to tick label.
     """
-    figure, axes = make_figure(9.2, 1.75)
+    figure, axes = make_figure(WIDE, 1.95)
     figure.set_layout_engine("none")
-    axes.set_position((0, 0.17, 1, 0.8))
+    axes.set_position((0, 0.27, 1, 0.7))
     # Halfway to the neighbours; neighbours that are both positive make one bar.
     edges = np.concatenate([[0.0], (places[1:] + places[:-1]) / 2, [1.0]])
     turns = np.flatnonzero(np.diff(np.concatenate([[False], truth, [False]]).astype(int)))
@@ -221,11 +224,12 @@ def draw_along(
     styles: tuple[dict[str, Any], ...] = ({"color": MUTED, "ls": "--"}, {"color": COLOURS[0], "ls": "-"})
     for (name, values), style in zip(lines.items(), styles, strict=True):
         axes.plot(places, values, marker="o", ms=2.6, lw=1.7, label=name, **style)
-    axes.set(xlim=(0, 1), ylim=(-0.04, 1.06))
+    axes.set(xlim=(0, 1), ylim=(-0.04, 1.06), xlabel="slice, from the feet")
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_yticks([0, 0.5, 1], ["", "", ""])
     for height in (0.5, 1):
-        axes.text(0.003, height, f"{height:g}", va="center", fontsize=8, color=MUTED)
+        name = f"{height:g}" if height < 1 else f"{height:g} probability"
+        axes.text(0.003, height, name, va="center", fontsize=8, color=MUTED)
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=0)
     return figure

@@ -1,9 +1,11 @@
 """Report section: decision curves, the net benefit of acting on the probability of a study."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ichkit.show.blocks import Block, Chart, Charts, Missing, Prose, Section, Subsection
-from ichkit.show.drawing import to_svg
+from ichkit.show.drawing import WIDE, to_svg
 from ichkit.show.table import Cell, Table
 from ichkit.stages.report.curves import draw_net_benefit
 from ichkit.stages.report.report_data import ReportData, Scorable
@@ -38,6 +40,7 @@ def _of_group(report: ReportData, group: Scorable) -> list[Block]:
         return [Missing(f"{group.title}: no class has both positive and negative studies.")]
     main = task.headline_class if task.headline_class in curves else next(iter(curves))
     chart = _draw(report, group, main, curves[main], (4.8, 3.2))
+    chart = replace(chart, wide=_draw(report, group, main, curves[main], (WIDE, 3.4), "-wide").svg)
     others = [_draw(report, group, name, curve, (3.2, 2.8)) for name, curve in curves.items() if name != main]
     blocks: list[Block] = [Charts([chart]), _table(report, group, curves)]
     if others:
@@ -57,15 +60,17 @@ def _measure(report: ReportData, group: Scorable, c: int) -> NetBenefit | None:
     )
 
 
-def _draw(report: ReportData, group: Scorable, name: str, found: NetBenefit, size: tuple[float, float]) -> Chart:
+def _draw(
+    report: ReportData, group: Scorable, name: str, found: NetBenefit, size: tuple[float, float], end: str = ""
+) -> Chart:
     figure = draw_net_benefit(found, report.config.evaluate.level, size)
     at = int(np.abs(_THRESHOLDS - 0.5).argmin())
     alt = (
         f"Decision curve of {name}, {group.name}: net benefit {found.of_model[at]:.4f} at a threshold of 0.5, "
         f"{found.of_all[at]:+.4f} for acting on all; prevalence {found.n_positive / found.n:.4f}."
     )
-    place = group.group.dataset or group.group.level
-    return Chart(to_svg(figure, f"benefit-{place}-{name}", alt), f"{name}, {group.name}, with its interval.")
+    place = group.key
+    return Chart(to_svg(figure, f"benefit-{place}-{name}{end}", alt), f"{name}, {group.name}, with its interval.")
 
 
 def _table(report: ReportData, group: Scorable, curves: dict[str, NetBenefit]) -> Table:

@@ -4,10 +4,10 @@ import numpy as np
 
 from ichkit.core.roles import title_of
 from ichkit.show.blocks import Chart, Charts, Missing, Section
-from ichkit.show.drawing import Series, draw_intervals, to_svg
+from ichkit.show.drawing import Series, chart_intervals
 from ichkit.stages.report.report_data import ReportData, make_series
 from ichkit.stages.scores import tables
-from ichkit.stages.scores.book import external_studies
+from ichkit.stages.scores.book import external_slices, external_studies
 from ichkit.validation.published import find_published
 from ichkit.validation.scores import MEAN_CLASS, ROC_AUC
 
@@ -23,6 +23,8 @@ def make_external(report: ReportData) -> Section:
     section = Section("external", title)
     for dataset in sets:
         both = [tables.external(book, best, dataset), tables.aggregations(book, best, dataset)]
+        if book.has_slices(best, dataset):
+            both.append(tables.by_class(book, best, external_slices(dataset), tables.BY_SLICE))
         section.blocks.extend([Charts([_draw(report, dataset)]), *both])
     return section
 
@@ -34,8 +36,7 @@ def _draw(report: ReportData, dataset: str) -> Chart:
     published = find_published(dataset, report.task)
     for key, row in published.items():
         series.append(Series(key, np.array([row.roc_auc.get(name, np.nan) for name in names])))
-    figure = draw_intervals(names, series, "AUC per study, higher is better")
     others, beside = (" and the published values", ", beside the published values") if published else ("", "")
     alt = f"AUC of {best.name} on {title_of(dataset)} by class with intervals{others}; numbers in the table."
     caption = f"{best.name} on {title_of(dataset)}, with bootstrap intervals over studies{beside}."
-    return Chart(to_svg(figure, f"{dataset}-auc", alt), caption)
+    return chart_intervals(f"{dataset}-auc", alt, caption, names, series, "AUC per study, higher is better")

@@ -8,16 +8,19 @@ from ichkit.show.table import Cell, Table, format_interval, format_number
 from ichkit.stages.report.gallery import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
+    Judged,
     decision_thresholds,
+    find_viewers,
+    judge,
     make_galleries,
-    pick_judged,
 )
 from ichkit.stages.report.report_data import ReportData, shorten
-from ichkit.stages.scores.score_source import seed_of_rows
+from ichkit.stages.report.viewers import StudyViewers
+from ichkit.stages.scores.score_source import seed_of_rows, slice_subgroups
 from ichkit.stages.scores.tables import subgroup_name
 from ichkit.validation.intervals import interval_of
 from ichkit.validation.operating import count_decisions
-from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, find_subgroups
+from ichkit.validation.subgroups import ALL
 from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import (
     F1_AIM,
@@ -32,25 +35,25 @@ from ichkit.validation.thresholds import (
     FALSE_POSITIVE as FALSE_POSITIVES,
 )
 
-_NUM_OF_MAIN, _NUM_OF_OTHER = 10, 4
-
 
 def make_failures(report: ReportData) -> Section:
     """The errors of the best source: how often and in which subgroups, the most confident ones, and images."""
-    main = report.task.headline_index
+    judged = judge(report)
+    viewers = find_viewers(report, judged)
     blocks: list[Block] = [Prose(_text(report)), *_by_subgroup(report)]
-    blocks += [_most_confident(report, c) for c in report.task_order if c == main]
-    others = [_most_confident(report, c) for c in report.task_order if c != main]
+    first, *others = [_most_confident(report, c, judged, viewers) for c in report.task_order]
+    blocks.append(first)
     if others:
         blocks.append(Subsection("Most confident errors of the other classes", [*others], is_open=False))
-    return Section("failures", "Errors and examples", [*blocks, *make_galleries(report)])
+    return Section("failures", "Errors and examples", [*blocks, *make_galleries(report, judged)])
 
 
 def _text(report: ReportData) -> str:
     return (
         f"Out-of-fold slices of {report.best.name}; positive at or above the threshold with the best F1 on the other "
         "folds. False negatives are positive slices below it, false positives are negative slices at or above it. A "
-        "label may be wrong too: `ichkit report --label-errors` lists suspected ones."
+        "label may be wrong too: `ichkit report --label-errors` lists suspected ones. A click on a place in a study "
+        "shows the slice."
     )
 
 
@@ -59,7 +62,7 @@ def _by_subgroup(report: ReportData) -> list[Block]:
     rows, num_classes = report.scored.slices, report.task.num_classes
     limits = np.stack([decision_thresholds(report, c) for c in range(num_classes)], axis=1)
     is_yes, is_defined = rows.probabilities >= limits, np.isfinite(limits).all(0)
-    groups = {ALL: np.ones(len(limits), bool), **find_subgroups(report.scored.facts, SLICE_PARTITIONS)}
+    groups = {ALL: np.ones(len(limits), bool), **slice_subgroups(report.scored.facts, report.prepared)}
     counted = {}
     for name, is_inside in groups.items():
         taken, decisions = rows.take(is_inside), Decisions(is_yes[is_inside], is_defined)
@@ -101,18 +104,15 @@ def _table_of(report: ReportData, c: int, counted: dict[str, list[list[Cell | st
     return Table(f"Errors on {label} by subgroup", columns, rows, note=note)
 
 
-def _most_confident(report: ReportData, c: int) -> Table:
+def _most_confident(report: ReportData, c: int, judged: list[Judged], viewers: StudyViewers) -> Table:
     """The false negatives of the lowest and the false positives of the highest probability, one for each study."""
-    slices, facts = report.scored.slices, report.scored.facts
-    limits, p = decision_thresholds(report, c), slices.probabilities[:, c]
-    count = _NUM_OF_MAIN if c == report.task.headline_index else _NUM_OF_OTHER
-    picked = pick_judged(p, slices.labels[:, c], limits, facts.study_id.to_numpy(), count)
-    has_parts = any(whole_id(name) != name for name in facts.study_id.unique())
+    has_parts = any(whole_id(name) != name for name in report.scored.facts.study_id.unique())
     rows: list[list[Cell | str]] = []
     for verdict in (FALSE_NEGATIVE, FALSE_POSITIVE):
-        for number in picked[verdict]:
-            numbers = (format_number(float(values[number]), 4) for values in (p, limits))
-            rows.append([verdict, *_describe(report, number, has_parts=has_parts), *_place(report, number, *numbers)])
+        for one in judged:
+            if (one.class_index, one.verdict) == (c, verdict):
+                places = _place(report, one, viewers.find(one.row))
+                rows.append([verdict, *_describe(report, one.row, has_parts=has_parts), *places])
     names = ["error", "true labels", "slice", "study", *(["part"] if has_parts else [])]
     columns = (*names, "probability", "slice from\nthe feet", "fold")
     note = "" if rows else "There is none."
@@ -125,11 +125,14 @@ def _describe(report: ReportData, number: int, *, has_parts: bool) -> list[Cell 
     truth = [name for name, value in zip(report.task.classes, labels, strict=True) if value == 1]
     study = whole_id(row.study_id)
     part = [row.study_id.removeprefix(study).lstrip(":")] if has_parts else []
-    return [", ".join(truth) or "none", shorten(row.slice_id), shorten(study), *part]
+    full = report.full_id(number, "study_id")
+    slice_cell = Cell(shorten(row.slice_id), full=report.full_id(number, "slice_id"))
+    return [", ".join(truth) or "none", slice_cell, Cell(shorten(study), full=full and study), *part]
 
 
-def _place(report: ReportData, number: int, p: str, threshold: str) -> list[Cell | str]:
+def _place(report: ReportData, one: Judged, viewer: str) -> list[Cell | str]:
     """The probability of a slice above its threshold, its place in the study, its fold."""
-    row = report.scored.facts.iloc[number]
-    place = Cell(f"{row.slice_index + 1} of {row.num_slices}", f"{format_number(row.position_mm, 0)} mm")
-    return [Cell(p, f"threshold {threshold}"), place, str(row.fold)]
+    row, p = report.scored.facts.iloc[one.row], float(report.scored.slices.probabilities[one.row, one.class_index])
+    text, position = f"{row.slice_index + 1} of {row.num_slices}", f"{format_number(row.position_mm, 0)} mm"
+    place = Cell(text, position, link=viewer, slice_index=int(row.slice_index) if viewer else None)
+    return [Cell(format_number(p, 4), f"threshold {format_number(one.threshold, 4)}"), place, str(row.fold)]

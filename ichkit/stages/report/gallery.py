@@ -6,36 +6,49 @@ import numpy as np
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
-from ichkit.imaging.pictures import WINDOWS, fit_picture, paint_heat, tile_pictures, window_picture
+from ichkit.imaging.pictures import (
+    WINDOWS,
+    fit_picture,
+    paint_heat,
+    picture_volume,
+    tile_pictures,
+    window_picture,
+)
 from ichkit.show.blocks import Block, Card, Gallery, Legend, Missing, Prose, Subsection
-from ichkit.show.page import encode_jpeg
+from ichkit.show.page import encode_webp
 from ichkit.show.table import format_number
+from ichkit.show.viewer import HOW_TO_SCROLL
 from ichkit.stages.explain.held_out import Explained, explain_slices
 from ichkit.stages.report.report_data import ReportData, shorten
+from ichkit.stages.report.viewers import Mark, StudyViewers
 from ichkit.validation.scores import THRESHOLD_OF
 from ichkit.validation.thresholds import F1_AIM
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive", "false negative"
 _VERDICTS = (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE)
 _NUM_OF_MAIN, _NUM_OF_OTHER = 4, 2
-_TILE, _QUALITY = 168, 80
+NUM_ERRORS_OF_MAIN, NUM_ERRORS_OF_OTHER = 10, 4
+"""Rows of each kind in a table of errors, the first of which are in the galleries too."""
+_TILE, _QUALITY = 168, 70
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One slice of a gallery.
+    """One slice of a gallery or of a table of errors.
 
     Attributes:
         row: its row in the out-of-fold table.
         class_index: the class it was judged for.
         verdict: TRUE_POSITIVE, FALSE_POSITIVE or FALSE_NEGATIVE.
         threshold: at or above which it is predicted positive.
+        has_card: it is one of those with a picture in a gallery.
     """
 
     row: int
     class_index: int
     verdict: str
     threshold: float
+    has_card: bool = True
 
 
 def pick_judged(
@@ -65,12 +78,14 @@ def pick_judged(
     return picked
 
 
-def make_galleries(report: ReportData) -> list[Block]:
-    """A part for each verdict with a gallery for each class, the headline class first.
+def make_galleries(report: ReportData, judged: list[Judged]) -> list[Block]:
+    """A part for each verdict with a gallery for each class, the headline class first, then the slice viewers.
 
     Heat maps are of the network of each slice's own fold.
+
+    Args:
+        judged: from `judge`.
     """
-    judged = _judge(report)
     if not judged:
         return [Missing("No slice is positive or predicted positive.")]
     if not all((report.prepared.folder / report.rows.volume[one.row]).is_file() for one in judged):
@@ -81,16 +96,50 @@ def make_galleries(report: ReportData) -> list[Block]:
         logger.warning("report: %s", error)
         explained = {}
     blocks: list[Block] = [Prose(_text(report, bool(explained)))]
+    viewers = find_viewers(report, judged)
     for verdict in _VERDICTS:
         inside: list[Block] = []
         for c in report.task_order:
-            shown = [one for one in judged if (one.class_index, one.verdict) == (c, verdict)]
-            cards = [_card(report, one, explained) for one in shown]
+            shown = [one for one in judged if one.has_card and (one.class_index, one.verdict) == (c, verdict)]
+            cards = [_card(report, one, explained, viewers) for one in shown]
             name = report.task.classes[c]
             none = Prose(f"{name}: none.")
             inside.append(Gallery(f"{name}: {verdict}s", cards, _legend(explained)) if cards else none)
         blocks.append(Subsection(f"{verdict[0].upper()}{verdict[1:]}s", inside))
-    return blocks
+    return [*blocks, _all_slices(report, judged, explained, viewers)]
+
+
+def find_viewers(report: ReportData, judged: list[Judged]) -> StudyViewers:
+    """The slice viewers of the judged slices, errors first; a table links to them by row."""
+    p, names, main = report.scored.slices.probabilities, report.task.classes, report.task.headline_index
+
+    def place(one: Judged) -> tuple[bool, bool, bool]:
+        return one.verdict == TRUE_POSITIVE, one.class_index != main, one.verdict == FALSE_POSITIVE
+
+    marks = [
+        Mark(one.row, one.class_index, f"{one.verdict}, {names[one.class_index]} {p[one.row, one.class_index]:.3f}")
+        for one in sorted(judged, key=place)
+    ]
+    return StudyViewers(report, marks)
+
+
+def _all_slices(
+    report: ReportData, judged: list[Judged], explained: dict[tuple[str, int], Explained], viewers: StudyViewers
+) -> Subsection:
+    """The viewers of the studies of all judged slices."""
+    heat = {}
+    for one in judged:
+        found = explained.get((report.rows.slice_id[one.row], one.class_index))
+        if found is not None:
+            heat[one.row, one.class_index] = found.heat[found.class_indices.index(one.class_index)]
+    limits = np.stack([decision_thresholds(report, c) for c in range(report.task.num_classes)], axis=1)
+    shown: list[Block] = [*viewers.make(report.scored.slices.probabilities, limits, heat)]
+    text = (
+        f"The studies of the slices above, errors first. {HOW_TO_SCROLL} Slice 0 is at the feet. Curves: "
+        f"out-of-fold probabilities of {report.best.name}; dotted: thresholds of the study's fold; bars below: "
+        "positive slices. Heat maps exist for the slices above and are faded by the probability."
+    )
+    return Subsection("Studies slice by slice", [Prose(text), *shown])
 
 
 def decision_thresholds(report: ReportData, c: int) -> np.ndarray:
@@ -105,15 +154,20 @@ def decision_thresholds(report: ReportData, c: int) -> np.ndarray:
     return limits
 
 
-def _judge(report: ReportData) -> list[Judged]:
+def judge(report: ReportData) -> list[Judged]:
+    """The slices of the galleries and of the tables of errors, class by class, most confident first."""
     task, rows = report.task, report.scored.slices
     studies = report.rows.study_id.to_numpy()
     judged = []
     for c in range(task.num_classes):
-        count = _NUM_OF_MAIN if c == task.headline_index else _NUM_OF_OTHER
+        is_main = c == task.headline_index
+        num_cards = _NUM_OF_MAIN if is_main else _NUM_OF_OTHER
         limits = decision_thresholds(report, c)
-        picked = pick_judged(rows.probabilities[:, c], rows.labels[:, c], limits, studies, count)
-        judged += [Judged(row, c, verdict, float(limits[row])) for verdict, own in picked.items() for row in own]
+        most = NUM_ERRORS_OF_MAIN if is_main else NUM_ERRORS_OF_OTHER
+        picked = pick_judged(rows.probabilities[:, c], rows.labels[:, c], limits, studies, most)
+        for verdict, own in picked.items():
+            kept = own[:num_cards] if verdict == TRUE_POSITIVE else own
+            judged += [Judged(row, c, verdict, float(limits[row]), i < num_cards) for i, row in enumerate(kept)]
     return judged
 
 
@@ -140,14 +194,14 @@ def _explain(report: ReportData, judged: list[Judged]) -> dict[tuple[str, int], 
 def _text(report: ReportData, has_heat: bool) -> str:
     text = (
         f"Pictures: out-of-fold predictions of {report.best.name}, most confident first, at most one slice per study. "
-        "Windows: level/width in HU."
+        f"Windows: level/width in {report.pixel_unit}."
     )
     if not has_heat or report.first is None:
         return text
     return (
         f"{text} Heat map: Grad-CAM of {_name_drawers(report)} over the brain window, inside the head, by the network "
-        "of the slice's own fold, for which it was held out. Each map is scaled to its own maximum: it shows the "
-        "location, not the confidence."
+        "of the slice's own fold, for which it was held out, faded by the probability. Click a picture for all slices "
+        "of its study."
     )
 
 
@@ -157,16 +211,18 @@ def _name_drawers(report: ReportData) -> str:
     return " and ".join(dict.fromkeys(drawer.name for drawer in drawers if drawer is not None))
 
 
-def _card(report: ReportData, one: Judged, explained: dict[tuple[str, int], Explained]) -> Card:
+def _card(report: ReportData, one: Judged, explained: dict[tuple[str, int], Explained], viewers: StudyViewers) -> Card:
     p = report.scored.slices.probabilities[one.row]
     task, row = report.task, report.rows.iloc[one.row]
     found, name = explained.get((row.slice_id, one.class_index)), task.classes[one.class_index]
     if found is None:
-        hounsfield = report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
+        hounsfield = picture_volume(report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1))[0]
     else:
         hounsfield = found.hounsfield
     tiles = [window_picture(hounsfield, *window) for _, window in WINDOWS]
-    tiles += [] if found is None else [paint_heat(hounsfield, found.heat[found.class_indices.index(one.class_index)])]
+    if found is not None:
+        heat = found.heat[found.class_indices.index(one.class_index)] * p[one.class_index]
+        tiles.append(paint_heat(hounsfield, heat))
     # Four tiles two by two, fewer side by side.
     picture = tile_pictures([fit_picture(tile, _TILE) for tile in tiles], 2 if len(tiles) == 4 else len(tiles))
     truth = [task.classes[c] for c in np.flatnonzero(report.labels[one.row] == 1)]
@@ -180,4 +236,14 @@ def _card(report: ReportData, one: Judged, explained: dict[tuple[str, int], Expl
     figure = format_number(float(p[one.class_index]), 3)
     facts[:0] = [place, f"{one.verdict}, threshold {format_number(one.threshold, 3)}"]
     size = (picture.shape[1], picture.shape[0])
-    return Card(encode_jpeg(picture, _QUALITY), size, alt, shorten(row.slice_id), f"{name} {figure}", tuple(facts))
+    return Card(
+        encode_webp(picture, _QUALITY),
+        size,
+        alt,
+        shorten(row.slice_id),
+        f"{name} {figure}",
+        tuple(facts),
+        link=viewers.find(one.row),
+        slice_index=int(row.slice_index),
+        full=report.full_id(one.row, "slice_id"),
+    )

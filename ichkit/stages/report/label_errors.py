@@ -6,19 +6,21 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.progress import logger
-from ichkit.imaging.pictures import WINDOWS, fit_picture, tile_pictures, window_picture
+from ichkit.imaging.pictures import WINDOWS, fit_picture, picture_volume, tile_pictures, window_picture
 from ichkit.show import page
 from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
-from ichkit.show.page import encode_jpeg
-from ichkit.show.table import Table, format_number
+from ichkit.show.page import encode_webp
+from ichkit.show.table import Cell, Table, format_number
+from ichkit.show.viewer import HOW_TO_SCROLL
 from ichkit.stages.report.report_data import ReportData, shorten
+from ichkit.stages.report.viewers import Mark, StudyViewers
 from ichkit.stages.scores.tables import data_note
 from ichkit.validation.label_errors import Suspects, find_label_errors
 from ichkit.work.artifacts import encode_table, write_bytes_atomically
 
 _ROOM, _TEMPLATE = "ichkit.stages.report", "label_errors.html.j2"
 _MOST_SHOWN = 48
-_TILE, _QUALITY = 168, 80
+_TILE, _QUALITY = 168, 70
 
 
 def write_label_errors(report: ReportData, page_path: Path, table_path: Path) -> None:
@@ -78,27 +80,50 @@ def _make_summary(report: ReportData, suspects: Suspects) -> Section:
 
 
 def _make_galleries(report: ReportData, p: np.ndarray, suspects: Suspects) -> list[Section]:
-    """Pictures of the most suspicious labels, missing positives first; one slice for each study and class."""
+    """The most suspicious labels, one slice for each study and class: table, pictures, and viewers."""
     if not len(suspects.rows):
         return [Section("none", "Nothing suspected", [Prose("No label is contradicted.")])]
     shown = _pick(report, suspects)
     if not all((report.prepared.folder / report.rows.volume[row]).is_file() for row, _ in shown):
         missing = Missing("The images are not in this work folder.", "ichkit prepare --fresh")
         return [Section("pictures", "Most suspicious", [missing])]
-    sections = []
+    marks = [Mark(row, c, f"{report.task.classes[c]} {_say(report, row, c, p[row, c])}") for row, c in shown]
+    viewers = StudyViewers(report, marks)
+    table = _list(report, p, shown, viewers)
+    sections = [Section("list", "Most suspicious labels", [table])]
     titles = {0: "Labelled negative, predicted positive", 1: "Labelled positive, predicted negative"}
     windows = ", ".join(f"{name} {level:g}/{width:g}" for name, (level, width) in WINDOWS)
     for label, title in titles.items():
         own = [(row, column) for row, column in shown if report.labels[row, column] == label]
         blocks: list[Block] = [Prose("None among the most suspicious.")]
         if own:
-            cards = [_card(report, row, column, p[row, column]) for row, column in own]
+            cards = [_card(report, row, column, p[row, column], viewers) for row, column in own]
             blocks = [
-                Prose(f"Windows from left to right (level/width in HU): {windows}."),
+                Prose(f"Windows from left to right (level/width in {report.pixel_unit}): {windows}."),
                 Gallery("Most suspicious first, one slice per study and class", cards),
             ]
         sections.append(Section(f"label-{label}", title, blocks))
-    return sections
+    text = f"{HOW_TO_SCROLL} Slice 0 is at the feet. Bars below the curves: slices labelled positive."
+    slices = viewers.make(p, np.full(p.shape, np.nan), {})
+    return [*sections, Section("slices", "Studies slice by slice", [Prose(text), *slices])]
+
+
+def _list(report: ReportData, p: np.ndarray, shown: list[tuple[int, int]], viewers: StudyViewers) -> Table:
+    """The shown labels, each with a link to its slice."""
+    rows: list[list[Cell | str]] = []
+    for row, column in shown:
+        facts, viewer = report.rows.iloc[row], viewers.find(row)
+        place = f"{facts.slice_index + 1} of {facts.num_slices}"
+        ids = [Cell(shorten(facts[name]), full=report.full_id(row, name)) for name in ("slice_id", "study_id")]
+        link = Cell(place, link=viewer, slice_index=int(facts.slice_index) if viewer else None)
+        label = f"{report.labels[row, column]:.0f}"
+        rows.append([report.task.classes[column], *ids, label, format_number(float(p[row, column]), 4), link])
+    columns = ("class", "slice", "study", "label", "probability", "slice from\nthe feet")
+    return Table("Most suspicious labels, one slice per study, class and label", columns, rows, num_text=3)
+
+
+def _say(report: ReportData, row: int, column: int, probability: float) -> str:
+    return f"labelled {report.labels[row, column]:.0f}, predicted {format_number(probability, 3)}"
 
 
 def _pick(report: ReportData, suspects: Suspects) -> list[tuple[int, int]]:
@@ -114,19 +139,22 @@ def _pick(report: ReportData, suspects: Suspects) -> list[tuple[int, int]]:
     return picked
 
 
-def _card(report: ReportData, number: int, column: int, probability: float) -> Card:
+def _card(report: ReportData, number: int, column: int, probability: float, viewers: StudyViewers) -> Card:
     row = report.rows.iloc[number]
-    hounsfield = report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1)[0]
+    hounsfield = picture_volume(report.prepared.read_slices(row.volume, row.slice_index, row.slice_index + 1))[0]
     tiles = [fit_picture(window_picture(hounsfield, *window), _TILE) for _, window in WINDOWS]
     picture = tile_pictures(tiles, len(tiles))
     truth = [report.task.classes[c] for c in np.flatnonzero(report.labels[number] == 1)]
     name, place = report.task.classes[column], f"slice {row.slice_index + 1} of {row.num_slices}"
     label = int(report.labels[number, column])
     return Card(
-        encode_jpeg(picture, _QUALITY),
+        encode_webp(picture, _QUALITY),
         (picture.shape[1], picture.shape[0]),
         f"Slice {shorten(row.slice_id)}, {place}, labelled {label} for {name}, in {len(WINDOWS)} windows",
         shorten(row.slice_id),
-        f"{name}: labelled {label}, predicted {format_number(probability, 3)}",
+        f"{name}: {_say(report, number, column, probability)}",
         (f"{place}, study {shorten(row.study_id)}", f"labels: {', '.join(truth) or 'none'}"),
+        link=viewers.find(number),
+        slice_index=int(row.slice_index),
+        full=report.full_id(number, "slice_id"),
     )

@@ -98,8 +98,9 @@ def _say_run(
     train = config.train
     known = classes or tuple(train.classes or find_task(config.task).classes)
     yield _prose(say_images(config.channels, train))
-    yield _prose([*say_network(train, known, cost), *say_weights(train, known)])
-    yield _prose(say_training(train, known, config.seed, facts))
+    of_task = find_task(config.task).classes
+    yield _prose([*say_network(train, known, cost), *say_weights(train, known, of_task)])
+    yield _prose(say_training(train, known, config.seed, facts, of_task))
     yield _prose(say_augmentation(train.augment, train))
     yield _prose(say_selection(train))
 

@@ -25,20 +25,13 @@ from ichkit.validation.thresholds import (
     FALSE_POSITIVE,
     NEGATIVE,
     POSITIVE,
+    RATES,
     TRUE_POSITIVE,
-    negative_precision,
-    precision,
+    Measure,
     sensitivity,
     specificity,
 )
 
-Measure = Callable[[np.ndarray], np.ndarray]
-_RATES: dict[str, Measure] = {
-    "sensitivity": sensitivity,
-    "specificity": specificity,
-    "PPV": precision,
-    "NPV": negative_precision,
-}
 _PREDICTIVE = {"PPV": positive_predictive_value, "NPV": negative_predictive_value}
 _FOLLOWED = {"sensitivity": "specificity", "specificity": "sensitivity"}
 _INTERVALS = (
@@ -87,12 +80,12 @@ def _text(report: ReportData) -> str:
         f"threshold. Thresholds: {points}; sensitivity or specificity 90, 95, 98 %: the threshold that reaches at "
         "least that share where it was chosen. Out of fold, each fold is decided at thresholds chosen on the other "
         "folds, so the share aimed at is reached only approximately. An external set is decided at the thresholds of "
-        f"the out-of-fold studies, carried over unchanged. {_INTERVALS}"
+        f"the out-of-fold studies (its slices at those of the slices), carried over unchanged. {_INTERVALS}"
     )
 
 
 def _decide_groups(report: ReportData) -> list[Decided]:
-    """Every group; an external set at the thresholds of the out-of-fold studies, which come first."""
+    """Every group; an external set at the thresholds of the out-of-fold studies and slices, which come first."""
     parts = {STUDIES: report.scored.part_of_study, SLICES: report.scored.part}
     decided: list[Decided] = []
     for group in report.groups:
@@ -105,7 +98,7 @@ def _decide_groups(report: ReportData) -> list[Decided]:
             ranges = {name: np.stack([of_part[name] for of_part in chosen.values()]) for name in OPERATING_POINTS}
             decided.append(Decided(group, for_all, ranges, count_at_points(group.rows, chosen, part, **asked)))
         else:
-            carried = decided[0].thresholds
+            carried = decided[1 if group.unit == "slices" else 0].thresholds
             decided.append(Decided(group, carried, {}, count_at_given(group.rows, carried, **asked)))
     return decided
 
@@ -118,7 +111,7 @@ def _summary(report: ReportData, group: Decided) -> Table:
         if aim in _FOLLOWED:
             columns[f"{_FOLLOWED[aim]}\nat {aim}\n{point.title.removeprefix(aim).strip()}"] = (
                 name,
-                _RATES[_FOLLOWED[aim]],
+                RATES[_FOLLOWED[aim]],
             )
     by_aim = dict(sorted(columns.items(), key=lambda item: item[0].startswith("specificity")))
     rows: list[list[Cell | str]] = []
@@ -139,10 +132,10 @@ def _decisions(report: ReportData, group: Decided, c: int) -> Table:
     rows: list[list[Cell | str]] = []
     for name, point in OPERATING_POINTS.items():
         counted = group.counts[name]
-        rates = [_rate(counted, c, measure, report) for measure in _RATES.values()]
+        rates = [_rate(counted, c, measure, report) for measure in RATES.values()]
         rows.append([point.title, _threshold(group, name, c), *_confusion(counted.counts[c]), *rates])
     label = report.task.classes[c]
-    columns = ("threshold chosen by", "threshold", "TP", "FP", "FN", "TN", *_RATES)
+    columns = ("threshold chosen by", "threshold", "TP", "FP", "FN", "TN", *RATES)
     where = "the range over the folds" if group.ranges else "chosen on the out-of-fold studies"
     prevalence = format_number(_prevalence(group, c), 4)
     note = (

@@ -4,7 +4,7 @@ import shlex
 
 from ichkit.core.roles import title_of
 from ichkit.show.blocks import Block, Chart, Charts, KeyFigure, KeyFigures, Missing, Section
-from ichkit.show.drawing import draw_intervals, to_svg
+from ichkit.show.drawing import chart_intervals
 from ichkit.show.table import format_interval, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON
 from ichkit.stages.report.report_data import ReportData, make_series
@@ -97,7 +97,5 @@ def _draw_board(report: ReportData) -> Chart:
     alt = "Weighted log loss by source: " + ", ".join(
         f"{name} {format_number(loss.value, 4)}" for name, loss in zip(names, losses, strict=True)
     )
-    figure = draw_intervals(names, [series], "weighted log loss (nats), lower is better")
-    return Chart(
-        to_svg(figure, "board-loss", alt), "Out-of-fold weighted log loss of each source with its confidence interval."
-    )
+    caption = "Out-of-fold weighted log loss of each source with its confidence interval."
+    return chart_intervals("board-loss", alt, caption, names, [series], "weighted log loss (nats), lower is better")

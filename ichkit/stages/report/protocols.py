@@ -5,7 +5,7 @@ import pandas as pd
 
 from ichkit.core.roles import title_of
 from ichkit.show.blocks import Block, Chart, Charts, Missing, Section
-from ichkit.show.drawing import Series, draw_intervals, to_svg
+from ichkit.show.drawing import Series, chart_intervals, to_svg
 from ichkit.stages.report.curves import draw_roc_with_points, roc_points
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.scores import protocol_tables, protocols
@@ -81,5 +81,4 @@ def _draw(report: ReportData, table: pd.DataFrame, dataset: str) -> Chart:
     caption = f"{title_of(dataset)}: AUC of {main} by protocol."
     if reported:
         caption += " Reported: " + "; ".join(f"{one.roc_auc:.3f} {one.source}" for one in reported) + "."
-    figure = draw_intervals(names, series, f"AUC {main}")
-    return Chart(to_svg(figure, f"protocols-{dataset}", alt), caption)
+    return chart_intervals(f"protocols-{dataset}", alt, caption, names, series, f"AUC {main}")

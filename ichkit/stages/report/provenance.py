@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from ichkit.show.blocks import Block, Chart, Charts, Listing, Prose, Section
-from ichkit.show.drawing import to_svg
+from ichkit.show.drawing import WIDE, to_svg
 from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
 from ichkit.stages.report.curves import draw_training
@@ -22,14 +22,16 @@ _CONFIG_FILE = "report.yaml"
 def make_training(report: ReportData) -> Section:
     """The training curves of every fold of every run."""
     charts, rows = [], []
-    for number, run in enumerate(source for source in report.sources if source.is_run):
+    runs = [source for source in report.sources if source.is_run]
+    for number, run in enumerate(runs):
         histories = {k: _read_history(report, run.name, k) for k in run.folds}
         last = {k: history.loss.iloc[-1] for k, history in histories.items()}
         ends = ", ".join(f"fold {k} {format_number(loss, 4)}" for k, loss in last.items())
         alt = f"Training loss of {run.name} by epoch; after the last: {ends}."
         heldout = {k: read_table(path) for k in run.folds if (path := _heldout_curve(report, run.name, k)).is_file()}
-        figure = to_svg(draw_training(histories, heldout), f"training-{number}", alt)
-        charts.append(Chart(figure, f"{run.name}, loss by epoch."))
+        name, caption = f"training-{number}", f"{run.name}, loss by epoch."
+        wide = to_svg(draw_training(histories, heldout, WIDE), f"{name}-wide", alt) if len(runs) == 1 else None
+        charts.append(Chart(to_svg(draw_training(histories, heldout), name, alt), caption, wide))
         rows += [_training_row(report, run.name, k, history) for k, history in histories.items()]
     losses = ("last training loss", "last validation loss", "weights of epoch")
     columns = ("run and fold", "network", "epochs", "images per epoch", *losses, "minutes", "device")

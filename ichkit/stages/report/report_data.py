@@ -14,10 +14,11 @@ from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
 from ichkit.show.drawing import Series
 from ichkit.show.table import Cell
+from ichkit.sources.table import SOURCES
 from ichkit.stacking.table import BASE
-from ichkit.stages.scores.book import SLICES, STUDIES, Group, Score, ScoreBook, external_studies
-from ichkit.stages.scores.score_source import OutOfFold, read_external_studies, read_out_of_fold
-from ichkit.validation.catalog import Source, load_out_of_fold
+from ichkit.stages.scores.book import SLICES, STUDIES, Group, Score, ScoreBook, external_slices, external_studies
+from ichkit.stages.scores.score_source import OutOfFold, read_external_slices, read_external_studies, read_out_of_fold
+from ichkit.validation.catalog import HAND, Source, load_out_of_fold
 from ichkit.validation.tallies import ScoredRows
 from ichkit.work.folder import WorkFolder
 
@@ -38,6 +39,12 @@ class Scorable:
     group: Group
     rows: ScoredRows
     unit: str
+
+    @property
+    def key(self) -> str:
+        """Unique in the page, for ids."""
+        place = self.group
+        return f"{place.dataset}-slice" if place.dataset and place.level == "slice" else place.dataset or place.level
 
     @property
     def title(self) -> str:
@@ -71,6 +78,11 @@ class ReportData:
     def task(self) -> Task:
         """What is predicted."""
         return self.prepared.task
+
+    @property
+    def pixel_unit(self) -> str:
+        """What the windows count: HU of CT, or the intensities of MR after its steps."""
+        return "stored intensities" if self.prepared.manifest.settings.get("sequences") else "HU"
 
     @property
     def task_order(self) -> list[int]:
@@ -115,7 +127,7 @@ class ReportData:
     def second(self) -> Source | None:
         """The best second stage among the peers; None if nothing is stacked."""
         stacks = (source for source in self.peers if not source.is_run)
-        return next((source for source in stacks if source.kind != BASE), None)
+        return next((source for source in stacks if source.kind not in (BASE, HAND)), None)
 
     @cached_property
     def first(self) -> Source | None:
@@ -160,10 +172,22 @@ class ReportData:
             Scorable("slices, out of fold", SLICES, self.scored.slices, "slices"),
         ]
         outside = self.scores.external_sets
-        return own + [
-            Scorable(f"studies of {title_of(name)}", external_studies(name), self.external_studies(name), "studies")
-            for name in outside
-        ]
+        for name in outside:
+            shown = title_of(name)
+            own.append(Scorable(f"studies of {shown}", external_studies(name), self.external_studies(name), "studies"))
+            if self.scores.has_slices(self.best, name):
+                rows = read_external_slices(self.best, self.prepared, name, self.config)
+                own.append(Scorable(f"slices of {shown}", external_slices(name), rows, "slices"))
+        return own
+
+    def full_id(self, row: int, column: str) -> str:
+        """The id of a row of `rows` for a click on its end; empty unless the ids of its data set are public.
+
+        Args:
+            column: "slice_id" or "study_id".
+        """
+        source = SOURCES.get(str(self.rows.dataset.iloc[row]))
+        return str(self.rows[column].iloc[row]) if source is not None and source.has_public_ids else ""
 
     def probabilities(self, source: Source) -> np.ndarray:
         """(N, C) float64 out-of-fold probabilities of `rows` by one of the peers."""

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ichkit.imaging.perturbations import PERTURBATIONS
 from ichkit.show.blocks import Block, Chart, Charts, Missing, Prose, Section, Subsection
-from ichkit.show.drawing import Series, draw_intervals, to_svg
+from ichkit.show.drawing import Series, chart_intervals
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.scores import tables
 from ichkit.stages.scores.robustness import MADE_BY, read_robustness
@@ -36,14 +36,14 @@ def _draw(table: pd.DataFrame) -> Chart:
     names = [_title_of(name) for name in own.perturbation]
     ends = (own[column].to_numpy(float) for column in ("difference", "low", "high"))
     what = f"difference in {'weighted ' if is_whole else ''}log loss (nats)"
-    figure = draw_intervals(names, [Series(own.run.iloc[0], *ends)], what)
+    series = [Series(own.run.iloc[0], *ends)]
     alt = "Difference in log loss by perturbation: " + ", ".join(
         f"{name} {value:+.4f}" for name, value in zip(names, own.difference, strict=True)
     )
     text = (
         "loss on perturbed scans minus loss on the same scans as they are, with intervals by patients; above 0 is worse"
     )
-    return Chart(to_svg(figure, "robustness-loss", alt), f"{own.run.iloc[0]}: {text}.")
+    return chart_intervals("robustness-loss", alt, f"{own.run.iloc[0]}: {text}.", names, series, what)
 
 
 def _models(table: pd.DataFrame) -> Subsection:

@@ -20,9 +20,11 @@ from ichkit.stages.predict.card import collect_card
 from ichkit.stages.predict.card_files import encode_card
 from ichkit.stages.predict.model import model_of
 from ichkit.stages.report import table_files
+from ichkit.stages.report.adversarial import make_adversarial
 from ichkit.stages.report.calibration import make_calibration
 from ichkit.stages.report.checklist_page import CHECKLIST_TEMPLATE, write_checklist
 from ichkit.stages.report.checklists import Checklist, find_checklist, read_source
+from ichkit.stages.report.checks import make_first
 from ichkit.stages.report.classes import make_losses, make_roc
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.decisions import make_decisions
@@ -30,6 +32,7 @@ from ichkit.stages.report.design import make_design
 from ichkit.stages.report.external import make_external
 from ichkit.stages.report.failures import make_failures
 from ichkit.stages.report.flow import make_flow
+from ichkit.stages.report.inner import make_inner
 from ichkit.stages.report.label_errors import write_label_errors
 from ichkit.stages.report.limitations import make_limitations
 from ichkit.stages.report.methods import make_methods
@@ -70,6 +73,7 @@ _SCORED = (
     make_roc,
     make_operating,
     make_calibration,
+    make_inner,
     make_decisions,
     make_strips,
     make_failures,
@@ -87,6 +91,7 @@ _STUDY = (
     make_design,
     make_flow,
     make_population,
+    make_adversarial,
     make_reference,
     make_sample_size,
     make_methods,
@@ -299,9 +304,9 @@ def render(report: ReportData, sections: Sequence[Section], inputs: str = "") ->
 
 def make_sections(report: ReportData) -> list[Section]:
     """The sections of the page, in order."""
-    scored = [make(report) for make in _SCORED] if report.sources else []
+    scored = [section for make in _SCORED if (section := make(report))] if report.sources else []
     study = [make(report) for make in _STUDY]
-    return [make_overview(report), *scored, *study, make_data(report), make_repeat(report)]
+    return [make_first(report), make_overview(report), *scored, *study, make_data(report), make_repeat(report)]
 
 
 def _digest(report: ReportData) -> str:
@@ -310,7 +315,7 @@ def _digest(report: ReportData) -> str:
     for source in report.sources:
         folders = {path.parent for path in source.paths(OUT_OF_FOLD)}
         manifests += [read_manifest(folder) for folder in sorted(folders)]
-    further = (report.work.proof, report.work.protocols, report.work.robustness)
+    further = (report.work.proof, report.work.protocols, report.work.robustness, report.work.adversarial)
     manifests += [read_manifest(folder) for folder in further if has_artifact(folder)]
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ichkit.show.blocks import Block, Chart, Charts, Missing, Section
-from ichkit.show.drawing import Series, draw_intervals, to_svg
+from ichkit.show.drawing import Series, chart_intervals
 from ichkit.show.table import Cell, Table, format_number
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.stack.facts import IMPORTANCE_FILE, render
@@ -42,8 +42,8 @@ def _draw_optimism(optimism: dict[str, dict[str, float]]) -> Chart:
         f"{name} {format_number(found['out_of_fold'], 4)} out of fold, {format_number(found['in_sample'], 4)} in sample"
         for name, found in optimism.items()
     )
-    figure = draw_intervals(names, series, "weighted log loss (nats)")
-    return Chart(to_svg(figure, "optimism", alt), "The gap is the optimism of an in-sample evaluation.")
+    caption = "The gap is the optimism of an in-sample evaluation."
+    return chart_intervals("optimism", alt, caption, names, series, "weighted log loss (nats)")
 
 
 def _importance_files(manifest: Manifest) -> list[str]:

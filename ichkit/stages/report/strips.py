@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ichkit.imaging.pictures import brain_picture, fit_picture
+from ichkit.imaging.pictures import brain_picture, fit_picture, picture_volume
 from ichkit.show.blocks import Block, Chart, Missing, Prose, Section, Strip
 from ichkit.show.drawing import to_svg
 from ichkit.show.page import encode_jpeg
@@ -94,7 +94,7 @@ def _draw(
 ) -> Strip:
     rows, c = slice(*change.rows), change.class_index
     study = report.rows.iloc[rows]
-    volume = report.prepared.read_volume(study.volume.iloc[0])
+    volume = picture_volume(report.prepared.read_volume(study.volume.iloc[0]))
     chosen = np.unique(np.linspace(0, len(study) - 1, min(_MOST_SLICES, len(study))).round().astype(int))
     pictures = [brain_picture(volume[study.slice_index.iloc[i]]) for i in chosen]
     film = np.concatenate([fit_picture(picture, _TILE)[..., 0] for picture in pictures], axis=1)

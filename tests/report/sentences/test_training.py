@@ -16,9 +16,14 @@ def tell(name, *overrides):
     """Every sentence about a run with this config, as one text."""
     config = load_config(name, overrides)
     train = config.train
-    classes = tuple(train.classes or find_task(config.task).classes)
-    said = [*say_images(config.channels, train), *say_network(train, classes, None), *say_weights(train, classes)]
-    said += [*say_training(train, classes, config.seed, {}), *say_augmentation(train.augment, train)]
+    known = find_task(config.task).classes
+    classes = tuple(train.classes or known)
+    said = [
+        *say_images(config.channels, train),
+        *say_network(train, classes, None),
+        *say_weights(train, classes, known),
+    ]
+    said += [*say_training(train, classes, config.seed, {}, known), *say_augmentation(train.augment, train)]
     return " ".join([*said, *say_selection(train), *say_second_stage(config.stack, ("a", "b"), 5)])
 
 
@@ -139,3 +144,29 @@ def test_operations_are_two_for_each_multiplication_of_a_convolution_or_a_matrix
         at //= 2
         expected += at * at * wide * (wide // 2) * (9 + 1) + 3 * at * at * wide * wide * 9
     assert cost.flops == 2 * (expected + 512 * 6)
+
+
+def test_phases_say_what_each_learns_what_is_frozen_and_what_its_optimizer_gets():
+    text = tell("onset2021")
+    for part in (
+        "Phase 1 of 4: learns stroke; batches of 16; 100 epochs with adabound, learning rate 0.0005;",
+        "final rate 0.01; backbone.gates frozen.",
+        "Phase 2 of 4: learns tss3; 100 epochs",
+        "final rate 0.001; 2 stages frozen; backbone.gates frozen.",
+        "Phase 4 of 4: 100 epochs",
+    ):
+        assert part in text, part
+    assert "Phase 1 of 5: restores distorted studies of the training part, without labels; batches" in tell(
+        "onset2021-3d"
+    )
+
+
+def test_a_store_of_several_sequences_has_no_hounsfield_units():
+    facts = {"names": ["dwi", "flair"], "steps": ["register", "strip"], "shape": [26, 224, 224]}
+    text = " ".join(say_store({"hull_hu": [0, 3000], "sequences": facts}, 0, 0))
+    assert "The sequences dwi and flair of a study were brought to one grid of 26 x 224 x 224 voxels" in text
+    assert "steps: register and strip." in text
+    for whole in (text, tell("onset2021")):
+        assert "Hounsfield" not in whole
+        assert "HU" not in whole
+    assert "Windows in HU" in tell("default")

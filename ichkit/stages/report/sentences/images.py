@@ -10,6 +10,9 @@ from ichkit.imaging.steps import STEPS
 from ichkit.imaging.windows import CHANNELS
 from ichkit.stages.report.sentences.counts import join_words, say_count
 
+_SEQUENCES = "sequences"
+"""The row of `CHANNELS` for studies of several sequences, whose values are no Hounsfield units."""
+
 
 def say_store(settings: Mapping[str, Any], num_repaired: int, num_slabs: int | None) -> list[str]:
     """How scans were stored.
@@ -20,10 +23,7 @@ def say_store(settings: Mapping[str, Any], num_repaired: int, num_slabs: int | N
         num_slabs: images that were averaged with others into thicker slices; None if unknown.
     """
     said = ["Slices were ordered along the normal of their plane, from the feet to the head."]
-    said.append("Stored values were converted to Hounsfield units (HU) with the slope and intercept of each file")
-    if hull := settings.get("hull_hu"):
-        said[-1] += f" and clipped to {hull[0]} to {hull[1]} HU"
-    said[-1] += "."
+    said += _say_sequences(settings["sequences"]) if settings.get("sequences") else _say_hounsfield(settings)
     if num_repaired:
         said.append(f"The intercept of {say_count(num_repaired, 'slices')} was wrong in a known way and was repaired.")
     if num_slabs:
@@ -41,11 +41,30 @@ def say_store(settings: Mapping[str, Any], num_repaired: int, num_slabs: int | N
     return said
 
 
+def _say_hounsfield(settings: Mapping[str, Any]) -> list[str]:
+    hull = settings.get("hull_hu")
+    clipped = f" and clipped to {hull[0]} to {hull[1]} HU" if hull else ""
+    return [
+        f"Stored values were converted to Hounsfield units (HU) with the slope and intercept of each file{clipped}."
+    ]
+
+
+def _say_sequences(sequences: Mapping[str, Any]) -> list[str]:
+    """How several sequences of a study were brought to one grid."""
+    names, steps = join_words(sequences["names"]), join_words(sequences["steps"])
+    grid = " x ".join(map(str, sequences["shape"]))
+    return [
+        f"The sequences {names} of a study were brought to one grid of {grid} voxels; steps: {steps}. Values are 0 "
+        "outside the brain and 1000 at its median in each sequence, up to 3000."
+    ]
+
+
 def say_images(channels: ChannelsConfig, train: TrainConfig) -> list[str]:
     """The input images of a network."""
     windows = [f"level {level:g}, width {width:g}" for level, width in channels.windows]
     said = [f"Channels: {_lower(CHANNELS[channels.kind].description)}"] if channels.kind in CHANNELS else []
-    said.append(f"Windows in HU: {'; '.join(windows)}.")
+    unit = "the values of the store, 1000 at the median of the brain" if channels.kind == _SEQUENCES else "HU"
+    said.append(f"Windows in {unit}: {'; '.join(windows)}.")
     if channels.stretch == "image":
         said.append("Each image is scaled from its own lowest to its own highest value inside the window to 0 to 255.")
     else:

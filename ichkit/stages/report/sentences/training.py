@@ -52,9 +52,13 @@ def say_network(train: TrainConfig, classes: Sequence[str], cost: NetworkCost | 
     return said
 
 
-def say_weights(train: TrainConfig, classes: Sequence[str]) -> list[str]:
-    """The initial weights of each phase, with their source and licence."""
-    phases = train.resolve_phases(classes)
+def say_weights(train: TrainConfig, classes: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """The initial weights of each phase, with their source and licence.
+
+    Args:
+        classes, known: see `TrainConfig.resolve_phases`.
+    """
+    phases = train.resolve_phases(classes, known)
     names = [f" of phase {number}" for number in range(1, len(phases) + 1)] if len(phases) > 1 else [""]
     starts = [_say_start(phase.weights, train.backbone) for phase in phases]
     return [f"Initial weights{name}: {start}." for name, start in zip(names, starts, strict=True)]
@@ -93,10 +97,13 @@ def _say_start(weights: str, backbone: str) -> str:
     return "a weights file of the authors"
 
 
-def say_training(train: TrainConfig, classes: Sequence[str], seed: int, facts: Mapping[str, Any]) -> list[str]:
+def say_training(
+    train: TrainConfig, classes: Sequence[str], seed: int, facts: Mapping[str, Any], known: Sequence[str] = ()
+) -> list[str]:
     """Batches, phases, loss and regularization.
 
     Args:
+        classes, known: see `TrainConfig.resolve_phases`.
         facts: of the manifest of a fold; settings that were adapted to the length of the run are among them.
     """
     adapted = facts.get("adapted") or {}
@@ -110,10 +117,14 @@ def say_training(train: TrainConfig, classes: Sequence[str], seed: int, facts: M
     said = [f"A batch is {batch}; an epoch draws {_SAMPLING[train.sampling]} ({train.centres})."]
     if train.accumulate > 1:
         said.append(f"Gradients of {train.accumulate} batches are accumulated for a step.")
-    phases = train.resolve_phases(classes)
+    phases = train.resolve_phases(classes, known)
     for number, phase in enumerate(phases):
         name = f"Phase {number + 1} of {len(phases)}: " if len(phases) > 1 else ""
-        said.append(name + _say_phase(phase))
+        learns = "" if phase.classes == tuple(classes) else f"learns {join_words(phase.classes)}; "
+        if phase.kind == "restore":
+            learns = "restores distorted studies of the training part, without labels; "
+        batch = "" if phase.batch_blocks == train.batch_blocks else f"batches of {phase.batch_blocks}; "
+        said.append(name + learns + batch + _say_phase(phase))
     if "num_steps" in facts:
         said.append(f"These are {say_count(int(facts['num_steps']), 'steps')} in the first fold.")
     said.append(f'Loss "{train.loss}": {_describe(LOSSES, train.loss)}')
@@ -154,7 +165,9 @@ def _say_phase(phase: ResolvedPhase) -> str:
     ]
     parts += [f"warm-up over {phase.warmup_epochs:g} epochs"] if phase.warmup_epochs else []
     parts += [f"layer decay {phase.layer_decay:g}"] if phase.layer_decay != 1 else []
+    parts += [f"{name.replace('_', ' ')} {value:g}" for name, value in phase.optimizer_args.items()]
     parts += [f"{say_count(phase.frozen_stages, 'stages')} frozen"] if phase.frozen_stages else []
+    parts += [f"{join_words(phase.frozen)} frozen"] if phase.frozen else []
     if phase.labels.startswith(_RUN):
         sets = join_words(phase.pseudo_sets)
         parts.append(f"pseudo-labels of {sets} by run {phase.labels.removeprefix(_RUN)}")
