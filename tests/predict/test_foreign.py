@@ -84,6 +84,7 @@ HARMFUL = {
     "arguments without names": (change_card(backbone_args=[1]), "backbone_args must be a mapping"),
     "absurd batch": (change_card(batch_size=10**9), "batch_size times image_size squared"),
     "a size that is text": (change_card(image_size="32"), "image_size and prepare_size must be"),
+    "HU of more than 16 bits": (change_card(hull_hu=[-100, 2**15]), "two ascending 16-bit HU values"),
     "HU turned round": (change_card(hull_hu=[2000, -800]), "two ascending 16-bit HU values"),
     "unknown augmentation": (change_card(tta="sideways"), 'tta: unknown "sideways"'),
     "foreign step": (change_card(steps=["os.system"]), 'prepare.crop: unknown "os.system"'),

@@ -9,13 +9,17 @@ import yaml
 from ichkit.core.config import Config
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
+from ichkit.core.roles import is_transductive
 from ichkit.core.tasks import Task, find_task
+from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.predict.card import collect_card
 from ichkit.stages.predict.card_files import CARD_JSON, CARD_MARKDOWN, encode_card
 from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
-from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_bytes, read_manifest
+from ichkit.stages.predict.thresholds import THRESHOLDS_NAME, measure_thresholds
+from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_json, has_artifact, read_bytes, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME, WorkFolder
+from ichkit.work.patients import PATIENTS_NAME, decode_patients, digest_patients, encode_patients
 
 DEFAULT_FOLDER = Path("export")
 # Predictions (rows of patients) and importances are not needed for inference and not exported.
@@ -59,11 +63,13 @@ class ExportPlan(Plan):
     """What `export` found.
 
     Attributes:
+        config: for the scores that choose its thresholds.
         work: the work folder whose scores the model card quotes.
         folder: the output folder.
         parts: the folds of its runs, and its stack without the tables of predictions.
     """
 
+    config: Config
     work: WorkFolder
     task: Task
     model: Model
@@ -100,7 +106,7 @@ def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan
         raise ConfigError(f"export: {options.model} is an exported folder already; copy it as it is.")
     folder = (DEFAULT_FOLDER / model.name if options.out is None else options.out).resolve()
     _refuse_other_content(folder)
-    return ExportPlan(work, task, model, folder, _list_parts(model))
+    return ExportPlan(config, work, task, model, folder, _list_parts(model))
 
 
 def run(plan: ExportPlan) -> Manifest:
@@ -110,7 +116,10 @@ def run(plan: ExportPlan) -> Manifest:
 
         OUT/manifest.json                      description of the model, digests of the files below
             model-card.md .json                for readers, and in the schema of RSNA's ATLAS
+            thresholds.json                    chosen out of fold, where the work folder has its data
             config.yaml                        settings of every run and of the stack
+            patients.json                      digests of the patients it has learnt from, so that a training that
+                                               starts from it can refuse them; not where the store is gone
             runs/RUN/foldK/                    model.safetensors, model.json
             stacks/NAME/                       blend.json, the second-stage models, projections of embeddings
 
@@ -132,6 +141,10 @@ def run(plan: ExportPlan) -> Manifest:
     stack_name = None if model.stack is None else model.stack.resolve().name
     for name, data in encode_card(collect_card(plan.work, model, plan.task)).items():
         writer.write_bytes(name, data)
+    if points := measure_thresholds(plan.work, model, plan.task, plan.config):
+        writer.write_bytes(THRESHOLDS_NAME, encode_json(points))
+    if (patients := _collect_patients(plan)) is not None:
+        writer.write_bytes(PATIENTS_NAME, encode_patients(patients))
     writer.write_bytes("config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     facts = {
         "name": model.name,
@@ -150,6 +163,19 @@ def run(plan: ExportPlan) -> Manifest:
         "export: %s, %s, %d files, %.1f MB in %s", model.name, second, len(made.files), num_bytes / 1e6, plan.folder
     )
     return made
+
+
+def _collect_patients(plan: ExportPlan) -> set[str] | None:
+    """Digests of the patients the model has learnt from, also in the data of its initial weights; None if unknown."""
+    if not has_artifact(plan.work.prepared):
+        return None
+    prepared = Prepared.open(plan.work.prepared, plan.task)
+    learnt = prepared.slices if is_transductive(plan.model.data) else prepared.split("train")
+    found = set(digest_patients(learnt))
+    for part in plan.parts:
+        if PATIENTS_NAME in part.manifest.files:
+            found |= decode_patients(part.source / PATIENTS_NAME)
+    return found
 
 
 def _list_parts(model: Model) -> tuple[Part, ...]:

@@ -80,11 +80,13 @@ def rehearse(networks: "dict[str, dict[int, Predictor]]", stack: Path | None, ki
 
     with refuse_failures(stack or Path("model")):
         slices = _slices()
-        volume = np.full((_NUM_SLICES, 64, 64), -1000, np.int16)
         tables: dict[str, dict[int, pd.DataFrame]] = {}
         features: dict[str, dict[int, np.ndarray]] = {}
         for name, of_run in networks.items():
             for k, predictor in of_run.items():
+                sequences = len(predictor.card.sequences.get("names", ()))
+                shape = (_NUM_SLICES, *((sequences,) if sequences else ()), 64, 64)
+                volume = np.full(shape, -1000, np.int16)
                 probabilities, features.setdefault(name, {})[k] = predictor.describe_volume(volume)
                 if probabilities.shape != (_NUM_SLICES, len(predictor.classes)) or not np.isfinite(probabilities).all():
                     raise ValueError("probabilities")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task
 from ichkit.stages.predict.foreign import refuse_failures, refuse_oversized
-from ichkit.validation.catalog import Source, find_sources, pick_source
+from ichkit.validation.catalog import HAND, Source, find_sources, pick_source
 from ichkit.work.artifacts import Manifest, check_digests, find_damage, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder, check_name
 from ichkit.work.inventory import kinds_of, take_inventory
@@ -75,14 +75,21 @@ def find_model(work: WorkFolder, named: str, task: Task) -> Model:
         refuse_oversized(Path(named))
         with refuse_failures(Path(named)):
             return _model_of_folder(Path(named), task)
+    if "/" in named:  # no source has one in its name
+        raise ConfigError(
+            f"model: expected the folder of a run, a stack or an export at {named}, found none. Check the path, or "
+            "write one with `ichkit export NAME`; `ichkit leaderboard` lists the names."
+        )
     sources = find_sources(work, task)
     names = [source.name for source in sources]
     is_stack = named not in names and f"{named}-{_BEST_KIND}" in names
-    return model_of(work, pick_source(sources, f"{named}-{_BEST_KIND}" if is_stack else named))
+    source = pick_source(sources, f"{named}-{_BEST_KIND}" if is_stack else named)
+    _refuse_hand(source.name, source.kind)
+    return model_of(work, source)
 
 
 def model_of(work: WorkFolder, source: Source) -> Model:
-    """The model of a source of the work folder."""
+    """The model of a source of the work folder; a blend by hand has its members' networks and cannot predict."""
     runs = {name: _fold_folders(work.runs / name, source.folds) for name in source.runs}
     stack = None if source.is_run else (work.root / source.path).parent
     return Model(source.name, runs, stack, source.kind, source.data)
@@ -98,6 +105,7 @@ def _model_of_folder(folder: Path, task: Task) -> Model:
         runs = {name: _fold_folders(runs_folder / name, manifest.facts["folds"]) for name in manifest.facts["runs"]}
         kinds = kinds_of(manifest)
         kind = _BEST_KIND if _BEST_KIND in kinds else kinds[0]
+        _refuse_hand(f"{folder.name}-{kind}", kind)
         return Model(f"{folder.name}-{kind}", runs, folder, kind, manifest.facts["data"])
     resolved = folder.resolve()
     is_run = resolved.parent.name == "runs"
@@ -110,6 +118,14 @@ def _model_of_folder(folder: Path, task: Task) -> Model:
         )
     data = read_manifest(resolved / f"fold{folds[0]}").facts["data"]
     return Model(folder.name, {folder.name: _fold_folders(resolved, folds)}, None, "base", data)
+
+
+def _refuse_hand(name: str, kind: str) -> None:
+    if kind == HAND:
+        raise ConfigError(
+            f"model: {name} is a blend by hand, which has tables and no models. Predict with its members, or use "
+            "`ichkit stack`."
+        )
 
 
 def _model_of_export(folder: Path, manifest: Manifest, task: Task) -> Model:

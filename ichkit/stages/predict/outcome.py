@@ -1,5 +1,6 @@
 """The results of `predict`: tables, predictions.json, and the terminal summary."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,20 @@ from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task
 from ichkit.imaging.parts import whole_id
 from ichkit.show.table import NOTHING, Table
+from ichkit.stages.predict.gate import GATE_NAME, Gated, gate_table, score_table
+from ichkit.stages.predict.judge import Judged
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.work.artifacts import digest_file, encode_json, package_versions, write_bytes_atomically
 
 JSON_NAME, PAGE_NAME = "predictions.json", "predictions.html"
 TABLES = ("slices", "studies", "rejected", "series_choice")
-_OUTPUTS = (*(f"{name}.csv" for name in TABLES), JSON_NAME, PAGE_NAME)
+JUDGED_TABLES = ("scores", "reliability", "operating", "errors")
+"""Written with labels alone."""
+REGION_SCORES_NAME = "region_scores.csv"
+_STEP_TABLES = (GATE_NAME, REGION_SCORES_NAME)
+_OUTPUTS = (*(f"{name}.csv" for name in (*TABLES, *JUDGED_TABLES)), *_STEP_TABLES, JSON_NAME, PAGE_NAME)
+DICOM_FOLDER = "dicom"
+_SHOWN = 5
 _UNFINISHED = ".ichkit-unfinished-predictions"
 """A file that marks an output folder while its files are written."""
 NUM_KEY_SLICES = 3
@@ -33,6 +42,11 @@ class Prediction:
         slices, studies, rejected, series_choice: the tables of the CSV files.
         model: the model.
         is_pooled: the probabilities of the studies are those of a pool, not the maximum over the slices.
+        judged: the predictions against a label file, or None.
+        truth: slice_id and a column per class, of a file with labels per slice; None without one.
+        gated: what a first model says of every study, or None.
+        region_scores: `imaging.region_scores.SCORE_COLUMNS` of studies that are cut into regions, or None.
+        region_threshold: from this probability on a region has the finding.
     """
 
     slices: pd.DataFrame
@@ -41,6 +55,11 @@ class Prediction:
     series_choice: pd.DataFrame
     model: Model
     is_pooled: bool = False
+    judged: Judged | None = None
+    truth: pd.DataFrame | None = None
+    gated: Gated | None = None
+    region_scores: pd.DataFrame | None = None
+    region_threshold: float = 0.5
 
 
 def refuse_foreign_files(out: Path) -> None:
@@ -51,25 +70,40 @@ def refuse_foreign_files(out: Path) -> None:
     """
     if (out / _UNFINISHED).is_file():
         return
-    try:
-        own = json.loads((out / JSON_NAME).read_text(encoding="utf-8"))["files"]
+    own = _files_of(out)
+    if own:
         own = {**own, JSON_NAME: digest_file(out / JSON_NAME)}
-    except (OSError, ValueError, KeyError, TypeError):
-        own = {}
     present = [name for name in _OUTPUTS if (out / name).exists()]
+    present += [path.relative_to(out).as_posix() for path in sorted((out / DICOM_FOLDER).rglob("*")) if path.is_file()]
     foreign = [name for name in present if not (out / name).is_file() or digest_file(out / name) != own.get(name)]
     if foreign:
         raise ConfigError(
             f"predict: expected no files at {out} but those of an earlier `ichkit predict`, as it wrote them; found "
-            f"{', '.join(foreign)}. Move them away, or choose another folder with --out."
+            f"{', '.join(foreign[:_SHOWN])}. Move them away, or choose another folder with --out."
         )
 
 
+def _files_of(out: Path) -> dict[str, str]:
+    """The files that an earlier call wrote, with their digests; empty without a readable predictions.json."""
+    try:
+        own = json.loads((out / JSON_NAME).read_text(encoding="utf-8"))["files"]
+        return {str(name): str(digest) for name, digest in own.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def begin_output(out: Path) -> None:
-    """Marks an output folder as unfinished, and removes the JSON file and the page of an earlier call."""
+    """Marks an output folder as unfinished, and removes what an earlier call wrote and this one may not."""
     write_bytes_atomically(out / _UNFINISHED, b"")
-    for name in (JSON_NAME, PAGE_NAME):
+    earlier = _files_of(out)
+    for name in (JSON_NAME, PAGE_NAME, *_STEP_TABLES, *(f"{name}.csv" for name in JUDGED_TABLES)):
         (out / name).unlink(missing_ok=True)
+    for name in earlier:
+        path = out / name
+        if name.startswith(f"{DICOM_FOLDER}/") and path.resolve().is_relative_to((out / DICOM_FOLDER).resolve()):
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                path.parent.rmdir()
 
 
 def finish_output(out: Path, described: dict[str, Any]) -> None:
@@ -129,10 +163,38 @@ def describe_prediction(prediction: Prediction, task: Task) -> dict[str, Any]:
     return {
         "note": RESEARCH_NOTE,
         "model": {"name": prediction.model.name, "learnt_from": prediction.model.data},
+        **_describe_steps(prediction),
         "studies": studies,
         "rejected": {reason: int(count) for reason, count in prediction.rejected["reason"].value_counts().items()},
         "versions": package_versions(),
     }
+
+
+def _describe_steps(prediction: Prediction) -> dict[str, Any]:
+    """What the first model says and the scores of regions; empty without them."""
+    found: dict[str, Any] = {}
+    if prediction.gated is not None:
+        gate = prediction.gated.gate
+        found["gate"] = {
+            "name": gate.model.name,
+            "task": gate.task.name,
+            "learnt_from": gate.model.data,
+            "threshold": round(gate.threshold, 6),
+            "studies": _plain(prediction.gated.studies),
+        }
+    if prediction.region_scores is not None:
+        found["region_scores"] = _plain(prediction.region_scores)
+    return found
+
+
+def render_steps(prediction: Prediction) -> list[Table]:
+    """What the first model says and the scores of regions, by number without ids; empty without them."""
+    tables = []
+    if prediction.gated is not None:
+        tables.append(gate_table(prediction.gated))
+    if prediction.region_scores is not None:
+        tables.append(score_table(prediction.region_scores))
+    return tables
 
 
 def render(prediction: Prediction, task: Task) -> Table:

@@ -6,18 +6,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ichkit.core.progress import Meter, format_count, logger
+from ichkit.core.progress import Meter, format_count
 from ichkit.core.tasks import Task
 from ichkit.engine.heat import heat_maps
 from ichkit.engine.inference import Predictor
-from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat
+from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat, picture_volume
 from ichkit.imaging.steps import restore
 from ichkit.imaging.windows import TABLE_LOW_HU
-from ichkit.show.blocks import PASS, WARN, Block, Card, Check, Checks, Prose, Section, Viewer
+from ichkit.show.blocks import PASS, WARN, Block, Card, Check, Checks, Prose, Section, Subsection, Viewer
 from ichkit.show.page import encode_webp, render
 from ichkit.show.table import NOTHING, Cell, Table, format_number
-from ichkit.show.viewer import Viewed, make_viewer
+from ichkit.show.viewer import HOW_TO_SCROLL, Viewed, make_viewer, name_windows
 from ichkit.stages.explain.volumes import Volumes
+from ichkit.stages.predict.errors import render_errors
+from ichkit.stages.predict.gate import gate_section, score_section
+from ichkit.stages.predict.judge import Judged
+from ichkit.stages.predict.judge import render as render_judged
 from ichkit.stages.predict.model import RESEARCH_NOTE
 from ichkit.stages.predict.outcome import (
     NUM_KEY_SLICES,
@@ -28,6 +32,8 @@ from ichkit.stages.predict.outcome import (
     find_key_slices,
     find_series,
 )
+from ichkit.stages.predict.thresholds import SLICE, STUDY
+from ichkit.validation.scope import label_array
 from ichkit.work.artifacts import FileDigest, write_bytes_atomically
 
 _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
@@ -65,23 +71,36 @@ def write_page(
     with Meter("pictures", len(drawn), "studies") as meter:
         for number, study_id in zip(drawn["number"], drawn["study_id"], strict=True):
             rows = prediction.slices[prediction.slices["study_id"] == study_id].sort_values("slice_index")
-            viewers.append(_draw_study(int(number), rows, predictors, volumes, task, main, thresholds, len(drawn)))
+            truth = _truth_of(prediction, rows, task)
+            viewers.append(
+                _draw_study(int(number), rows, truth, predictors, volumes, task, main, thresholds, len(drawn))
+            )
             meter.advance()
     left = len(studies) - len(drawn)
     if left:
         viewers.append(
             Prose(f"{left} more studies without images: shown are the {len(drawn)} with the highest probability.")
         )
+    against: list[Section] = []
+    steps: list[Section] = []
+    if prediction.gated is not None:
+        steps.append(gate_section(prediction.gated))
+    if prediction.region_scores is not None:
+        steps.append(score_section(prediction.region_scores, task, prediction.region_threshold))
+    if prediction.judged is not None:
+        against.append(Section("labels", "Scores against the labels", [*render_judged(prediction.judged, task)]))
+        against.append(_error_section(prediction, prediction.judged, studies, set(drawn["number"]), task, main))
     sections = [
         Section("first", "Read this first", [Checks(_check(prediction, thresholds, len(predictors)))]),
+        *steps,
         Section("triage", "Studies", [_triage(prediction, studies, set(drawn["number"]), task, main)]),
+        *against,
         Section("slices", "Slices", [Prose(_how_to_read(prediction)), *viewers]),
         Section("series", "Series selection", [_series_table(prediction, studies)]),
         Section("rejected", "Rejected files", [_rejected(prediction)]),
     ]
     made = f"{format_count(len(studies), 'study', 'studies')}, by {prediction.model.name}."
     page = render(_ROOM, _TEMPLATE, sections=sections, made=made, notice=RESEARCH_NOTE)
-    logger.info("predict: the page is %s, %.1f MB", out / PAGE_NAME, len(page) / 1e6)
     return write_bytes_atomically(out / PAGE_NAME, page.encode())
 
 
@@ -89,9 +108,18 @@ def _anchor(number: int) -> str:
     return f"study-{number}"
 
 
+def _truth_of(prediction: Prediction, rows: pd.DataFrame, task: Task) -> np.ndarray | None:
+    """(S, C) labels of the slices of a study, NaN where unknown; None without labels per slice."""
+    if prediction.truth is None:
+        return None
+    known = prediction.truth.set_index("slice_id").reindex(rows["slice_id"])
+    return label_array(known, task)
+
+
 def _draw_study(
     number: int,
     rows: pd.DataFrame,
+    truth: np.ndarray | None,
     predictors: list[Predictor],
     volumes: Volumes,
     task: Task,
@@ -99,7 +127,7 @@ def _draw_study(
     thresholds: Mapping[str, float],
     num_studies: int,
 ) -> Viewer:
-    """The viewer of one study, in the source picture; `rows` are its slices from feet to head."""
+    """The viewer of one study, in the source picture; `rows` are its slices from feet to head, `truth` their labels."""
     volume, origin = volumes.of_study(str(rows["study_id"].iloc[0]))
     p = rows[task.probability_columns].to_numpy(np.float64)
     positions_mm = rows["position_mm"].to_numpy(np.float64)
@@ -117,7 +145,7 @@ def _draw_study(
         for place, c in enumerate(own):
             by_class[c].append(drawn[:, place])
     maps = np.stack([np.mean(of_class, axis=0) for of_class in by_class.values()], axis=1)
-    whole, maps = restore(volume, origin, TABLE_LOW_HU), restore(maps, origin, 0.0)
+    whole, maps = restore(picture_volume(volume), origin, TABLE_LOW_HU), restore(maps, origin, 0.0)
     heat = {}
     for place, (index, c) in enumerate(zip(hot.tolist(), best.tolist(), strict=True)):
         of_class = maps[place, wanted.index(c)]
@@ -127,8 +155,10 @@ def _draw_study(
     keys = find_key_slices(rows.assign(row=np.arange(len(rows))), task)["row"].tolist()[:NUM_KEY_SLICES]
     stills = [_still(number, index, whole[index], *heat[index], p[index], task, main) for index in keys]
     title = f"Study {number}: {main} {top.max():.3f}"
-    study = Viewed(_anchor(number), title, whole, p[:, known], positions_mm, None, heat, keys, stills)
-    return make_viewer(study, [task.classes[c] for c in known], thresholds, num_studies)
+    labels = None if truth is None else truth[:, known]
+    study = Viewed(_anchor(number), title, whole, p[:, known], positions_mm, labels, heat, keys, stills)
+    windows = name_windows(predictors[0].card.channels["windows"])
+    return make_viewer(study, [task.classes[c] for c in known], thresholds, num_studies, windows=windows)
 
 
 def _still(
@@ -185,6 +215,28 @@ def _triage(prediction: Prediction, studies: pd.DataFrame, drawn: set[int], task
     return Table("Triage list", ("study", "slices", *task.classes), rows, note=note)
 
 
+def _error_section(
+    prediction: Prediction, judged: Judged, studies: pd.DataFrame, drawn: set[int], task: Task, main: str
+) -> Section:
+    """The most confident errors, the headline class first, with links to their slices."""
+    numbers = dict(zip(studies["study_id"], studies["number"], strict=True))
+    rows = prediction.slices.sort_values(["study_id", "slice_index"])
+    of_study = {name: own.reset_index(drop=True) for name, own in rows.groupby("study_id")}
+
+    def place(study_id: str, slice_id: str, label: str) -> tuple[int, str, int, int, float]:
+        own, number = of_study[study_id], int(numbers[study_id])
+        at = own.index[own["slice_id"] == slice_id][0] if slice_id else own[f"p_{label}"].argmax()
+        anchor = _anchor(number) if number in drawn else ""
+        return number, anchor, int(at), len(own), float(own["position_mm"].iloc[at])
+
+    level = SLICE if SLICE in judged.calibration else STUDY
+    known = [name for name in task.classes if studies[f"p_{name}"].notna().any()]
+    order = sorted(known, key=lambda name: name != main)
+    first, *others = [render_errors(judged.errors, level, name, place) for name in order]
+    folded = [Subsection("Errors of the other classes", [*others], is_open=False)] if others else []
+    return Section("errors", "Errors", [first, *folded])
+
+
 def _has_second_stage(prediction: Prediction) -> bool:
     """True unless the model is a run, or a stack that only combines runs."""
     return bool(prediction.model.stack) and prediction.model.kind != "base"
@@ -195,10 +247,8 @@ def _how_to_read(prediction: Prediction) -> str:
     if _has_second_stage(prediction):
         second = " The probabilities are those of the second stage, which sees no pixels."
     return (
-        "Click the images, then scroll with the wheel or the arrow keys; Page Up and Down, Home and End jump, H "
-        "switches the heat map, K goes to the next key slice (\u25bc). Click the chart to go to a slice. Slice 0 is at "
-        "the feet. The heat map (Grad-CAM, averaged over all stage 1 networks) is scaled by the probability and "
-        f"limited to the head; it is coarse and does not outline a finding.{second}"
+        f"{HOW_TO_SCROLL} Slice 0 is at the feet. The heat map (Grad-CAM, averaged over all stage 1 networks) is faded "
+        f"by the probability and limited to the head; it is coarse and does not outline a finding.{second}"
     )
 
 

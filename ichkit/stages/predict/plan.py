@@ -10,15 +10,18 @@ from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Forecast, Plan, format_bytes
-from ichkit.sources.files import scan_files
+from ichkit.sources.files import count_read, scan_files
 from ichkit.sources.folder import image_files
 from ichkit.sources.series import read_override
+from ichkit.stages.predict.gate import GATE_NAME, Gate, find_gate
 from ichkit.stages.predict.model import Model, find_model, model_of
-from ichkit.stages.predict.outcome import refuse_foreign_files
+from ichkit.stages.predict.outcome import JUDGED_TABLES, refuse_foreign_files
 from ichkit.validation.catalog import find_sources
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
+    from ichkit.stages.predict.judge import LabelFile
+    from ichkit.stages.predict.thresholds import Thresholds
     from ichkit.stages.scores.evaluate import EvaluatePlan
 
 # The scores are imported inside functions: they load much that a named model does not need.
@@ -37,6 +40,11 @@ class PredictOptions:
         device: the device for inference.
         accept_raw: accept slices whose values may not be Hounsfield units.
         skip_undecodable: reject images whose decoder is not installed, instead of stopping.
+        labels: a label file; the predictions are scored against it.
+        subgroups: columns of it that make subgroups.
+        gate: the export of a first model; studies that it calls positive do not go on to `model`.
+        gate_threshold: from this probability on the first model calls a study positive; None for that of its export.
+        has_dicom: also write heat maps as NIfTI, and key slices and a structured report as DICOM.
     """
 
     path: Path
@@ -47,6 +55,11 @@ class PredictOptions:
     device: str = "auto"
     accept_raw: bool = False
     skip_undecodable: bool = False
+    labels: Path | None = None
+    subgroups: tuple[str, ...] = ()
+    has_dicom: bool = False
+    gate: Path | None = None
+    gate_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class PredictPlan(Plan):
         override: manually chosen series, or None.
         scoring: the plan of the scores; None if a model is named.
         model: the model; None if missing scores decide it.
+        labels: the labels to score against, or None.
+        gate: the first model, or None.
     """
 
     config: Config
@@ -70,6 +85,8 @@ class PredictPlan(Plan):
     override: pd.DataFrame | None
     scoring: "EvaluatePlan | None"
     model: Model | None
+    labels: "LabelFile | None" = None
+    gate: Gate | None = None
 
     def find_model(self) -> Model:
         """The model; computes missing scores if they decide it."""
@@ -80,7 +97,15 @@ class PredictPlan(Plan):
 
         assert self.scoring is not None
         make_current(self.scoring)
-        return model_of(self.scoring.work, choose_source(self.scoring))
+        return model_of(self.scoring.work, choose_source(self.scoring, has_models=True))
+
+    def find_operating_points(self, model: Model) -> "Thresholds":
+        """The thresholds of the model, of its export or of its out-of-fold rows; empty if neither is at hand."""
+        from ichkit.stages.predict.thresholds import measure_thresholds, read_thresholds
+
+        if model.is_exported:
+            return read_thresholds(model, self.task)
+        return measure_thresholds(self.work, model, self.task, self.config)
 
     def find_thresholds(self, model: Model) -> dict[str, float]:
         """The slice thresholds of each class with the best F1 out of fold; empty without current scores."""
@@ -88,7 +113,11 @@ class PredictPlan(Plan):
         from ichkit.validation.scores import THRESHOLD_OF
         from ichkit.validation.thresholds import F1_AIM
 
-        if model.is_exported or not find_sources(self.work, self.task):
+        if model.is_exported:
+            from ichkit.stages.predict.thresholds import SLICE, read_thresholds
+
+            return dict(read_thresholds(model, self.task).get(SLICE, {}).get(F1_AIM, {}))
+        if not find_sources(self.work, self.task):
             return {}
         try:
             book = open_book(self.work, self.task)
@@ -106,7 +135,10 @@ class PredictPlan(Plan):
         """The scores, where they are made again; the tables and the page."""
         scores = () if self.scoring is None else self.scoring.writes
         names = [f"{name}.csv" for name in ("slices", "studies", "rejected", "series_choice")]
+        names += [] if self.labels is None else [f"{name}.csv" for name in JUDGED_TABLES]
         names += ["predictions.json", *(["predictions.html"] if self.options.has_page else [])]
+        names += [] if self.gate is None else [GATE_NAME]
+        names += ["dicom"] if self.options.has_dicom else []
         return (*scores, *(self.options.out / name for name in names))
 
     def forecast(self) -> Forecast:
@@ -114,8 +146,8 @@ class PredictPlan(Plan):
         chosen = "the best complete source, once it is scored"
         if self.model is not None:
             chosen = f"{self.model.name}: {sum(len(folds) for folds in self.model.runs.values())} networks"
-        size = format_bytes(self.images["num_bytes"].sum())
-        return Forecast((f"{len(self.images)} files that may be images, {size}", f"with {chosen}"))
+        num_files, num_bytes = count_read(self.images)
+        return Forecast((f"{num_files} files that may be images, {format_bytes(num_bytes)}", f"with {chosen}"))
 
 
 def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPlan:
@@ -127,6 +159,10 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
     """
     task = find_task(config.task)
     refuse_foreign_files(options.out)
+    if options.has_dicom:
+        from ichkit.stages.predict.dicom_out import check_parts
+
+        check_parts()
     files, refused = scan_files(options.path)
     override = None if options.series_override is None else read_override(options.series_override)
     scoring, model = None, None
@@ -143,5 +179,27 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
             )
         scoring = plan_scores(config, work)
         if scoring.is_current:
-            model = model_of(work, choose_source(scoring))
-    return PredictPlan(config, work, options, task, image_files(files), refused, override, scoring, model)
+            model = model_of(work, choose_source(scoring, has_models=True))
+    images, labels = image_files(files), _read_labels(options, task)
+    if options.gate is None and options.gate_threshold is not None:
+        raise ConfigError("--gate-threshold belongs to a first model: name it with --gate FOLDER.")
+    gate = None if options.gate is None else find_gate(work, options.gate, options.gate_threshold)
+    return PredictPlan(config, work, options, task, images, refused, override, scoring, model, labels, gate)
+
+
+def _read_labels(options: PredictOptions, task: Task) -> "LabelFile | None":
+    from ichkit.sources.labels import read_folder_labels, read_subgroups
+    from ichkit.stages.predict.judge import LabelFile
+
+    names = tuple(name.strip().lower() for text in options.subgroups for name in text.split(",") if name.strip())
+    if options.labels is None:
+        if names:
+            raise ConfigError("--subgroup names columns of a label file: give it with --labels CSV.")
+        return None
+    labels, key = read_folder_labels(options.labels, task, subgroups=names)
+    groups = read_subgroups(options.labels, names)[0] if names else None
+    if groups is not None and (missing := [name for name in names if name not in groups]):
+        raise ConfigError(
+            f'--subgroup: expected a column "{missing[0]}" in {options.labels}, found none. Check the name.'
+        )
+    return LabelFile(options.labels, labels, key, groups)

@@ -3,32 +3,37 @@
 import os
 import secrets
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
-from ichkit.core.errors import ArtifactError, DataError
+from ichkit.core.errors import ArtifactError, ConfigError, DataError
 from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.tasks import Task
 from ichkit.engine.devices import memory_advice
 from ichkit.engine.inference import Predictor
-from ichkit.engine.parallel import run_tasks
 from ichkit.imaging.parts import PartSettings, part_id
+from ichkit.imaging.region_scores import score_regions
+from ichkit.imaging.sequences import SequenceSettings
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
-from ichkit.sources.folder import hide_files, plan_folder
-from ichkit.sources.index import check_decoders, read_index, refuse_raw
-from ichkit.sources.plan import StudyTasks, count_reasons, order_slices
+from ichkit.sources.folder import hide_files
+from ichkit.sources.plan import SourcePlan, StudyTasks, count_reasons, order_slices
 from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.foreign import rehearse
+from ichkit.stages.predict.gate import GATE_NAME, Gate, Gated, apply_gate
+from ichkit.stages.predict.inputs import plan_inputs
+from ichkit.stages.predict.judge import check_labels, judge
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.stages.predict.outcome import (
+    DICOM_FOLDER,
     PAGE_NAME,
+    REGION_SCORES_NAME,
     TABLES,
     Prediction,
     begin_output,
@@ -37,8 +42,10 @@ from ichkit.stages.predict.outcome import (
     refuse_foreign_files,
 )
 from ichkit.stages.predict.plan import PredictOptions, PredictPlan, plan
+from ichkit.stages.predict.thresholds import STUDY
 from ichkit.validation.coherence import make_coherent
 from ichkit.validation.metrics import study_maximum
+from ichkit.validation.thresholds import F1_AIM
 from ichkit.work.artifacts import FileDigest, encode_table, write_bytes_atomically
 from ichkit.work.locks import holding
 from ichkit.work.schemas import KEY, REJECTED, SERIES_CHOICE, make_predictions, predictions_columns
@@ -48,20 +55,76 @@ __all__ = ["PredictOptions", "PredictPlan", "plan", "run"]
 _SAVE_MEMORY = "End other programs that use it, or predict on the CPU: CUDA_VISIBLE_DEVICES= ichkit predict ..."
 
 
+class NothingUsableError(DataError):
+    """No slice that can be predicted.
+
+    Args:
+        reasons: why, with the number of files.
+    """
+
+    def __init__(self, message: str, reasons: str) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model whose networks are in memory.
+
+    Attributes:
+        networks: by run and fold.
+    """
+
+    model: Model
+    networks: dict[str, dict[int, Predictor]]
+
+
+def load_model(plan: PredictPlan) -> ReadyModel:
+    """Loads the networks of the model; those of an export make a trial prediction.
+
+    Raises:
+        ArtifactError: weights are missing or damaged.
+        ConfigError: no such device.
+    """
+    model = plan.find_model()
+    networks = model.load_networks(plan.options.device)
+    if model.is_exported:
+        rehearse(networks, model.stack, model.kind, plan.task)
+    return ReadyModel(model, networks)
+
+
 @holding(lambda given: given["plan"].options.out)
 def run(plan: PredictPlan) -> Prediction:
     """Predicts every study below a path; writes CSV tables, predictions.json and predictions.html.
 
     Raises:
-        DataError: no readable CT slice at the path.
+        NothingUsableError: no readable CT slice at the path; the tables say why.
         ArtifactError: weights are missing or damaged.
     """
-    options, task, out = plan.options, plan.task, plan.options.out
-    refuse_foreign_files(out)
+    refuse_foreign_files(plan.options.out)
     salt = os.environ.get("ICHKIT_SALT", "").encode()[:64] or secrets.token_bytes(16)
-    index = read_index(plan.images, None, run=partial(run_tasks, workers=plan.config.prepare.workers))
-    index = check_decoders(index if options.accept_raw else refuse_raw(index), skip=options.skip_undecodable)
-    found = plan_folder(index, salt, plan.override, judges_hu=not options.accept_raw)
+    prediction = write_prediction(plan, salt)
+    if plan.options.has_page:
+        page = plan.options.out / PAGE_NAME
+        logger.info("predict: the page is %s, %.1f MB", page, page.stat().st_size / 1e6)
+    if plan.options.has_dicom:
+        logger.info("predict: heat maps, key slices and structured reports are in %s", plan.options.out / DICOM_FOLDER)
+    logger.info("predict: tables are in %s. %s", plan.options.out, RESEARCH_NOTE)
+    return prediction
+
+
+def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None = None) -> Prediction:
+    """Predicts as `run`, without the lock of the output folder and without a look at what lies there.
+
+    Args:
+        salt: of the digests that replace ids and file names.
+        loaded: the model of the plan; loaded here, once there is something to predict, if None.
+
+    Raises:
+        NothingUsableError, ArtifactError: as `run`.
+    """
+    options, task, out = plan.options, plan.task, plan.options.out
+    index, found, sequences = plan_inputs(plan, salt)
     check_override(plan.override, [found.series_choice])
     refused = plan.refused.rename(columns={"relative": "file"}).assign(dataset=found.dataset).reindex(columns=REJECTED)
     refused = _join([found.rejected, hide_files(refused, salt)])
@@ -71,12 +134,15 @@ def run(plan: PredictPlan) -> Prediction:
             out, pd.DataFrame(columns=[*predictions_columns(task), "position_mm"]), refused, found.series_choice, task
         )
         raise _nothing_usable(plan, refused)
-    chosen = plan.find_model()
-    networks = chosen.load_networks(options.device)
-    if chosen.is_exported:
-        rehearse(networks, chosen.stack, chosen.kind, task)
+    if plan.labels is not None:
+        check_labels(plan.labels, found.files, index[index["reason"] == ""])
+    gated = None if plan.gate is None else _run_gate(plan, plan.gate, found)
+    if gated is not None:
+        found = replace(found, files=gated.keep(found.files))
+    loaded = loaded or load_model(plan)
+    chosen, networks = loaded.model, loaded.networks
     ordered, rows = order_slices(found.files)
-    pixels = _pixel_settings(networks, chosen, judges_hu=not options.accept_raw)
+    pixels = _pixel_settings(networks, chosen, sequences, judges_hu=not options.accept_raw)
     planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
     volumes = Volumes(planned)
     files, studies = format_count(len(plan.images), "file"), format_count(len(volumes), "study", "studies")
@@ -85,7 +151,7 @@ def run(plan: PredictPlan) -> Prediction:
         table, pooled, records = _predict_slices(chosen, networks, planned, volumes, task)
     rejected = _join([refused, hide_files(collect_failures(planned, records), salt)])
     written = _write_tables(out, table, rejected, found.series_choice, task, pooled)
-    if table.empty:
+    if table.empty and (gated is None or not gated.studies.size or gated.studies["goes_on"].any()):
         raise _nothing_usable(plan, rejected)
     prediction = Prediction(
         slices=table,
@@ -94,14 +160,62 @@ def run(plan: PredictPlan) -> Prediction:
         rejected=rejected,
         series_choice=found.series_choice[SERIES_CHOICE],
         model=chosen,
+        gated=gated,
     )
-    _log_results(prediction, out, _count_not_found(records))
+    prediction = _score_regions(prediction, plan, pixels.parts)
+    for name, one in (
+        (GATE_NAME, None if gated is None else gated.studies),
+        (REGION_SCORES_NAME, prediction.region_scores),
+    ):
+        if one is not None:
+            written[name] = write_bytes_atomically(out / name, encode_table(one, ".csv"))
+    _log_results(prediction, _count_not_found(records))
+    if plan.labels is not None:
+        patients = dict(zip(found.files["study_id"], found.files["patient_id"], strict=True))
+        points = plan.find_operating_points(chosen)
+        judged = judge(prediction.slices, prediction.studies, patients, plan.labels, task, plan.config, points)
+        for name, made in judged.tables().items():
+            written[f"{name}.csv"] = write_bytes_atomically(out / f"{name}.csv", encode_table(made, ".csv"))
+        truth = plan.labels.labels if plan.labels.key == "slice_id" else None
+        prediction = replace(prediction, judged=judged, truth=truth)
     if options.has_page:
         from ichkit.stages.predict.page import write_page
 
         written[PAGE_NAME] = write_page(out, prediction, networks, volumes, task, plan.find_thresholds(chosen))
+    if options.has_dicom:
+        from ichkit.stages.predict.dicom_out import write_dicom
+
+        written |= write_dicom(out, prediction, networks, volumes, planned, task)
     finish_output(out, {**describe_prediction(prediction, task), "files": {k: v.sha256 for k, v in written.items()}})
     return prediction
+
+
+def _run_gate(plan: PredictPlan, gate: Gate, found: SourcePlan) -> Gated:
+    """What the first model says of every study."""
+    networks = gate.model.load_networks(plan.options.device)
+    rehearse(networks, gate.model.stack, gate.model.kind, gate.task)
+    ordered, rows = order_slices(found.files)
+    pixels = _pixel_settings(networks, gate.model, None, judges_hu=not plan.options.accept_raw)
+    planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
+    logger.info("predict: first %s, for %s", gate.model.name, gate.task.finding)
+    with memory_advice(_SAVE_MEMORY):
+        table, pooled, _ = _predict_slices(gate.model, networks, planned, Volumes(planned), gate.task)
+    gated = apply_gate(gate, _study_table(table, gate.task, pooled))
+    goes_on = gated.studies["goes_on"]
+    logger.info("predict: %d of %d studies are negative for %s", goes_on.sum(), len(goes_on), gate.task.finding)
+    return gated
+
+
+def _score_regions(prediction: Prediction, plan: PredictPlan, parts: PartSettings) -> Prediction:
+    """The prediction with the scores of regions, where its studies are cut into regions and its task counts a class."""
+    counted = plan.task.counted_class
+    if counted is None or not parts.regions or prediction.studies[f"p_{counted}"].isna().all():
+        return prediction
+    points = plan.find_operating_points(prediction.model)
+    threshold = points.get(STUDY, {}).get(F1_AIM, {}).get(counted, prediction.region_threshold)
+    found = prediction.studies[["study_id"]].assign(has_finding=prediction.studies[f"p_{counted}"] >= threshold)
+    scores = score_regions(found, parts.regions)
+    return replace(prediction, region_scores=scores, region_threshold=threshold)
 
 
 def _count_not_found(records: dict[str, StudyRecord]) -> int:
@@ -132,13 +246,16 @@ def _write_tables(
     }
 
 
-def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame) -> DataError:
+def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame) -> NothingUsableError:
     path, out = plan.options.path, plan.options.out
     num_files = len(plan.images) + len(plan.refused)
-    return DataError(
-        f"predict: expected slices of a head CT at {path}, none of {num_files} files could be used: "
-        f"{count_reasons(rejected)}. {out / 'rejected.csv'} has every file; check the path."
-    )
+    reasons = count_reasons(rejected)
+    found = f"{reasons}. {out / 'rejected.csv'} has every file; check the path."
+    if names := plan.config.prepare.sequences.names:
+        message = f"predict: expected NIfTI files of {', '.join(names)} at {path}, none could be used: {found}"
+    else:
+        message = f"predict: expected slices of a head CT at {path}, none of {num_files} files could be used: {found}"
+    return NothingUsableError(message, reasons)
 
 
 def _predict_slices(
@@ -162,7 +279,9 @@ def _predict_slices(
     return table[[*predictions_columns(task), "position_mm"]], pooled, records
 
 
-def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, judges_hu: bool) -> PixelSettings:
+def _pixel_settings(
+    networks: dict[str, dict[int, Predictor]], model: Model, sequences: SequenceSettings | None, *, judges_hu: bool
+) -> PixelSettings:
     """The pixel settings of the stores the networks were trained on, which must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
     ways = {(card.hull_hu, card.prepare_size, card.steps, PartSettings.from_json(card.parts)) for card in cards}
@@ -171,8 +290,13 @@ def _pixel_settings(networks: dict[str, dict[int, Predictor]], model: Model, *, 
             f"{model.name}: its networks were trained on stores of different size, HU range, crop or parts "
             f"({sorted(map(str, ways))}). Train them on one prepared folder."
         )
+    if sequences is None and any(card.sequences for card in cards):
+        raise ConfigError(
+            f"{model.name}: expected the sequences that its networks were trained on in prepare.sequences, found none. "
+            "Choose the config it was trained with, e.g. -c onset2021."
+        )
     hull_hu, size, steps, parts = ways.pop()
-    return PixelSettings(False, hull_hu, size, judges_hu, steps, parts)
+    return PixelSettings(False, hull_hu, size, judges_hu and sequences is None, steps, parts, sequences)
 
 
 def _describe(
@@ -266,7 +390,7 @@ def _study_table(
     return studies
 
 
-def _log_results(prediction: Prediction, out: Path, num_whole: int) -> None:
+def _log_results(prediction: Prediction, num_whole: int) -> None:
     for reason, count in prediction.rejected["reason"].value_counts().items():
         logger.info("predict: %d rejected: %s", count, reason)
     if num_whole:
@@ -276,4 +400,3 @@ def _log_results(prediction: Prediction, out: Path, num_whole: int) -> None:
     for number, (_, series) in enumerate(chosen.groupby("study_id"), 1):
         num_slices = format_count(int(series["num_slices"].sum()), "slice")
         logger.info("predict: study %d: %s, %s", number, num_slices, series["reason"].iloc[0])
-    logger.info("predict: tables are in %s. %s", out, RESEARCH_NOTE)

@@ -1,0 +1,108 @@
+"""Two models in one call: the first sees every study, the second those that the first calls negative."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support.commands import call
+from support.models import FOLD, make_model, seal
+
+from ichkit import write_phantom
+from ichkit.core.config import load_config
+from ichkit.core.errors import ConfigError
+from ichkit.engine.inference import ModelCard, encode_weights
+from ichkit.imaging.parts import PartSettings
+from ichkit.stages.predict.gate import find_gate
+from ichkit.validation.thresholds import F1_AIM
+from ichkit.work.folder import WorkFolder
+
+REGIONS = ("-c", "aspects2020-demo")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, kind="ischemia", difficulty="noise-free", studies=3, test_studies=0, size=64, workers=1)
+    return folder / "scans"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model of hemorrhage, and one of infarcts in regions, both with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    first = make_model(folder / "hemorrhage")
+    config = load_config("aspects2020-demo", ("train.classes=[early, old]",))
+    second = folder / "ischemia"
+    (second / FOLD).mkdir(parents=True)
+    card = ModelCard.of(config, 32, (-800, 2000), (), PartSettings.of(config.prepare.parts))
+    torch.manual_seed(1)
+    (second / FOLD / "model.safetensors").write_bytes(encode_weights(card.build()))
+    (second / FOLD / "model.json").write_text(json.dumps(asdict(card)))
+    seal(second, task="ischemia")
+    return first, second
+
+
+def predict(scans, models, out, *more):
+    text = call("predict", scans, *REGIONS, "--gate", models[0], "--model", models[1], "--out", out, *more)
+    return text, {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
+
+
+def test_the_first_model_says_what_it_says_alone_and_the_second_what_it_says_of_the_studies_that_go_on(
+    scans, models, tmp_path
+):
+    call("predict", scans, "--model", models[0], "--out", tmp_path / "first", "--no-page")
+    call("predict", scans, *REGIONS, "--model", models[1], "--out", tmp_path / "second", "--no-page")
+    alone = [pd.read_csv(tmp_path / name / "studies.csv") for name in ("first", "second")]
+    between = float(np.sort(alone[0]["p_any"])[1])  # of three studies one is below, the others are not
+    text, found = predict(scans, models, tmp_path / "both", "--gate-threshold", f"{between:.9f}")
+    gate = found["gate"]
+    pd.testing.assert_frame_equal(gate.drop(columns="goes_on"), alone[0])
+    assert gate["goes_on"].tolist() == (alone[0]["p_any"] < between).tolist()
+    assert gate["goes_on"].sum() == 1
+    whole = alone[1]["study_id"].str.rpartition(":")[0]
+    expected = alone[1][whole.isin(gate["study_id"][gate["goes_on"]])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found["studies"], expected)
+    assert len(found["studies"]) == 28
+    score = found["region_scores"]
+    aspects = expected[expected["study_id"].str.contains("-(?:C|L|IC|I|M[1-6])$")]
+    hits = aspects["p_early"].ge(0.5).groupby(aspects["study_id"].str.extract(":(right|left)")[0].to_numpy()).sum()
+    assert score[["right", "left"]].iloc[0].tolist() == [10 - hits["right"], 10 - hits["left"]]
+    assert score["score"].tolist() == [10 - hits.max()]
+    page = (tmp_path / "both" / "predictions.html").read_text()
+    assert page.index("Step 1: hemorrhage") < page.index("Step 2: score of regions") < page.index("Triage list")
+    assert "Step 1: probability of hemorrhage" in text
+    assert not any(name in page for name in gate["study_id"])
+
+
+@pytest.mark.parametrize(("threshold", "goes_on"), [("0", 0), ("1", 3)])
+def test_all_studies_may_end_at_the_first_model_or_go_on(threshold, goes_on, scans, models, tmp_path):
+    _, found = predict(scans, models, tmp_path / "out", "--gate-threshold", threshold)
+    assert found["gate"]["goes_on"].sum() == goes_on
+    assert len(found["studies"]) == 28 * goes_on
+    assert ("region_scores" in found) == bool(goes_on)
+    # A later call without a first model leaves no table of it behind.
+    call("predict", scans, *REGIONS, "--model", models[1], "--out", tmp_path / "out", "--no-page")
+    assert not (tmp_path / "out" / "gate.csv").exists()
+
+
+def test_the_threshold_is_that_of_the_export_and_a_half_without_one(models, tmp_path):
+    work = WorkFolder(tmp_path)
+    assert find_gate(work, models[0], None).threshold == 0.5
+    try:
+        (models[0] / "thresholds.json").write_text(json.dumps({"slice": {}, "study": {F1_AIM: {"any": 0.25}}}))
+        seal(models[0])
+        assert find_gate(work, models[0], None).threshold == 0.25
+        assert find_gate(work, models[0], 0.75).threshold == 0.75
+    finally:
+        (models[0] / "thresholds.json").unlink()
+        seal(models[0])
+    with pytest.raises(ConfigError, match="--gate: expected a folder written by `ichkit export`"):
+        find_gate(work, tmp_path, None)
+
+
+def test_a_threshold_without_a_first_model_is_refused(scans, models, tmp_path):
+    words = ("predict", scans, *REGIONS, "--model", models[1], "--out", tmp_path / "out", "--gate-threshold", "0.5")
+    assert "name it with --gate" in call(*words, code=2)
