@@ -162,7 +162,7 @@ def scores(work: str | Path = "work") -> "pd.DataFrame":
     Raises:
         ArtifactError: nothing is scored yet.
     """
-    from ichkit.stages.scores.evaluate import SCORES_NAME
+    from ichkit.stages.scores.stored import SCORES_NAME
     from ichkit.work.artifacts import read_manifest, read_table
 
     folder = _folder(work).scores

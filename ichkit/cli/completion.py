@@ -18,6 +18,7 @@ _NAMED_VALUES = {
     "train.loss": "ichkit.models.losses:LOSSES",
     "train.centres": "ichkit.engine.sampling:CENTRES",
     "phantom.difficulty": "ichkit.phantom.difficulty:DIFFICULTIES",
+    "phantom.kind": "ichkit.phantom.kinds:KINDS",
 }
 """Settings whose values are the rows of a table; the table is loaded only for a value of that setting."""
 # Readers are imported inside: completion starts Python anew at every tab, and most tabs need none of them.

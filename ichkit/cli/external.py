@@ -1,4 +1,4 @@
-"""The options --external and --labels of `ichkit prepare`."""
+"""The options --external, --labels and --subgroup of `ichkit prepare`."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ichkit.cli.terminal import Settings
 
 
 def external_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --external and --labels, and passes them as external sets and the training folder's label file.
+    """Adds --external, --labels and --subgroup, and passes them as external sets and the training folder's label file.
 
     Goes below `common_options` and above `planned`.
     """
@@ -26,6 +26,13 @@ def external_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="[NAME=]CSV",
         help="Labels of --folder, or of an external set: slice_id or study_id, and one column per class; repeatable.",
+    )
+    @click.option(
+        "--subgroup",
+        "subgroups",
+        multiple=True,
+        metavar="COLUMN",
+        help="Other column of the label files whose values become subgroups in scores and report; repeatable.",
     )
     @functools.wraps(command)
     def wrapped(settings: Settings, external: tuple[str, ...], labels: tuple[str, ...], **options: Any) -> Any:

@@ -17,15 +17,34 @@ from ichkit.cli.completion import (
 )
 from ichkit.cli.config import config_commands
 from ichkit.cli.external import external_options
-from ichkit.cli.model import explain_command, export_command, predict_command
+from ichkit.cli.labels import label_commands
+from ichkit.cli.model import (
+    explain_command,
+    export_command,
+    kernel_command,
+    predict_command,
+    watch_command,
+    winner_command,
+)
 from ichkit.cli.plan import planned
 from ichkit.cli.run import demo, run_command
-from ichkit.cli.terminal import PATH, CommandGroup, Settings, common_options, epilog, show, submissions_option
+from ichkit.cli.search import blend_command, tune_command
+from ichkit.cli.terminal import (
+    PATH,
+    CommandGroup,
+    Settings,
+    common_options,
+    epilog,
+    parse_folds,
+    show,
+    submissions_option,
+)
 
 if TYPE_CHECKING:
     from ichkit.phantom.writer import PhantomPlan
     from ichkit.stages.prepare.run import PreparePlan
     from ichkit.stages.report.run import ReportPlan
+    from ichkit.stages.scores.adversarial import AdversarialPlan
     from ichkit.stages.scores.evaluate import EvaluatePlan, FilePlan
     from ichkit.stages.scores.leaderboard import LeaderboardPlan
     from ichkit.stages.scores.robustness import RobustnessPlan
@@ -38,8 +57,9 @@ if TYPE_CHECKING:
 _USER_ERROR = 2
 _SECTIONS = {
     "Pipeline steps, in order": ("prepare", "train", "stack", "evaluate", "submit", "leaderboard", "report"),
-    "Use a trained model": ("predict", "explain", "export"),
-    "Synthetic data and pipelines": ("demo", "phantom", "run"),
+    "Search and blend": ("tune", "blend"),
+    "Use a trained model": ("predict", "watch", "explain", "export", "kernel", "winner"),
+    "Labels, synthetic data and pipelines": ("labels", "demo", "phantom", "run"),
     "Inspect": ("doctor", "verify", "config"),
 }
 
@@ -55,7 +75,13 @@ def main() -> None:
     """Detect intracranial hemorrhage on head CT: from DICOM files to the leaderboard. Research use only."""
 
 
-@main.command(epilog=epilog("ichkit phantom phantom --studies 60"))
+@main.command(
+    epilog=epilog(
+        "ichkit phantom phantom --studies 60",
+        "ichkit phantom infarcts --kind ischemia --studies 40",
+        "ichkit phantom strokes --kind onset --studies 40",
+    )
+)
 @click.argument("out", type=PATH)
 @click.option("--studies", type=click.IntRange(1), help="Number of training studies [default: from the config, 60].")
 @click.option("--test-studies", type=click.IntRange(0), help="Number of test studies [default: from the config, 15].")
@@ -64,12 +90,13 @@ def main() -> None:
     "--size", type=click.IntRange(64, 1024), help="Rows and columns of each image [default: from the config, 512]."
 )
 @click.option("--seed", type=int, help="Random seed [default: from the config, 0].")
+@click.option("--kind", help="hemorrhage, ischemia, or onset (MR) [default: from the config, hemorrhage].")
 @click.option("--difficulty", help="demo, or real: subtle bleeds and look-alikes [default: from the config, demo].")
-@click.option("--masks", "keep_masks", is_flag=True, help="Also write the segmentation masks of the hemorrhages.")
+@click.option("--masks", "keep_masks", is_flag=True, help="Also write the segmentation masks of the lesions.")
 @common_options
 @planned("ichkit.phantom.writer", "PhantomOptions")
 def phantom(plan: "PhantomPlan") -> None:
-    """Write synthetic head CT as DICOM to OUT/rsna and OUT/cq500, to try every command without real data."""
+    """Write synthetic scans of heads below OUT, to try every command without real data."""
     from ichkit.phantom.writer import run
 
     run(plan)
@@ -79,7 +106,7 @@ def phantom(plan: "PhantomPlan") -> None:
     epilog=epilog(
         "ichkit prepare --rsna data/rsna --cq500 data/cq500",
         "ichkit prepare --folder scans/ --labels labels.csv",
-        "ichkit prepare --external site=scans/ --labels site=labels.csv",
+        "ichkit prepare --external site=scans/ --labels site=labels.csv --subgroup hospital",
         "ichkit prepare --cq500 data/cq500 --external cq500-thin=data/cq500",
     )
 )
@@ -120,26 +147,21 @@ def prepare(plan: "PreparePlan") -> None:
     run(plan)
 
 
-def _parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> list[int] | None:
-    words = [word.strip() for text in given for word in text.split(",") if word.strip()]
-    if not words or "all" in words:
-        return None
-    if not all(word.isdigit() for word in words):
-        raise click.BadParameter(f'expected a number, numbers such as 0,1, or "all"; found {",".join(words)}')
-    return sorted({int(word) for word in words})
-
-
 def _name_after_config(ctx: click.Context, _option: click.Parameter, given: str | None) -> str:
     """The name of the run; by default that of its config, which is an eager option and so parsed already."""
     return Path(ctx.params["config"]).stem if given is None else given
 
 
-@main.command(epilog=epilog("ichkit train --fold 0", "ichkit train -c resnet50-midl --fold 0,1"))
+@main.command(
+    epilog=epilog(
+        "ichkit train --fold 0", "ichkit train -c resnet50-midl --fold 0,1", "ichkit train --time-limit 8 --dry-run"
+    )
+)
 @click.option(
     "--fold",
     "folds",
     multiple=True,
-    callback=_parse_folds,
+    callback=parse_folds,
     help='Fold to train: a number, "0,1" or "all"; repeatable [default: all].',
 )
 @click.option(
@@ -151,6 +173,12 @@ def _name_after_config(ctx: click.Context, _option: click.Parameter, given: str 
 )
 @click.option("--fresh", is_flag=True, help="Train from scratch; existing results of these folds are replaced.")
 @click.option("--embeddings", is_flag=True, help="Save penultimate-layer embeddings for stage 2.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="HOURS",
+    help="Train as many epochs and folds as are expected to fit [default: all].",
+)
 @common_options
 @planned("ichkit.stages.train.run", "TrainOptions")
 def train(plan: "TrainPlan") -> None:
@@ -200,6 +228,7 @@ def stack(plan: "StackPlan") -> None:
         "ichkit evaluate --source default-blend",
         "ichkit evaluate --protocols",
         "ichkit evaluate --robustness",
+        "ichkit evaluate --adversarial",
         "ichkit evaluate --submission mine.csv --truth labels.csv",
     )
 )
@@ -219,18 +248,31 @@ def stack(plan: "StackPlan") -> None:
     is_flag=True,
     help="Measure a run on noisy, shifted, moved and coarser held-out scans [default: the best run; --source].",
 )
+@click.option(
+    "--adversarial",
+    "is_adversarial",
+    is_flag=True,
+    help="Adversarial validation: measure how well the data sets are told apart, and by what; needs no run.",
+)
 @click.option("--submission", type=PATH, help="Score this submission file (ID,Label) instead; needs --truth.")
 @click.option("--truth", type=PATH, help="Ground-truth labels of that file (ID,Label).")
 @common_options
 @planned("ichkit.stages.scores.command", "EvaluateOptions")
-def evaluate(plan: "EvaluatePlan | FilePlan | RobustnessPlan") -> None:
+def evaluate(plan: "EvaluatePlan | FilePlan | RobustnessPlan | AdversarialPlan") -> None:
     """Score every run and stack: weighted log loss, AUC and external test, with confidence intervals."""
     from ichkit.stages.scores import summary, tables
+    from ichkit.stages.scores.adversarial import AdversarialPlan
     from ichkit.stages.scores.evaluate import FilePlan, run, score_submission
     from ichkit.stages.scores.robustness import RobustnessPlan
 
     if isinstance(plan, FilePlan):
         show(summary.render_submission(score_submission(plan.submission, plan.truth, plan.task)))
+        return
+    if isinstance(plan, AdversarialPlan):
+        from ichkit.stages.scores import adversarial
+
+        for table in adversarial.render_all(plan, adversarial.run(plan)):
+            show(table)
         return
     if isinstance(plan, RobustnessPlan):
         from ichkit.stages.scores import robustness
@@ -285,12 +327,15 @@ def submit(plan: "SubmitPlan") -> None:
     epilog=epilog(
         "ichkit leaderboard",
         "ichkit leaderboard --record default-blend --private 0.0473",
-        "ichkit leaderboard --export board.md",
+        "ichkit leaderboard --pareto --export board.md",
     )
 )
 @click.option("--record", metavar="NAME", help="Record Kaggle scores of this submission; needs --public or --private.")
 @click.option("--public", "public_score", type=float, help="Public score shown by Kaggle.")
 @click.option("--private", "private_score", type=float, help="Private score shown by Kaggle.")
+@click.option(
+    "--pareto", is_flag=True, help="Show only sources that no other beats in both log loss and prediction time."
+)
 @click.option("--export", type=PATH, help="Also write the table to this file: .csv, .md (Markdown) or .tex (LaTeX).")
 @submissions_option
 @common_options
@@ -299,11 +344,16 @@ def leaderboard(plan: "LeaderboardPlan") -> None:
     """Print the leaderboard, or record the Kaggle scores of a submission."""
     from ichkit.stages.scores.leaderboard import render, run
 
-    show(render(plan.scoring.work, run(plan), plan.scoring.prepared.task))
+    show(render(plan.scoring.work, run(plan), plan.scoring.prepared.task, is_pareto=plan.options.pareto))
 
 
+main.add_command(tune_command)
+main.add_command(blend_command)
 main.add_command(predict_command)
+main.add_command(watch_command)
 main.add_command(export_command)
+main.add_command(kernel_command)
+main.add_command(winner_command)
 main.add_command(explain_command)
 
 
@@ -378,3 +428,4 @@ def doctor(settings: Settings, submissions: Path, as_json: bool) -> None:
 
 
 main.add_command(config_commands)
+main.add_command(label_commands)

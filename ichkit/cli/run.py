@@ -15,7 +15,7 @@ from ichkit.core.progress import logger
 from ichkit.work.folder import WorkFolder
 
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what each command would do; write nothing.")
-_DEMO = "demo"
+_DEMO, _WORK = "demo", "--work"
 
 
 @click.command("run", epilog=epilog("ichkit run midl2020 --dry-run", "ichkit run demo --set train.epochs=1"))
@@ -71,17 +71,17 @@ def _run_pipeline(settings: Settings, name: str, *, dry_run: bool) -> None:
     """Calls each command of a pipeline as if typed, with the options that were given to all of them."""
     from ichkit.cli.pipeline import read_pipeline
 
-    shared = ["--work", str(settings.work.root)]
     # The last of two values counts, so these override the pipeline's own.
-    shared += ["--config", settings.config_name] if settings.is_config_named else []
+    shared = ["--config", settings.config_name] if settings.is_config_named else []
     shared += [word for text in settings.overrides for word in ("--set", text)]
     if logger.isEnabledFor(logging.DEBUG):
         shared.append("--debug")
     elif not logger.isEnabledFor(logging.INFO):
         shared.append("--quiet")
     will_change, store = False, None
-    for words in read_pipeline(name, _commands()):
-        click.echo(f"$ ichkit {' '.join(words)}", err=True)
+    for step in read_pipeline(name, _commands()):
+        words = _with_work(step, settings.work)
+        click.echo(f"$ ichkit {' '.join(step)}", err=True)
         if dry_run:
             will_change, store = _plan_step([*words, *shared], will_change, store)
             continue
@@ -89,6 +89,19 @@ def _run_pipeline(settings: Settings, name: str, *, dry_run: bool) -> None:
         code = root.main([*words, *shared], standalone_mode=False, prog_name="ichkit")
         if isinstance(code, int) and code:
             click.get_current_context().exit(code)
+
+
+def _with_work(step: list[str], work: WorkFolder) -> list[str]:
+    """A step in the work folder of the pipeline; a step with --work NAME of its own gets a folder NAME beside that.
+
+    Example:
+        >>> _with_work(["train", "--work", "first"], WorkFolder(Path("all/work")))
+        ['train', '--work', 'all/first']
+    """
+    if _WORK not in step:
+        return [*step, _WORK, str(work.root)]
+    place = step.index(_WORK) + 1
+    return [*step[:place], str(work.root.with_name(step[place])), *step[place + 1 :]]
 
 
 def _plan_step(words: list[str], will_change: bool, store: Any) -> tuple[bool, Any]:
@@ -124,5 +137,8 @@ def _foresee(context: click.Context, store: Any) -> None:
 
     given = context.params
     config = load_config(given["config"], given["overrides"])
-    foreseen = ForeseenTraining(config, WorkFolder(given["work"]), given["run_name"], *store.count_roles())
+    num_labelled, num_external = store.count_roles()
+    foreseen = ForeseenTraining(
+        config, WorkFolder(given["work"]), given["run_name"], num_labelled, num_external, given["time_limit"]
+    )
     show(render(foreseen, context.command_path))

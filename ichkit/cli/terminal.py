@@ -259,6 +259,16 @@ def submissions_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def parse_folds(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> list[int] | None:
+    """The folds of `--fold` options, ascending; None for all. A callback of click."""
+    words = [word.strip() for text in given for word in text.split(",") if word.strip()]
+    if not words or "all" in words:
+        return None
+    if not all(word.isdigit() for word in words):
+        raise click.BadParameter(f'expected a number, numbers such as 0,1, or "all"; found {",".join(words)}')
+    return sorted({int(word) for word in words})
+
+
 def show(table: "Table") -> None:
     """Prints a table; if the output is a file or a pipe, wide enough for every column."""
     from rich.console import Console

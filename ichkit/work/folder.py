@@ -10,6 +10,8 @@ from ichkit.core.errors import ConfigError, shorten
 WEIGHTS_NAME, CARD_NAME, STEP_LOG_NAME = "model.safetensors", "model.json", "steps.jsonl"
 # Scores of the held-out fold after each epoch, where `train.curve` asked for them; no choice may read it.
 HELDOUT_CURVE_NAME = "heldout_curve_for_display_only.csv"
+# Thresholds of a fold, chosen on the validation patients of its training part.
+THRESHOLDS_NAME = "thresholds.csv"
 _MAX_NAME = 200
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 """Names that are no files on Windows, with any suffix: a work folder may be copied there."""
@@ -72,6 +74,11 @@ class WorkFolder:
         return self.root / "stacks"
 
     @property
+    def searches(self) -> Path:
+        """Searches over settings, one folder each."""
+        return self.root / "tune"
+
+    @property
     def scores(self) -> Path:
         """Scores of every source."""
         return self.root / "scores"
@@ -92,9 +99,19 @@ class WorkFolder:
         return self.root / "robustness"
 
     @property
+    def adversarial(self) -> Path:
+        """How well the data sets are told apart."""
+        return self.root / "adversarial"
+
+    @property
     def looks(self) -> Path:
         """The log of every evaluation on an external set or on the locked patients."""
         return self.root / "looks.csv"
+
+    @property
+    def tracking(self) -> Path:
+        """What loggers store on this machine, and what they were sent."""
+        return self.root / "tracking"
 
     @property
     def report(self) -> Path:
@@ -135,3 +152,11 @@ class WorkFolder:
             ConfigError: the name is not valid.
         """
         return self.stacks / check_name(name, "stack")
+
+    def tune_folder(self, name: str) -> Path:
+        """The artifact of one search over settings.
+
+        Raises:
+            ConfigError: the name is not valid.
+        """
+        return self.searches / check_name(name, "search")

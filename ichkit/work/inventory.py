@@ -63,7 +63,8 @@ class Inventory:
     Attributes:
         runs: by name and fold, both ascending; every run has at least one finished or unfinished fold.
         stacks: by name, ascending.
-        derived: what is made of the others and read by no later command: proof, protocols, robustness, tables.
+        derived: what is made of the others and read by no later command: proof, protocols, robustness, adversarial
+            validation, tables and searches over settings.
     """
 
     work: WorkFolder
@@ -121,7 +122,9 @@ class Inventory:
             ArtifactError: the manifest of the stack cannot be read.
         """
         used = self.stacks[stack].manifest.inputs.items()
-        return any(self.tables.get(f"runs/{name}", digest) != digest for name, digest in used)
+        # A blend may have stacks as members, whose paths begin with their folder.
+        places = ((name if name.startswith("stacks/") else f"runs/{name}", digest) for name, digest in used)
+        return any(self.tables.get(place, digest) != digest for place, digest in places)
 
 
 def take_inventory(work: WorkFolder) -> Inventory:
@@ -129,7 +132,8 @@ def take_inventory(work: WorkFolder) -> Inventory:
     runs = {folder.name: _list_folds(folder) for folder in _list_artifacts(work.runs) if is_name(folder.name)}
     stacks = {folder.name: _look_at(folder) for folder in _list_artifacts(work.stacks) if is_name(folder.name)}
     begun = {name: run for name, run in runs.items() if run}
-    derived = tuple(map(_look_at, (work.proof, work.protocols, work.robustness, work.tables)))
+    derived = tuple(map(_look_at, (work.proof, work.protocols, work.robustness, work.adversarial, work.tables)))
+    derived += tuple(_look_at(folder) for folder in _list_artifacts(work.searches) if is_name(folder.name))
     return Inventory(work, _look_at(work.prepared), begun, stacks, _look_at(work.scores), derived)
 
 

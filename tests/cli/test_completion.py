@@ -57,7 +57,7 @@ def test_a_config_is_completed_with_the_shipped_names(line):
 
 
 def test_a_source_of_training_data_is_completed():
-    assert complete("ichkit prepare --source ") == ["rsna", "folder"]
+    assert complete("ichkit prepare --source ") == ["rsna", "folder", "bids"]
     assert complete("ichkit prepare --source f") == ["folder"]
 
 
@@ -99,7 +99,9 @@ def test_runs_behind_a_comma_are_offered_without_those_that_are_there():
     assert complete("ichkit stack --work other --runs demo,deep,l") == ["demo,deep,later"]
 
 
-@pytest.mark.parametrize("command", ["evaluate --source", "submit --source", "predict scans --model"])
+@pytest.mark.parametrize(
+    "command", ["evaluate --source", "submit --source", "predict scans --model", "watch scans --model"]
+)
 def test_a_source_is_a_finished_run_or_a_kind_of_a_whole_stack(command):
     sources = ["deep", "demo", "deep+demo-blend", "deep+demo-lightgbm"]
     assert complete(f"ichkit {command.split()[0]} --work other {command.split(maxsplit=1)[1]} ") == sources

@@ -27,12 +27,17 @@ WRITERS = (
     "prepare",
     "train",
     "stack",
+    "tune",
+    "blend",
     "evaluate",
     "submit",
     "leaderboard",
     "predict",
+    "watch",
     "explain",
     "export",
+    "kernel",
+    "winner",
     "report",
     "run",
     "demo",
@@ -77,7 +82,7 @@ SAME = [
 """The phantom that is there."""
 SCORED = ["--work", "made", "--set", "evaluate.num_draws=40"]
 CASES = {
-    "phantom": (["phantom", "new", "--studies", "3", "--size", "64"], "draws 18 studies as RSNA 2019"),
+    "phantom": (["phantom", "new", "--studies", "3", "--size", "64"], "18 as RSNA 2019"),
     "phantom that is there": (
         ["phantom", "phantom", *["--studies", "16", "--test-studies", "6", "--cq500-studies", "6", "--size", "64"]],
         "nothing to do",
@@ -90,12 +95,20 @@ CASES = {
     "train": (["train", "--fold", "0", "--work", "real", *SMALL], "fold 0: 1 epochs of"),
     "train of a run": (["train", "--run", "mine", "--work", "real", *SMALL], "real/runs/mine/fold2"),
     "stack": (["stack", "--name", "other", "--work", "made"], "lightgbm and their blend: 6 fits of 3 fold models"),
+    "blend": (["blend", "base", "base-lightgbm", "--weights", "3,1", "--work", "made"], "weights base 0.750"),
+    "tune": (
+        ["tune", "--try", "train.learning_rate=0.001,0.01", "--objective", "oof-loss", "--work", "real", *SMALL],
+        "tune-1: train.learning_rate=0.01",
+    ),
     "evaluate": (["evaluate", *SCORED], "scores 3 of 3 sources"),
     "submit": (["submit", *SCORED], "the best complete source, once all are scored"),
     "submit --source": (["submit", "--source", "base", *SCORED], "submissions/base.csv"),
     "leaderboard": (["leaderboard", *SCORED], "submissions/leaderboard.csv"),
     "predict": (["predict", "phantom/rsna/stage_2_test", "--model", "base", "--work", "made"], "base: 3 networks"),
+    "watch": (["watch", "phantom/rsna/stage_2_test", "--model", "base", "--work", "made"], "looks every 5 s until"),
     "explain": (["explain", "--worst", "3", "--work", "made"], "3 held-out slices of base, by the networks of folds"),
+    "kernel": (["kernel", "base", "--work", "made"], "notebook/inference.ipynb, data set ichkit-base"),
+    "winner": (["winner", "base", "--work", "made"], "MODEL_SUMMARY.md, entry_points.md, SETTINGS.json"),
     "export": (["export", "base", "--work", "made"], "export/base"),
     "report": (["report", *SCORED], "made/report.html"),
     "run": (["run", "demo", "--work", "new", *SMALL, *SAME], "cannot be planned until the previous commands have run"),
@@ -123,6 +136,18 @@ def test_every_command_that_writes_has_the_option_and_says_disk_and_time(here):
     assert re.search(r"time about \d+ s, on 1 process, if", printed)
     printed = call("train", "--fold", "0", "--work", "real", *SMALL, "--set", "train.epochs=1000", "--dry-run")
     assert re.search(r"time about \d+ (s|min|h \d+ min), one fold after another, measured on a trial step", printed)
+
+
+def test_a_huge_sparse_file_among_the_scans_is_counted_in_no_estimate(here, tmp_path):
+    shutil.copytree(here / "phantom" / "cq500", tmp_path / "scans")
+    (tmp_path / "labels.csv").write_text("study_id,epidural\n")
+    prepare = ["prepare", "--source", "folder", "--folder", tmp_path / "scans", "--labels", tmp_path / "labels.csv"]
+    predict = ["predict", tmp_path / "scans", "--model", "base", "--work", "made"]
+    commands = ([*prepare, "--work", "new", *SMALL, "--dry-run"], [*predict, "--dry-run"])
+    before = [re.sub(r"[\d.]+ .B free", "", call(*words)) for words in commands]
+    with (tmp_path / "scans" / "backup.img").open("wb") as file:
+        file.truncate(10**13)
+    assert [re.sub(r"[\d.]+ .B free", "", call(*words)) for words in commands] == before
 
 
 def test_the_plan_of_a_submission_names_the_files_that_are_then_written(world, tmp_path, monkeypatch):
@@ -195,7 +220,7 @@ def test_a_recipe_says_how_long_training_would_take_before_anything_is_prepared(
     for name in ("rsna", "cq500"):
         monkeypatch.setenv(f"ICHKIT_{name.upper()}", str(here / "phantom" / name))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("commands: [prepare, train --run mine, stack --runs mine]")
+    recipe.write_text("commands: [prepare, train --run mine --time-limit 9, stack --runs mine]")
     before = tree_of(here)
     printed = call("run", recipe, "--work", "none", *SMALL, "--dry-run")
     assert tree_of(here) == before
@@ -207,6 +232,7 @@ def test_a_recipe_says_how_long_training_would_take_before_anything_is_prepared(
     assert plan.forecast().seconds == pytest.approx(3600 * (steps + predicted / 28 / 3))
     assert f"about {format_seconds(plan.forecast().seconds)}, one fold after another" in printed
     assert "as if every image file were a slice" in printed
+    assert "the epochs and folds that fit into 9 h 00 min, chosen once the store is there" in printed
     assert "none/runs/mine/fold2" in printed
     assert "stack" in printed.split("cannot be planned until")[0].rsplit("$", 1)[1]  # only what follows has no plan
 

@@ -13,6 +13,7 @@ from ichkit.engine.inference import load_predictor
 from ichkit.imaging.store import Prepared
 from ichkit.stages.predict.model import Model
 from ichkit.stages.scores import evaluate, submit
+from ichkit.stages.scores.stored import read_tables
 from ichkit.stages.stack import run as stack
 from ichkit.validation.catalog import find_sources, load_split
 from ichkit.work.artifacts import ArtifactWriter
@@ -73,7 +74,7 @@ def test_any_file_of_another_size_is_noticed_wherever_its_artifact_is_used(work)
 def test_scores_with_one_other_bit_are_not_quoted(work):
     flip_bit(work.scores / "scores.parquet")
     with pytest.raises(ArtifactError, match=r"scores\.parquet: changed since it was written"):
-        evaluate.read_tables(work, find_sources(work, TASK))
+        read_tables(work, find_sources(work, TASK))
 
 
 def test_a_table_that_changed_after_the_look_through_is_not_read(work):
