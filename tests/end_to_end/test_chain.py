@@ -236,10 +236,10 @@ def test_every_command_has_help_with_an_example():
         assert f"ichkit {name}" in text
 
 
-def readme_commands():
+def readme_blocks():
+    """The words of every command, block by block."""
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    return [part.strip() for line in lines for part in line.split("&&")]
+    return [[shlex.split(part) for line in block.splitlines() for part in line.split("&&")] for block in blocks]
 
 
 def test_the_readme_names_every_command_and_no_other():
@@ -250,7 +250,10 @@ def test_the_readme_names_every_command_and_no_other():
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(prepared_once, phantom_root, tmp_path, monkeypatch):
-    """Each `ichkit` line as printed, on the small phantom at the places the README names, with a small config added."""
+    """Each `ichkit` line as printed, on the small phantom at the places the README names, with a small config added.
+
+    Every block is typed in the same folder.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for name in ("rsna", "cq500"):
@@ -263,12 +266,17 @@ def test_every_command_of_the_readme_runs(prepared_once, phantom_root, tmp_path,
     tiny_phantom = ["--set", "phantom.studies=9", "--set", "phantom.size=64"]
     tiny_phantom += ["--set", "phantom.test_studies=3", "--set", "phantom.cq500_studies=3"]
     ran = []
-    for line in readme_commands():
-        words = shlex.split(line)
-        if words[0] == "ichkit":
-            call(*words[1:], *small, *(tiny_phantom if words[1] == "demo" else []))
-            ran.append(words[1])
-    assert ran == ["demo", "prepare", "train", "stack", "submit", "prepare"]
+    for block in readme_blocks():
+        monkeypatch.chdir(tmp_path)
+        for words in filter(None, block):
+            if words[0] == "cd":
+                monkeypatch.chdir(words[1])
+            elif words[0] == "ichkit":
+                call(*words[1:], *small, *(tiny_phantom if words[1] == "demo" else []))
+                ran.append(words[1])
+    monkeypatch.chdir(tmp_path)
+    assert ran == ["demo", "predict", "prepare", "train", "stack", "submit", "prepare"]
     assert (tmp_path / "own" / "prepared" / "audit.html").exists()
     assert (tmp_path / "submissions" / "leaderboard.csv").exists()
     assert (tmp_path / "ichkit-demo" / "work" / "report.html").exists()
+    assert (tmp_path / "ichkit-demo" / "predictions" / "predictions.html").exists()

@@ -88,4 +88,4 @@ def test_networks_of_differently_cropped_stores_do_not_predict_together(trained)
     other.card = replace(other.card, steps=())
     model = find_model(work, "demo", TASK)
     with pytest.raises(ArtifactError, match="size, HU range, crop or parts"):
-        _pixel_settings({"demo": {0: one, 1: other}}, model, judges_hu=True)
+        _pixel_settings({"demo": {0: one, 1: other}}, model, None, judges_hu=True)

@@ -1,10 +1,13 @@
 """The recipes of papers on phantoms, at toy size: from DICOM to a board and a report in their own words."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.commands import call
 
 from ichkit.core.config import load_config
@@ -79,6 +82,39 @@ def test_fiit2021_ends_in_a_board_that_ranks_the_cascade_and_the_joint_network(b
     assert pd.read_csv("which/studies.csv")["p_any"].isna().all()
     call("explain", "--run", "which", "-c", "fiit2021-demo", "--worst", "2", "--out", "pictures")
     assert list(Path("pictures").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_aspects2020_starts_from_a_network_of_hemorrhage_and_ends_in_a_board_and_report_of_infarcts(bench):
+    call("run", "aspects2020-demo", *OPTIONS, "--set", "prepare.num_folds=2")
+    board = pd.read_csv("submissions/leaderboard.csv").set_index("name")
+    assert {"early", "early-unfrozen", "early-frozen", "old", "aspects2020-base"} == set(board.index)
+    ranked = board["rank"].notna()
+    assert ranked["aspects2020-base"]
+    assert not ranked.drop("aspects2020-base").any()
+    assert board.loc["aspects2020-base", ["cv_early", "cv_old", "site_auc_early"]].notna().all()
+    page = Path("work/report.html").read_text()
+    assert "<h1>Ischemic stroke on head CT</h1>" in page
+    text = re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    text = text.replace("models/hemorrhage", "")  # where its networks started
+    assert [line for line in text.splitlines() if re.search(r"(?i)\bbleed\b|ha?emorrhage", line)] == []
+    # Frozen stages hold the bytes of the hemorrhage network.
+    source = load_file("models/hemorrhage/runs/bleeds/fold0/model.safetensors")
+    frozen = load_file("work/runs/early-frozen/fold1/model.safetensors")
+    same = [name for name in frozen if name in source and torch.equal(frozen[name], source[name])]
+    assert len(same) == len([name for name in frozen if not name.startswith("backbone.head")])
+    call("predict", "infarcts/site", "--model", "models/ischemia", "-c", "aspects2020-demo", "--out", "said")
+    assert pd.read_csv("said/studies.csv").filter(like="p_").notna().all(axis=None)
+
+
+def test_the_networks_of_aspects2020_have_the_windows_and_numbers_of_the_paper():
+    early, old = (load_config(name) for name in ("aspects2020", "aspects2020-old"))
+    assert (early.channels.windows, old.channels.windows) == (((40, 20),), ((40, 30),))
+    assert early.channels.kind == old.channels.kind == "neighbours"
+    assert (early.train.classes, old.train.classes) == (("early",), ("old",))
+    assert (early.train.batch_blocks, early.train.epochs) == (16, 100)
+    assert early.train.augment.horizontal_flip_probability == 0
+    assert early.model_copy(update={"channels": old.channels, "train": old.train}) == old
 
 
 def test_the_two_networks_of_each_recipe_share_all_that_the_papers_say_they_share():

@@ -17,6 +17,7 @@ from support.commands import FAST_STACK, TINY, call
 from ichkit.core.config import find_yaml, load_config
 
 ROOT = Path(__file__).parents[2]
+KINDS = ("fusion", "lightgbm", "blend")
 TOY_BACKBONES = {"convnext": "test_convnext", "swin": "test_vit", "resnet50": "test_resnet"}
 TOY = (
     "prepare.size=null",
@@ -64,6 +65,19 @@ def test_the_podium_runs_from_dicom_to_the_report_at_toy_size(phantom_root, tmp_
     assert {"fusion", "lightgbm", "sequence", "blend"} <= set(stacked["kind"])
     assert board["submission"].notna().any()
     assert Path("work/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_series_demo_scores_both_heads_and_a_second_stage_on_each_network_at_toy_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ("phantom.studies=16", "phantom.test_studies=5", "phantom.cq500_studies=6", "phantom.size=64")
+    call("run", "series-demo", *(word for text in sizes for word in ("--set", text)), *toy_options())
+    board = pd.read_csv("submissions/leaderboard.csv")
+    runs = {"slices", "first", "series"}
+    assert set(board["name"]) == runs | {f"{run}-{kind}" for run in runs - {"first"} for kind in KINDS}
+    series, alone = (pd.read_parquet(f"work/runs/series/fold0/{name}oof.parquet") for name in ("", "slice_"))
+    assert series["slice_id"].equals(alone["slice_id"])
+    assert not series["p_any"].equals(alone["p_any"])  # the context has learnt something
 
 
 @pytest.mark.slow
