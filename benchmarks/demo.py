@@ -16,9 +16,10 @@ import pandas as pd
 from measuring import report
 
 from ichkit.core.config import find_yaml, read_yaml
+from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.core.tasks import find_task
 from ichkit.stacking.calibration import fit_calibration
-from ichkit.stacking.rows import log_losses_of_logits, to_logits, to_probabilities
+from ichkit.stacking.rows import log_losses_of_logits
 from ichkit.validation.metrics import weighted_log_loss
 from ichkit.validation.resampling import resample
 

@@ -5,7 +5,8 @@ file, or that change fails as on a full disk or in a folder that may not be writ
 is compared byte for byte with one that was never disturbed. The points are tried in rounds that come ever closer, so
 that it can be stopped at any time: `--minutes 30` ends with the round in which they have passed, `--every 8` with each
 eighth point, `--only NAME` tries one command. `--add FILE` keeps what an earlier JSON says of other commands and
-faults, so that the points can be tried in several runs.
+faults, so that the points can be tried in several runs; with `--rest` a command and fault continues after the rounds
+that the JSON says were tried.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measuring import make_parser, report
+from measuring import make_parser, report, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -25,7 +26,7 @@ from support.faults import FAULTS, Harness, Outcome, chosen
 
 MOST_STEP = 64
 LONG_STEP = 32
-"""Of a command whose every point takes many seconds: with Ray, where it is installed."""
+"""Of a command whose every point takes many seconds, unless `--only` names it: with Ray, where it is installed."""
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after a round when they have passed")
     parser.add_argument("--only", action="append", default=[], help="names of commands; repeatable")
     parser.add_argument("--add", action="append", default=[], type=Path, help="keep these figures too; repeatable")
+    parser.add_argument("--rest", action="store_true", help="continue after the rounds that --add says were tried")
     parser.add_argument("--fault", action="append", default=[], help=f"{', '.join(FAULTS)}; repeatable")
     args = parser.parse_args()
     began, failures = time.monotonic(), []
@@ -44,11 +46,17 @@ def main() -> None:
         harness = Harness(Path(scratch))
         for first, step in rounds(args.every):
             for fault, command in itertools.product(args.fault or FAULTS, chosen(args.only)):
-                if command.is_long and (step < LONG_STEP or not has_ray):
+                if command.is_long and not (has_ray and (args.only or step >= LONG_STEP)):
                     continue
                 harness.state(command.name)
+                outcomes = found.setdefault((command.name, fault), [])
+                if args.rest and not outcomes:
+                    before = tried_before(place_of(command.name, fault), earlier)
+                    outcomes += [Outcome(*before)] if before[0] == len(harness.list_points(command, fault)) else []
+                if outcomes and has_tried(first, step, outcomes):
+                    continue
                 outcome = harness.try_points(command, fault, every=step, first=first)
-                found.setdefault((command.name, fault), []).append(outcome)
+                outcomes.append(outcome)
                 failures += outcome.failures
                 print(
                     f"{command.name}, {fault}, each {step}th: {outcome.num_tried} of {outcome.num_points} points "
@@ -57,10 +65,11 @@ def main() -> None:
                     sep="\n",
                     flush=True,
                 )
-            seconds = round(time.monotonic() - began) + sum(figures["seconds"] for figures in earlier)
-            report(summarise(found, earlier) | {"seconds": seconds}, args.json)
+                if args.json is not None:
+                    write(figures_of(found, earlier, began), args.json)
             if time.monotonic() - began > 60 * args.minutes:
                 break
+    report(figures_of(found, earlier, began), args.json)
     sys.exit(bool(failures))
 
 
@@ -71,6 +80,33 @@ def rounds(every: int) -> Iterator[tuple[int, int]]:
     while step > every:
         yield step // 2, step
         step //= 2
+
+
+def place_of(command: str, fault: str) -> str:
+    """The end of the names of the figures of a command and fault."""
+    return f"{command.replace(' --', '_').replace(' ', '_')}_{fault}".lower()
+
+
+def tried_before(place: str, earlier: list[dict[str, int]]) -> tuple[int, int]:
+    """(points, points tried) of the last of these figures; none if one failed, so that all are tried again."""
+    known = [figures for figures in earlier if f"tried_{place}" in figures]
+    if not known or known[-1].get(f"failed_{place}"):
+        return 0, 0
+    num_tried = known[-1][f"tried_{place}"]
+    return num_tried + known[-1].get(f"left_{place}", 0), num_tried
+
+
+def has_tried(first: int, step: int, outcomes: list[Outcome]) -> bool:
+    """Whether as many points were tried as the rounds up to this one have."""
+    return sum(one.num_tried for one in outcomes) >= len(range(0, outcomes[0].num_points, first or step))
+
+
+def figures_of(
+    found: dict[tuple[str, str], list[Outcome]], earlier: list[dict[str, int]], began: float
+) -> dict[str, int]:
+    """What is written: the summary and the seconds of all runs."""
+    seconds = round(time.monotonic() - began) + sum(figures["seconds"] for figures in earlier)
+    return summarise(found, earlier) | {"seconds": seconds}
 
 
 def summarise(found: dict[tuple[str, str], list[Outcome]], earlier: list[dict[str, int]]) -> dict[str, int]:
@@ -86,7 +122,7 @@ def summarise(found: dict[tuple[str, str], list[Outcome]], earlier: list[dict[st
     for (figures, place), part in itertools.product(places, kept):
         kept[part][f"{part}_{place}"] = figures.get(f"{part}_{place}", 0)
     for (command, fault), outcomes in found.items():
-        place = f"{command.replace(' --', '_').replace(' ', '_')}_{fault}".lower()
+        place = place_of(command, fault)
         num_tried = sum(one.num_tried for one in outcomes)
         kept["tried"][f"tried_{place}"] = num_tried
         kept["failed"][f"failed_{place}"] = sum(len(one.failures) for one in outcomes)

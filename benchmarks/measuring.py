@@ -31,8 +31,14 @@ def report(figures: dict[str, Any], json_path: Path | None) -> None:
     for name, value in figures.items():
         print(f"{name:42s} {value:.4g}" if isinstance(value, float) else f"{name:42s} {value}")
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(figures | {"versions": package_versions()}, indent=2) + "\n")
+        write(figures, json_path)
+
+
+def write(figures: dict[str, Any], json_path: Path) -> None:
+    """Writes the figures with the machine they were taken on."""
+    figures = figures | {"device": device_name(), "cores": count_cores(), "versions": package_versions()}
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def device_name() -> str:

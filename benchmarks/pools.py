@@ -6,7 +6,7 @@ The demo's phantom as a folder with one label row per study, as most hospitals h
 slices. Networks, whole studies, augmentation and epochs are the same; one copies the label of a study to each of its
 slices, the others learn it from pooled logits. The score is the area under the ROC curve of `any` and the mean over all
 classes, per study, out of fold. A copied network's study is the mean or the maximum of its slices, whichever has the
-higher area. Gains are differences of areas; `_low` is the lower end of the 95 % interval by resampling patients.
+higher area. Gains are differences of areas; `_low` and `_high` bound the 95 % interval by resampling patients.
 """
 
 import argparse
@@ -91,8 +91,8 @@ def play(seed: int, scratch: Path, args: argparse.Namespace, pools: list[str]) -
         rows = pd.concat([read_table(work.fold(pool, k) / "study_oof.parquet") for k in folds])
         found[pool] = rows.groupby("study_id")[P].first()
     table = pd.concat({name: frame.loc[studies.index] for name, frame in found.items()}, axis=1)
-    table["labels"] = list(studies[CLASSES].to_numpy(np.int64))
-    table["patient"] = f"{seed} " + studies.patient_id
+    table["labels", ""] = list(studies[CLASSES].to_numpy(np.int64))
+    table["patient", ""] = f"{seed} " + studies.patient_id
     return table, cpu
 
 
@@ -117,34 +117,42 @@ def thin_out(slices: pd.DataFrame, seed: int) -> list[str]:
     return kept
 
 
-def score(table: pd.DataFrame, name: str) -> np.ndarray:
-    """(2,) area of `any`, and the mean over all classes that have both labels."""
-    areas = roc_auc_by_class(table[name][P].to_numpy(np.float64), np.stack(table["labels"]).astype(np.float64))
+def score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(2,) area of `any`, and the mean over all classes that have both labels, of (N, K) studies."""
+    areas = roc_auc_by_class(probabilities, labels)
     return np.array([areas[CLASSES.index(TASK.headline_class)], np.nanmean(areas)])
 
 
 def compare(tables: list[pd.DataFrame], pools: list[str]) -> dict[str, float]:
     """Areas, means over seeds, and the gain of each pool over the better way of the copied network."""
     figures: dict[str, float] = {}
-    means = {name: np.mean([score(table, name) for table in tables], axis=0) for name in ("mean", "max", *pools)}
+    sources = ("mean", "max", *pools)
+    found = [{name: table[name][P].to_numpy(np.float64) for name in sources} for table in tables]
+    labels = [np.stack(table["labels"]).astype(np.float64) for table in tables]
+    rows_of = [list(table.reset_index(drop=True).groupby("patient").indices.values()) for table in tables]
+    means = {
+        name: np.mean([score(own[name], known) for own, known in zip(found, labels, strict=True)], axis=0)
+        for name in sources
+    }
     best = max(("mean", "max"), key=lambda name: means[name][0])
     for name, (of_any, of_all) in means.items():
         figures |= {f"auc_any_{name}": float(of_any), f"auc_mean_{name}": float(of_all)}
     rng = np.random.default_rng(0)
     drawn: dict[str, list[np.ndarray]] = {pool: [] for pool in pools}
     for _ in range(NUM_DRAWS):
-        parts = []
-        for table in tables:
-            own = table.groupby("patient").indices
-            names = rng.choice(list(own), len(own))
-            parts.append(table.iloc[np.concatenate([own[name] for name in names])])
+        gains: dict[str, list[np.ndarray]] = {pool: [] for pool in pools}
+        for own, known, patients in zip(found, labels, rows_of, strict=True):
+            rows = np.concatenate([patients[place] for place in rng.integers(len(patients), size=len(patients))])
+            base = score(own[best][rows], known[rows])
+            for pool in pools:
+                gains[pool].append(score(own[pool][rows], known[rows]) - base)
         for pool in pools:
-            drawn[pool].append(np.mean([score(part, pool) - score(part, best) for part in parts], axis=0))
+            drawn[pool].append(np.mean(gains[pool], axis=0))
     for pool in pools:
-        gains = np.array(drawn[pool])
         for place, what in enumerate(("any", "mean")):
             figures[f"gain_{what}_{pool}"] = float((means[pool] - means[best])[place])
-            figures[f"gain_{what}_{pool}_low"] = float(np.nanquantile(gains[:, place], 0.025))
+            low, high = np.nanquantile(np.array(drawn[pool])[:, place], [0.025, 0.975])
+            figures |= {f"gain_{what}_{pool}_low": float(low), f"gain_{what}_{pool}_high": float(high)}
     return figures
 
 

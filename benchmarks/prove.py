@@ -29,13 +29,13 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import GroupKFold, KFold
 
 from ichkit.core.config import load_config
+from ichkit.core.logits import to_logits
 from ichkit.core.progress import logger
 from ichkit.core.roles import LOCKED
 from ichkit.core.seeding import make_generator
 from ichkit.phantom.descriptors import TASK, make_work
 from ichkit.stacking.inputs import read_inputs
 from ichkit.stacking.neighbours import neighbour_stacks
-from ichkit.stacking.rows import to_logits
 from ichkit.stages.scores import prove
 from ichkit.stages.stack import run as stack
 from ichkit.validation.proof import Gain, compare_gains, measure_gain, seed_of_gain
