@@ -1,46 +1,93 @@
-"""Takes the pictures of README and docs: `python docs/take_pictures.py WORK`, after `ichkit report`; needs Chromium.
+"""Takes the pictures of README and docs: `python docs/take_pictures.py ichkit-demo`; needs Chromium.
 
-Writes docs/img/report.png (the top of the page), board.png, gallery.png and protocols.png, each 1280 pixels wide, in
-light colours.
+The folder is that of the README's quick start; report, audit page and predictions are shown as a reader sees them.
+Writes `docs/img/*.png`.
 """
 
-import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# File to the section it shows and its height in pixels.
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.browsers import find_browser  # noqa: E402
+from support.tab import Tab, open_tab  # noqa: E402
+
+REPORT, AUDIT, PREDICTIONS = "work/report.html", "work/prepared/audit.html", "predictions/predictions.html"
+_WIDTH, _PHONE = 1280, 390
+_SETTLE_SECONDS = 1.0  # for the heat map, which is decoded beside the slices
+
+
+class Picture(NamedTuple):
+    """A part of a page: the top, the section with an id, or the first slice viewer whose title has some words."""
+
+    page: str
+    height: int
+    section: str = ""
+    viewer: str = ""
+    width: int = _WIDTH
+    is_dark: bool = False
+
+
 PICTURES = {
-    "report.png": ("overview", 860),
-    "board.png": ("board", 720),
-    "gallery.png": ("failures", 900),
-    "protocols.png": ("protocols", 1100),
+    "report.png": Picture(REPORT, 1000),
+    "board.png": Picture(REPORT, 760, section="board"),
+    "curves.png": Picture(REPORT, 760, section="roc", is_dark=True),
+    "protocols.png": Picture(REPORT, 1100, section="protocols"),
+    "viewer.png": Picture(REPORT, 900, viewer="false positive"),
+    "predictions.png": Picture(PREDICTIONS, 1000),
+    "phone.png": Picture(PREDICTIONS, 1000, viewer="Study", width=_PHONE, is_dark=True),
+    "audit.png": Picture(AUDIT, 1000),
 }
-_WIDTH = 1280
-# One section alone, or the top of the page: scrolling to it would depend on when the picture is taken.
-_ALONE = (
-    "<style>header, nav, footer, section:not(:has(#{anchor})) {{ display: none }} h2 {{ border: 0 !important }}</style>"
-)
+_SECTION = """(() => {
+  const section = document.getElementById(ID).closest("section");
+  for (const part of document.querySelectorAll("header, nav, footer, section"))
+    part.style.display = part === section ? "" : "none";
+  document.body.style.paddingLeft = "1rem";
+})()"""
+_VIEWER = """(() => {
+  const figure = [...document.querySelectorAll(".viewer")].find(part => part.dataset.title.includes(WORDS));
+  for (let part = figure.parentElement; part; part = part.parentElement) if (part.matches("details")) part.open = true;
+  for (const part of document.querySelectorAll("nav")) part.style.display = "none";
+  document.body.style.paddingLeft = "1rem";
+  const fold = figure.closest("details");
+  fold.style.scrollMarginTop = 0;
+  fold.scrollIntoView({ behavior: "instant" });
+  figure.id ||= "shown";
+  return figure.id;
+})()"""
 
 
-def main(work: str) -> None:
-    """The report of a work folder as pictures."""
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+def main(project: str) -> None:
+    """All pictures of a project folder."""
+    browser = find_browser()
     if browser is None:
-        sys.exit(f"expected one of {', '.join(BROWSERS)} on PATH, found none")
-    page = (Path(work) / "report.html").read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, (anchor, height) in PICTURES.items():
-            alone = "" if anchor == "overview" else _ALONE.format(anchor=anchor)
-            shown = Path(scratch, "page.html")
-            shown.write_text(page.replace("</head>", f"{alone}</head>", 1), encoding="utf-8")
-            target = Path(__file__).parent / "img" / name
-            options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-            options += [f"--user-data-dir={scratch}/profile", f"--window-size={_WIDTH},{height}"]
-            subprocess.run([browser, *options, f"--screenshot={target}", shown.as_uri()], check=True)
-            print(target)
+        sys.exit("expected Chromium or Chrome on PATH, found none")
+    for name, picture in PICTURES.items():
+        path = Path(project, picture.page)
+        if not path.is_file():
+            sys.exit(f"expected {path}, found none. Run the commands of the README's quick start first.")
+        with tempfile.TemporaryDirectory() as scratch:
+            size = {"width": picture.width, "height": picture.height}
+            with open_tab(browser, path, Path(scratch), **size, is_dark=picture.is_dark) as tab:
+                arrange(tab, picture)
+                target = ROOT / "docs" / "img" / name
+                target.write_bytes(tab.picture())
+        print(target)
+
+
+def arrange(tab: Tab, picture: Picture) -> None:
+    """Brings the part of the page into view that the picture shows."""
+    tab.run("document.documentElement.style.scrollBehavior = 'auto'")
+    if picture.section:
+        tab.run(_SECTION.replace("ID", repr(picture.section)))
+    if picture.viewer:
+        shown = tab.run(_VIEWER.replace("WORDS", repr(picture.viewer)))
+        tab.wait_for(f"document.getElementById({shown!r}).dataset.drawn")
+        time.sleep(_SETTLE_SECONDS)
 
 
 if __name__ == "__main__":
