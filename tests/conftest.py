@@ -1,16 +1,31 @@
-"""What every test shares: where real files are, and one small phantom with the store prepared from it."""
+"""What every test shares: where real files are, how laws are tried, and one small phantom with its prepared store."""
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from support.commands import TINY, do, phantom_options
 
 from ichkit import write_phantom
 from ichkit.core.config import Config, load_config
 from ichkit.stages.prepare import run as prepare
 from ichkit.work.folder import WorkFolder
+
+# Laws are tried on the same examples in every run, and nothing of them is kept in the checkout.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "ichkit-hypothesis")
+settings.register_profile(
+    "ichkit",
+    derandomize=True,
+    database=None,
+    deadline=None,  # kernels compile on first use
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ichkit")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ FLOORS = {
     "sources": 2,
     "phantom": 2,
     "show": 2,
+    "tracking": 2,
     "stages": 3,
     "cli": 4,
     "api": 4,

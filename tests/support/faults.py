@@ -41,6 +41,7 @@ SETTINGS = (
     "stack.num_inner=2",
     "stack.lightgbm.max_rounds=5",
     "evaluate.num_draws=20",
+    "adversarial.permutations=19",
 )
 _SHARED = ["-c", "demo", *(word for text in SETTINGS for word in ("--set", text))]
 _CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate", "os.symlink"}
@@ -100,6 +101,9 @@ COMMANDS = (
     Command("stack", "train 1", ("stack",)),
     Command("evaluate", "stack", ("evaluate",)),
     Command("evaluate --prove", "evaluate", ("evaluate", "--prove")),
+    Command("evaluate --protocols", "evaluate", ("evaluate", "--protocols")),
+    Command("evaluate --robustness", "evaluate", ("evaluate", "--robustness")),
+    Command("evaluate --adversarial", "evaluate", ("evaluate", "--adversarial")),
     Command("submit", "evaluate", ("submit", "--source", "demo-blend")),
     Command("leaderboard --record", "submit", ("leaderboard", "--record", "demo-blend", "--public", "0.5")),
     Command("report", "submit", ("report", "--label-errors")),

@@ -74,6 +74,8 @@ def rewrite_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
             writer.write_table(name, tables[name])
         else:
             writer.write_bytes(name, (folder / name).read_bytes())
+    for name in tables.keys() - old.files.keys():
+        writer.write_table(name, tables[name])
     writer.commit(settings=old.settings, inputs=old.inputs, facts=old.facts)
 
 
