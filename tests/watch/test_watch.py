@@ -1,5 +1,6 @@
 """`ichkit watch`: each study once, when it is complete, whatever arrives and however the last watch ended."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -10,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -101,7 +104,13 @@ def test_a_study_has_the_outputs_of_predict_for_its_files_and_its_rows_in_the_su
         pd.testing.assert_frame_equal(table.loc[[number], studies.columns].reset_index(drop=True), studies)
 
 
-def test_the_summary_lists_the_studies_in_the_order_in_which_they_came(place):
+def test_the_summary_lists_the_studies_in_the_order_in_which_they_came(place, monkeypatch):
+    class SameSecond(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2000, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("ichkit.work.artifacts.datetime", SameSecond)
     for number in (2, 0, 3, 1):
         arrive(place, number)
         time.sleep(0.02)  # a file system's clock may tick at 100 Hz
@@ -109,6 +118,16 @@ def test_the_summary_lists_the_studies_in_the_order_in_which_they_came(place):
     assert summary(place)["study_id"].tolist() == ["1.4.2", "1.4.0", "1.4.3", "1.4.1"]
     once(place)
     assert summary(place)["study_id"].tolist() == ["1.4.2", "1.4.0", "1.4.3", "1.4.1"]
+
+
+def test_the_order_of_two_studies_does_not_depend_on_how_long_a_look_takes(place, monkeypatch):
+    late = itertools.count(time.time(), 60)
+    slow = SimpleNamespace(time=lambda: next(late), monotonic=time.monotonic)
+    monkeypatch.setattr("ichkit.stages.watch.arrivals.time", slow)
+    for number in (0, 1):
+        arrive(place, number)
+    once(place)
+    assert summary(place)["study_id"].tolist() == ["1.4.0", "1.4.1"]
 
 
 def test_a_study_is_predicted_again_when_files_arrive_and_not_when_they_go_or_come_twice(place, predicted):
