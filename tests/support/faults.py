@@ -86,6 +86,7 @@ _PREPARE = ("prepare", "--rsna", "phantom/rsna", "--cq500", "phantom/cq500")
 _PHANTOM = ("--studies", "10", "--test-studies", "2", "--cq500-studies", "2", "--size", "64")
 _SMALL_PHANTOM = ("--studies", "4", "--test-studies", "1", "--cq500-studies", "1", "--size", "64")
 _TINY_PHANTOM = ("--studies", "1", "--test-studies", "1", "--cq500-studies", "1", "--size", "64")
+_WATCH = ("watch", "phantom/cq500", "--out", "watched", "--once", "--settle", "0")
 _ONLY_BASES = ("data", "small data", "store")
 COMMANDS = (
     Command("data", "", ("phantom", "phantom", *_PHANTOM)),
@@ -110,6 +111,7 @@ COMMANDS = (
     Command("explain", "train 1", ("explain", "--worst", "2", "--class", "any")),
     Command("export", "stack", ("export", "demo-blend")),
     Command("predict", "stack", ("predict", "phantom/cq500", "--model", "demo-blend")),
+    Command("watch", "stack", (*_WATCH, "--model", "demo-blend")),
     Command("phantom", "", ("phantom", "phantom", *_TINY_PHANTOM)),
     Command("prepare --backend ray", "small data", (*_PREPARE, "--backend", "ray"), is_long=True),
 )

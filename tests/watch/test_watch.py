@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,30 +103,25 @@ def test_a_study_has_the_outputs_of_predict_for_its_files_and_its_rows_in_the_su
         pd.testing.assert_frame_equal(table.loc[[number], studies.columns].reset_index(drop=True), studies)
 
 
-def test_the_summary_lists_the_studies_in_the_order_in_which_they_came(place, monkeypatch):
-    class SameSecond(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return cls(2000, 1, 1, tzinfo=tz)
-
-    monkeypatch.setattr("ichkit.work.artifacts.datetime", SameSecond)
+def test_the_summary_is_ordered_by_study_and_the_predictions_by_arrival(place, predicted):
     for number in (2, 0, 3, 1):
-        arrive(place, number)
+        arrive(place, number, 3 + number)
         time.sleep(0.02)  # a file system's clock may tick at 100 Hz
     once(place)
-    assert summary(place)["study_id"].tolist() == ["1.4.2", "1.4.0", "1.4.3", "1.4.1"]
+    assert predicted == [5, 3, 6, 4]
+    assert summary(place)["study_id"].tolist() == ["1.4.0", "1.4.1", "1.4.2", "1.4.3"]
     once(place)
-    assert summary(place)["study_id"].tolist() == ["1.4.2", "1.4.0", "1.4.3", "1.4.1"]
+    assert summary(place)["study_id"].tolist() == ["1.4.0", "1.4.1", "1.4.2", "1.4.3"]
 
 
-def test_the_order_of_two_studies_does_not_depend_on_how_long_a_look_takes(place, monkeypatch):
+def test_the_order_of_two_studies_does_not_depend_on_how_long_a_look_takes(place, predicted, monkeypatch):
     late = itertools.count(time.time(), 60)
     slow = SimpleNamespace(time=lambda: next(late), monotonic=time.monotonic)
     monkeypatch.setattr("ichkit.stages.watch.arrivals.time", slow)
     for number in (0, 1):
-        arrive(place, number)
+        arrive(place, number, 3 + number)
     once(place)
-    assert summary(place)["study_id"].tolist() == ["1.4.0", "1.4.1"]
+    assert predicted == [3, 4]
 
 
 def test_a_study_is_predicted_again_when_files_arrive_and_not_when_they_go_or_come_twice(place, predicted):

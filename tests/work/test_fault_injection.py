@@ -20,7 +20,7 @@ def every(num_points):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("command", list(chosen([])), ids=lambda command: command.name)
 def test_after_a_fault_the_command_run_again_leaves_what_an_undisturbed_one_does(harness, command, fault):
-    if command.is_long or (command.name in ("phantom", "report", "predict") and fault != KILL):
+    if command.is_long or (command.name in ("phantom", "report", "predict", "watch") and fault != KILL):
         pytest.skip("tried by the benchmark")
     if command.has_company and fault == TORN:
         pytest.skip("its writes are not its own")
@@ -34,4 +34,4 @@ def test_after_a_fault_the_command_run_again_leaves_what_an_undisturbed_one_does
 def test_every_command_that_writes_is_tried():
     words = {command.words[0] for command in COMMANDS}
     steps = {"phantom", "prepare", "train", "stack", "evaluate", "submit", "leaderboard", "report"}
-    assert words == steps | {"export", "predict", "explain"}
+    assert words == steps | {"export", "predict", "explain", "watch"}

@@ -7,7 +7,7 @@ import pytest
 from support.faults import COMMANDS, Harness, describe_difference, normalise, run
 
 FORK = multiprocessing.get_context("fork")
-NAMES = ("prepare", "train", "stack", "evaluate", "submit", "report", "explain", "export", "predict")
+NAMES = ("prepare", "train", "stack", "evaluate", "submit", "report", "explain", "export", "predict", "watch")
 NAMES += ("evaluate --protocols", "evaluate --robustness")
 
 

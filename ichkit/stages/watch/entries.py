@@ -54,7 +54,6 @@ class Entry:
 
     Attributes:
         folder: the name of its folder.
-        number: how many entries were written before it.
         key, stamp: as in `Arrival`.
         status, reason: as in `Outcome`.
         digests: of its files.
@@ -64,7 +63,6 @@ class Entry:
     """
 
     folder: str
-    number: int
     key: str
     stamp: str
     status: str
@@ -87,11 +85,10 @@ class Entry:
         try:
             key, stamp, status, reason = (str(facts[name]) for name in ("key", "stamp", "status", "reason"))
             digests, studies = frozenset(map(str, facts["digests"])), tuple(dict(row) for row in facts["studies"])
-            number, num_files = int(facts["number"]), int(facts["num_files"])
+            num_files = int(facts["num_files"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{folder}: expected an entry of `ichkit watch` in its manifest.") from error
-        written = manifest.created_utc
-        return cls(folder.name, number, key, stamp, status, reason, digests, num_files, studies, written)
+        return cls(folder.name, key, stamp, status, reason, digests, num_files, studies, manifest.created_utc)
 
 
 def commit(
@@ -100,7 +97,7 @@ def commit(
     """Puts a folder with the outputs of `predict` in its place, with the entry of the study.
 
     Args:
-        facts: number, key, stamp and num_files of the entry.
+        facts: key, stamp and num_files of the entry.
         digests: of its files.
     """
     rows = json.loads(outcome.studies.to_json(orient="records", double_precision=15))
@@ -133,11 +130,11 @@ def read_entries(out: Path) -> dict[str, Entry]:
 
 
 def write_summary(out: Path, entries: Collection[Entry], task: Task) -> None:
-    """Writes the table of all studies, in the order in which they were written."""
+    """Writes the table of all studies, ordered by their ids."""
     rows = [
         {"status": one.status, "reason": one.reason, "num_files": one.num_files, **study}
         | {"folder": one.folder, "written_utc": one.written_utc}
-        for one in sorted(entries, key=lambda one: one.number)
+        for one in sorted(entries, key=lambda one: one.key)
         for study in one.studies
     ]
     columns = ["study_id", "status", "reason", "num_files", "num_slices", *task.probability_columns]

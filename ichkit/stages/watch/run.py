@@ -160,8 +160,7 @@ class _Watcher:
                 self._seen.pop(one.key)
                 discard(writer.folder)
                 return
-            number = max((entry.number for entry in self._done.values()), default=-1) + 1
-            facts = {"number": number, "key": one.key, "stamp": one.stamp, "num_files": len(one.files)}
+            facts = {"key": one.key, "stamp": one.stamp, "num_files": len(one.files)}
             self._done[one.key] = commit(writer, self._settings, facts, outcome, digests)
         finally:
             self._attempts.end(name)
