@@ -184,8 +184,9 @@ def test_the_page_is_one_file_that_names_nobody(exported, scans, tmp_path):
     assert "Research use only" in page
     assert "trained on synthetic phantoms" in page
     assert "not selected: localizer" in page
+    words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # a picture may spell three letters
     for secret in ("Doe", "Roe", "1.2.1.4", "1.2.2"):
-        assert secret not in page
+        assert secret not in words
 
 
 @pytest.mark.slow

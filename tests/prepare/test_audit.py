@@ -103,7 +103,8 @@ def test_the_contact_sheet_shows_slices_through_the_three_windows(page):
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_says_what_the_data_are(page, audit):
-    assert "http" not in page.replace("http-equiv", "")
+    words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # a picture may spell four letters
+    assert "http" not in words.replace("http-equiv", "")
     assert "synthetic phantoms" in page
     assert "<svg" in page
     for reason in audit["rejected"]:

@@ -90,7 +90,8 @@ def test_a_store_without_a_crop_says_nothing_of_it(prepared_once):
     assert prepared.crops().empty
     assert prepared.origins == {}
     assert "origin" not in (prepared.folder / "records.json").read_text()
-    assert "crop" not in (prepared.folder / "audit.html").read_text().lower()
+    page = (prepared.folder / "audit.html").read_text()
+    assert "crop" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page).lower()  # a picture may spell four letters
 
 
 def test_a_changed_byte_of_the_table_is_found(cropped, tmp_path):

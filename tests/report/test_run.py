@@ -201,7 +201,8 @@ def test_every_part_has_a_name_and_every_link_an_end(page):
 
 def test_nothing_comes_from_elsewhere_and_the_page_says_what_the_data_are(page):
     assert not re.search(r'(src|href)="(?!data:|#)', page.raw)
-    assert "http" not in page.raw.replace("http-equiv", "")
+    words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.raw)  # a picture may spell four letters
+    assert "http" not in words.replace("http-equiv", "")
     assert page.raw.count("<script") == 1  # the one that the policy of the page names
     assert "Made from phantoms" in page.text
     assert "Research use only, not a medical device" in page.text
@@ -269,7 +270,7 @@ def test_the_same_inputs_leave_the_page_alone_and_other_ones_make_it_anew(work, 
     facts.loc[0] = {"dataset": "rsna", "split": "train", "reason": "not <script>alert(1)</script> DICOM"}
     rewrite_prepared(copied, {"rejected.csv": facts})
     text = do(report, CONFIG, copied, submissions=submissions).read_text()
-    assert "mine" not in text
+    assert "<!-- mine -->" not in text
     assert "not &lt;script&gt;alert(1)&lt;/script&gt; DICOM" in text
     assert text.count("<script") == 1
 

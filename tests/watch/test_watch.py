@@ -304,18 +304,25 @@ def test_a_signal_ends_the_watch_with_what_is_done_and_a_folder_that_goes_is_loo
     assert "stopped: 2 studies (2 predicted) in" in said
 
 
-def write_for_a_while(out, ready):
+def write_until(out, ready, is_awaited):
     with hold(out):
         ready.set()
-        time.sleep(0.5)
+        is_awaited.wait(120)
 
 
-def test_a_second_watch_of_one_output_folder_waits(place):
+def test_a_second_watch_of_one_output_folder_waits(place, monkeypatch):
     arrive(place, 0)
-    ready = FORK.Event()
-    other = FORK.Process(target=write_for_a_while, args=(place / "out", ready))
+    ready, is_awaited = FORK.Event(), FORK.Event()
+    other = FORK.Process(target=write_until, args=(place / "out", ready, is_awaited))
     other.start()
-    ready.wait(30)
+    assert ready.wait(30)
+
+    def wait(seconds):
+        is_awaited.set()
+        time.sleep(seconds)
+
+    # However long the plan takes, the other one writes until it is waited for.
+    monkeypatch.setattr("ichkit.work.locks.time", SimpleNamespace(sleep=wait))
     said = once(place)
     other.join()
     assert f"waiting for process {other.pid} on" in said
