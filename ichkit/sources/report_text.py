@@ -99,6 +99,12 @@ _NEGATED_AFTER = re.compile(
     r"not (?:seen|identified|present|evident|visuali[sz]ed|detected|found|demonstrated)|absent|"
     r"(?:has|have) (?:completely |fully )?(?:resolved|cleared)|(?:completely |now )resolved)\b"
 )
+_CHANGE = r"(?:chang|increas|decreas|enlarg|expan|progress|grow)\w*"
+_UNCHANGED_BEFORE = re.compile(
+    rf"\bno(?: \w+){{0,2}} {_CHANGE} (?:in|of)(?= (?:(?!or\b|and\b|nor\b|new\b)[\w-]+ ){{0,6}}$)"
+)
+"""In front of a term and of it alone: "no significant change in the large subdural hematoma" does not deny it."""
+_UNCHANGED_AFTER = re.compile(rf"\b(?:is|are|was|were) not(?: \w+)? {_CHANGE}")
 _DOUBT = re.compile(
     r"\b(?:possib\w+|may|might|could|cannot be excluded|can ?not exclude|not (?:be )?excluded|questionable|"
     r"equivocal|suspect\w*|suspicio\w+|concern\w* for|versus|vs|indeterminate|difficult to exclude|"
@@ -210,6 +216,7 @@ def _judge(clause: str, start: int, end: int) -> str:
     # What follows a comma is said of something else, unless it goes on with a list of kinds of blood.
     after = ",".join([nearest, *itertools.takewhile(lambda part: re.search(_BLEED, part), further)])
     scope = before[max((found.end() for found in _BREAKS.finditer(before)), default=0) :]
+    scope, after = _UNCHANGED_BEFORE.sub("", scope), _UNCHANGED_AFTER.sub("", after)
     # A denial in front reaches over a list; "not excluded" is a doubt.
     is_doubted = _DOUBT.search(_NEVER_DOUBT.sub("", scope)) or _DOUBT.search(nearest)
     if _NEGATED_BEFORE.search(re.sub(r"can ?not exclude|not excluded|rule out", "", scope)):
