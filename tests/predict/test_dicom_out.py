@@ -171,6 +171,17 @@ def test_a_voxel_of_the_turned_slice_has_the_place_of_its_stored_pixel(orientati
     np.testing.assert_allclose(affine[:3, 2], (0, 0, 4))
 
 
+def test_two_patients_who_share_a_study_uid_have_reports_of_their_own(place, tmp_path):
+    for i in range(2):
+        tags = {"study_uid": "1.9", "series_uid": f"1.9.{i}", "patient_id": f"ANON {i}"}
+        write_series(tmp_path / "scans" / f"s{i}", 3, **tags)
+    asked = ("predict", tmp_path / "scans", "--model", place / "model", "--out", tmp_path / "out", "--dicom")
+    call(*asked, *SMALL, "--work", tmp_path / "w")
+    reports = [read(path) for path in (tmp_path / "out").rglob("report.dcm")]
+    assert {report.PatientID for report in reports} == {"ANON 0", "ANON 1"}
+    assert len({report.SOPInstanceUID for report in reports}) == len({one.SeriesInstanceUID for one in reports}) == 2
+
+
 def test_nifti_scans_have_heat_maps_and_no_dicom(place, tmp_path):
     volume = np.random.default_rng(0).integers(0, 80, (16, 16, 4)).astype(np.int16)
     volume[:2] = -1000

@@ -104,7 +104,7 @@ def write_dicom(
                 meter.advance()
                 continue
             try:
-                made = _capture(known, keys[study_id], rows, heat, prediction, task, main)
+                made = _capture(known, study_id, keys[study_id], rows, heat, prediction, task, main)
                 report = _report(known, study, prediction, task)
             except Exception as error:  # attributes of a hostile source make highdicom and pydicom raise anything
                 logger.debug("predict: study %d has no DICOM outputs (%s)", number, type(error).__name__)
@@ -163,6 +163,16 @@ def derive_uid(*texts: str) -> str:
     return f"2.25.{int.from_bytes(digest[:16])}"
 
 
+def _identify(source: Dataset, study_id: str) -> tuple[str, ...]:
+    """What tells outputs apart: patients who share a UID and parts of a study have outputs of their own."""
+    return str(source.StudyInstanceUID), str(source.PatientID), _part_of(study_id)
+
+
+def _part_of(study_id: str) -> str:
+    """The name of a part, such as "left"; empty for a whole study."""
+    return study_id.removeprefix(whole_id(study_id)).removeprefix(":")
+
+
 def _write(out: Path, name: str, data: bytes) -> FileDigest:
     return write_bytes_atomically(out / name, data)
 
@@ -199,6 +209,7 @@ def _read_source(file: dict[Any, Any]) -> Dataset | None:
 
 def _capture(
     sources: Sequence[Dataset],
+    study_id: str,
     keys: pd.DataFrame,
     rows: pd.DataFrame,
     heat: StudyHeat,
@@ -210,11 +221,12 @@ def _capture(
     import highdicom
 
     made = []
-    series = derive_uid("captures", prediction.model.name, str(sources[0].StudyInstanceUID))
+    part, identity = _part_of(study_id), _identify(sources[0], study_id)
+    series = derive_uid("captures", prediction.model.name, *identity)
     for rank, (source, index) in enumerate(zip(sources, _positions(keys, rows), strict=True), 1):
         picture = paint_heat(heat.picture_hu[index], heat.heat[index])
         row = rows.iloc[index]
-        lines = [f"{main} {row[f'p_{main}']:.3f}"]
+        lines = [f"{part + ': ' if part else ''}{main} {row[f'p_{main}']:.3f}"]
         if heat.shown[index]:
             lines.append(f"heat map: {heat.shown[index]} {row[f'p_{heat.shown[index]}']:.3f}")
         picture = caption_picture(picture, [*lines, RESEARCH_NOTE])
@@ -227,7 +239,7 @@ def _capture(
             patient_orientation=("L", "P"),
             series_instance_uid=series,
             series_number=_CAPTURE_SERIES,
-            sop_instance_uid=derive_uid("capture", prediction.model.name, str(source.SOPInstanceUID)),
+            sop_instance_uid=derive_uid("capture", prediction.model.name, str(source.SOPInstanceUID), *identity),
             instance_number=rank,
             manufacturer=_MAKER,
             transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
@@ -245,7 +257,8 @@ def _report(sources: Sequence[Dataset], study: dict[Any, Any], prediction: Predi
     import highdicom
     from highdicom import sr
 
-    model = prediction.model.name
+    model, study_id = prediction.model.name, str(study["study_id"])
+    part, identity = _part_of(study_id), _identify(sources[0], study_id)
     device = sr.ObserverContext(
         codes.DCM.Device,
         sr.DeviceObserverIdentifyingAttributes(
@@ -262,13 +275,14 @@ def _report(sources: Sequence[Dataset], study: dict[Any, Any], prediction: Predi
         # Subtypes have private codes: the meaning is the class of this software, not a diagnosis.
         is_any = name == task.any_class and task.finding == "hemorrhage"
         finding = _ANY if is_any else Code(name[:16].upper(), _SCHEME, f"{name} ({task.finding})"[:64])
+        seen = f"{part}: {name}" if part else name
         measured = sr.Measurement(
             name=codes.DCM.Probability, value=round(float(value), 6), unit=Code("1", "UCUM", "no units")
         )
         groups.append(
             sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=sr.TrackingIdentifier(
-                    uid=derive_uid("tracking", model, str(sources[0].StudyInstanceUID), name), identifier=name
+                    uid=derive_uid("tracking", model, *identity, name), identifier=seen
                 ),
                 finding_type=finding,
                 algorithm_id=algorithm,
@@ -285,9 +299,9 @@ def _report(sources: Sequence[Dataset], study: dict[Any, Any], prediction: Predi
     document = highdicom.sr.Comprehensive3DSR(
         evidence=list(sources),
         content=content,
-        series_instance_uid=derive_uid("report series", model, str(sources[0].StudyInstanceUID)),
+        series_instance_uid=derive_uid("report series", model, *identity),
         series_number=_REPORT_SERIES,
-        sop_instance_uid=derive_uid("report", model, str(sources[0].StudyInstanceUID)),
+        sop_instance_uid=derive_uid("report", model, *identity),
         instance_number=1,
         manufacturer=_MAKER,
         is_complete=True,
