@@ -5,10 +5,13 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from support.commands import call
+from support.dicoms import write_series, write_slice
 from support.models import FOLD, make_model, seal
+from support.simulated import TASK
 
 from ichkit import write_phantom
 from ichkit.core.config import load_config
@@ -86,6 +89,45 @@ def test_all_studies_may_end_at_the_first_model_or_go_on(threshold, goes_on, sca
     # A later call without a first model leaves no table of it behind.
     call("predict", scans, *REGIONS, "--model", models[1], "--out", tmp_path / "out", "--no-page")
     assert not (tmp_path / "out" / "gate.csv").exists()
+
+
+@pytest.mark.parametrize("threshold", ["0", "1"])
+def test_what_the_first_model_cannot_read_is_listed_once_whether_studies_end_or_go_on(threshold, models, tmp_path):
+    for i in range(2):
+        tags = {"study_uid": f"1.4.{i}", "series_uid": f"1.4.{i}.1", "patient_id": f"ID {i}"}
+        write_series(tmp_path / "scans" / f"s{i}", 3, **tags)
+        if i == 0:
+            for z, path in enumerate(sorted((tmp_path / "scans" / "s0").iterdir())):  # no HU of a head: without air
+                write_slice(path, slice_uid=f"1.4.0.1.{z}", position=(0, 0, 5 * z), **tags)
+    asked = ("--gate", models[0], "--gate-threshold", threshold, "--model", models[0], "--out", tmp_path / "out")
+    call("predict", tmp_path / "scans", *asked, "--no-page")
+    assert pd.read_csv(tmp_path / "out" / "gate.csv")["study_id"].tolist() == ["1.4.1"]
+    rejected = pd.read_csv(tmp_path / "out" / "rejected.csv", dtype="str")
+    assert rejected["study_id"].tolist() == ["1.4.0"] * 3
+    assert rejected["slice_id"].nunique() == 3
+
+
+def test_labels_of_studies_that_all_end_at_the_first_model_give_no_scores_and_a_word(models, tmp_path):
+    write_series(tmp_path / "scans", 3, study_uid="1.4", series_uid="1.4.1")
+    (tmp_path / "labels.csv").write_text(f"study_id,{','.join(TASK.classes)}\n1.4,{','.join('0' * 6)}\n")
+    asked = ("--gate", models[0], "--gate-threshold", "0", "--model", models[0], "--labels", tmp_path / "labels.csv")
+    said = call("predict", tmp_path / "scans", *asked, "--out", tmp_path / "out")
+    assert "no scores" in " ".join(said.split())
+    assert not (tmp_path / "out" / "scores.csv").exists()
+    assert len(pd.read_csv(tmp_path / "out" / "gate.csv")) == 1
+
+
+@pytest.mark.slow
+def test_every_region_has_dicom_outputs_of_its_own_that_name_it(scans, models, tmp_path):
+    pytest.importorskip("highdicom")
+    one = min(scans.rglob("*.dcm")).parent
+    call("predict", one, *REGIONS, "--model", models[1], "--out", tmp_path / "out", "--no-page", "--dicom")
+    studies = pd.read_csv(tmp_path / "out" / "studies.csv")["study_id"]
+    found = [pydicom.dcmread(path) for path in sorted((tmp_path / "out" / "dicom").rglob("*.dcm"))]
+    assert len({each.SOPInstanceUID for each in found}) == len(found) > len(studies)
+    for number, study_id in enumerate(studies, 1):
+        report = pydicom.dcmread(tmp_path / "out" / "dicom" / f"study-{number}" / "report.dcm")
+        assert f"{study_id.rpartition(':')[2]}: early" in str(report)
 
 
 def test_the_threshold_is_that_of_the_export_and_a_half_without_one(models, tmp_path):

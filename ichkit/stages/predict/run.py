@@ -28,7 +28,7 @@ from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.foreign import rehearse
 from ichkit.stages.predict.gate import GATE_NAME, Gate, Gated, apply_gate
 from ichkit.stages.predict.inputs import plan_inputs
-from ichkit.stages.predict.judge import check_labels, judge
+from ichkit.stages.predict.judge import LabelFile, check_labels, judge
 from ichkit.stages.predict.model import RESEARCH_NOTE, Model
 from ichkit.stages.predict.outcome import (
     DICOM_FOLDER,
@@ -136,9 +136,12 @@ def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None =
         raise _nothing_usable(plan, refused)
     if plan.labels is not None:
         check_labels(plan.labels, found.files, index[index["reason"] == ""])
-    gated = None if plan.gate is None else _run_gate(plan, plan.gate, found)
-    if gated is not None:
+    gated = None
+    if plan.gate is not None:
+        gated, lost = _run_gate(plan, plan.gate, found)
         found = replace(found, files=gated.keep(found.files))
+        # Those of studies that go on are found again by the second model.
+        refused = _join([refused, hide_files(lost[~lost["study_id"].isin(found.files["study_id"])], salt)])
     loaded = loaded or load_model(plan)
     chosen, networks = loaded.model, loaded.networks
     ordered, rows = order_slices(found.files)
@@ -170,7 +173,9 @@ def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None =
         if one is not None:
             written[name] = write_bytes_atomically(out / name, encode_table(one, ".csv"))
     _log_results(prediction, _count_not_found(records))
-    if plan.labels is not None:
+    if plan.labels is not None and not _has_label(prediction, plan.labels):
+        logger.warning("predict: no predicted study or slice has a label in %s: no scores", plan.labels.path)
+    elif plan.labels is not None:
         patients = dict(zip(found.files["study_id"], found.files["patient_id"], strict=True))
         points = plan.find_operating_points(chosen)
         judged = judge(prediction.slices, prediction.studies, patients, plan.labels, task, plan.config, points)
@@ -190,8 +195,14 @@ def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None =
     return prediction
 
 
-def _run_gate(plan: PredictPlan, gate: Gate, found: SourcePlan) -> Gated:
-    """What the first model says of every study."""
+def _has_label(prediction: Prediction, file: LabelFile) -> bool:
+    """Whether there is anything to score: a first model or files that cannot be read may have left nothing."""
+    table = prediction.slices if file.key == "slice_id" else prediction.studies
+    return bool(table[file.key].isin(file.labels[file.key]).any())
+
+
+def _run_gate(plan: PredictPlan, gate: Gate, found: SourcePlan) -> tuple[Gated, pd.DataFrame]:
+    """What the first model says of every study, and the `rejected` rows of the files it could not read."""
     networks = gate.model.load_networks(plan.options.device)
     rehearse(networks, gate.model.stack, gate.model.kind, gate.task)
     ordered, rows = order_slices(found.files)
@@ -199,11 +210,11 @@ def _run_gate(plan: PredictPlan, gate: Gate, found: SourcePlan) -> Gated:
     planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
     logger.info("predict: first %s, for %s", gate.model.name, gate.task.finding)
     with memory_advice(_SAVE_MEMORY):
-        table, pooled, _ = _predict_slices(gate.model, networks, planned, Volumes(planned), gate.task)
+        table, pooled, records = _predict_slices(gate.model, networks, planned, Volumes(planned), gate.task)
     gated = apply_gate(gate, _study_table(table, gate.task, pooled))
     goes_on = gated.studies["goes_on"]
     logger.info("predict: %d of %d studies are negative for %s", goes_on.sum(), len(goes_on), gate.task.finding)
-    return gated
+    return gated, collect_failures(planned, records)
 
 
 def _score_regions(prediction: Prediction, plan: PredictPlan, parts: PartSettings) -> Prediction:
