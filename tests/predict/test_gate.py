@@ -146,6 +146,24 @@ def test_the_threshold_is_that_of_the_export_and_a_half_without_one(models, tmp_
         find_gate(work, tmp_path, None)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": ("epidural", "subdural")}, "expected a model that predicts any, found one of epidural, subdural"),
+        ({"parts": PartSettings("halves").to_json()}, "expected a model of whole studies, found one of parts (halves)"),
+    ],
+)
+def test_a_first_model_that_says_nothing_of_a_whole_study_is_refused(change, words, scans, models, tmp_path):
+    folder = make_model(tmp_path / "gate")
+    path = folder / FOLD / "model.json"
+    card = ModelCard(**(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(asdict(card)))
+    (folder / FOLD / "model.safetensors").write_bytes(encode_weights(card.build()))
+    seal(folder)
+    said = call("predict", scans, *REGIONS, "--gate", folder, "--model", models[1], "--out", tmp_path / "o", code=2)
+    assert words in " ".join(said.split())
+
+
 def test_a_threshold_without_a_first_model_is_refused(scans, models, tmp_path):
     words = ("predict", scans, *REGIONS, "--model", models[1], "--out", tmp_path / "out", "--gate-threshold", "0.5")
     assert "name it with --gate" in call(*words, code=2)

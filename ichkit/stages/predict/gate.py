@@ -7,6 +7,8 @@ import pandas as pd
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task, find_task
+from ichkit.engine.inference import Predictor
+from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.show.blocks import Prose, Section
 from ichkit.show.table import NOTHING, Cell, Table
 from ichkit.stages.predict.model import EXPORT, Model, find_model
@@ -32,6 +34,24 @@ class Gate:
     model: Model
     task: Task
     threshold: float
+
+    def check(self, networks: dict[str, dict[int, Predictor]]) -> None:
+        """Checks that its networks predict the main class of whole studies.
+
+        Raises:
+            ConfigError: they predict other classes alone, or parts of studies.
+        """
+        main, cards = self.task.headline_class, [one.card for of_run in networks.values() for one in of_run.values()]
+        if not all(main in (card.classes or self.task.classes) for card in cards):
+            raise ConfigError(
+                f"--gate: expected a model that predicts {main}, found one of {', '.join(cards[0].classes)}. Export a "
+                "model of all classes."
+            )
+        if kinds := {PartSettings.from_json(card.parts).kind for card in cards} - {WHOLE}:
+            raise ConfigError(
+                f"--gate: expected a model of whole studies, found one of parts ({', '.join(sorted(kinds))}), which "
+                "says nothing of a study. Export a model that was trained with prepare.parts.kind=whole."
+            )
 
 
 @dataclass(frozen=True)

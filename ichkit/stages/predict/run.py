@@ -204,6 +204,7 @@ def _has_label(prediction: Prediction, file: LabelFile) -> bool:
 def _run_gate(plan: PredictPlan, gate: Gate, found: SourcePlan) -> tuple[Gated, pd.DataFrame]:
     """What the first model says of every study, and the `rejected` rows of the files it could not read."""
     networks = gate.model.load_networks(plan.options.device)
+    gate.check(networks)
     rehearse(networks, gate.model.stack, gate.model.kind, gate.task)
     ordered, rows = order_slices(found.files)
     pixels = _pixel_settings(networks, gate.model, None, judges_hu=not plan.options.accept_raw)
