@@ -9,6 +9,7 @@ import pandas as pd
 
 from ichkit.core.errors import DataError
 from ichkit.imaging.dicom import UnreadableError
+from ichkit.imaging.geometry import turn_pixels
 from ichkit.imaging.parts import Cut, cut_parts, part_id
 from ichkit.sources.files import FileRef, file_refs
 from ichkit.sources.folder import hide_files, plan_folder
@@ -72,7 +73,10 @@ def plan_aisd(found: Found) -> SourcePlan:
             if len(own) != len(rows):
                 raise UnreadableError(f"{len(own)} masks for {len(rows)} slices")
             by_file = rows.sort_values(["instance_number", "relative"]).index
-            read = {index: _read_mask(ref) for index, ref in zip(by_file, own, strict=True)}
+            read = {
+                index: turn_pixels(_read_mask(ref), int(rows["turn"][index]))
+                for index, ref in zip(by_file, own, strict=True)
+            }
             labels.append(_label(found, study_id, rows, [read[index] for index in rows.index], tasks, number))
             kept.append(rows.drop(columns="slice_index"))
         except UnreadableError as error:

@@ -8,6 +8,7 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from support.commands import call
 from support.dicoms import write_series, write_slice
 from support.models import FOLD, make_model, seal
@@ -16,6 +17,7 @@ from support.simulated import TASK
 from ichkit import write_phantom
 from ichkit.core.config import load_config
 from ichkit.core.errors import ConfigError
+from ichkit.core.tasks import find_task
 from ichkit.engine.inference import ModelCard, encode_weights
 from ichkit.imaging.parts import PartSettings
 from ichkit.stages.predict.gate import find_gate
@@ -129,6 +131,23 @@ def test_every_region_has_dicom_outputs_of_its_own_that_name_it(scans, models, t
         report = pydicom.dcmread(tmp_path / "out" / "dicom" / f"study-{number}" / "report.dcm")
         texts = {str(one.value) for one in report.iterall() if one.keyword == "TextValue"}
         assert f"{study_id.rpartition(':')[2]}: early" in texts
+
+
+def test_labels_of_regions_are_compared_with_their_regions(scans, models, tmp_path):
+    path = scans / "regions.csv"
+    words = (scans, *REGIONS, "--model", models[1], "--labels", path, "--no-page")
+    call("predict", *words, "--set", "evaluate.num_draws=20", "--out", tmp_path)
+    given = pd.read_csv(path)
+    is_early = given["category"].map({name: one["early"] for name, one in find_task("ischemia").categories.items()})
+    is_early.index = given["study_id"] + ":" + given["side"] + "-" + given["region"]
+    found = pd.read_csv(tmp_path / "studies.csv").set_index("study_id")["p_early"]
+    assert set(found.index) == set(is_early.index)
+    scores = pd.read_csv(tmp_path / "scores.csv").query(
+        "level == 'study' and metric == 'roc_auc' and subgroup == 'all'"
+    )
+    known = is_early.dropna().index
+    expected = roc_auc_score(is_early[known], found[known])
+    assert scores.set_index(["level", "class"]).loc[("study", "early"), "value"] == pytest.approx(expected)
 
 
 def test_the_threshold_is_that_of_the_export_and_a_half_without_one(models, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 
 from ichkit import prepare, write_phantom
@@ -72,6 +73,23 @@ def test_regions_have_the_labels_of_their_masks_and_a_case_without_all_masks_is_
     assert found.old.isna().all()
     lost = rejected[rejected.dataset == "aisd"]
     assert lost.reason.str.contains("29 masks for 30 slices").sum() == 30
+
+
+def test_a_case_stored_upside_down_has_the_same_labels_on_the_same_sides(tree, tmp_path):
+    root, _ = tree
+    _, expected, _ = run(root, tmp_path / "as drawn")
+    turned = shutil.copytree(root / "aisd", tmp_path / "aisd")
+    for path in turned.glob("dicom-?/*/CT/*.dcm"):
+        file = pydicom.dcmread(path)
+        span = np.array([*file.PixelSpacing][::-1]) * (np.array([file.Columns, file.Rows]) - 1)
+        far = np.array(file.ImagePositionPatient) + np.append(span, 0.0)
+        file.ImagePositionPatient, file.ImageOrientationPatient = far.round(6).tolist(), [-1, 0, 0, 0, -1, 0]
+        file.PixelData = np.ascontiguousarray(file.pixel_array[::-1, ::-1]).tobytes()
+        file.save_as(path)
+    for path in turned.glob("mask/*/*.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[::-1, ::-1])
+    _, found, _ = run(root, tmp_path / "turned", aisd=turned)
+    pd.testing.assert_series_equal(*(one.set_index("study_id").early.sort_index() for one in (found, expected)))
 
 
 def test_slices_have_the_labels_of_their_masks_where_studies_stay_whole(tree, tmp_path):

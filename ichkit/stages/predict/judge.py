@@ -12,6 +12,7 @@ from ichkit.core.config import Config
 from ichkit.core.errors import DataError
 from ichkit.core.seeding import derive_seed
 from ichkit.core.tasks import Task
+from ichkit.imaging.parts import whole_id
 from ichkit.show.table import NOTHING, Cell, Table, format_interval, format_number
 from ichkit.sources.labels import check_matches
 from ichkit.stages.predict.errors import list_errors
@@ -118,9 +119,10 @@ def check_labels(file: LabelFile, files: pd.DataFrame, index: pd.DataFrame) -> N
     Raises:
         DataError: more than half of the labels have no scan, or no predicted one has a label.
     """
-    scans = index["slice_uid" if file.key == "slice_id" else "study_uid"]
-    check_matches(file.path, file.labels, file.key, scans, files[file.key])
-    if not files[file.key].isin(file.labels[file.key]).any():
+    uids, taken = index["slice_uid" if file.key == "slice_id" else "study_uid"], files[file.key]
+    labels = file.labels.assign(**{file.key: file.labels[file.key].map(whole_id)})
+    check_matches(file.path, labels, file.key, pd.concat([uids, taken]), taken)  # a NIfTI file has its name as UID
+    if not taken.isin(labels[file.key]).any():
         raise DataError(
             f"{file.path}: none of its ids is in a series that was chosen. Choose the series with --series-override."
         )
@@ -228,7 +230,7 @@ def _rows_of(
 def _make_rows(table: pd.DataFrame, level: str, patients: Mapping[str, str], task: Task) -> ScoredRows:
     place: dict[str, str | int] = {"dataset": _DATASET, "split": "external", "level": level}
     place |= {"aggregation": "none" if level == SLICE else "as predicted", "subgroup": ALL, "fold": POOLED}
-    members = table["study_id"].map(lambda name: patients.get(name, name)).to_numpy()
+    members = table["study_id"].map(lambda name: patients.get(whole_id(name), name)).to_numpy()
     probabilities = table[task.probability_columns].to_numpy(np.float64)
     labels = np.where(np.isnan(probabilities), np.nan, label_array(table, task))  # of classes that are predicted
     return ScoredRows(place, probabilities, labels, members)
@@ -251,7 +253,7 @@ def _groups_of(file: LabelFile, ids: pd.DataFrame) -> dict[str, np.ndarray]:
     if key not in ids:  # labels per slice, rows are studies: no group of a slice is that of a study
         return {}
     groups = groups.rename(columns={key: "study_id"}).assign(dataset=_DATASET)
-    table = pd.DataFrame({"dataset": _DATASET, "study_id": ids[key].to_numpy()})
+    table = pd.DataFrame({"dataset": _DATASET, "study_id": ids[key].map(whole_id).to_numpy()})
     return find_subgroups(table, own_partitions(groups.drop_duplicates("study_id")))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.core.tasks import Task, find_task
+from ichkit.imaging.parts import WHOLE
 from ichkit.show.plan import Forecast, Plan, format_bytes
 from ichkit.sources.files import count_read, scan_files
 from ichkit.sources.folder import image_files
@@ -180,14 +181,14 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         scoring = plan_scores(config, work)
         if scoring.is_current:
             model = model_of(work, choose_source(scoring, has_models=True))
-    images, labels = image_files(files), _read_labels(options, task)
+    images, labels = image_files(files), _read_labels(options, config, task)
     if options.gate is None and options.gate_threshold is not None:
         raise ConfigError("--gate-threshold belongs to a first model: name it with --gate FOLDER.")
     gate = None if options.gate is None else find_gate(work, options.gate, options.gate_threshold)
     return PredictPlan(config, work, options, task, images, refused, override, scoring, model, labels, gate)
 
 
-def _read_labels(options: PredictOptions, task: Task) -> "LabelFile | None":
+def _read_labels(options: PredictOptions, config: Config, task: Task) -> "LabelFile | None":
     from ichkit.sources.labels import read_folder_labels, read_subgroups
     from ichkit.stages.predict.judge import LabelFile
 
@@ -196,7 +197,8 @@ def _read_labels(options: PredictOptions, task: Task) -> "LabelFile | None":
         if names:
             raise ConfigError("--subgroup names columns of a label file: give it with --labels CSV.")
         return None
-    labels, key = read_folder_labels(options.labels, task, subgroups=names)
+    by_part = config.prepare.parts.kind != WHOLE
+    labels, key = read_folder_labels(options.labels, task, by_part=by_part, subgroups=names)
     groups = read_subgroups(options.labels, names)[0] if names else None
     if groups is not None and (missing := [name for name in names if name not in groups]):
         raise ConfigError(
