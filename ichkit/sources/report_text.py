@@ -68,7 +68,7 @@ TERMS = {
         ),
         _term(
             "subdural",
-            "Subdural blood, fresh or old; not a hygroma.",
+            "Subdural blood, not a hygroma; what is called old is doubted.",
             rf"\bsub-?dural{_BETWEEN}(?:{_BLEED}|collections?)",
             r"\bsdhs?\b",
         ),
@@ -104,14 +104,21 @@ _UNCHANGED_BEFORE = re.compile(
     rf"\bno(?: \w+){{0,2}} {_CHANGE} (?:in|of)(?= (?:(?!or\b|and\b|nor\b|new\b)[\w-]+ ){{0,6}}$)"
 )
 """In front of a term and of it alone: "no significant change in the large subdural hematoma" does not deny it."""
+_EFFECT_BEFORE = re.compile(
+    r"\bno(?: \w+){0,2} (?:shift|effect|herniation|hydrocephalus|effacement|compression|o?edema)(?: \w+)? "
+    r"(?:from|by|around|surrounding|adjacent to|related to|associated with)(?= (?:(?!or\b|and\b|nor\b)[\w-]+ ){0,4}$)"
+)
+"""The same: "no midline shift from the subdural hematoma"."""
 _UNCHANGED_AFTER = re.compile(rf"\b(?:is|are|was|were) not(?: \w+)? {_CHANGE}")
 _DOUBT = re.compile(
     r"\b(?:possib\w+|may|might|could|cannot be excluded|can ?not exclude|not (?:be )?excluded|questionable|"
     r"equivocal|suspect\w*|suspicio\w+|concern\w* for|versus|vs|indeterminate|difficult to exclude|"
     r"rule out|evaluate for|artifact\w*|query)\b|\?"
 )
-_PAST = re.compile(r"\b(?:history of|h/o|status post|s/p|previous|prior|old)(?:\s+\w+){0,2}\s*$")
+_PAST = re.compile(r"\b(?:history of|h/o|status post|s/p|previous|prior)(?:\s+\w+){0,2}\s*$")
 """Directly in front of a term; "compared with the prior CT, the subdural hematoma" is not meant."""
+_OLD = re.compile(r"\bold(?:\s+\w+){0,2}\s*$")
+"""Directly in front of a term: it may be blood still, or the scar of it."""
 _NEVER_DOUBT = re.compile(r"\bwithout (?:evidence|signs?) of\b|\bno (?:evidence|signs?|suspic\w+|concern)\b")
 POSITIVE, NEGATED, DOUBTED = "positive", "negated", "doubted"
 
@@ -216,9 +223,9 @@ def _judge(clause: str, start: int, end: int) -> str:
     # What follows a comma is said of something else, unless it goes on with a list of kinds of blood.
     after = ",".join([nearest, *itertools.takewhile(lambda part: re.search(_BLEED, part), further)])
     scope = before[max((found.end() for found in _BREAKS.finditer(before)), default=0) :]
-    scope, after = _UNCHANGED_BEFORE.sub("", scope), _UNCHANGED_AFTER.sub("", after)
+    scope, after = _EFFECT_BEFORE.sub("", _UNCHANGED_BEFORE.sub("", scope)), _UNCHANGED_AFTER.sub("", after)
     # A denial in front reaches over a list; "not excluded" is a doubt.
-    is_doubted = _DOUBT.search(_NEVER_DOUBT.sub("", scope)) or _DOUBT.search(nearest)
+    is_doubted = _DOUBT.search(_NEVER_DOUBT.sub("", scope)) or _DOUBT.search(nearest) or _OLD.search(before)
     if _NEGATED_BEFORE.search(re.sub(r"can ?not exclude|not excluded|rule out", "", scope)):
         return NEGATED
     if _NEGATED_AFTER.search(re.sub(r"(?:can ?)?not be excluded|not excluded", "", after)):
