@@ -171,6 +171,21 @@ def test_a_voxel_of_the_turned_slice_has_the_place_of_its_stored_pixel(orientati
     np.testing.assert_allclose(affine[:3, 2], (0, 0, 4))
 
 
+def test_uids_are_those_of_the_predictions_and_another_model_of_that_name_has_others(place, made, tmp_path):
+    def uids(out, *words):
+        call("predict", place / "scans", "--out", out, "--work", tmp_path / "w", *SMALL, *words)
+        files = {path.relative_to(out): read(path) for path in out.rglob("*.dcm")}
+        return {name: (file.SOPInstanceUID, file.SeriesInstanceUID) for name, file in files.items()}
+
+    first = {path.relative_to(made): read(path).SOPInstanceUID for path in made.rglob("*.dcm")}
+    again = uids(tmp_path / "again", "--model", place / "model", "--dicom")
+    assert {name: own[0] for name, own in again.items()} == first
+    make_model(tmp_path / "model", seed=7)
+    other = uids(tmp_path / "other", "--model", tmp_path / "model", "--dicom")
+    assert len(other) == len(again) == 12
+    assert not {uid for own in other.values() for uid in own} & {uid for own in again.values() for uid in own}
+
+
 def test_two_patients_who_share_a_study_uid_have_reports_of_their_own(place, tmp_path):
     for i in range(2):
         tags = {"study_uid": "1.9", "series_uid": f"1.9.{i}", "patient_id": f"ANON {i}"}

@@ -46,11 +46,11 @@ _CONFIG = load_config(
 _HASHED_BYTES = 10**8
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, seed: int = 0) -> Path:
     """One run of one fold."""
     (folder / FOLD).mkdir(parents=True)
     card = ModelCard.of(_CONFIG, None, (-800, 2000))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     (folder / FOLD / "model.safetensors").write_bytes(encode_weights(card.build()))
     (folder / FOLD / "model.json").write_text(json.dumps(asdict(card)))
     seal(folder)

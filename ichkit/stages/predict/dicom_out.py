@@ -104,8 +104,9 @@ def write_dicom(
                 meter.advance()
                 continue
             try:
-                made = _capture(known, study_id, keys[study_id], rows, heat, prediction, task, main)
-                report = _report(known, study, prediction, task)
+                identity = _identify(known[0], study_id, rows, prediction, task)
+                made = _capture(known, identity, keys[study_id], rows, heat, task, main)
+                report = _report(known, identity, study, prediction, task)
             except Exception as error:  # attributes of a hostile source make highdicom and pydicom raise anything
                 logger.debug("predict: study %d has no DICOM outputs (%s)", number, type(error).__name__)
                 num_without += 1
@@ -163,9 +164,12 @@ def derive_uid(*texts: str) -> str:
     return f"2.25.{int.from_bytes(digest[:16])}"
 
 
-def _identify(source: Dataset, study_id: str) -> tuple[str, ...]:
-    """What tells outputs apart: patients who share a UID and parts of a study have outputs of their own."""
-    return str(source.StudyInstanceUID), str(source.PatientID), _part_of(study_id)
+def _identify(
+    source: Dataset, study_id: str, rows: pd.DataFrame, prediction: Prediction, task: Task
+) -> tuple[str, ...]:
+    """What tells outputs apart: patients who share a UID, parts of a study and other predictions of it."""
+    digest = hashlib.sha256(rows[task.probability_columns].to_numpy(np.float32).tobytes()).hexdigest()
+    return prediction.model.name, digest, str(source.StudyInstanceUID), str(source.PatientID), _part_of(study_id)
 
 
 def _part_of(study_id: str) -> str:
@@ -209,11 +213,10 @@ def _read_source(file: dict[Any, Any]) -> Dataset | None:
 
 def _capture(
     sources: Sequence[Dataset],
-    study_id: str,
+    identity: tuple[str, ...],
     keys: pd.DataFrame,
     rows: pd.DataFrame,
     heat: StudyHeat,
-    prediction: Prediction,
     task: Task,
     main: str,
 ) -> list[bytes]:
@@ -221,8 +224,7 @@ def _capture(
     import highdicom
 
     made = []
-    part, identity = _part_of(study_id), _identify(sources[0], study_id)
-    series = derive_uid("captures", prediction.model.name, *identity)
+    series, part = derive_uid("captures", *identity), identity[-1]
     for rank, (source, index) in enumerate(zip(sources, _positions(keys, rows), strict=True), 1):
         picture = paint_heat(heat.picture_hu[index], heat.heat[index])
         row = rows.iloc[index]
@@ -239,7 +241,7 @@ def _capture(
             patient_orientation=("L", "P"),
             series_instance_uid=series,
             series_number=_CAPTURE_SERIES,
-            sop_instance_uid=derive_uid("capture", prediction.model.name, str(source.SOPInstanceUID), *identity),
+            sop_instance_uid=derive_uid("capture", str(source.SOPInstanceUID), *identity),
             instance_number=rank,
             manufacturer=_MAKER,
             transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
@@ -252,13 +254,14 @@ def _capture(
     return made
 
 
-def _report(sources: Sequence[Dataset], study: dict[Any, Any], prediction: Prediction, task: Task) -> bytes:
+def _report(
+    sources: Sequence[Dataset], identity: tuple[str, ...], study: dict[Any, Any], prediction: Prediction, task: Task
+) -> bytes:
     """The structured report of a study: a probability for each class, and the key slices they are seen on."""
     import highdicom
     from highdicom import sr
 
-    model, study_id = prediction.model.name, str(study["study_id"])
-    part, identity = _part_of(study_id), _identify(sources[0], study_id)
+    model, part = prediction.model.name, identity[-1]
     device = sr.ObserverContext(
         codes.DCM.Device,
         sr.DeviceObserverIdentifyingAttributes(
@@ -281,9 +284,7 @@ def _report(sources: Sequence[Dataset], study: dict[Any, Any], prediction: Predi
         )
         groups.append(
             sr.MeasurementsAndQualitativeEvaluations(
-                tracking_identifier=sr.TrackingIdentifier(
-                    uid=derive_uid("tracking", model, *identity, name), identifier=seen
-                ),
+                tracking_identifier=sr.TrackingIdentifier(uid=derive_uid("tracking", *identity, name), identifier=seen),
                 finding_type=finding,
                 algorithm_id=algorithm,
                 measurements=[measured],
@@ -299,9 +300,9 @@ def _report(sources: Sequence[Dataset], study: dict[Any, Any], prediction: Predi
     document = highdicom.sr.Comprehensive3DSR(
         evidence=list(sources),
         content=content,
-        series_instance_uid=derive_uid("report series", model, *identity),
+        series_instance_uid=derive_uid("report series", *identity),
         series_number=_REPORT_SERIES,
-        sop_instance_uid=derive_uid("report", model, *identity),
+        sop_instance_uid=derive_uid("report", *identity),
         instance_number=1,
         manufacturer=_MAKER,
         is_complete=True,
