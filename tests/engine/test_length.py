@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ichkit.core.config import load_config
-from ichkit.core.train_config import CutMixConfig, PhaseConfig, TrainConfig
+from ichkit.core.train_config import CutMixConfig, MixupConfig, PhaseConfig, TrainConfig
 from ichkit.engine.length import CUTMIX_STEPS, MIN_BLOCKS, MIN_STEPS, adapt_to_length
 from ichkit.engine.sampling import count_blocks
 
@@ -25,8 +25,16 @@ def test_the_paper_keeps_its_numbers_whatever_the_length():
     assert adapt_to_length(paper, 300, 10).config is paper
 
 
-def test_a_long_run_keeps_the_values_of_the_config():
-    assert adapt_to_length(SHIPPED, 750_000, 21_000).config == SHIPPED
+def test_a_long_run_keeps_the_values_of_the_config_with_cutmix_alone():
+    adapted = adapt_to_length(SHIPPED, 750_000, 21_000)
+    assert adapted.changes == {"mixup.probability": 0.0}
+    assert adapted.config == SHIPPED.model_copy(update={"mixup": MixupConfig(probability=0.0)})
+
+
+def test_a_short_run_has_mixup_alone():
+    adapted = adapt_to_length(SHIPPED, 1000, 30).config
+    assert (adapted.cutmix.probability, adapted.mixup) == (0.0, SHIPPED.mixup)
+    assert SHIPPED.mixup.probability > 0
 
 
 @pytest.mark.parametrize("num_studies", [1, 30, 65, 200, 1000, 5000, 20000])
