@@ -101,7 +101,7 @@ def _say_run(
     of_task = find_task(config.task).classes
     yield _prose([*say_network(train, known, cost), *say_weights(train, known, of_task)])
     yield _prose(say_training(train, known, config.seed, facts, of_task))
-    yield _prose(say_augmentation(train.augment, train))
+    yield _prose(say_augmentation(train, facts))
     yield _prose(say_selection(train))
 
 

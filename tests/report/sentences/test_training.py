@@ -12,8 +12,9 @@ from ichkit.stages.report.sentences.stacking import say_first_stage_alone, say_s
 from ichkit.stages.report.sentences.training import find_weights, say_network, say_selection, say_training, say_weights
 
 
-def tell(name, *overrides):
+def tell(name, *overrides, adapted=None):
     """Every sentence about a run with this config, as one text."""
+    facts = {"adapted": adapted}
     config = load_config(name, overrides)
     train = config.train
     known = find_task(config.task).classes
@@ -23,7 +24,7 @@ def tell(name, *overrides):
         *say_network(train, classes, None),
         *say_weights(train, classes, known),
     ]
-    said += [*say_training(train, classes, config.seed, {}, known), *say_augmentation(train.augment, train)]
+    said += [*say_training(train, classes, config.seed, facts, known), *say_augmentation(train, facts)]
     return " ".join([*said, *say_selection(train), *say_second_stage(config.stack, ("a", "b"), 5)])
 
 
@@ -52,9 +53,17 @@ def test_the_recipe_of_the_paper_is_told_number_for_number():
 def test_the_default_differs_from_it_where_its_config_does():
     text = tell("default")
     assert "A batch is 112 slices; an epoch draws single slices (uniform)" in text
-    assert "Exponential moving average of the weights, decay 0.999" in text
+    assert "Dropout 0.5, exponential moving average of the weights, decay 0.999" in text
     assert "The exponential moving averages of the weights after the last epoch are kept" in text
     assert "the bias of the last layer starts at the prevalence of each class" in text.lower()
+
+
+def test_images_are_mixed_as_they_were_in_a_run_of_that_length():
+    short, long = ({"cutmix.probability": 0.0}, {"mixup.probability": 0.0})
+    assert "CutMix between" not in tell("default", adapted=short)
+    assert "Mixup in 100% of the batches (alpha 0.2)." in tell("default", adapted=short)
+    assert "CutMix between blocks in 50% of the batches (alpha 1)." in tell("default", adapted=long)
+    assert "Mixup in" not in tell("default", adapted=long)
 
 
 def test_a_conditional_run_of_another_recipe_is_told_with_its_classes_and_choices():

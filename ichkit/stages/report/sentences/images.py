@@ -77,8 +77,13 @@ def say_images(channels: ChannelsConfig, train: TrainConfig) -> list[str]:
     return said
 
 
-def say_augmentation(augment: AugmentConfig, train: TrainConfig) -> list[str]:
-    """The random changes of training images, each with its range and probability; nothing at inference."""
+def say_augmentation(train: TrainConfig, facts: Mapping[str, Any]) -> list[str]:
+    """The random changes of training images, each with its range and probability; nothing at inference.
+
+    Args:
+        facts: as for `say_training`.
+    """
+    augment, adapted = train.augment, facts.get("adapted") or {}
     drawn = [
         (augment.crop_probability, f"crops of {_range(augment.crop_scale, 100)} % of the area"),
         (augment.horizontal_flip_probability, "horizontal flips"),
@@ -98,12 +103,13 @@ def say_augmentation(augment: AugmentConfig, train: TrainConfig) -> list[str]:
         said.append(f"Training images were augmented, one draw per {augment.per}: {join_words(used)}.")
     else:
         said.append("Training images were not augmented.")
-    if train.cutmix.probability:
-        said.append(
-            f"CutMix between blocks in {train.cutmix.probability:.0%} of the batches (alpha {train.cutmix.alpha:g})."
-        )
-    if train.mixup.probability:
-        said.append(f"Mixup in {train.mixup.probability:.0%} of the batches (alpha {train.mixup.alpha:g}).")
+    for name, label, mix in (
+        ("cutmix", "CutMix between blocks", train.cutmix),
+        ("mixup", "Mixup", train.mixup),
+    ):
+        probability = adapted.get(f"{name}.probability", mix.probability)
+        if probability:
+            said.append(f"{label} in {probability:.0%} of the batches (alpha {mix.alpha:g}).")
     return said
 
 
