@@ -1,4 +1,4 @@
-"""Settings adapted to the number of training steps; the values of the config are for a long run."""
+"""Settings adapted to the number of training steps and studies; the values of the config are for a long run."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,12 @@ MIN_BLOCKS = 4
 """Blocks in the smallest batch: 28 slices, enough for batch statistics."""
 
 CUTMIX_STEPS = 5000
-"""Shorter runs learn nothing from CutMix that they would not learn faster without; they have mixup instead."""
+"""Shorter runs learn nothing from mixed images that they would not learn faster without."""
+
+FEW_STUDIES = 100
+"""With fewer training studies a network is too sure of itself without dropout and mixup."""
+
+FEW_DROP_RATE, FEW_MIXUP = 0.5, 1.0
 
 AVERAGED_SHARE = 0.05
 """Share of the steps that EMA weights average over."""
@@ -43,7 +48,7 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
     """The settings for a training part of that size; the same ones unless `train.adapts_to_length`.
 
     The values of the config are upper limits: a short run has smaller batches (and so more steps), no CutMix, and EMA
-    weights over fewer steps; a long one has CutMix and no mixup, where the config has both.
+    weights over fewer steps. On few studies it also has dropout and mixup, where the config has none.
 
     Args:
         world: number of processes; each needs a block of every batch.
@@ -76,10 +81,10 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
     if num_steps < CUTMIX_STEPS and cutmix.probability > 0:
         changes["cutmix.probability"] = 0.0
         cutmix = cutmix.model_copy(update={"probability": 0.0})
-    mixup = config.mixup
-    if cutmix.probability > 0 and mixup.probability > 0:
-        changes["mixup.probability"] = 0.0
-        mixup = mixup.model_copy(update={"probability": 0.0})
+    drop_rate, mixup = config.drop_rate, config.mixup
+    if num_studies < FEW_STUDIES and not drop_rate and not mixup.probability:
+        changes |= {"drop_rate": FEW_DROP_RATE, "mixup.probability": FEW_MIXUP}
+        drop_rate, mixup = FEW_DROP_RATE, mixup.model_copy(update={"probability": FEW_MIXUP})
     decay = config.ema_decay
     if decay is not None and decay > (longest := round(1 - 1 / max(AVERAGED_SHARE * num_steps, 2), 4)):
         changes["ema_decay"] = decay = longest
@@ -87,5 +92,6 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
         phase.model_copy(update={"batch_blocks": min(phase.batch_blocks, most)}) if phase.batch_blocks else phase
         for phase in config.phases
     )
-    update = {"batch_blocks": batch_blocks, "cutmix": cutmix, "mixup": mixup, "ema_decay": decay, "phases": shorter}
+    update = {"batch_blocks": batch_blocks, "cutmix": cutmix, "ema_decay": decay, "phases": shorter}
+    update |= {"drop_rate": drop_rate, "mixup": mixup}
     return Adapted(config.model_copy(update=update), num_steps, changes)

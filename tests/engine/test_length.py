@@ -25,16 +25,8 @@ def test_the_paper_keeps_its_numbers_whatever_the_length():
     assert adapt_to_length(paper, 300, 10).config is paper
 
 
-def test_a_long_run_keeps_the_values_of_the_config_with_cutmix_alone():
-    adapted = adapt_to_length(SHIPPED, 750_000, 21_000)
-    assert adapted.changes == {"mixup.probability": 0.0}
-    assert adapted.config == SHIPPED.model_copy(update={"mixup": MixupConfig(probability=0.0)})
-
-
-def test_a_short_run_has_mixup_alone():
-    adapted = adapt_to_length(SHIPPED, 1000, 30).config
-    assert (adapted.cutmix.probability, adapted.mixup) == (0.0, SHIPPED.mixup)
-    assert SHIPPED.mixup.probability > 0
+def test_a_long_run_keeps_the_values_of_the_config():
+    assert adapt_to_length(SHIPPED, 750_000, 21_000).config == SHIPPED
 
 
 @pytest.mark.parametrize("num_studies", [1, 30, 65, 200, 1000, 5000, 20000])
@@ -71,6 +63,21 @@ def test_weights_are_averaged_over_a_share_of_a_short_run_and_never_longer_than_
     assert decays == sorted(decays)
     assert decays[-1] == SHIPPED.ema_decay
     assert adapt_to_length(TrainConfig(adapts_to_length=True), 1000, 30).config.ema_decay is None
+
+
+@pytest.mark.parametrize(("num_studies", "drop_rate", "mixup"), [(30, 0.5, 1.0), (99, 0.5, 1.0), (100, 0.0, 0.0)])
+def test_few_studies_have_dropout_and_mixup(num_studies, drop_rate, mixup):
+    adapted = adapt_to_length(SHIPPED, 33 * num_studies, num_studies)
+    assert (adapted.config.drop_rate, adapted.config.mixup.probability) == (drop_rate, mixup)
+    assert adapted.changes.get("drop_rate", 0.0) == drop_rate
+    assert adapted.changes.get("mixup.probability", 0.0) == mixup
+
+
+@pytest.mark.parametrize("own", [{"drop_rate": 0.2}, {"mixup": MixupConfig(probability=0.3)}])
+def test_dropout_or_mixup_of_the_config_is_left_as_it_is(own):
+    config = SHIPPED.model_copy(update=own)
+    adapted = adapt_to_length(config, 1000, 30).config
+    assert (adapted.drop_rate, adapted.mixup) == (config.drop_rate, config.mixup)
 
 
 def test_every_process_gets_a_block_of_every_batch():

@@ -53,17 +53,19 @@ def test_the_recipe_of_the_paper_is_told_number_for_number():
 def test_the_default_differs_from_it_where_its_config_does():
     text = tell("default")
     assert "A batch is 112 slices; an epoch draws single slices (uniform)" in text
-    assert "Dropout 0.5, exponential moving average of the weights, decay 0.999" in text
+    assert "Exponential moving average of the weights, decay 0.999" in text
     assert "The exponential moving averages of the weights after the last epoch are kept" in text
     assert "the bias of the last layer starts at the prevalence of each class" in text.lower()
 
 
-def test_images_are_mixed_as_they_were_in_a_run_of_that_length():
-    short, long = ({"cutmix.probability": 0.0}, {"mixup.probability": 0.0})
-    assert "CutMix between" not in tell("default", adapted=short)
-    assert "Mixup in 100% of the batches (alpha 0.2)." in tell("default", adapted=short)
-    assert "CutMix between blocks in 50% of the batches (alpha 1)." in tell("default", adapted=long)
-    assert "Mixup in" not in tell("default", adapted=long)
+def test_a_run_is_told_with_the_mixes_and_the_dropout_it_had():
+    long = tell("default", adapted={})
+    assert "CutMix between blocks in 50% of the batches (alpha 1)." in long
+    assert "Mixup in" not in long
+    few = tell("default", adapted={"cutmix.probability": 0.0, "mixup.probability": 1.0, "drop_rate": 0.5})
+    assert "CutMix between" not in few
+    assert "Mixup in 100% of the batches (alpha 0.2)." in few
+    assert "Dropout 0.5, exponential moving average" in few
 
 
 def test_a_conditional_run_of_another_recipe_is_told_with_its_classes_and_choices():

@@ -201,7 +201,8 @@ def _say_operations(flops: int) -> str:
 
 
 def _say_regularization(train: TrainConfig, adapted: Mapping[str, Any]) -> list[str]:
-    parts = [f"dropout {train.drop_rate:g}"] if train.drop_rate else []
+    drop_rate = adapted.get("drop_rate", train.drop_rate)
+    parts = [f"dropout {drop_rate:g}"] if drop_rate else []
     parts += [f"stochastic depth {train.drop_path_rate:g}"] if train.drop_path_rate else []
     parts += [f"gradients clipped to norm {train.clip_norm:g}"] if train.clip_norm else []
     if train.ema_decay is not None:
