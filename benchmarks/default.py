@@ -1,6 +1,6 @@
 """The shipped default beside an afternoon's baseline, and stackers beside their base, at several data sizes.
 
-`python benchmarks/default.py --folder FOLDER [--sizes 30,65,200,800] [--seeds 0,1,2] [--json FILE]`
+`python benchmarks/default.py --folder FOLDER [--sizes 30,65,200,800] [--seeds 0,1,2] [--stack 30,65] [--json FILE]`
 
 A pool of phantom studies of real difficulty is drawn once. For each size and seed, that many patients train and the
 same `--held` patients are predicted: by `ichkit train` with the default config and by `benchmarks/baseline.py`, with
@@ -49,11 +49,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of as many as the size asks for")
     parser.add_argument("--variant", action="append", default=[], help="NAME=section.key=value,section.key=value")
     parser.add_argument("--only", help="these variants and sources only, by name")
-    parser.add_argument("--stack", action="store_true", help="also stack the default's tables")
+    parser.add_argument("--stack", default="", help="sizes at which the default's tables are also stacked")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sizes, seeds = ([int(word) for word in text.split(",")] for text in (args.sizes, args.seeds))
+    sizes, seeds, stacked = (
+        [int(word) for word in text.split(",") if word] for text in (args.sizes, args.seeds, args.stack)
+    )
     variants = {PLAIN: (), BASE: ()}
     for text in args.variant:
         name, _, settings = text.partition("=")
@@ -68,7 +70,7 @@ def main() -> None:
             for name, settings in variants.items():
                 rows.append(measure(work, name, settings, size, seed, args))
                 print(describe(rows[-1]), flush=True)
-            if args.stack and BASE in variants:
+            if size in stacked and BASE in variants:
                 rows += [stack(work, patients, size, seed) for patients in (30, 65, args.held) if patients <= args.held]
     facts = {"backbone": args.backbone, "pixels": args.pixels, "num_held": args.held}
     report({**facts, **summarise(rows)}, args.json)
