@@ -54,8 +54,8 @@ def adapt_to_length(config: TrainConfig, num_slices: int, num_studies: int, worl
         world: number of processes; each needs a block of every batch.
 
     Example:
-        >>> adapt_to_length(TrainConfig(adapts_to_length=True, ema_decay=0.999), 1700, 52).changes
-        {'batch_blocks': 5, 'cutmix.probability': 0.0, 'ema_decay': 0.9828}
+        >>> adapt_to_length(TrainConfig(adapts_to_length=True, ema_decay=0.999), 3400, 104).changes
+        {'batch_blocks': 11, 'cutmix.probability': 0.0, 'ema_decay': 0.9811}
     """
     blocks = count_blocks(config, num_slices, num_studies)
 

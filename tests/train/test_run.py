@@ -114,7 +114,8 @@ def test_a_short_run_says_and_keeps_what_its_settings_became(fresh_work, caplog)
     assert adapted["batch_blocks"] == 4
     assert adapted["cutmix.probability"] == 0
     assert 0.5 <= adapted["ema_decay"] < 0.999
-    said = f"batch_blocks 4, cutmix.probability 0, ema_decay {adapted['ema_decay']:g}"
+    mixed = "cutmix.probability 0, drop_rate 0.5, mixup.probability 1"
+    said = f"batch_blocks 4, {mixed}, ema_decay {adapted['ema_decay']:g}"
     assert said in " ".join(plan.forecast().steps)
     assert caplog.text.count(said) == 1
     assert f"about {manifest.facts['num_steps']} steps" in " ".join(plan.forecast().steps)
