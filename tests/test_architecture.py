@@ -129,6 +129,15 @@ def test_help_and_completion_load_no_package_that_takes_long():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_plan_of_predict_loads_no_network_library():
+    code = (
+        "import sys, ichkit.stages.predict.plan\n"
+        "print([m for m in ('torch', 'timm', 'lightgbm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", shipped_names("configs"))
 def test_every_shipped_config_loads_and_says_where_it_comes_from(name):
     config = load_config(name)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.tasks import Task, find_task
-from ichkit.engine.inference import Predictor
 from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.show.blocks import Prose, Section
 from ichkit.show.table import NOTHING, Cell, Table
@@ -16,6 +16,9 @@ from ichkit.stages.predict.thresholds import STUDY, read_thresholds
 from ichkit.validation.thresholds import F1_AIM
 from ichkit.work.artifacts import has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
+
+if TYPE_CHECKING:
+    from ichkit.engine.inference import Predictor
 
 GATE_NAME = "gate.csv"
 _USUAL_THRESHOLD = 0.5
@@ -35,7 +38,7 @@ class Gate:
     task: Task
     threshold: float
 
-    def check(self, networks: dict[str, dict[int, Predictor]]) -> None:
+    def check(self, networks: "dict[str, dict[int, Predictor]]") -> None:
         """Checks that its networks predict the main class of whole studies.
 
         Raises:
