@@ -301,7 +301,7 @@ class TrainConfig(ConfigSection):
     probabilities are conditional on it (see `stack.combine: cascade`).
 
     With `adapts_to_length`, `batch_blocks`, `ema_decay` and `cutmix.probability` are upper limits; a run of few steps
-    has smaller ones (`engine.length`).
+    has smaller ones, and one on few studies has `drop_rate` and `mixup` where the config has none (`engine.length`).
     """
 
     backbone: str = "resnet50"

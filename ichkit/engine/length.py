@@ -19,6 +19,7 @@ FEW_STUDIES = 100
 """With fewer training studies a network is too sure of itself without dropout and mixup."""
 
 FEW_DROP_RATE, FEW_MIXUP = 0.5, 1.0
+"""`drop_rate` and `mixup.probability` there."""
 
 AVERAGED_SHARE = 0.05
 """Share of the steps that EMA weights average over."""

@@ -224,7 +224,7 @@ def _capture(
     import highdicom
 
     made = []
-    series, part = derive_uid("captures", *identity), identity[-1]
+    series, part = derive_uid("captures", *identity), _part_of(str(rows["study_id"].iloc[0]))
     for rank, (source, index) in enumerate(zip(sources, _positions(keys, rows), strict=True), 1):
         picture = paint_heat(heat.picture_hu[index], heat.heat[index])
         row = rows.iloc[index]
@@ -261,7 +261,7 @@ def _report(
     import highdicom
     from highdicom import sr
 
-    model, part = prediction.model.name, identity[-1]
+    model, part = prediction.model.name, _part_of(str(study["study_id"]))
     device = sr.ObserverContext(
         codes.DCM.Device,
         sr.DeviceObserverIdentifyingAttributes(
