@@ -131,8 +131,7 @@ def test_help_and_completion_load_no_package_that_takes_long():
 
 def test_a_plan_of_predict_loads_no_network_library():
     code = (
-        "import sys, ichkit.stages.predict.plan\n"
-        "print([m for m in ('torch', 'timm', 'lightgbm') if m in sys.modules])"
+        "import sys, ichkit.stages.predict.plan\nprint([m for m in ('torch', 'timm', 'lightgbm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
