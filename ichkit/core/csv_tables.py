@@ -44,16 +44,17 @@ def guard(text: str) -> str:
 
 
 def read_csv(source: Path | BytesIO, **options: Any) -> pd.DataFrame:
-    """A table that `encode_csv` wrote, with the original text.
+    """A table that `encode_csv` wrote, with the original text. Only an empty cell is missing: NA may be someone's id.
 
     Args:
-        options: of `pandas.read_csv`, which documents the exceptions.
+        options: of `pandas.read_csv`, which documents the exceptions; `keep_default_na` changes what is missing.
 
     Raises:
         pandas.errors.ParserError: the first row has more cells than the header; pandas would take its first cells for
             row names, and read every other cell in the wrong column.
     """
-    table: pd.DataFrame = pd.read_csv(source, **options)
+    missing = {} if "keep_default_na" in options else {"keep_default_na": False, "na_values": [""]}
+    table: pd.DataFrame = pd.read_csv(source, **missing, **options)
     if not isinstance(table.index, pd.RangeIndex):
         raise pd.errors.ParserError("rows have more cells than the header")
     for place in range(table.shape[1]):

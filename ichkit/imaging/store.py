@@ -149,12 +149,8 @@ class Prepared:
             slices, studies = (
                 read_table(folder / name, manifest.sha256_of(name)) for name in ("slices.parquet", "studies.parquet")
             )
-            folds = read_table(
-                folder / "folds.csv",
-                manifest.sha256_of("folds.csv"),
-                dtype={"patient_id": str, "fold": int},
-                keep_default_na=False,  # a patient may be called NA
-            )
+            dtypes = {"patient_id": str, "fold": int}
+            folds = read_table(folder / "folds.csv", manifest.sha256_of("folds.csv"), dtype=dtypes)
             return cls(folder, task, manifest, slices, studies, folds)
 
         return read_whole(folder, read)
@@ -239,7 +235,7 @@ class Prepared:
     def rejected(self) -> pd.DataFrame:
         """Rejected files, with the reason."""
         text = ["dataset", "split", "slice_id", "study_id", "series_id", "file", "reason"]
-        return self.read_table("rejected.csv", dtype=dict.fromkeys(text, str), keep_default_na=True)
+        return self.read_table("rejected.csv", dtype=dict.fromkeys(text, str))
 
     def read_volume(self, relative: str) -> np.ndarray:
         """(S, H, W) int16 HU of one study, row i is slice_index i."""

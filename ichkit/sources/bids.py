@@ -67,7 +67,7 @@ def read_readers(path: Path, task: Task) -> pd.DataFrame:
         DataError: no study_id or reader, no class of the task, or a value that is not 0 or 1.
     """
     try:
-        raw = read_csv(path, dtype={"study_id": "str", "side": "str", "part": "str"})
+        raw = read_csv(path, dtype={"study_id": "str", "side": "str", "part": "str"}, keep_default_na=True)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected a CSV of reads, it cannot be read ({type(error).__name__}).") from error
     known = [name for name in task.classes if name in raw]

@@ -42,6 +42,14 @@ def test_numbers_keep_their_sign_and_missing_values_stay_missing():
     assert back.id.isna().tolist() == [False, True]
 
 
+def test_only_an_empty_cell_is_missing():
+    table = pd.DataFrame({"id": ["NA", "null", "nan", "", None], "number": [1.5, None, None, None, None]})
+    back = read_csv(io.BytesIO(encode_csv(table)), dtype={"id": "str"})
+    assert back.id.tolist()[:3] == ["NA", "null", "nan"]
+    assert back.id.isna().tolist() == [False, False, False, True, True]
+    assert back.number.isna().tolist() == [False, True, True, True, True]
+
+
 @pytest.mark.parametrize("dtype", ["object", "str", "category"])
 def test_every_kind_of_text_column_is_guarded(dtype):
     assert encode_csv(pd.DataFrame({"a": pd.Series(["=x", "y"], dtype=dtype)})) == b"a\n'=x\ny\n"
