@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,7 +10,8 @@ import pandas as pd
 import pytest
 from support.commands import do
 from support.pixels import make_pixel_work
-from support.training import TINY, config, read_files
+from support.ranks import finish, start
+from support.training import config, read_files
 
 from ichkit.core.errors import ConfigError
 from ichkit.engine.ranks import Ranks
@@ -34,24 +32,6 @@ EXACT = (
 )
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(work, rank, port, changes):
-    settings = [word for change in (*TINY, *changes) for word in ("--set", change)]
-    words = ["train", "--work", str(work.root), "--run", "run", "--fold", "0", *settings]
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    place = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    # What torchrun sets besides; it tells the library that processes are there already.
-    place |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "ichkit", *words]
-    return subprocess.Popen(command, env=os.environ | place, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-
-
 def losses_of(work):
     lines = (work.fold("run", 0) / "steps.jsonl").read_text().splitlines()
     return np.array([json.loads(line)["loss"] for line in lines])
@@ -61,10 +41,8 @@ def train_alone_and_together(tmp_path, changes):
     """Work folders of one process and of two, and what each of the two printed."""
     alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
     do(train, config(*changes), alone, run_name="run", folds=[0])
-    port = free_port()
-    processes = [start(together, rank, port, changes) for rank in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    codes, told = finish(together, start(together, changes))
+    assert codes == [0, 0], told
     return alone, together, told
 
 
@@ -108,16 +86,15 @@ def test_two_processes_choose_the_epoch_that_one_chooses(tmp_path):
 
 @pytest.mark.slow
 def test_a_stop_of_one_process_stops_both_and_the_step_is_kept(tmp_path):
-    work, port = make_pixel_work(tmp_path), free_port()
-    changes = (*EXACT, "train.epochs=2000")
-    processes = [start(work, rank, port, changes) for rank in range(2)]
+    work = make_pixel_work(tmp_path / "work")
+    processes = start(work, (*EXACT, "train.epochs=2000"))
     journal = partial_of(work.fold("run", 0)) / "steps.jsonl"
     deadline = time.monotonic() + 60
     while not journal.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    told = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [75, 75], told
+    os.kill(processes[1].pid, signal.SIGTERM)
+    codes, told = finish(work, processes)
+    assert codes == [75, 75], told
     assert (journal.parent / "last.ckpt").exists()
 
 
