@@ -70,7 +70,7 @@ def nothing(root):
         (magnetic_resonance, 3, "3 not CT"),
         (packed, 2, "2 gzip archive"),
         (coronal, 3, "3 not axial"),
-        (nothing, 0, "there is no file that may be an image"),
+        (nothing, 0, ""),
     ],
 )
 def test_a_folder_without_a_usable_slice_is_said_with_the_reasons_before_the_model_is_loaded(
@@ -80,12 +80,33 @@ def test_a_folder_without_a_usable_slice_is_said_with_the_reasons_before_the_mod
     scans.mkdir()
     fill(scans)
     said = call("predict", scans, "--model", model, "--out", out, code=2)
-    assert f"none of {num_files} files could be used: {reason}" in " ".join(said.split())
+    expected = f"none of {num_files} files could be used: {reason}" if num_files else "found no file that may be an im"
+    assert expected in " ".join(said.split())
     rejected = pd.read_csv(out / "rejected.csv")
     assert len(rejected) == num_files
     assert pd.read_csv(out / "slices.csv").empty
     assert pd.read_csv(out / "studies.csv").empty
     assert not pd.read_csv(out / "series_choice.csv")["chosen"].any()
+
+
+def lose_its_pixels(root):
+    for path in (root / "1").glob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("fill", [nothing, text_file, lose_its_pixels])
+def test_a_call_that_can_use_no_file_leaves_an_earlier_prediction_as_it_is(tmp_path, fill):
+    scans, out, model = tmp_path / "scans", tmp_path / "out", make_model(tmp_path / "exported")
+    write_series(tmp_path / "1", 4)
+    call("predict", tmp_path / "1", "--model", model, "--out", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    scans.mkdir()
+    if fill is lose_its_pixels:
+        (tmp_path / "1").rename(scans / "1")
+    fill(scans)
+    said = call("predict", scans, "--model", model, "--out", out, code=2)
+    assert fill is nothing or f"The earlier prediction in {out} is kept" in " ".join(said.split())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_wrong_path_is_said_before_the_model_is_looked_for(tmp_path):

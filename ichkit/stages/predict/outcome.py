@@ -92,6 +92,11 @@ def _files_of(out: Path) -> dict[str, str]:
         return {}
 
 
+def is_finished(out: Path) -> bool:
+    """True if an output folder holds the whole result of an earlier call."""
+    return (out / JSON_NAME).is_file() and not (out / _UNFINISHED).is_file()
+
+
 def begin_output(out: Path) -> None:
     """Marks an output folder as unfinished, and removes what an earlier call wrote and this one may not."""
     write_bytes_atomically(out / _UNFINISHED, b"")

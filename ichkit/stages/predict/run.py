@@ -39,6 +39,7 @@ from ichkit.stages.predict.outcome import (
     begin_output,
     describe_prediction,
     finish_output,
+    is_finished,
     refuse_foreign_files,
 )
 from ichkit.stages.predict.plan import PredictOptions, PredictPlan, plan
@@ -130,10 +131,7 @@ def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None =
     refused = _join([found.rejected, hide_files(refused, salt)])
     if found.files.empty:
         # Before the model is loaded: a wrong folder is the most common mistake.
-        _write_tables(
-            out, pd.DataFrame(columns=[*predictions_columns(task), "position_mm"]), refused, found.series_choice, task
-        )
-        raise _nothing_usable(plan, refused)
+        raise _nothing_usable(plan, refused, found.series_choice)
     if plan.labels is not None:
         check_labels(plan.labels, found.files, index[index["reason"] == ""])
     gated = None
@@ -153,9 +151,9 @@ def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None =
     with memory_advice(_SAVE_MEMORY):
         table, pooled, records = _predict_slices(chosen, networks, planned, volumes, task)
     rejected = _join([refused, hide_files(collect_failures(planned, records), salt)])
-    written = _write_tables(out, table, rejected, found.series_choice, task, pooled)
     if table.empty and (gated is None or not gated.studies.size or gated.studies["goes_on"].any()):
-        raise _nothing_usable(plan, rejected)
+        raise _nothing_usable(plan, rejected, found.series_choice)
+    written = _write_tables(out, table, rejected, found.series_choice, task, pooled)
     prediction = Prediction(
         slices=table,
         studies=_study_table(table, task, pooled),
@@ -258,16 +256,23 @@ def _write_tables(
     }
 
 
-def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame) -> NothingUsableError:
+def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame, series_choice: pd.DataFrame) -> NothingUsableError:
+    """Writes why no file could be used, unless that would replace an earlier prediction; returns the error."""
     path, out = plan.options.path, plan.options.out
-    num_files = len(plan.images) + len(plan.refused)
-    reasons = count_reasons(rejected)
-    found = f"{reasons}. {out / 'rejected.csv'} has every file; check the path."
-    if names := plan.config.prepare.sequences.names:
-        message = f"predict: expected NIfTI files of {', '.join(names)} at {path}, none could be used: {found}"
+    reasons, num_files = count_reasons(rejected), len(plan.images) + len(plan.refused)
+    if is_finished(out):
+        where = f"The earlier prediction in {out} is kept; with another --out, rejected.csv lists every file."
     else:
-        message = f"predict: expected slices of a head CT at {path}, none of {num_files} files could be used: {found}"
-    return NothingUsableError(message, reasons)
+        nothing = pd.DataFrame(columns=[*predictions_columns(plan.task), "position_mm"])
+        _write_tables(out, nothing, rejected, series_choice, plan.task)
+        where = f"{out / 'rejected.csv'} has every file."
+    if names := plan.config.prepare.sequences.names:
+        message = f"expected NIfTI files of {', '.join(names)} at {path}, none could be used: {reasons}. {where}"
+    elif num_files:
+        message = f"expected slices of a head CT at {path}, none of {num_files} files could be used: {reasons}. {where}"
+    else:
+        message = f"expected slices of a head CT at {path}, found no file that may be an image."
+    return NothingUsableError(f"predict: {message} Check the path.", reasons)
 
 
 def _predict_slices(
