@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.resources
 import re
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ TABLE_TEMPLATE = "table.html.j2"
 SHARED = ("page.html.j2", "sections.html.j2", TABLE_TEMPLATE, SCRIPT)
 """Files of this package that pages are made of."""
 _FRAME = "ichkit.show"
+_HEAD_CHARACTERS = 2000
 
 
 def render(room: str, template: str, **values: Any) -> str:
@@ -39,6 +41,15 @@ def render(room: str, template: str, **values: Any) -> str:
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(script=Markup(script), policy=policy, **values)
+
+
+def read_meta(path: Path, name: str) -> str | None:
+    """The hexadecimal value of a `<meta>` element in the head of a page; None if there is no such page or element."""
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = re.search(rf'name="{name}" content="([0-9a-f]*)"', file.read(_HEAD_CHARACTERS))
+    return found[1] if found else None
 
 
 def to_html(table: Table) -> Markup:

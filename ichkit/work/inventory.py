@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ichkit.core.errors import ArtifactError
-from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
+from ichkit.work.artifacts import Manifest, digest_of, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder, is_name
 from ichkit.work.places import MANIFEST_NAME, final_of, partial_of
 
@@ -110,6 +110,11 @@ class Inventory:
             for name, file in entry.manifest.files.items()
             if name.endswith(".parquet")
         }
+
+    @property
+    def digest(self) -> str:
+        """A digest of `tables`: it changes whenever a source appears, changes or goes."""
+        return digest_of(self.tables)
 
     def path_of(self, entry: Entry, name: str = "") -> str:
         """The path of an artifact, or of a file of it, relative to the work folder."""

@@ -15,6 +15,7 @@ from ichkit.stages.doctor.found_work import find_work
 from ichkit.stages.doctor.next_step import choose_step
 from ichkit.work.artifacts import ArtifactWriter
 from ichkit.work.folder import WorkFolder
+from ichkit.work.inventory import take_inventory
 
 NOWHERE = {name: DataState(False, "", tuple(map(str, row.folders)), False, False) for name, row in SOURCES.items()}
 
@@ -62,8 +63,13 @@ def test_from_an_empty_folder_to_the_board_each_step_is_the_next():
     assert next_command() == "ichkit submit"
     write_submission(work, "default", [0, 1, 2])
     assert next_command() == "ichkit report"
-    work.report.touch()
+    digest = take_inventory(work).digest
+    work.report.write_text(f'<head><meta name="ichkit-tables" content="{digest}"></head>')
     assert next_command() == "ichkit leaderboard"
+    assert not find_work(work, Path("submissions")).is_report_outdated
+    write_stack(work, "default", [0, 1, 2], name="second")
+    assert find_work(work, Path("submissions")).is_report_outdated
+    assert next_command() == "ichkit report"
 
 
 def test_what_was_begun_goes_on_first():

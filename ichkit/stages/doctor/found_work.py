@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ichkit.core.errors import ArtifactError
+from ichkit.show.page import read_meta
 from ichkit.validation.notes import is_csv_unchanged, note_names, read_note
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
@@ -57,6 +58,7 @@ class WorkState:
     Attributes:
         prepared: None where `prepare` has not finished.
         is_prepare_unfinished: it was begun, and is resumed by the next call.
+        is_report_outdated: the report shows other runs and stacks than there are now.
         damaged: what is there and cannot be read, relative to the work folder or the submissions.
     """
 
@@ -67,6 +69,7 @@ class WorkState:
     submissions: dict[str, SubmissionState] = field(default_factory=dict)
     has_scores: bool = False
     has_report: bool = False
+    is_report_outdated: bool = False
     damaged: tuple[str, ...] = ()
 
 
@@ -104,6 +107,7 @@ def find_work(work: WorkFolder, submissions: Path) -> WorkState:
         submissions=sent,
         has_scores=inventory.scores.is_finished,
         has_report=work.report.is_file(),
+        is_report_outdated=read_meta(work.report, "ichkit-tables") not in (None, inventory.digest),
         damaged=tuple(dict.fromkeys(damaged)),
     )
 

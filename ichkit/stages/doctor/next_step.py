@@ -94,6 +94,8 @@ def _after_training(
         return ["train", *train_options(name, run, work, config_name)], f"{count} are trained; the others remain."
     if not inventory.has_report:
         return ["report", *options], "Every fold is trained, stacked and scored; the report shows the results."
+    if inventory.is_report_outdated:
+        return ["report", *options], "Runs or stacks were made or changed since the report was written."
     return [
         "leaderboard",
         *options,

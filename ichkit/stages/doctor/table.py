@@ -76,7 +76,7 @@ def _work_rows(inventory: WorkState) -> Iterator[tuple[str, str]]:
     yield "scores", "finished" if inventory.has_scores else NOTHING
     sent = [f"{name}{_age(note.is_outdated)}" for name, note in inventory.submissions.items()]
     yield "submissions", ", ".join(sent) or NOTHING
-    yield "report", "finished" if inventory.has_report else NOTHING
+    yield "report", f"finished{_age(inventory.is_report_outdated)}" if inventory.has_report else NOTHING
     if inventory.damaged:
         yield "damaged", ""
 

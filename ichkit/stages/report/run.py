@@ -1,6 +1,5 @@
 """`ichkit report`: one self-contained HTML page about a work folder: no network, images embedded."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -227,7 +226,7 @@ class Outputs:
     def write_page(self) -> None:
         """Writes `work/report.html`."""
         path = self.report.work.report
-        if _inputs_of(path) == self.inputs:
+        if page.read_meta(path, "ichkit-inputs") == self.inputs:
             logger.info("report: %s is up to date", path)
             return
         if path.exists():
@@ -249,7 +248,7 @@ class Outputs:
         path = self.report.work.checklist(checklist.name)
         template = page.read_template(_ROOM, CHECKLIST_TEMPLATE)
         inputs = digest_of([self.inputs, vars(checklist), read_source(checklist), template])
-        if _inputs_of(path) == inputs and path.with_suffix(".csv").is_file():
+        if page.read_meta(path, "ichkit-inputs") == inputs and path.with_suffix(".csv").is_file():
             logger.info("report: %s is up to date", path)
             return
         write_checklist(self.report, checklist, self.sections, path, inputs)
@@ -299,6 +298,7 @@ def render(report: ReportData, sections: Sequence[Section], inputs: str = "") ->
         notice=notice,
         made=made,
         inputs=inputs,
+        tables=take_inventory(report.work).digest,
     )
 
 
@@ -320,17 +320,8 @@ def _digest(report: ReportData) -> str:
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]
-    made = [manifest.created_utc for manifest in manifests]
+    made = [take_inventory(report.work).digest, *(manifest.created_utc for manifest in manifests)]
     looks = read_looks(report.work).to_dict("records")
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
     templates = [page.read_template(_ROOM, name) for name in (*page.SHARED, _TEMPLATE)]
     return digest_of([read, made, looks, sites, templates, package_versions(), git_commit(), report.config.settings()])
-
-
-def _inputs_of(path: Path) -> str | None:
-    """The digest in the head of the existing page; None if there is no page."""
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        found = re.search(r'name="ichkit-inputs" content="([0-9a-f]*)"', file.read(2000))
-    return found[1] if found else None
