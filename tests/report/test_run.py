@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from support.commands import do
 from support.reports import CONFIG, Page, explain_without_network, make_report_work
 from support.simulated import TASK, make_stack, make_work, rewrite_prepared
 
+from ichkit.cli.main import main
 from ichkit.core.errors import ArtifactError
 from ichkit.show.drawing import Series, draw_intervals
 from ichkit.stages.report import gallery
@@ -322,6 +324,11 @@ def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
     for command in ("ichkit train --fold 1", "ichkit stack", "ichkit prepare --cq500 PATH"):
         assert f"Run {command}" in page.text
     assert set(page.tables) >= {"Log loss per class and stage, out of fold", "a, out of fold, by slice"}
+    commands = re.findall(r"ichkit (?:(?!ichkit).)*? --config report\.yaml", page.text)
+    assert commands[0] == "ichkit prepare --rsna RSNA --config report.yaml"
+    for command in commands:
+        name, *words = shlex.split(command)[1:]
+        main.commands[name].make_context(name, words)
     # All sections but that of thresholds on patients for validation, of which a run has none unless it asks for them.
     assert "inner" not in page.ids
     assert len(page.headings) == len(report._SCORED) - 1 + len(report._STUDY) + 4

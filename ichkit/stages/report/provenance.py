@@ -13,7 +13,15 @@ from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
 from ichkit.stages.report.curves import draw_training
 from ichkit.stages.report.report_data import ReportData
-from ichkit.work.artifacts import Manifest, list_differences, package_versions, read_bytes, read_manifest, read_table
+from ichkit.work.artifacts import (
+    Manifest,
+    has_artifact,
+    list_differences,
+    package_versions,
+    read_bytes,
+    read_manifest,
+    read_table,
+)
 from ichkit.work.folder import HELDOUT_CURVE_NAME
 
 _CONFIG_FILE = "report.yaml"
@@ -72,17 +80,21 @@ def make_repeat(report: ReportData) -> Section:
     runs = [source for source in report.sources if source.is_run]
     stack = report.second
     lines = [
-        "ichkit prepare",
+        " ".join(("ichkit prepare", *_data_options(report))),
         *(f"ichkit train --run {run.name} --fold {','.join(map(str, run.folds))}" for run in runs),
     ]
     if stack is not None:
         lines.append(f"ichkit stack --runs {','.join(stack.runs)} --name {stack.path.split('/')[1]}")
-    lines += ["ichkit evaluate", "ichkit submit", "ichkit report"] if runs else []
+    if runs:
+        further = (report.work.protocols, report.work.robustness, report.work.adversarial)
+        scores = ["", *(f" --{folder.name}" for folder in further if has_artifact(folder))]
+        lines += [*(f"ichkit evaluate{option}" for option in scores), "ichkit submit", "ichkit report"]
     commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
     config = report.config.settings()
     text = (
-        f"Save the configuration below as `{_CONFIG_FILE}`. With the same data, package versions and number of "
-        "threads, these commands reproduce the results: exactly on a CPU, nearly on a GPU."
+        f"Save the configuration below as `{_CONFIG_FILE}`, and put your own paths for the words in capitals. With the "
+        "same data, package versions and number of threads, these commands reproduce the results: exactly on a CPU, "
+        "nearly on a GPU."
     )
     differences = [line for run in runs for line in _differences(report, run.name, run.folds[0], config)]
     blocks: list[Block] = [Prose(text), Listing("Commands", commands)]
@@ -152,6 +164,22 @@ def _read_history(report: ReportData, run: str, fold: int) -> pd.DataFrame:
 
 def _share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f} %"
+
+
+def _data_options(report: ReportData) -> list[str]:
+    """The options of `prepare` that name its data; their paths are not recorded."""
+    prepared = report.prepared
+    source, datasets = str(prepared.manifest.settings.get("source", "rsna")), set(prepared.studies["dataset"])
+    known = {
+        "rsna": "--rsna RSNA",
+        "cq500": "--cq500 CQ500",
+        "folder": "--folder SCANS --labels LABELS",
+    }
+    external = [name for name in prepared.external_sets() if name in datasets]
+    return [
+        known.get(source, f"--source {source}"),
+        *(known.get(name, f"--external {name}=SCANS --labels {name}=LABELS") for name in external),
+    ]
 
 
 def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]) -> list[str]:
