@@ -43,6 +43,7 @@ def demo(settings: Settings, folder: Path, dry_run: bool) -> None:
         _run_pipeline(inside, _DEMO, dry_run=dry_run)
         if not dry_run:
             click.echo(f"Outputs in {Path.cwd()}: work/report.html, submissions/leaderboard.csv, phantom/.")
+            click.echo("Next, in that folder: ichkit predict -c demo phantom/rsna/stage_2_test")
 
 
 def _show_demo(settings: Settings, folder: Path) -> None:

@@ -11,7 +11,7 @@ from ichkit.imaging.windows import SEQUENCE_TOP, TABLE_HIGH_HU, TABLE_LOW_HU, wi
 BRAIN_WINDOW = (40.0, 80.0)
 # Most of the colour a pixel may get: with less the heat is hard to see, with more the tissue beneath it.
 _STRENGTH = 0.6
-WINDOWS = (("brain", BRAIN_WINDOW), ("subdural", (80.0, 200.0)), ("bone", (600.0, 2800.0)))
+WINDOWS = (("brain", BRAIN_WINDOW), ("subdural", (75.0, 215.0)), ("bone", (600.0, 2800.0)))
 """Names with (level, width) in HU of the windows that people look at slices through."""
 CODE_KNOTS = ((-1024, 0), (-100, 24), (-15, 44), (90, 196), (200, 224), (2000, 255))
 """(HU, code) between which `encode_hounsfield` is linear: most of the 256 codes are for brain and blood."""

@@ -198,7 +198,7 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
       cell.textContent = data.probabilities[slice][c].toFixed(3) + label;
     });
     const name = data.heat_class[at];
-    note.textContent = !data.heat ? "" : name === undefined
+    note.textContent = !data.heat ? "" : !heatBox.checked ? "The heat map is switched off." : name === undefined
       ? "No heat map for this slice: it is computed for the most probable slices." : `Heat map: ${name}, faded by its probability, inside the head.`;
     keyButtons.forEach((button, i) => button.setAttribute("aria-pressed", String(data.keys[i] === at)));
     draw();
@@ -212,13 +212,13 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
   }
   for (const part of [panes, slider]) part.addEventListener("focus", begin);
   slider.addEventListener("input", () => go(Number(slider.value)));
-  heatBox.addEventListener("change", draw);
+  heatBox.addEventListener("change", () => go(at));
   const steps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5, Home: -1e6, End: 1e6 };
   panes.addEventListener("keydown", event => {
     const key = event.key.toLowerCase();
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in steps) go(at + steps[event.key]);
-    else if (key === "h" && data.heat) { heatBox.checked = !heatBox.checked; draw(); }
+    else if (key === "h" && data.heat) { heatBox.checked = !heatBox.checked; go(at); }
     else if (key === "w") choose((only + 2) % (data.windows.length + 1) - 1);
     else if (key === "k" && data.keys.length) go(data.keys[(data.keys.indexOf(at) + 1) % data.keys.length]);
     else return;

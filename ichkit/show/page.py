@@ -24,6 +24,7 @@ SHARED = ("page.html.j2", "sections.html.j2", TABLE_TEMPLATE, SCRIPT)
 """Files of this package that pages are made of."""
 _FRAME = "ichkit.show"
 _HEAD_CHARACTERS = 2000
+_OPTION, _KEPT = re.compile(r"(?<!\S)--?[a-z][\w-]*"), r'<span class="option">\g<0></span>'
 
 
 def render(room: str, template: str, **values: Any) -> str:
@@ -58,13 +59,14 @@ def to_html(table: Table) -> Markup:
 
 
 def inline(text: str) -> Markup:
-    """Escaped text; text between backticks becomes `<code>`.
+    """Escaped text; text between backticks becomes `<code>`, in which no line breaks inside an option.
 
     Example:
         >>> str(inline("run `ichkit train` & wait"))
         'run <code>ichkit train</code> &amp; wait'
     """
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    code = re.sub(r"`([^`]+)`", lambda found: f"<code>{_OPTION.sub(_KEPT, found[1])}</code>", str(escape(text)))
+    return Markup(code)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> str:

@@ -1,4 +1,4 @@
-"""`predictions.html`, a self-contained page: what to read first, a triage list, and a slice viewer of every study."""
+"""`predictions.html`, a self-contained page: what to read first, the studies by probability, and a slice viewer of every study."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,7 +212,7 @@ def _triage(prediction: Prediction, studies: pd.DataFrame, drawn: set[int], task
         f"Probability of a study: {describe_pooling(prediction)}. Sorted by {main}, highest first. Study "
         "numbers are row numbers of `studies.csv`, which contains the IDs."
     )
-    return Table("Triage list", ("study", "slices", *task.classes), rows, note=note)
+    return Table("Studies by probability", ("study", "slices", *task.classes), rows, note=note)
 
 
 def _error_section(

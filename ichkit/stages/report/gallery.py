@@ -231,7 +231,7 @@ def _card(report: ReportData, one: Judged, explained: dict[tuple[str, int], Expl
     if found is not None and drawer is not None and report.best is not drawer:
         before = format_number(float(found.probabilities[one.class_index]), 3)
         facts.append(f"{drawer.name} alone: {before}")
-    place = f"slice {row.slice_index + 1} of {row.num_slices}"
+    place = f"slice {row.slice_index} ({row.slice_index + 1} of {row.num_slices})"
     alt = f"Slice {shorten(row.slice_id)}, {place}, {one.verdict} for {name}, in {len(tiles)} images"
     figure = format_number(float(p[one.class_index]), 3)
     facts[:0] = [place, f"{one.verdict}, threshold {format_number(one.threshold, 3)}"]

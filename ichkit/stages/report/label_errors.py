@@ -145,7 +145,7 @@ def _card(report: ReportData, number: int, column: int, probability: float, view
     tiles = [fit_picture(window_picture(hounsfield, *window), _TILE) for _, window in WINDOWS]
     picture = tile_pictures(tiles, len(tiles))
     truth = [report.task.classes[c] for c in np.flatnonzero(report.labels[number] == 1)]
-    name, place = report.task.classes[column], f"slice {row.slice_index + 1} of {row.num_slices}"
+    name, place = report.task.classes[column], f"slice {row.slice_index} ({row.slice_index + 1} of {row.num_slices})"
     label = int(report.labels[number, column])
     return Card(
         encode_webp(picture, _QUALITY),
