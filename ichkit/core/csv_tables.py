@@ -53,8 +53,9 @@ def read_csv(source: Path | BytesIO, **options: Any) -> pd.DataFrame:
         pandas.errors.ParserError: the first row has more cells than the header; pandas would take its first cells for
             row names, and read every other cell in the wrong column.
     """
-    missing = {} if "keep_default_na" in options else {"keep_default_na": False, "na_values": [""]}
-    table: pd.DataFrame = pd.read_csv(source, **missing, **options)
+    if "keep_default_na" not in options:
+        options |= {"keep_default_na": False, "na_values": [""]}
+    table: pd.DataFrame = pd.read_csv(source, **options)
     if not isinstance(table.index, pd.RangeIndex):
         raise pd.errors.ParserError("rows have more cells than the header")
     for place in range(table.shape[1]):
