@@ -137,6 +137,16 @@ def test_a_plan_of_predict_loads_no_network_library():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_wrong_path_of_predict_is_said_before_a_network_library_is_loaded(tmp_path):
+    code = (
+        "import sys\nfrom ichkit.cli.main import main\n"
+        f"try:\n    main(['predict', {str(tmp_path / 'nowhere')!r}])\n"
+        "except SystemExit as end:\n    print(end.code, [m for m in ('torch', 'timm', 'lightgbm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []", done.stderr
+
+
 @pytest.mark.parametrize("name", shipped_names("configs"))
 def test_every_shipped_config_loads_and_says_where_it_comes_from(name):
     config = load_config(name)

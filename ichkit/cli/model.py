@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     help="Write predictions.html with images and heat maps [default: page].",
 )
 @common_options
-@planned("ichkit.stages.predict.run", "PredictOptions")
+@planned("ichkit.stages.predict.plan", "PredictOptions")
 def predict_command(plan: "PredictPlan") -> None:
     """Predict probabilities for a folder or zip file of head CT, per slice and per study. Research use only."""
     from ichkit.stages.predict.outcome import render, render_steps
