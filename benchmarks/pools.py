@@ -95,7 +95,8 @@ def play(seed: int, scratch: Path, args: argparse.Namespace, pools: list[str]) -
     folds = range(config.prepare.num_folds)
     cpu["cpu_copied"] = sum(train(config, work, "copied", k) for k in folds)
     slices = pd.concat([read_table(work.fold("copied", k) / "oof.parquet") for k in folds])
-    found |= {"mean": slices.groupby("study_id")[P].mean(), "max": slices.groupby("study_id")[P].max()}
+    of_study = slices.groupby("study_id")[P]
+    found |= {"copied_mean": of_study.mean(), "copied_max": of_study.max()}
     for pool in pools:
         pooled = load_config("demo", (*changes, f"train.pool={pool}"))
         cpu[f"cpu_{pool}"] = sum(train(pooled, work, pool, k) for k in folds)
@@ -150,7 +151,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def compare(tables: list[pd.DataFrame], pools: list[str]) -> dict[str, float]:
     """Areas, means over seeds, and the gain of each pool over the better way of the copied network."""
     figures: dict[str, float] = {}
-    sources = ("mean", "max", *pools)
+    sources = ("copied_mean", "copied_max", *pools)
     found = [{name: table[name][P].to_numpy(np.float64) for name in sources} for table in tables]
     labels = [np.stack(table["labels"]).astype(np.float64) for table in tables]
     rows_of = [list(table.reset_index(drop=True).groupby("patient").indices.values()) for table in tables]
@@ -158,7 +159,7 @@ def compare(tables: list[pd.DataFrame], pools: list[str]) -> dict[str, float]:
         name: np.mean([score(own[name], known) for own, known in zip(found, labels, strict=True)], axis=0)
         for name in sources
     }
-    best = max(("mean", "max"), key=lambda name: means[name][0])
+    best = max(("copied_mean", "copied_max"), key=lambda name: means[name][0])
     for name, (of_any, of_all) in means.items():
         figures |= {f"auc_any_{name}": float(of_any), f"auc_mean_{name}": float(of_all)}
     rng = np.random.default_rng(0)
