@@ -264,6 +264,9 @@ def label_plan(
     # A slab has the id and the label of its middle slice: its files are kept or dropped together.
     files = files[is_known]
     facts = {**plan.facts, "labels": "slice" if key == "slice_id" else "study"}
+    refused = set(plan.rejected["study_id"][plan.rejected[key].isin(ids[key])]) - set(files["study_id"])
+    if refused and not is_training:
+        facts["missing_studies"] = sorted(map(str, refused))
     slices, studies = (labels, None) if key == "slice_id" else (None, labels)
     if key == "study_id" and is_training:
         logger.warning("%s: labels are per study and are copied to all slices of the study (weak labels)", dataset)

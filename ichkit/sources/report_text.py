@@ -83,9 +83,10 @@ _OUTSIDE = (
 )
 """Blood that is not in the head: a match with one of these beside it does not count."""
 _SECTIONS = re.compile(
-    r"(?im)^[ \t]*(indications?|clinical[^:\n]{0,30}|history|reason[^:\n]{0,30}|techniques?|comparisons?|findings?|"
-    r"impressions?|conclusions?|reports?|opinion)[ \t]*:"
+    r"(?im)(?:^|(?<=[.;!?])[ \t])[ \t]*(indications?|clinical(?! correl)[^:.\n]{0,30}|history|reason[^:.\n]{0,30}|"
+    r"techniques?|comparisons?|reports?)[ \t]*:|\b(findings?|impressions?|conclusions?|opinion)[ \t]*:"
 )
+"""Headings, also of reports in one line: those of findings anywhere, the others where a line or a sentence begins."""
 _NOT_FOUND_IN = ("indication", "clinical", "history", "reason", "technique", "comparison")
 _CLAUSES = re.compile(r"[.;\n]+(?=\s|$)|\b(?:but|however|although|though|except|other than|apart from|otherwise)\b")
 _BREAKS = re.compile(r"\b(?:with|there (?:is|are)|showing|shows|demonstrat\w+|due to|secondary to|unchanged)\b")
@@ -96,7 +97,7 @@ _NEGATED_BEFORE = re.compile(
 )
 _NEGATED_AFTER = re.compile(
     r"\b(?:(?:is|are|was|were|has been|have been) (?:not|no longer|excluded|absent|ruled out)|"
-    r"not (?:seen|identified|present|evident|visuali[sz]ed|detected|found|demonstrated)|absent|"
+    r"no longer|not (?:seen|identified|present|evident|visuali[sz]ed|detected|found|demonstrated)|absent|"
     r"(?:has|have) (?:completely |fully )?(?:resolved|cleared)|(?:completely |now )resolved)\b"
 )
 _CHANGE = r"(?:chang|increas|decreas|enlarg|expan|progress|grow)\w*"
@@ -152,7 +153,8 @@ def label_report(text: str, classes: Sequence[str], any_class: str | None) -> di
     """The label of each class: 1, 0, or None where the report leaves it open.
 
     A class is 1 if one clause says so, None if it is only doubted, else 0. Blood without a place makes the subtypes
-    None that no clause denies or confirms. A report without words is None throughout.
+    None that no clause denies or confirms. A report without words, or without any outside of indication, history,
+    technique and comparison, is None throughout.
 
     Args:
         classes: those of the task; each but `any_class` is a row of `TERMS`.
@@ -162,7 +164,7 @@ def label_report(text: str, classes: Sequence[str], any_class: str | None) -> di
         >>> label_report("Acute intracranial hemorrhage. No subdural hematoma.", ("subdural", "epidural", "any"), "any")
         {'subdural': 0, 'epidural': None, 'any': 1}
     """
-    if not re.search(r"[^\W\d_]{3}", text):
+    if not any(re.search(r"[^\W\d_]{3}", clause) for clause in _clauses(text)):
         return dict.fromkeys(classes)
     mentions = find_mentions(text)
     said = {name: {one.said for one in mentions if one.name == name} for name in (*TERMS, "")}
@@ -187,7 +189,7 @@ def _clauses(text: str) -> Iterator[str]:
     heads = list(_SECTIONS.finditer(text))
     parts = [text[: heads[0].start()] if heads else text]
     for here, following in itertools.zip_longest(heads, heads[1:]):
-        if not here[1].lower().startswith(_NOT_FOUND_IN):
+        if not (here[1] or "").lower().startswith(_NOT_FOUND_IN):
             parts.append(text[here.end() : following.start() if following else len(text)])
     for part in parts:
         # A line break inside a sentence is a blank; an empty line or a bullet ends it.

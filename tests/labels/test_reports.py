@@ -29,6 +29,7 @@ def test_the_draft_is_a_label_file_and_warns_that_it_is_one(reports):
     assert table["subdural"].tolist() == [0, 1, 1, 0]
     assert table["epidural"].isna().tolist() == [False, False, True, False]
     assert "never validated" in printed
+    assert "1 of 4 reports name no kind of blood" in " ".join(printed.split())
     assert "Secret" not in printed
     assert "Secret" not in out.read_text()
 

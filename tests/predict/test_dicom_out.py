@@ -4,6 +4,7 @@ import builtins
 import gzip
 import shutil
 import subprocess
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -211,6 +212,31 @@ def test_nifti_scans_have_heat_maps_and_no_dicom(place, tmp_path):
     heat = nibabel.load(tmp_path / "out" / "dicom" / "study-1" / "heat.nii.gz")
     np.testing.assert_allclose(heat.affine, affine, atol=1e-5)
     assert heat.shape == volume.shape
+
+
+def test_no_value_of_a_header_that_is_no_uid_is_said_and_numbers_are_those_of_the_table(place, tmp_path, monkeypatch):
+    for i in range(3):
+        tags = {"study_uid": f"ID_{i}", "series_uid": f"ID_series{i}", "patient_id": f"ANON {i}"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write_series(tmp_path / "scans" / f"s{i}", 4 + i, **tags)
+    for path in (tmp_path / "scans" / "s1").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = np.full((dataset.Rows, dataset.Columns), 3000, np.uint16).tobytes()  # no HU of a head
+        dataset.save_as(path)
+    asked = ("predict", tmp_path / "scans", "--model", place / "model", "--out", tmp_path / "out", "--dicom", *SMALL)
+    # Headers are read in other processes, so that this one has the mode of pydicom.
+    monkeypatch.setattr(pydicom.config.settings, "_reading_validation_mode", pydicom.config.WARN)
+    asked += ("--set", "prepare.workers=2")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        printed = call(*asked, "--work", tmp_path / "w")
+    assert [str(one.message) for one in heard if "ID_" in str(one.message)] == []
+    assert "ID_0" not in printed
+    assert "study 1: 4 slices" in printed
+    assert "study 2: 6 slices" in printed
+    assert "study 3" not in printed
+    assert pd.read_csv(tmp_path / "out" / "studies.csv")["num_slices"].tolist() == [4, 6]
 
 
 def test_a_later_call_replaces_its_own_files_and_no_others(place, made, tmp_path):

@@ -77,7 +77,9 @@ def test_the_first_model_says_what_it_says_alone_and_the_second_what_it_says_of_
     assert score[["right", "left"]].iloc[0].tolist() == [10 - hits["right"], 10 - hits["left"]]
     assert score["score"].tolist() == [10 - hits.max()]
     page = (tmp_path / "both" / "predictions.html").read_text()
-    assert page.index("Step 1: hemorrhage") < page.index("Step 2: score of regions") < page.index("Studies by probability")
+    assert (
+        page.index("Step 1: hemorrhage") < page.index("Step 2: score of regions") < page.index("Studies by probability")
+    )
     assert "Step 1: probability of hemorrhage" in text
     assert not any(name in page for name in gate["study_id"])
 

@@ -1,6 +1,8 @@
 """External sets of a user in `prepare`: side by side with CQ500, each under its name, none of them learnt from."""
 
+import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from click.testing import CliRunner
 from support.commands import do, phantom_options
@@ -12,6 +14,7 @@ from ichkit.core.errors import ConfigError, DataError
 from ichkit.imaging.store import Prepared
 from ichkit.sources.external import ExternalSet
 from ichkit.stages.prepare import run as prepare
+from ichkit.stages.scores.score_source import missing_studies
 from ichkit.work.folder import WorkFolder
 
 
@@ -69,6 +72,23 @@ def test_two_sets_stand_beside_cq500_each_with_its_labels(both, sites, prepared_
     of_clinic = store.studies[store.studies["dataset"] == "clinic"].set_index("study_id")
     expected = clinic.groupby("study_id")[list(TASK.classes)].max()
     pd.testing.assert_frame_equal(of_clinic[list(TASK.classes)], expected.loc[of_clinic.index], check_dtype=False)
+
+
+def test_a_study_of_which_no_file_can_be_read_is_missing_from_its_set(sites, phantom_root, tiny_config, tmp_path):
+    (clinic, _), (site, _) = sites
+    for root, number in ((clinic.root, 2), (site.root, 51)):  # of one the pixels end early, the other is no CT in HU
+        for path in (root / f"s{number}").iterdir():
+            dataset = pydicom.dcmread(path)
+            pixels = np.full((dataset.Rows, dataset.Columns), 3000, np.uint16)
+            dataset.PixelData = dataset.PixelData[:-100] if root == clinic.root else pixels.tobytes()
+            dataset.save_as(path)
+    work = WorkFolder(tmp_path / "work")
+    do(prepare, tiny_config, work, phantom_options(phantom_root, external=(clinic, site)))
+    store = open_store(work)
+    assert missing_studies(store, "clinic") == ["1.3.2"]
+    assert missing_studies(store, "site") == ["1.3.51"]
+    assert store.manifest.facts["clinic"]["missing_studies"] == ["1.3.2"]
+    assert missing_studies(store, "cq500") == []
 
 
 def test_nothing_that_names_a_person_is_kept_of_an_external_set(both):

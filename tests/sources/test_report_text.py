@@ -33,6 +33,14 @@ FINDINGS = [
     ("Hemorrhagic contusions in both frontal lobes.", {"intraparenchymal": 1}),
     ("Blood in the left lateral ventricle.", {"intraventricular": 1}),
     ("Extradural haematoma\nof the left convexity.", {"epidural": 1}),
+    ("INDICATION: Fall. FINDINGS: Acute left subdural hematoma.", {"subdural": 1}),
+    ("TECHNIQUE: CT without contrast FINDINGS: Small SAH.", {"subarachnoid": 1}),
+    ("Clinical history: SDH? Findings: No subdural hematoma.", {}),
+    ("COMPARISON: CT 01/01. IMPRESSION:\nAcute SDH.", {"subdural": 1}),
+    ("FINDINGS: No hemorrhage. COMPARISON: prior CT with subdural hematoma.", {}),
+    ("Acute SDH. Clinical correlation: trauma. Small SAH.", {"subdural": 1, "subarachnoid": 1}),
+    ("Previously noted SDH no longer visible.", {}),
+    ("Chronic right subdural hematoma.", {"subdural": 1}),
     ("Acute subdural hematoma, midline shift is not seen.", {"subdural": 1}),
     ("Subdural hematoma, epidural hematoma and SAH are not seen.", {}),
     ("Acute subdural hematoma, possibly epidural hematoma.", {"subdural": 1, "epidural": None}),
@@ -53,6 +61,11 @@ def test_a_report_gives_the_labels_that_a_reader_would_give(text, found):
 def test_blood_without_a_place_leaves_the_subtypes_open_that_nobody_denied():
     labels = label_report("Acute intracranial hemorrhage. No subdural hematoma.", TASK.classes, "any")
     assert labels == {**dict.fromkeys(TASK.classes), "subdural": 0, "any": 1}
+
+
+@pytest.mark.parametrize("text", ["INDICATION: Subdural hematoma?", "Technique: CT of the head. Comparison: none."])
+def test_a_report_without_findings_says_nothing(text):
+    assert label_report(text, TASK.classes, TASK.any_class) == dict.fromkeys(TASK.classes)
 
 
 def test_a_report_without_words_says_nothing():

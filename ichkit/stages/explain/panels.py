@@ -22,7 +22,9 @@ def draw_panel(one: Explained, task: Task) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    caption = f"slice {one.slice_index} ({one.slice_index + 1} of {one.num_slices}), fold {one.fold}, loss {one.loss:.3f}"
+    caption = (
+        f"slice {one.slice_index} ({one.slice_index + 1} of {one.num_slices}), fold {one.fold}, loss {one.loss:.3f}"
+    )
     tiles = [_tile(brain_picture(one.hounsfield), _PANEL_SIDE, caption)]
     for index, heat in zip(one.class_indices, one.heat, strict=True):
         tiles.append(_tile(paint_heat(one.hounsfield, heat), _PANEL_SIDE, _class_caption(one, index, task)))

@@ -12,7 +12,7 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.show.plan import Forecast, Plan
 from ichkit.show.table import Table, format_number
 from ichkit.sources.labels import read_folder_labels
-from ichkit.sources.report_text import TERMS, label_report
+from ichkit.sources.report_text import TERMS, find_mentions, label_report
 from ichkit.stages.labels.label_file import STUDY, refuse_existing, write_labels
 from ichkit.validation.agreement import wilson_interval
 from ichkit.work.folder import WorkFolder
@@ -106,6 +106,14 @@ def run(plan: ReportLabelPlan) -> pd.DataFrame:
     """Writes the label file and returns its table; nothing of the texts is written or logged."""
     task = plan.task
     found = [label_report(text, task.classes, task.any_class) for text in plan.reports]
+    num_silent = sum(not find_mentions(text) for text in plan.reports)
+    if num_silent:
+        logger.warning(
+            "labels: %d of %d reports name no kind of blood, neither to find nor to deny it: they are 0, or unknown if "
+            "they have no findings. Read some of them; the rules know English alone",
+            num_silent,
+            len(plan.reports),
+        )
     table = pd.DataFrame(found, columns=list(task.classes)).astype("Int8")
     table.insert(0, _ID, plan.reports.index.to_numpy())
     write_labels(plan.options.out, table, task, STUDY)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,26 +98,28 @@ def write_dicom(
             folder = f"{FOLDER}/study-{number}"
             name = f"{folder}/heat.nii.gz"
             written[name] = _write(out, name, encode_nifti(heat.heat, affine_of_slices(own)))
-            sources = [_read_source(own[int(index)]) for index in _positions(keys[study_id], rows)]
-            known = [source for source in sources if source is not None]
-            if len(known) < len(sources) or not known:
-                num_without += 1
-                meter.advance()
-                continue
-            try:
-                identity = _identify(known[0], study_id, rows, prediction, task)
-                made = _capture(known, identity, keys[study_id], rows, heat, task, main)
-                report = _report(known, identity, study, prediction, task)
-            except Exception as error:  # attributes of a hostile source make highdicom and pydicom raise anything
-                logger.debug("predict: study %d has no DICOM outputs (%s)", number, type(error).__name__)
-                num_without += 1
-            else:
-                named = {**{f"key-{rank}.dcm": data for rank, data in enumerate(made, 1)}, "report.dcm": report}
-                written |= {f"{folder}/{name}": _write(out, f"{folder}/{name}", data) for name, data in named.items()}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those of pydicom repeat values of the header
+                sources = [_read_source(own[int(index)]) for index in _positions(keys[study_id], rows)]
+                known = [source for source in sources if source is not None]
+                if len(known) < len(sources) or not known:
+                    num_without += 1
+                    meter.advance()
+                    continue
+                try:
+                    identity = _identify(known[0], study_id, rows, prediction, task)
+                    made = _capture(known, identity, keys[study_id], rows, heat, task, main)
+                    report = _report(known, identity, study, prediction, task)
+                except Exception as error:  # attributes of a hostile source make highdicom and pydicom raise anything
+                    logger.debug("predict: study %d has no DICOM outputs (%s)", number, type(error).__name__)
+                    num_without += 1
+                else:
+                    named = {**{f"key-{rank}.dcm": data for rank, data in enumerate(made, 1)}, "report.dcm": report}
+                    written |= {f"{folder}/{key}": _write(out, f"{folder}/{key}", data) for key, data in named.items()}
             meter.advance()
     if num_without:
         logger.warning(
-            "predict: %s without DICOM outputs: the scans are no DICOM, or lack attributes",
+            "predict: %s without DICOM outputs: the scans are no DICOM, or lack attributes or valid UIDs",
             format_count(num_without, "study", "studies"),
         )
     return written

@@ -1,4 +1,4 @@
-"""`predictions.html`, a self-contained page: what to read first, the studies by probability, and a slice viewer of every study."""
+"""`predictions.html`, a self-contained page: what to read first, the studies by probability, a viewer of each study."""
 
 from collections.abc import Mapping
 from pathlib import Path

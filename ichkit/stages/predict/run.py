@@ -15,7 +15,7 @@ from ichkit.core.progress import Meter, format_count, logger
 from ichkit.core.tasks import Task
 from ichkit.engine.devices import memory_advice
 from ichkit.engine.inference import Predictor
-from ichkit.imaging.parts import PartSettings, part_id
+from ichkit.imaging.parts import PartSettings, part_id, whole_id
 from ichkit.imaging.region_scores import score_regions
 from ichkit.imaging.sequences import SequenceSettings
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
@@ -413,7 +413,9 @@ def _log_results(prediction: Prediction, num_whole: int) -> None:
     if num_whole:
         studies = format_count(num_whole, "study", "studies")
         logger.warning("predict: no head was found in %s; the whole picture was used", studies)
-    chosen = prediction.series_choice[prediction.series_choice["chosen"]]
-    for number, (_, series) in enumerate(chosen.groupby("study_id"), 1):
-        num_slices = format_count(int(series["num_slices"].sum()), "slice")
-        logger.info("predict: study %d: %s, %s", number, num_slices, series["reason"].iloc[0])
+    chosen = dict(list(prediction.series_choice[prediction.series_choice["chosen"]].groupby("study_id")))
+    names = [name if name in chosen else whole_id(name) for name in prediction.studies["study_id"]]
+    for number, name in enumerate(names, 1):  # the rows of studies.csv; of a study that is cut into parts the first
+        if name in chosen and name not in names[: number - 1]:
+            num_slices = format_count(int(chosen[name]["num_slices"].sum()), "slice")
+            logger.info("predict: study %d: %s, %s", number, num_slices, chosen[name]["reason"].iloc[0])

@@ -10,6 +10,7 @@ from ichkit.core.errors import DataError
 from ichkit.core.progress import format_count, logger
 from ichkit.core.roles import LOCKED, Role, order_external, title_of
 from ichkit.core.tasks import Task, find_task
+from ichkit.imaging.parts import whole_id
 from ichkit.imaging.store import CROPS_NAME, FACTS_NAME, FLOW, HEADER_FACTS_NAME, SUBGROUPS_NAME
 from ichkit.sources.collect import (
     PlannedSource,
@@ -120,7 +121,7 @@ def write_tables(
         "num_studies": len(studies),
         "num_rejected": len(rejected),
         FLOW: {item.plan.dataset: count_images(item, records, len(refused[item.plan.dataset])) for item in planned},
-        **{item.plan.dataset: item.plan.facts for item in planned},
+        **{item.plan.dataset: _describe_source(item, slices) for item in planned},
     }
     if has_crops:
         facts["crop"] = {**describe_crops(crops), **({"parts": config.prepare.parts.kind} if has_parts else {})}
@@ -131,6 +132,17 @@ def write_tables(
     manifest = writer.commit(settings=stamp.settings, inputs=inputs, facts=facts)
     _log_result(slices, studies, rejected, facts, task)
     return manifest
+
+
+def _describe_source(item: PlannedSource, slices: pd.DataFrame) -> dict[str, Any]:
+    """The facts of a source; the studies of an external set of which no file could be read are missing from it."""
+    facts, files = item.plan.facts, item.plan.files
+    names = slices["study_id"][slices["dataset"] == item.plan.dataset].drop_duplicates().astype(str).to_list()
+    kept = {*names, *map(whole_id, names)}
+    known = facts.get("missing_studies", [])
+    assert isinstance(known, list)
+    lost = set(files["study_id"][files["split"] == Role.EXTERNAL.value]) - kept - set(known)
+    return {**facts, "missing_studies": [*known, *sorted(lost)]} if lost else facts
 
 
 def _lock(
