@@ -335,10 +335,15 @@ def _check_subgroups(given: Sequence[str], listings: list[ListedSource], task: T
     taken = {*SLICE_PARTITIONS, *STUDY_PARTITIONS, *HEADER_FACTS, *KEYS, *PART_COLUMNS, *task.classes, "dataset"}
     columns = {name for item in listings if item.labels is not None for name in read_columns(item.labels)}
     for name in names:
-        if name in taken or not re.fullmatch(r"[a-z0-9_][a-z0-9_ -]{0,29}", name):
+        if name in taken:
             raise ConfigError(
-                f'--subgroup: "{shorten(name)}" cannot be a subgroup: expected a column of at most 30 letters, digits, '
-                'blanks, "_" and "-" that is no id, class or subgroup of ichkit. Rename the column.'
+                f'--subgroup: "{name}" cannot be a subgroup: ichkit has an id, a class, a subgroup or a header fact '
+                "(prepare.header_facts) of that name. Rename the column."
+            )
+        if not re.fullmatch(r"[a-z0-9_][a-z0-9_ -]{0,29}", name):
+            raise ConfigError(
+                f'--subgroup: "{shorten(name)}" cannot be a subgroup: expected at most 30 letters, digits, blanks, "_" '
+                'and "-". Rename the column.'
             )
         if name not in columns:
             raise ConfigError(
