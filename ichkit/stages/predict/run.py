@@ -267,12 +267,15 @@ def _nothing_usable(plan: PredictPlan, rejected: pd.DataFrame, series_choice: pd
         _write_tables(out, nothing, rejected, series_choice, plan.task)
         where = f"{out / 'rejected.csv'} has every file."
     if names := plan.config.prepare.sequences.names:
-        message = f"expected NIfTI files of {', '.join(names)} at {path}, none could be used: {reasons}. {where}"
+        message = (
+            f"predict: expected NIfTI files of {', '.join(names)} at {path}, none could be used: {reasons}. {where}"
+        )
     elif num_files:
-        message = f"expected slices of a head CT at {path}, none of {num_files} files could be used: {reasons}. {where}"
+        found = f"{reasons}. {where}"
+        message = f"predict: expected slices of a head CT at {path}, none of {num_files} files could be used: {found}"
     else:
-        message = f"expected slices of a head CT at {path}, found no file that may be an image."
-    return NothingUsableError(f"predict: {message} Check the path.", reasons)
+        message = f"predict: expected slices of a head CT at {path}, found no file that may be an image."
+    return NothingUsableError(f"{message} Check the path.", reasons)
 
 
 def _predict_slices(
