@@ -42,7 +42,7 @@ def test_public_data_are_labelled_as_their_source_says_and_the_rest_is_left_open
     assert rows_of(real, "Reference standard of rsna")["annotation tool"][0].text == "the web platform of MD.ai"
 
 
-def test_phantoms_have_no_reader_and_say_why_their_labels_are_exact(given):
+def test_phantoms_have_no_reader_and_say_why_their_labels_are_known(given):
     rows = rows_of(given, "Reference standard of rsna")
     assert rows["labelled by"][0].text.startswith("no reader")
     assert "because" in rows["rationale"][0].text

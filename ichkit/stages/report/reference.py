@@ -10,7 +10,7 @@ from ichkit.stages.report.report_data import ReportData
 
 _PHANTOM = {
     "labelled by": "no reader: the phantom writes the labels of what it draws; readers of CQ500 are simulated",
-    "rationale": "labels are known before the image is made; with the difficulty real, a few are wrong on purpose",
+    "rationale": "labels are known, because they come before the image; at difficulty real, a few are wrong on purpose",
     "annotation tool": "no annotation tool was needed",
     "blinding": "not applicable: nobody read these images",
 }
