@@ -7,8 +7,6 @@ import socket
 from ichkit.cli.main import main
 from support.training import TINY
 
-SECONDS = 120
-
 
 def start(work, changes):
     """Both ranks of `ichkit train --fold 0`; what each prints goes to `told0` and `told1` beside the work folder."""
@@ -27,10 +25,10 @@ def start(work, changes):
     return processes
 
 
-def finish(work, processes):
-    """The exit codes, and what each rank printed."""
+def finish(work, processes, seconds):
+    """The exit codes, and what each rank printed; a rank that goes on for longer is killed."""
     for process in processes:
-        process.join(SECONDS)
+        process.join(seconds)
         process.kill()
         process.join()
     return [process.exitcode for process in processes], [_told(work, rank).read_text() for rank in range(2)]

@@ -41,7 +41,7 @@ def train_alone_and_together(tmp_path, changes):
     """Work folders of one process and of two, and what each of the two printed."""
     alone, together = make_pixel_work(tmp_path / "alone"), make_pixel_work(tmp_path / "together")
     do(train, config(*changes), alone, run_name="run", folds=[0])
-    codes, told = finish(together, start(together, changes))
+    codes, told = finish(together, start(together, changes), seconds=120)
     assert codes == [0, 0], told
     return alone, together, told
 
@@ -93,7 +93,7 @@ def test_a_stop_of_one_process_stops_both_and_the_step_is_kept(tmp_path):
     while not journal.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(processes[1].pid, signal.SIGTERM)
-    codes, told = finish(work, processes)
+    codes, told = finish(work, processes, seconds=60)
     assert codes == [75, 75], told
     assert (journal.parent / "last.ckpt").exists()
 

@@ -417,8 +417,10 @@ def _log_results(prediction: Prediction, num_whole: int) -> None:
         studies = format_count(num_whole, "study", "studies")
         logger.warning("predict: no head was found in %s; the whole picture was used", studies)
     chosen = dict(list(prediction.series_choice[prediction.series_choice["chosen"]].groupby("study_id")))
-    names = [name if name in chosen else whole_id(name) for name in prediction.studies["study_id"]]
-    for number, name in enumerate(names, 1):  # the rows of studies.csv; of a study that is cut into parts the first
-        if name in chosen and name not in names[: number - 1]:
+    numbers: dict[str, int] = {}  # the rows of studies.csv; of a study that is cut into parts the first
+    for number, name in enumerate(prediction.studies["study_id"], 1):
+        numbers.setdefault(name if name in chosen else whole_id(name), number)
+    for name, number in numbers.items():
+        if name in chosen:
             num_slices = format_count(int(chosen[name]["num_slices"].sum()), "slice")
             logger.info("predict: study %d: %s, %s", number, num_slices, chosen[name]["reason"].iloc[0])

@@ -197,7 +197,8 @@ def run(plan: ReportPlan) -> Path:
     report, work = collect(plan), plan.work
     if plan.options.label_errors:
         write_label_errors(report, work.label_errors, work.label_errors.with_suffix(".csv"))
-    outputs = Outputs(report, _digest(report))
+    tables = take_inventory(work).digest
+    outputs = Outputs(report, _digest(report, tables), tables)
     outputs.write_page()
     outputs.write_card()
     for checklist in plan.checklists:
@@ -213,10 +214,12 @@ class Outputs:
 
     Attributes:
         inputs: digest of everything that the sections depend on.
+        tables: digest of the tables of all sources, by which `doctor` knows an outdated page.
     """
 
     report: ReportData
     inputs: str
+    tables: str
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -231,7 +234,7 @@ class Outputs:
             return
         if path.exists():
             logger.info("report: the inputs changed; writing the page again")
-        text = render(self.report, self.sections, self.inputs)
+        text = render(self.report, self.sections, self.inputs, self.tables)
         write_bytes_atomically(path, text.encode())
         logger.info("report: %s, %.1f MB", path, len(text) / 1e6)
 
@@ -278,12 +281,13 @@ def collect(plan: ReportPlan) -> ReportData:
     return ReportData(config, work, prepared, "+".join(sorted({data, *book.data.split("+")})), book, sites)
 
 
-def render(report: ReportData, sections: Sequence[Section], inputs: str = "") -> str:
+def render(report: ReportData, sections: Sequence[Section], inputs: str = "", tables: str = "") -> str:
     """The page as HTML.
 
     Args:
         sections: from `make_sections`.
         inputs: digest of the inputs, stored in the head of the page.
+        tables: `Inventory.digest`, stored there too.
     """
     made = "Nothing is trained yet."
     if report.sources:
@@ -298,7 +302,7 @@ def render(report: ReportData, sections: Sequence[Section], inputs: str = "") ->
         notice=notice,
         made=made,
         inputs=inputs,
-        tables=take_inventory(report.work).digest,
+        tables=tables,
     )
 
 
@@ -309,7 +313,7 @@ def make_sections(report: ReportData) -> list[Section]:
     return [make_first(report), make_overview(report), *scored, *study, make_data(report), make_repeat(report)]
 
 
-def _digest(report: ReportData) -> str:
+def _digest(report: ReportData, tables: str) -> str:
     """First 16 hex digits of the SHA-256 of everything that the page depends on."""
     manifests = [read_manifest(report.work.prepared)]
     for source in report.sources:
@@ -320,7 +324,7 @@ def _digest(report: ReportData) -> str:
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]
-    made = [take_inventory(report.work).digest, *(manifest.created_utc for manifest in manifests)]
+    made = [tables, *(manifest.created_utc for manifest in manifests)]
     looks = read_looks(report.work).to_dict("records")
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
     templates = [page.read_template(_ROOM, name) for name in (*page.SHARED, _TEMPLATE)]
