@@ -413,11 +413,14 @@ def doctor(settings: Settings, submissions: Path, as_json: bool) -> None:
     from ichkit.stages.doctor.packages import check_packages
 
     check_packages()
+    config, name = settings.load(), settings.config_name if settings.is_config_named else None
+    from ichkit.stages.doctor.gpus import ask_torch
+
+    asked = ask_torch()  # before the imports below, which take as long
     from ichkit.stages.doctor import run as stage
     from ichkit.stages.doctor import table
 
-    name = settings.config_name if settings.is_config_named else None
-    diagnosis = stage.run(settings.load(), settings.work, submissions, name)
+    diagnosis = stage.run(config, settings.work, submissions, name, asked)
     if as_json:
         click.echo(json.dumps(asdict(diagnosis), indent=2))
     else:

@@ -19,7 +19,7 @@ import ichkit
 from ichkit.cli.main import main
 from ichkit.engine import parallel
 from ichkit.sources.table import SOURCES
-from ichkit.stages.doctor import machine, packages
+from ichkit.stages.doctor import gpus, machine, packages
 from ichkit.stages.doctor import run as doctor
 from ichkit.stages.doctor.found_data import DataState, find_data
 from ichkit.stages.doctor.found_work import WorkState
@@ -30,7 +30,7 @@ NOWHERE = {name: DataState(False, "", tuple(map(str, row.folders)), False, False
 GOOD = machine.Machine(
     versions=dict.fromkeys(("python", "ichkit", "numpy", *packages.required()), "1.0"),
     extras=dict.fromkeys(packages.EXTRAS, "1.0"),
-    gpus=(machine.Gpu("H100", 80 * 10**9),),
+    gpus=(gpus.Gpu("H100", 80 * 10**9),),
     gpu_note="",
     torch_error="",
     cores=8,
@@ -218,8 +218,26 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", make_torch(says="CUDA initialization: driver too old\nand more"))
     assert "CUDA initialization: driver too old. Install the torch that fits the driver" in call("doctor")
     monkeypatch.setitem(sys.modules, "torch", make_torch(cuda=None))
-    monkeypatch.setattr(machine, "_NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr(gpus, "_NVIDIA_DRIVER", tmp_path)
     assert "an NVIDIA driver is installed, but this torch (built with no CUDA) sees no GPU" in call("doctor")
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("import os; os._exit(0)", "its import ended the process with exit status 0"),
+        ("import os; os.kill(os.getpid(), 11)", "its import ended the process with exit status -11"),
+        ("import time; time.sleep(60)", "its import or the driver did not answer for 1 seconds"),
+        ("raise OSError('libcudart.so: cannot open')", "OSError: libcudart.so: cannot open"),
+    ],
+)
+def test_a_torch_that_crashes_or_hangs_does_not_end_doctor(program, expected, monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(gpus, "_TIMEOUT_S", 1 if "sleep" in program else 60)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert gpus.ask_torch()().torch_error == expected
+    assert "torch" not in sys.modules
 
 
 def test_limits_of_the_cgroup_are_read(monkeypatch, tmp_path):

@@ -1,13 +1,13 @@
 """Resources of this machine: packages, GPU, cores, memory, disk, and decoders for compressed DICOM."""
 
-import importlib
 import os
 import shutil
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ichkit.engine.parallel import CGROUP, SHARED_MEMORY, count_cores, free_memory_bytes, memory_limit
+from ichkit.stages.doctor.gpus import Accelerators, Gpu, find_gpus
 from ichkit.stages.doctor.packages import extra_versions, required_versions
 
 DECODERS = {
@@ -21,16 +21,7 @@ DECODERS = {
 }
 """Families of transfer syntaxes that may hold slices of 16 allocated bits. Source: DICOM PS3.5 section 10 and A.4."""
 _JPEG_12_BIT = DECODERS["JPEG 12 bit"][0]
-_NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _UNKNOWN_BYTES = 2**62  # what `free_memory_bytes` gives where it cannot know
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One accelerator; its memory is None if it shares the memory of the machine."""
-
-    name: str
-    memory_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -39,9 +30,7 @@ class Machine:
 
     Attributes:
         versions, extras: as `required_versions` and `extra_versions` give them.
-        gpus: those that torch can use.
-        gpu_note: what torch or the driver says where a GPU is there and cannot be used; empty otherwise.
-        torch_error: why torch cannot be loaded; empty where it can.
+        gpus, gpu_note, torch_error: as in `gpus.Accelerators`.
         cores: that this process may use.
         core_quota: how many of them the cgroup grants at a time; None without a limit.
         memory_bytes: of the machine; memory_limit_bytes: of the cgroup; memory_free_bytes: what new work may take.
@@ -67,21 +56,28 @@ class Machine:
     decoders: dict[str, bool]
 
 
-def inspect_machine(root: Path) -> Machine:
-    """Inspects this machine and writes nothing; most of its time is the import of torch.
+def inspect_machine(root: Path, asked: Callable[[], Accelerators] = find_gpus) -> Machine:
+    """Inspects this machine and writes nothing.
 
     Args:
         root: of the work folder, which need not be there.
+        asked: the answer of `ask_torch`.
     """
-    gpus, gpu_note, torch_error = _find_gpus()
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
-    free, limit = free_memory_bytes(), memory_limit()
+    free, limit, versions, extras, decoders = (
+        free_memory_bytes(),
+        memory_limit(),
+        required_versions(),
+        extra_versions(),
+        find_decoders(),
+    )
+    torch = asked()
     return Machine(
-        versions=required_versions(),
-        extras=extra_versions(),
-        gpus=gpus,
-        gpu_note=gpu_note,
-        torch_error=torch_error,
+        versions=versions,
+        extras=extras,
+        gpus=torch.gpus,
+        gpu_note=torch.note,
+        torch_error=torch.torch_error,
         cores=count_cores(),
         core_quota=_core_quota(),
         memory_bytes=_memory_bytes(),
@@ -90,7 +86,7 @@ def inspect_machine(root: Path) -> Machine:
         shared_memory_bytes=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else None,
         disk_free_bytes=shutil.disk_usage(place).free,
         is_work_writable=place.is_dir() and os.access(place, os.W_OK | os.X_OK),
-        decoders=find_decoders(),
+        decoders=decoders,
     )
 
 
@@ -110,29 +106,6 @@ def _can_decode(syntax: str) -> bool:
     if syntax == _JPEG_12_BIT:
         return bool(set(decoder.available_plugins) - {"pillow"})
     return decoder.is_available
-
-
-def _find_gpus() -> tuple[tuple[Gpu, ...], str, str]:
-    """The GPUs that torch can use; why it cannot use an existing one; why torch cannot be loaded (or empty)."""
-    try:
-        torch = importlib.import_module("torch")
-    # OSError: a shared library that is missing or too old.
-    except (ImportError, OSError, RuntimeError) as error:
-        return (), "", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            known = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-            return tuple(Gpu(one.name, one.total_memory) for one in known), "", ""
-    if torch.backends.mps.is_available():
-        return (Gpu("Apple GPU (mps)", None),), "", ""
-    said = [str(item.message) for item in heard if issubclass(item.category, UserWarning)]
-    if said:
-        return (), said[0].splitlines()[0], ""
-    if _NVIDIA_DRIVER.exists():
-        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-        return (), f"an NVIDIA driver is installed, but this torch (built with {built}) sees no GPU", ""
-    return (), "", ""
 
 
 def _core_quota() -> float | None:

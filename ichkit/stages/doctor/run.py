@@ -1,5 +1,6 @@
 """`ichkit doctor`: this machine, the data and the work folder and the next command."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from ichkit.core.config import Config
 from ichkit.sources.table import SOURCES
 from ichkit.stages.doctor.found_data import DataState, find_data
 from ichkit.stages.doctor.found_work import WorkState, find_work
+from ichkit.stages.doctor.gpus import Accelerators, find_gpus
 from ichkit.stages.doctor.machine import Machine, inspect_machine
 from ichkit.stages.doctor.next_step import Step, choose_step
 from ichkit.work.folder import WorkFolder
@@ -33,15 +35,22 @@ class Diagnosis:
     next: Step
 
 
-def run(config: Config, work: WorkFolder, submissions: Path, config_name: str | None = None) -> Diagnosis:
+def run(
+    config: Config,
+    work: WorkFolder,
+    submissions: Path,
+    config_name: str | None = None,
+    asked: Callable[[], Accelerators] = find_gpus,
+) -> Diagnosis:
     """Inspects machine, data and work folder and writes nothing; damaged or missing parts are reported, not raised.
 
     Args:
         config_name: the config that the next command should name; None for the one the work was made with.
+        asked: the answer of `ask_torch`, so that torch is loaded meanwhile.
     """
-    machine = inspect_machine(work.root)
     data = {name: find_data(source, getattr(config.prepare, name, None)) for name, source in SOURCES.items()}
     inventory = find_work(work, submissions)
+    machine = inspect_machine(work.root, asked)
     problems = find_problems(machine)
     return Diagnosis(
         machine=machine,
