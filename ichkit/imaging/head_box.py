@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numba
 import numpy as np
-from scipy import ndimage
+import scipy
 
 MARGIN_MM = 6.0
 """Around the head, so that the coarse grid and a blurred scalp never cut it."""
@@ -134,7 +134,7 @@ def _find_head(body: np.ndarray, bone: np.ndarray, pixel_mm: tuple[float, float]
     Args:
         body, bone: (S, h, w) uint8 masks.
     """
-    labels, _ = ndimage.label(body)
+    labels, _ = scipy.ndimage.label(body)
     disc = _disc(_NEAR_BONE_MM, pixel_mm)
     near = np.stack([cv2.dilate(one, disc) for one in bone]).astype(bool) & (bone == 0)
     areas = np.bincount(labels[near], minlength=int(labels.max()) + 1)

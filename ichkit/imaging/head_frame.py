@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ichkit.imaging.regions import HALF_AXES_MM
 
@@ -91,7 +91,7 @@ def find_head_frame(volume_hu: np.ndarray, spacing_mm: tuple[float, float], posi
 
 def _fill(bone: np.ndarray) -> np.ndarray:
     """(h, w) bool: the largest area that bone encloses."""
-    labels, count = ndimage.label(ndimage.binary_fill_holes(bone) & ~bone)
+    labels, count = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(bone) & ~bone)
     if not count:
         return np.zeros_like(bone)
     sizes = np.bincount(labels.ravel())

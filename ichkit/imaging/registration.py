@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ichkit.core.errors import DataError
 from ichkit.imaging.sequences import Image, grid_affine
@@ -41,7 +41,7 @@ def correct_field(image: Image) -> Image:
     shape = (image.values.shape[0], rows, columns)
     spacing = tuple(size / n for size, n in zip(extent, shape, strict=True))
     to_own = _from_grid(image, shape)
-    coarse = ndimage.affine_transform(image.values, *_as_map(to_own), output_shape=shape, order=1, mode="nearest")
+    coarse = scipy.ndimage.affine_transform(image.values, *_as_map(to_own), output_shape=shape, order=1, mode="nearest")
     coarse = np.maximum(coarse, 0)
     top = float(np.percentile(coarse, 99))
     mask = coarse > 0.15 * top
@@ -55,7 +55,9 @@ def correct_field(image: Image) -> Image:
     field = (coarse + 1e-3 * top) / np.maximum(itk.GetArrayFromImage(corrected), 1e-6 * top)
     field = np.clip(field, _LEAST_FIELD, _MOST_FIELD)
     back = np.linalg.inv(to_own)
-    fine = ndimage.affine_transform(field, *_as_map(back), output_shape=image.values.shape, order=1, mode="nearest")
+    fine = scipy.ndimage.affine_transform(
+        field, *_as_map(back), output_shape=image.values.shape, order=1, mode="nearest"
+    )
     return Image((image.values / fine).astype(np.float32), image.affine)
 
 

@@ -4,10 +4,11 @@ import shlex
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage, optimize
+import scipy
 
 from ichkit.core.errors import DataError
 from ichkit.core.rows import find_row
@@ -89,18 +90,18 @@ def _with_mask(study: Sequences) -> Sequences:
 def _threshold(image: Image) -> Image:
     """The brain: the largest part above Otsu's threshold after an opening, closed and filled in each slice."""
     top = float(np.percentile(image.values, 99.5)) or 1.0
-    smooth = ndimage.gaussian_filter(image.values, 1.5 / image.spacing_mm)
+    smooth = scipy.ndimage.gaussian_filter(image.values, 1.5 / image.spacing_mm)
     levels = np.clip(smooth * (255 / top), 0, 255).astype(np.int16)
     mask = levels > otsu(levels)
-    mask = ndimage.binary_opening(mask, _ball(_OPEN_MM, image))
-    labels, count = ndimage.label(mask)
+    mask = scipy.ndimage.binary_opening(mask, _ball(_OPEN_MM, image))
+    labels, count = scipy.ndimage.label(mask)
     if count:
         sizes = np.bincount(labels.ravel())
         sizes[0] = 0
         mask = labels == sizes.argmax()
     mask = np.pad(mask, [(0, 0), (20, 20), (20, 20)])
-    mask = ndimage.binary_closing(mask, _ball(_CLOSE_MM, image))[:, 20:-20, 20:-20]
-    filled = np.stack([ndimage.binary_fill_holes(one) for one in mask])
+    mask = scipy.ndimage.binary_closing(mask, _ball(_CLOSE_MM, image))[:, 20:-20, 20:-20]
+    filled = np.stack([scipy.ndimage.binary_fill_holes(one) for one in mask])
     return Image(filled.astype(np.float32), image.affine)
 
 
@@ -152,8 +153,8 @@ def _align_midline(study: Sequences, settings: SequenceSettings) -> Sequences:
         spread = float(shown.var())
         return 1 - float(((shown - shown.mean()) * (mirrored - shown.mean())).mean()) / spread if spread else 1.0
 
-    first = optimize.minimize(unlike, np.zeros(3), method="Powell", options={"xtol": 1e-2, "ftol": 1e-5})
-    second = optimize.minimize(lambda p: unlike(-p), np.zeros(3), method="Powell", options={"xtol": 1e-2, "ftol": 1e-5})
+    search = partial(scipy.optimize.minimize, x0=np.zeros(3), method="Powell", options={"xtol": 1e-2, "ftol": 1e-5})
+    first, second = search(unlike), search(lambda p: unlike(-p))
     best = (first.x - second.x) / 2
     turned = placed.moved(plane_transform(best))
     # Along and up again, because the box of a turned head is another; across it is the plane that counts.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ichkit.core.config import SequencesConfig
 from ichkit.core.errors import ConfigError, DataError, shorten
@@ -218,8 +218,8 @@ def sample(
         ratio = np.asarray(spacing_mm) / image.spacing_mm
         blur = 0.4 * np.sqrt(np.maximum(ratio**2 - 1, 0))
         if blur.max() > 0.1:
-            values = ndimage.gaussian_filter(values, blur, mode="nearest")
-    found: np.ndarray = ndimage.affine_transform(
+            values = scipy.ndimage.gaussian_filter(values, blur, mode="nearest")
+    found: np.ndarray = scipy.ndimage.affine_transform(
         values, matrix, to_voxel[:3, 3][::-1], output_shape=shape, order=order, mode="constant", cval=0.0
     )
     return found
