@@ -13,7 +13,7 @@ from ichkit.engine.ranks import ALONE, Ranks
 from ichkit.models.descriptor import DescriptorNetwork
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 _MOST_WORKERS = 16
 _NO_MEMORY = "can't allocate memory"  # torch on a CPU raises a plain RuntimeError with these words
@@ -31,7 +31,7 @@ def make_fabric(config: TrainConfig, ranks: Ranks = ALONE, device: int | None = 
         ConfigError: the accelerator is unknown or not available.
     """
     # Imported here: the import takes seconds, and only training needs it.
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     on_gpu = config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     precision: Any = _PRECISIONS.get(config.precision, config.precision)  # Fabric lists its names as literals

@@ -26,7 +26,7 @@ from ichkit.models.losses import LossFunction
 from ichkit.work.folder import STEP_LOG_NAME
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 # The first steps compile kernels and fill caches; the estimate of the time left excludes them.
 _WARM_STEPS = 2

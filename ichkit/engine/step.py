@@ -25,7 +25,7 @@ from ichkit.models.freezing import Frozen
 from ichkit.models.losses import LossFunction
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 class NonFiniteLossError(Exception):

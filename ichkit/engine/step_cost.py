@@ -14,7 +14,7 @@ from ichkit.models.descriptor import BlockLogits
 from ichkit.models.losses import LossFunction
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 _SHORT_SECONDS = 2.0
 _FEW_IMAGES = 7

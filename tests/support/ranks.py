@@ -11,7 +11,7 @@ from support.training import TINY
 def start(work, changes):
     """Both ranks of `ichkit train --fold 0`; what each prints goes to `told0` and `told1` beside the work folder."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ichkit.stages.train.run", "ichkit.engine.loop", "timm", "lightning"])
+    server.set_forkserver_preload(["ichkit.stages.train.run", "ichkit.engine.loop", "timm", "lightning_fabric"])
     settings = [word for change in (*TINY, *changes) for word in ("--set", change)]
     words = ["train", "--work", str(work.root), "--run", "run", "--fold", "0", *settings]
     # Set by torchrun besides; it tells the library that processes are there already.

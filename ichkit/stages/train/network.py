@@ -59,7 +59,7 @@ from ichkit.work.artifacts import check_digests, read_manifest
 from ichkit.work.folder import WEIGHTS_NAME
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 KEEP, RESTORE = "keep", "restore"
 _BATCHES_AHEAD = 2  # prefetched by each worker, the default of torch
