@@ -57,6 +57,12 @@ def count_gpus(accelerator: str) -> int:
     return torch.cuda.device_count() if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else 0
 
 
+def uses_cpu(accelerator: str) -> bool:
+    """Whether networks are trained on the CPU with this accelerator."""
+    is_there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not is_there)
+
+
 def count_loader_workers(config: TrainConfig, device: torch.device) -> int:
     """Number of data loading processes; 0 on a CPU, where they would compete with the network for the cores."""
     if config.workers is not None:

@@ -18,6 +18,7 @@ from ichkit.engine.blocks import Block, BlockDataset, stack_blocks
 from ichkit.engine.checkpoint import load_checkpoint, save_checkpoint
 from ichkit.engine.devices import count_loader_workers
 from ichkit.engine.evaluation import Evaluator, describe_scores, find_best, is_out_of_patience, to_value
+from ichkit.engine.parallel import free_memory_bytes
 from ichkit.engine.phases import Phase
 from ichkit.engine.step import Stepper, StepResult
 from ichkit.engine.step_log import StepLog
@@ -317,6 +318,14 @@ class TrainingLoop:
         if self.fabric.device.type == "cpu" and seconds > _LONG_SECONDS:
             logger.warning(
                 "%s: without a GPU this takes about %s; training starts", self._label, format_seconds(seconds)
+            )
+        if self.fabric.device.type == "cpu" and step.activation_bytes > (free := free_memory_bytes()):
+            logger.warning(
+                "%s: a step needs about %.1f GB of memory, %.1f GB are free. Use a smaller train.batch_blocks or "
+                "train.image_size, or --set train.accumulate=4",
+                self._label,
+                step.activation_bytes / 1e9,
+                free / 1e9,
             )
 
     def _log_time_left(self) -> None:

@@ -21,6 +21,7 @@ class Forecast:
         seconds: estimated time; None without a measurement.
         basis: the basis of the estimated time, or why there is none.
         memory_bytes: estimated peak memory of the device that computes; None without a measurement.
+        memory_free_bytes: what is free of it for each such task; None if unknown.
     """
 
     steps: tuple[str, ...]
@@ -28,6 +29,7 @@ class Forecast:
     seconds: float | None = None
     basis: str = NOT_KNOWN
     memory_bytes: float | None = None
+    memory_free_bytes: float | None = None
 
 
 class Plan(ABC):
@@ -64,9 +66,7 @@ def render(plan: Plan, command: str) -> Table:
     if not plan.is_idle:
         lines += [("disk", _describe_disk(forecast.num_bytes, writes[0])), ("time", _describe_time(forecast))]
         if forecast.memory_bytes is not None:
-            lines.append(
-                ("memory", f"about {format_bytes(forecast.memory_bytes)} for weights and activations, per fold")
-            )
+            lines.append(("memory", _describe_memory(forecast.memory_bytes, forecast.memory_free_bytes)))
     labels = ["", *(label for label, _ in lines)]
     rows = [["" if label == before else label, text] for before, (label, text) in zip(labels, lines, strict=False)]
     note = "Nothing was written (--dry-run)."
@@ -99,5 +99,13 @@ def _describe_disk(num_bytes: float | None, path: Path) -> str:
 
 
 def _describe_time(forecast: Forecast) -> str:
-    known = "" if forecast.seconds is None else f"about {format_seconds(forecast.seconds)}, "
-    return known + forecast.basis
+    seconds = forecast.seconds
+    if seconds is None:
+        return forecast.basis
+    known = "less than a second" if seconds < 1 else f"about {format_seconds(seconds)}"
+    return f"{known}, {forecast.basis}"
+
+
+def _describe_memory(needed: float, free: float | None) -> str:
+    short = "" if free is None or needed <= free else f"; {format_bytes(free)} free for each; NOT ENOUGH MEMORY"
+    return f"about {format_bytes(needed)} for weights and activations, per fold{short}"

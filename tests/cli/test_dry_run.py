@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ from ichkit.core.progress import format_seconds
 from ichkit.engine.inference import ModelCard
 from ichkit.show.plan import Forecast, Plan, render
 from ichkit.stages.scores import submit
+from ichkit.stages.train import lanes
+from ichkit.stages.train import plan as train_plan
 from ichkit.stages.train import run as train
+from ichkit.stages.train.lanes import spread
 from ichkit.stages.train.plan import ForeseenTraining
+from ichkit.stages.tune import run as tune
 from ichkit.work.artifacts import read_table
 from ichkit.work.folder import WorkFolder
 
@@ -133,9 +138,9 @@ def test_every_command_that_writes_has_the_option_and_says_disk_and_time(here):
         assert "--dry-run" in call(name, "--help")
     printed = call("prepare", "--rsna", "phantom/rsna", "--work", "new", *SMALL, "--dry-run")
     assert re.search(r"disk about [\d.]+ .B; [\d.]+ .B free", printed)
-    assert re.search(r"time about \d+ s, on 1 process, if", printed)
+    assert re.search(r"time about [5-9] s, on 1 process, if", printed)  # processes start and compile in seconds
     printed = call("train", "--fold", "0", "--work", "real", *SMALL, "--set", "train.epochs=1000", "--dry-run")
-    assert re.search(r"time about \d+ (s|min|h \d+ min), one fold after another, measured on a trial step", printed)
+    assert re.search(r"time about \d+ (s|min|h \d+ min), measured on a trial step", printed)
 
 
 def test_a_huge_sparse_file_among_the_scans_is_counted_in_no_estimate(here, tmp_path):
@@ -217,6 +222,7 @@ def test_a_recipe_says_how_long_training_would_take_before_anything_is_prepared(
 
     cost = step_cost.StepCost(seconds=3600.0, activation_bytes=123_000_000)
     monkeypatch.setattr(step_cost, "measure_step_cost", lambda *_, **__: cost)
+    monkeypatch.setattr(lanes, "count_cores", lambda: 2)
     for name in ("rsna", "cq500"):
         monkeypatch.setenv(f"ICHKIT_{name.upper()}", str(here / "phantom" / name))
     recipe = tmp_path / "recipe.yaml"
@@ -227,10 +233,11 @@ def test_a_recipe_says_how_long_training_would_take_before_anything_is_prepared(
     count = {name: len(list((here / "phantom" / name).rglob("*.dcm"))) for name in ("rsna", "cq500")}
     plan = ForeseenTraining(load_config("demo", TINY), WorkFolder("none"), "mine", *count.values())
     folds = 3
-    steps = folds * math.ceil(math.ceil(count["rsna"] * (folds - 1) // folds / 7) / 4)
-    predicted = count["rsna"] + folds * count["cq500"]
-    assert plan.forecast().seconds == pytest.approx(3600 * (steps + predicted / 28 / 3))
-    assert f"about {format_seconds(plan.forecast().seconds)}, one fold after another" in printed
+    steps = math.ceil(math.ceil(count["rsna"] * (folds - 1) // folds / 7) / 4)
+    predicted = count["rsna"] / folds + count["cq500"]
+    # Three folds of one thread each on two cores: the third starts when the first two have ended.
+    assert plan.forecast().seconds == pytest.approx(2 * 3600 * (steps + predicted / 28 / 3))
+    assert f"about {format_seconds(plan.forecast().seconds)}, 2 folds side by side, measured" in printed
     assert "as if every image file were a slice" in printed
     assert "the epochs and folds that fit into 9 h 00 min, chosen once the store is there" in printed
     assert "none/runs/mine/fold2" in printed
@@ -257,6 +264,55 @@ def test_the_plan_of_a_training_has_its_memory_and_counts_every_view_of_the_pred
     assert "about 127.0 MB for weights and activations" in " ".join(
         text.text for _, text in render(plans[0], "ichkit train").lines
     )
+
+
+def test_the_plan_of_a_training_counts_folds_side_by_side_as_they_will_run(here, monkeypatch):
+    from ichkit.engine import step_cost
+
+    cost = step_cost.StepCost(seconds=90.0, activation_bytes=123_000_000)
+    monkeypatch.setattr(step_cost, "measure_step_cost", lambda *_, **__: cost)
+    monkeypatch.setattr(lanes, "count_cores", lambda: 2)
+    work, forecasts = WorkFolder(here / "real"), {}
+    for threads in (1, 2):
+        config = load_config("demo", (*TINY, f"train.threads={threads}"))
+        of_fold = [train.plan(config, work, train.TrainOptions("new", [k])).forecast().seconds for k in range(3)]
+        forecasts[threads] = train.plan(config, work, train.TrainOptions("new")).forecast()
+        assert forecasts[threads].seconds == pytest.approx(spread(of_fold, 2 // threads))
+    assert forecasts[1].basis.startswith("2 folds side by side, measured on a trial step")
+    assert forecasts[2].basis.startswith("one fold after another, measured on a trial step")
+    searched = tune.TuneOptions(tries=("train.learning_rate=0.001,0.01",), objective="oof-loss")
+    found = tune.plan(load_config("demo", TINY), work, searched).forecast()
+    assert found.seconds == pytest.approx(2 * forecasts[1].seconds)
+    assert found.basis.startswith("all trials together, one after another: 2 folds side by side, measured")
+    pruned = tune.plan(load_config("demo", TINY), work, replace(searched, pruner="median")).forecast()
+    assert pruned.basis.startswith("all trials together, one after another: measured")  # fold by fold
+
+
+def test_memory_that_does_not_suffice_is_said(here, monkeypatch):
+    from ichkit.engine import step_cost
+
+    cost = step_cost.StepCost(seconds=90.0, activation_bytes=50_000_000_000)
+    monkeypatch.setattr(step_cost, "measure_step_cost", lambda *_, **__: cost)
+    monkeypatch.setattr(lanes, "count_cores", lambda: 2)
+    for free, expected in ((25e9, "12.5 GB free for each; NOT ENOUGH MEMORY"), (200e9, "per fold")):
+        monkeypatch.setattr(train_plan, "free_memory_bytes", lambda free=free: free)
+        made = train.plan(load_config("demo", TINY), WorkFolder(here / "real"), train.TrainOptions("new"))
+        (line,) = [text for label, text in made_lines(made) if label == "memory"]
+        assert line.endswith(expected)
+
+
+def made_lines(made):
+    return [(label.text, text.text) for label, text in render(made, "ichkit train").lines]
+
+
+def test_less_than_a_second_is_said_in_words(tmp_path):
+    class Short(Plan):
+        writes = (tmp_path,)
+
+        def forecast(self):
+            return Forecast(("one",), seconds=0.2, basis="measured")
+
+    assert ("time", "less than a second, measured") in made_lines(Short())
 
 
 def test_a_disk_that_is_too_small_is_said(tmp_path):

@@ -52,10 +52,14 @@ SETTINGS_FILE = "settings.json"
 FOLDS_NAME, LOCKS_NAME = "folds.csv", "locked.csv"
 _FILES = "_files"
 _SUBGROUPS = "subgroups"
+LOCK = "lock"
+"""Setting of a store with locked patients: their share."""
 _BYTES_PER_PIXEL = 0.51
 """Size of a compressed volume: 132 kB per slice of 512 x 512, the noisiest of four real data sets."""
 _SECONDS_PER_PIXEL = 1.0e-8
 """Time of one core, header included: 2.6 ms per slice of 512 x 512 (`benchmarks/results/prepare.json`)."""
+_START_SECONDS = 5.0
+"""Time to start the processes and compile their kernels: most of the time of small data."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ class PreparePlan(Plan):
             steps.append(f"keeps the folds of {len(self.folds)} patients and assigns new patients to them")
         if self.locked is not None:
             steps.append(f"keeps {self.locked['is_locked'].sum()} patients locked")
-        elif lock := self.settings.get("lock"):
+        elif lock := self.settings.get(LOCK):
             steps.append(f"locks one patient in {round(1 / lock)} away from training, for --prove")
         if self.is_update:
             steps.append("the input files have changed: studies that are prepared already are reused")
@@ -193,7 +197,7 @@ class PreparePlan(Plan):
         return Forecast(
             tuple(steps),
             written_pixels * _BYTES_PER_PIXEL,
-            read_bytes / 2 * _SECONDS_PER_PIXEL / workers,
+            _START_SECONDS + read_bytes / 2 * _SECONDS_PER_PIXEL / workers,
             f"on {format_count(workers, 'process', 'processes')}, if the disk is fast enough",
         )
 
@@ -240,27 +244,11 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     """
     options, seen, task = options or PrepareOptions(), look_at(work.prepared), find_task(config.task)
     source = _training_source(options)
-    settings: dict[str, Any] = {
-        "task": config.task,
-        "source": source,
-        "size": config.prepare.size,
-        "num_folds": config.prepare.num_folds,
-        "hull_hu": list(config.channels.hull_hu()),
-    }
-    if steps := config.prepare.steps():
-        settings["steps"] = [find_step(name).name for name in steps]
-    sequences = _find_sequences(config, source)
-    if sequences is not None:
-        settings["sequences"] = sequences.to_json()
-    parts = PartSettings.of(config.prepare.parts)
-    if parts.kind != WHOLE:
-        settings["parts"] = parts.to_json()
-    if facts := config.prepare.header_facts:
-        settings["header_facts"] = sorted({find_row(HEADER_FACTS, name, "prepare.header_facts").name for name in facts})
+    settings, sequences = store_settings(config, source), _find_sequences(config, source)
     folds, locked = _kept_folds(work, options), _kept_locks(work)
-    lock = options.lock or (None if locked is None else _earlier_settings(work).get("lock"))
+    lock = options.lock or (None if locked is None else _earlier_settings(work).get(LOCK))
     if lock is not None:
-        settings["lock"] = lock
+        settings[LOCK] = lock
     if not options.fresh:
         _check_settings(work, settings)
     override = None if options.series_override is None else read_override(options.series_override)
@@ -280,6 +268,31 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
         subgroups=subgroups,
         sequences=sequences,
     )
+
+
+def store_settings(config: Config, source: str) -> dict[str, Any]:
+    """The settings of a store of this source, by which it is known again; `lock` is added where patients are locked.
+
+    Raises:
+        ConfigError, DataError: see `plan`.
+    """
+    settings: dict[str, Any] = {
+        "task": config.task,
+        "source": source,
+        "size": config.prepare.size,
+        "num_folds": config.prepare.num_folds,
+        "hull_hu": list(config.channels.hull_hu()),
+    }
+    if steps := config.prepare.steps():
+        settings["steps"] = [find_step(name).name for name in steps]
+    if (sequences := _find_sequences(config, source)) is not None:
+        settings["sequences"] = sequences.to_json()
+    parts = PartSettings.of(config.prepare.parts)
+    if parts.kind != WHOLE:
+        settings["parts"] = parts.to_json()
+    if facts := config.prepare.header_facts:
+        settings["header_facts"] = sorted({find_row(HEADER_FACTS, name, "prepare.header_facts").name for name in facts})
+    return settings
 
 
 def _find_sequences(config: Config, source: str) -> SequenceSettings | None:

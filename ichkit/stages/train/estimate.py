@@ -1,6 +1,7 @@
 """How long training takes, by finished folds or by a trial step on this device."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,9 +28,12 @@ FORWARD_SHARE = 1 / 3
 
 
 def seconds_by_history(
-    config: Config, work: WorkFolder, prepared: Prepared, num_images: int
-) -> tuple[float | None, str]:
-    """Training time of a number of images, scaled from the first finished fold of the same settings."""
+    config: Config, work: WorkFolder, prepared: Prepared, trained: Sequence[int]
+) -> tuple[list[float], str]:
+    """Time of training folds with these numbers of images, by the first finished fold of the same settings.
+
+    Without one, no times.
+    """
     inventory = take_inventory(work)
     for name, folds in inventory.finished_runs.items():
         for fold in folds:
@@ -39,15 +43,15 @@ def seconds_by_history(
             history = read_table(folder / "history.csv")
             # If its tables were written again later, that took less time than training.
             seconds = max(manifest.facts["seconds"], history["seconds"].sum())
-            share = config.train.total_epochs * num_images / history["num_images"].sum()
-            return seconds * share, f"one fold after another, measured on fold {fold} of {name}"
-    return None, NOT_KNOWN
+            each = seconds * config.train.total_epochs / history["num_images"].sum()
+            return [each * num_images for num_images in trained], f"measured on fold {fold} of {name}"
+    return [], NOT_KNOWN
 
 
 def seconds_by_trial(
-    config: Config, network: "DescriptorNetwork", longest: int, trained: list[int], num_predicted: int
-) -> tuple[float, int, str]:
-    """Time of training folds with these numbers of images and of predicting, bytes of activations, and the basis.
+    config: Config, network: "DescriptorNetwork", longest: int, trained: Sequence[int], predicted: Sequence[float]
+) -> tuple[list[float], int, str]:
+    """Time of folds that train on and predict these numbers of images, bytes of activations, and the basis.
 
     Raises:
         ConfigError: see `try_step`.
@@ -55,10 +59,13 @@ def seconds_by_trial(
     settings = config.train
     tried, shape = try_step(config, longest, network)
     views = len(find_row(TTA_SETS, settings.tta, "train.tta").views)
-    predicting = num_predicted * views * FORWARD_SHARE * tried.seconds / math.prod(shape)
+    predicting = views * FORWARD_SHARE * tried.seconds / math.prod(shape)
     what = "with prediction" if views == 1 else f"with prediction in {views} views"
-    basis = f"one fold after another, measured on a trial step, {what}; reading is extra"
-    return tried.seconds * count_steps(settings, trained, shape) + predicting, tried.activation_bytes, basis
+    each = [
+        tried.seconds * count_steps(settings, num_trained, shape) + num_predicted * predicting
+        for num_trained, num_predicted in zip(trained, predicted, strict=True)
+    ]
+    return each, tried.activation_bytes, f"measured on a trial step, {what}; reading is extra"
 
 
 def try_step(config: Config, longest: int, network: "DescriptorNetwork") -> "tuple[StepCost, tuple[int, int]]":
@@ -96,9 +103,8 @@ def try_step(config: Config, longest: int, network: "DescriptorNetwork") -> "tup
     return cost, shape
 
 
-def count_steps(settings: TrainConfig, trained: list[int], shape: tuple[int, int]) -> float:
-    """Steps of folds with these numbers of images, as if no block had padding, which costs no time."""
+def count_steps(settings: TrainConfig, num_images: int, shape: tuple[int, int]) -> float:
+    """Steps of a fold with this number of images, as if no block had padding, which costs no time."""
     if settings.sampling == "studies":
-        return settings.total_epochs * sum(trained) / math.prod(shape)
-    steps = [math.ceil(math.ceil(num_images / shape[1]) / shape[0]) for num_images in trained]
-    return settings.total_epochs * sum(steps)
+        return settings.total_epochs * num_images / math.prod(shape)
+    return settings.total_epochs * math.ceil(math.ceil(num_images / shape[1]) / shape[0])

@@ -1,6 +1,7 @@
 """Trains folds in parallel: one lane per GPU, per share of the CPU cores, or per slot of a Ray cluster."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,24 @@ def count_parallel(lanes: list[list[FoldTask]], settings: TrainConfig) -> int:
     if lanes[0][0].gpu is not None:
         return len(lanes)
     return max(1, min(len(lanes), count_cores() // (settings.threads or 1)))
+
+
+def count_at_once(tasks: list[FoldTask], settings: TrainConfig) -> int:
+    """How many folds are trained at the same time."""
+    return count_parallel(assign_lanes(tasks, settings), settings)
+
+
+def spread(seconds: Sequence[float], num_parallel: int) -> float:
+    """Time until the last of some jobs ends, if each starts on the first of the parallel lanes that is free.
+
+    Example:
+        >>> spread([3.0, 3.0, 2.0], 2)
+        5.0
+    """
+    ends = [0.0] * num_parallel
+    for job in seconds:
+        ends[ends.index(min(ends))] += job
+    return max(ends)
 
 
 def do_folds(tasks: list[FoldTask], settings: TrainConfig) -> None:

@@ -10,6 +10,8 @@ from ichkit.core.errors import ConfigError, FoldError
 from ichkit.core.progress import format_seconds, logger
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import find_task
+from ichkit.core.train_config import TrainConfig
+from ichkit.engine.parallel import free_memory_bytes
 from ichkit.engine.phases import list_phases
 from ichkit.engine.ranks import Ranks
 from ichkit.imaging.store import Prepared
@@ -26,6 +28,7 @@ from ichkit.stages.train.fold_inputs import (
     find_state,
     find_training_scope,
 )
+from ichkit.stages.train.lanes import count_at_once, spread
 from ichkit.stages.train.pseudo_labels import count_pseudo_slices
 from ichkit.stages.train.time_limit import Fit, adopt_epochs, fit_to_limit
 from ichkit.tracking.loggers import check_loggers
@@ -109,22 +112,26 @@ class TrainPlan(Plan):
         steps = [] if self.fit is None else [self.fit.text]
         steps += [f"{settings.backbone}, {num_parameters / 1e6:.2f} M parameters, at {settings.image_size} px"]
         copies = 4 + (settings.ema_decay is not None)  # weights, gradients, two moments, EMA weights
-        num_numbers, trained, num_predicted, memory = 0, [], 0, None
+        num_numbers, trained, predicted, memory = 0, [], [], None
         for task in self.tasks:
             parts = Parts.of(self.prepared, task.fold, find_training_scope(config)).hold_validation(config, task.fold)
             steps.append(_describe_fold(task, parts, is_removed=self.options.fresh))
             num_rows = len(parts.heldout) * STACK_WINDOW + sum(map(len, parts.predicted.values()))
             num_numbers += copies * num_parameters + num_rows * self.prepared.task.num_classes
-            num_predicted += sum(map(len, parts.predicted.values()))
-            trained += [len(parts.train)] if task.trains else []
-        seconds, basis = seconds_by_history(config, self.work, self.prepared, sum(trained))
-        if seconds is None and trained:
+            predicted.append(sum(map(len, parts.predicted.values())))
+            trained.append(len(parts.train) if task.trains else 0)
+        each, basis = seconds_by_history(config, self.work, self.prepared, trained)
+        if not each and any(trained):
             longest = int(self.prepared.split("train").groupby("study_id").size().max())
-            seconds, activations, basis = seconds_by_trial(config, network, longest, trained, num_predicted)
+            each, activations, basis = seconds_by_trial(config, network, longest, trained, predicted)
             memory = activations + _BYTES_PER_NUMBER * copies * num_parameters
+        seconds = None
+        if each:
+            seconds, basis = _join_folds(each, basis, list(self.tasks), settings)
         if self.fit is not None:
             seconds, basis = self.fit.seconds, self.fit.basis
-        return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis, memory)
+        free = _free_memory(list(self.tasks), settings)
+        return Forecast(tuple(steps), num_numbers * _BYTES_PER_NUMBER, seconds, basis, memory, free)
 
 
 @dataclass(frozen=True)
@@ -163,8 +170,10 @@ class ForeseenTraining(Plan):
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
         copies = 4 + (config.train.ema_decay is not None)
         trained = [self.num_labelled * (folds - 1) // folds] * folds
-        num_predicted = self.num_labelled + folds * self.num_external
-        seconds, activations, basis = seconds_by_trial(config, network, _LONGEST_STUDY, trained, num_predicted)
+        predicted = [self.num_labelled / folds + self.num_external] * folds
+        each, activations, basis = seconds_by_trial(config, network, _LONGEST_STUDY, trained, predicted)
+        tasks = [FoldTask(config, self.work, self.run_name, fold, trains=True) for fold in range(folds)]
+        seconds, basis = _join_folds(each, basis, tasks, config.train)
         steps: tuple[str, ...] = (
             f"{config.train.backbone}, {num_parameters / 1e6:.2f} M parameters, at {config.train.image_size} px",
             f"{folds} folds, {config.train.total_epochs} epochs of at most {trained[0]} slices",
@@ -173,7 +182,24 @@ class ForeseenTraining(Plan):
             limit = format_seconds(self.time_limit * 3600)
             steps += (f"of these, the epochs and folds that fit into {limit}, chosen once the store is there",)
         memory = activations + _BYTES_PER_NUMBER * copies * num_parameters
-        return Forecast(steps, None, seconds, f"{basis}; at most, as if every image file were a slice", memory)
+        basis = f"{basis}; at most, as if every image file were a slice"
+        return Forecast(steps, None, seconds, basis, memory, _free_memory(tasks, config.train))
+
+
+def _join_folds(each: list[float], basis: str, tasks: list[FoldTask], settings: TrainConfig) -> tuple[float, str]:
+    """The time of all folds by that of each, and its basis."""
+    num_parallel = count_at_once(tasks, settings)
+    order = "one fold after another" if num_parallel == 1 else f"{num_parallel} folds side by side"
+    return spread(each, num_parallel), f"{order}, {basis}" if len(tasks) > 1 else basis
+
+
+def _free_memory(tasks: list[FoldTask], settings: TrainConfig) -> float | None:
+    """Free memory of this machine for each fold that is trained at the same time; None with a GPU or a cluster."""
+    from ichkit.engine.devices import uses_cpu
+
+    if settings.backend == "ray" or not uses_cpu(settings.accelerator):
+        return None
+    return free_memory_bytes() / count_at_once(tasks, settings)
 
 
 def plan(config: Config, work: WorkFolder, options: TrainOptions) -> TrainPlan:

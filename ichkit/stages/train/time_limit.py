@@ -18,7 +18,7 @@ from ichkit.imaging.views import TTA_SETS
 from ichkit.imaging.windows import make_rendering
 from ichkit.stages.train.estimate import FORWARD_SHARE, try_step
 from ichkit.stages.train.fold_inputs import FoldTask, Identity, Parts, find_scope, identify, read_started, with_defaults
-from ichkit.stages.train.lanes import assign_lanes, count_parallel
+from ichkit.stages.train.lanes import count_at_once, spread
 from ichkit.stages.train.pseudo_labels import count_pseudo_slices
 from ichkit.work.artifacts import has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
@@ -130,7 +130,7 @@ def fit_to_limit(tasks: Sequence[FoldTask], prepared: Prepared, limit_seconds: f
         """Seconds of the first folds with these epochs."""
         shorter = config.model_copy(update={"train": shorten(config.train, epochs)})
         each = [fold.seconds(shorter, pace) for fold in work[:number]]
-        return spread(each, count_parallel(assign_lanes(list(tasks[:number]), config.train), config.train))
+        return spread(each, count_at_once(list(tasks[:number]), config.train))
 
     def find_most(number: int) -> int:
         """The most epochs of the first folds that fit; 0 if none."""
@@ -161,19 +161,6 @@ def fit_to_limit(tasks: Sequence[FoldTask], prepared: Prepared, limit_seconds: f
         f"{format_seconds(seconds)}" + (f"; left out: {left_out}" if left_out else "")
     )
     return Fit(config, chosen, seconds, pace.basis, text)
-
-
-def spread(seconds: Sequence[float], num_parallel: int) -> float:
-    """Time until the last of some jobs ends, if each starts on the first of the parallel lanes that is free.
-
-    Example:
-        >>> spread([3.0, 3.0, 2.0], 2)
-        5.0
-    """
-    ends = [0.0] * num_parallel
-    for job in seconds:
-        ends[ends.index(min(ends))] += job
-    return max(ends)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ class TunePlan(Plan):
         return Measure(self.work, self.prepared, self.objective, self.folds)
 
     @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """Folds of a trial that are trained at once; one after another where a trial may end between them."""
+        return [self.folds] if self.pruner.make is None else [(fold,) for fold in self.folds]
+
+    @property
     def is_nested(self) -> bool:
         """Whether the choice for a fold uses nothing of its held-out patients.
 
@@ -163,14 +168,14 @@ class TunePlan(Plan):
             settings = config.train.settings()
             key = repr({name: value for name, value in settings.items() if name not in _SAME_COST})
             if key not in measured:
-                options = train.TrainOptions(run_name(self.options.name, number), self.folds)
+                options = train.TrainOptions(run_name(self.options.name, number), self.groups[0])
                 measured[key] = (config.train.total_epochs, train.plan(config, self.work, options).forecast())
             epochs, forecast = measured[key]
             num_bytes += forecast.num_bytes or 0.0
             seconds += (forecast.seconds or 0.0) * config.train.total_epochs / epochs
-        repeats = num_left / len(configs)
+        repeats = num_left / len(configs) * len(self.groups)
         basis = "; ".join(dict.fromkeys(forecast.basis for _, forecast in measured.values())) or NOT_KNOWN
-        more = f"; {num_left} trials as long as the next one" if repeats > 1 else ""
+        more = f"; {num_left} trials as long as the next one" if num_left > len(configs) else ""
         return num_bytes * repeats, seconds * repeats, f"all trials together, one after another: {basis}{more}"
 
 

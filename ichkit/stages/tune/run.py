@@ -75,10 +75,8 @@ def _do_trial(plan: TunePlan, number: int, params: Params, earlier: Sequence[Tri
     name = run_name(plan.options.name, number)
     logger.info("tune: %s, trial %d of %d: %s", name, number + 1, plan.num_trials, describe_params(params))
     trial, scope, is_pruned = Trial(number, dict(params), name), find_scope(config), False
-    # All at once, so that each GPU trains a fold; one after another where a trial may end between them.
-    groups = [plan.folds] if plan.pruner.make is None else [(fold,) for fold in plan.folds]
     measured = trial
-    for position, group in enumerate(groups, 1):
+    for position, group in enumerate(plan.groups, 1):
         try:
             train.run(train.plan(config, plan.work, train.TrainOptions(name, group)))
         except ConfigError as error:
@@ -89,7 +87,7 @@ def _do_trial(plan: TunePlan, number: int, params: Params, earlier: Sequence[Tri
             break
         values = list(measured.values.values())
         is_higher = plan.objective.is_higher_better
-        if position < len(groups) and is_hopeless(plan.pruner, earlier, values, is_higher_better=is_higher):
+        if position < len(plan.groups) and is_hopeless(plan.pruner, earlier, values, is_higher_better=is_higher):
             is_pruned = True
             break
     measured = replace(measured, state=PRUNED) if is_pruned else measured
