@@ -20,6 +20,8 @@ from ichkit.core.tasks import TASKS
 from ichkit.core.train_config import TrainConfig
 from ichkit.core.yaml_text import parse_yaml, read_yaml
 
+DEFAULT = "default"
+"""Name of the config that is used where none is named."""
 _SET = "--set"
 _SEED_LIMIT = 2**63
 _LONGEST_NAME = 4096

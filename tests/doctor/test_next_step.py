@@ -13,6 +13,7 @@ from ichkit.sources.table import SOURCES
 from ichkit.stages.doctor.found_data import DataState
 from ichkit.stages.doctor.found_work import find_work
 from ichkit.stages.doctor.next_step import choose_step
+from ichkit.stages.prepare.plan import store_settings
 from ichkit.work.artifacts import ArtifactWriter
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
@@ -119,6 +120,34 @@ def test_a_config_and_a_work_folder_that_were_named_are_named_again(monkeypatch)
     assert next_command(work="elsewhere") == "ichkit demo"
     monkeypatch.setenv("ICHKIT_WORK", "elsewhere")
     assert next_command(found("rsna"), work="elsewhere") == "ichkit prepare"
+
+
+def test_the_first_training_takes_the_config_that_the_store_was_prepared_with():
+    work = WorkFolder(Path("work"))
+    for name, expected in (("demo", " -c demo"), ("quick", " -c quick"), ("resnet50-midl", "")):
+        write_prepared(work, settings=store_settings(load_config(name), "rsna") | {"lock": 0.15})
+        assert next_command() == f"ichkit train --fold 0{expected}"
+        assert next_command(config_name="good") == "ichkit train --fold 0 -c good"
+    write_prepared(work, settings=store_settings(load_config("demo", ("prepare.size=200",)), "rsna"))
+    assert next_command() == "ichkit train --fold 0"
+    inventory = find_work(work, Path("submissions"))
+    assert "--dry-run" in choose_step(NOWHERE, inventory, work, has_gpu=False).reason
+    assert "--dry-run" not in choose_step(NOWHERE, inventory, work).reason
+
+
+def test_a_blend_by_hand_is_not_named_as_a_model_for_predictions():
+    work = WorkFolder(Path("work"))
+    write_prepared(work, folds=1)
+    write_fold(work, "a", 0)
+    write_stack(work, "a", [0])
+    write_submission(work, "a", [0])
+    work.report.write_text(f'<head><meta name="ichkit-tables" content="{take_inventory(work).digest}"></head>')
+    step = choose_step(NOWHERE, find_work(work, Path("submissions")), work)
+    assert step.reason.endswith("The leaderboard shows the best model, which `ichkit predict` uses.")
+    write_stack(work, "a", [0], name="mine", kind="hand")
+    work.report.write_text(f'<head><meta name="ichkit-tables" content="{take_inventory(work).digest}"></head>')
+    step = choose_step(NOWHERE, find_work(work, Path("submissions")), work)
+    assert "uses the best one that has networks, which a blend by hand (kind hand) has not" in step.reason
 
 
 def test_own_scans_are_prepared_from_their_folder_and_scored_instead_of_submitted():

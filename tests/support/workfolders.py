@@ -12,11 +12,11 @@ from ichkit.work.artifacts import ArtifactWriter, write_bytes_atomically
 FACTS = {"data": "phantom", "task": "hemorrhage", "num_slices": 40, "num_studies": 4, "num_rejected": 1}
 
 
-def write_prepared(work, folds=3, *, has_sample=True):
+def write_prepared(work, folds=3, *, has_sample=True, settings=None):
     writer = ArtifactWriter(work.prepared, "prepared")
     writer.write_table("folds.csv", pd.DataFrame({"patient_id": range(folds), "fold": range(folds)}))
     writer.write_table("sample_ids.csv", pd.DataFrame({"ID": ["ID_1_any"] if has_sample else []}))
-    writer.commit(settings={"task": FACTS["task"]}, inputs={}, facts=FACTS)
+    writer.commit(settings=settings or {"task": FACTS["task"]}, inputs={}, facts=FACTS)
 
 
 def write_fold(work, run, fold, content="first", config=None):
@@ -30,15 +30,15 @@ def write_fold(work, run, fold, content="first", config=None):
     writer.commit(settings={}, inputs={}, facts=FACTS)
 
 
-def write_stack(work, run, folds, name=None):
+def write_stack(work, run, folds, name=None, kind="blend"):
     writer = ArtifactWriter(work.stacks / (name or run), "stack")
     for split in ("oof", "test", "cq500"):
-        writer.write_bytes(f"blend_{split}.parquet", f"{run} {folds} {split}".encode())
+        writer.write_bytes(f"{kind}_{split}.parquet", f"{run} {folds} {split}".encode())
     inputs = {}
     for fold in folds:
         manifest = json.loads((work.fold(run, fold) / "manifest.json").read_text())
         inputs |= {f"{run}/fold{fold}/{table}": file["sha256"] for table, file in manifest["files"].items()}
-    facts = {**FACTS, "runs": [run], "folds": list(folds), "kinds": ["blend"]}
+    facts = {**FACTS, "runs": [run], "folds": list(folds), "kinds": [kind]}
     writer.commit(settings={}, inputs=inputs, facts=facts)
 
 

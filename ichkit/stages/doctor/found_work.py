@@ -4,18 +4,26 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ichkit.core.errors import ArtifactError
+from ichkit.core.config import DEFAULT, load_config, shipped_names
+from ichkit.core.errors import ArtifactError, IchkitError
 from ichkit.show.page import read_meta
+from ichkit.sources.table import SOURCES
+from ichkit.stages.prepare.plan import LOCK, store_settings
 from ichkit.validation.notes import is_csv_unchanged, note_names, read_note
-from ichkit.work.artifacts import read_table
+from ichkit.work.artifacts import list_differences, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import Entry, take_inventory
 
 
 @dataclass(frozen=True)
 class PreparedState:
-    """Summary of the prepared data: origin, counts, folds, and whether there is a test split to submit."""
+    """Summary of the prepared data: origin, counts, folds, and whether there is a test split to submit.
+
+    Attributes:
+        config: the shipped config whose settings the store has; None if it is that of none.
+    """
 
     data: str
     num_slices: int
@@ -23,6 +31,7 @@ class PreparedState:
     num_rejected: int
     folds: tuple[int, ...]
     has_sample: bool
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,4 +142,19 @@ def _read_prepared(entry: Entry) -> PreparedState:
         num_rejected=int(manifest.facts["num_rejected"]),
         folds=tuple(sorted({*map(int, folds.fold)})),
         has_sample=len(sample) > 0,
+        config=_find_config(manifest.settings),
     )
+
+
+def _find_config(settings: dict[str, Any]) -> str | None:
+    """The shipped config that a store was prepared with, by its settings; None if they are those of none.
+
+    The default if it fits, else the one with the shortest name: variants are named after what they vary.
+    """
+    source = str(settings.get("source"))
+    found = {name: value for name, value in settings.items() if name != LOCK}
+    for name in sorted(shipped_names("configs"), key=lambda name: (name != DEFAULT, len(name), name)):
+        with contextlib.suppress(IchkitError):  # a config of other sources
+            if source in SOURCES and not list_differences(store_settings(load_config(name), source), found):
+                return name
+    return None

@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from ichkit.core.config import load_config, shipped_names
+from ichkit.core.config import DEFAULT, load_config, shipped_names
 from ichkit.core.errors import ConfigError
 from ichkit.sources.table import SOURCES, training_sources
 from ichkit.stages.doctor.found_data import DataState
 from ichkit.stages.doctor.found_work import PreparedState, RunState, WorkState
-from ichkit.work.artifacts import list_differences
+from ichkit.validation.catalog import HAND
 from ichkit.work.folder import WorkFolder
 
-_DEFAULT = "default"
 _DEFAULT_WORK = Path("work")
 _WORK_VARIABLE = "ICHKIT_WORK"
 _Words = list[str]
@@ -31,18 +28,26 @@ class Step:
 
 
 def choose_step(
-    data: Mapping[str, DataState], inventory: WorkState, work: WorkFolder, config_name: str | None = None
+    data: Mapping[str, DataState],
+    inventory: WorkState,
+    work: WorkFolder,
+    config_name: str | None = None,
+    *,
+    has_gpu: bool = True,
 ) -> Step:
     """The next command: data, then `prepare`, a fold, a stack, a submission, the other folds, the report.
 
     Args:
-        config_name: the config that it should name; None for the one that a run was made with.
+        config_name: the config that it should name; None for the one that the store or a run was made with.
+        has_gpu: False where training takes the processor and its memory.
     """
     if inventory.prepared is None:
         words, reason = _before_training(data, inventory, config_name)
     elif not inventory.runs:
-        words = ["train", "--fold", "0", *_named(config_name)]
+        words = ["train", "--fold", "0", *_named(config_name or inventory.prepared.config)]
         reason = "Everything is prepared, and one fold is enough for a first submission."
+        if not has_gpu:
+            reason += " There is no GPU: with --dry-run it first shows how long it takes and whether memory suffices."
     else:
         words, reason = _after_training(inventory, inventory.prepared, work, config_name)
     # `demo` has a work folder of its own.
@@ -96,10 +101,13 @@ def _after_training(
         return ["report", *options], "Every fold is trained, stacked and scored; the report shows the results."
     if inventory.is_report_outdated:
         return ["report", *options], "Runs or stacks were made or changed since the report was written."
-    return [
-        "leaderboard",
-        *options,
-    ], "Everything is finished. The leaderboard shows the best model, which `ichkit predict` uses."
+    reason = "Everything is finished. The leaderboard shows the best model, which `ichkit predict` uses."
+    if any(HAND in stack.kinds for stack in inventory.stacks.values()):
+        reason = (
+            "Everything is finished. The leaderboard shows the best model; `ichkit predict` uses the best one that has "
+            f"networks, which a blend by hand (kind {HAND}) has not."
+        )
+    return ["leaderboard", *options], reason
 
 
 def train_options(name: str, run: RunState, work: WorkFolder, config_name: str | None) -> _Words:
@@ -116,14 +124,12 @@ def train_options(name: str, run: RunState, work: WorkFolder, config_name: str |
 def _is_shipped(written: Path, name: str) -> bool:
     """True where a fold was trained with the shipped config of that name as it is now."""
     try:
-        tree = yaml.safe_load(written.read_text(encoding="utf-8"))
-        config = load_config(name)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
+        used, shipped = load_config(str(written)), load_config(name)
+    except ConfigError:
         return False
-    shipped = {"task": config.task, "seed": config.seed}
-    shipped |= {"channels": config.channels.settings(), "train": config.train.settings()}
-    return isinstance(tree, dict) and not list_differences({key: tree.get(key) for key in shipped}, shipped)
+    sections = [(config.channels.settings(), config.train.settings()) for config in (used, shipped)]
+    return (used.task, used.seed, sections[0]) == (shipped.task, shipped.seed, sections[1])
 
 
 def _named(config_name: str | None) -> _Words:
-    return [] if config_name in (None, _DEFAULT) else ["-c", str(config_name)]
+    return [] if config_name in (None, DEFAULT) else ["-c", str(config_name)]

@@ -58,7 +58,8 @@ def run(
         inventory=inventory,
         warnings=find_warnings(machine, data, inventory),
         problems=problems,
-        next=next(iter(problems.values()), None) or choose_step(data, inventory, work, config_name),
+        next=next(iter(problems.values()), None)
+        or choose_step(data, inventory, work, config_name, has_gpu=bool(machine.gpus)),
     )
 
 
