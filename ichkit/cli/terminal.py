@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import importlib.util
 import itertools
 import logging
 import re
@@ -32,6 +33,14 @@ _PIPE_WIDTH = 140
 _INTERNAL_ERROR = 1
 _SUMMARY_CHARACTERS = 1000
 """More than any summary in `--help` has, so that none is shortened."""
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "docx": "python-docx",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+"""Module to the package that has it, where the names differ."""
 _TYPED = "ichkit.typed"
 _LONGEST_WORD = 300
 
@@ -102,6 +111,11 @@ class CommandGroup(click.Group):
             _fail(ctx, message, IchkitError.exit_code)
         except KeyboardInterrupt:
             _fail(ctx, "interrupted. Run the same command again to continue.", Stopped.exit_code)
+        except ModuleNotFoundError as error:
+            message = _describe_missing_package(error)
+            if message is None:
+                _fail(ctx, _describe_internal_error(error), _INTERNAL_ERROR)
+            _fail(ctx, message, IchkitError.exit_code)
         except Exception as error:
             _fail(ctx, _describe_internal_error(error), _INTERNAL_ERROR)
 
@@ -137,6 +151,18 @@ def _describe_os_error(error: OSError) -> str | None:
             "its permissions, then run the same command again."
         )
     return None
+
+
+def _describe_missing_package(error: ModuleNotFoundError) -> str | None:
+    """The message for a package that is not installed; None if a module of an installed one is missing."""
+    module = (error.name or "").partition(".")[0]
+    if not module or importlib.util.find_spec(module) is not None:
+        return None
+    package = _PACKAGES.get(module, module)
+    return (
+        f"{package} is not installed. Run `pip install {package}`. In a notebook without internet its wheel must be in "
+        f"the bundle: `ichkit kernel MODEL --with {package}`."
+    )
 
 
 def _describe_internal_error(error: Exception) -> str:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from support.simulated import make_stack, make_work
 
 import ichkit
+from ichkit.cli import terminal
 from ichkit.cli.main import main
 from ichkit.core import progress
 from ichkit.core.progress import Meter
@@ -108,6 +109,19 @@ def test_an_internal_error_is_one_message_without_values_that_says_where_to_repo
     assert "--debug" in printed
     assert "Traceback" not in printed
     assert "ID_secret" not in printed
+
+
+def test_a_package_that_is_not_installed_is_something_to_mend(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for module, package in (("no_such_module.part", "no_such_module"), ("no_such_module", "no-such-package")):
+        monkeypatch.setattr(verify, "run", fail(ModuleNotFoundError("No module", name=module)))
+        printed = " ".join(call("verify", code=2).split())
+        assert f"ichkit: {package} is not installed. Run `pip install {package}`." in printed
+        assert f"`ichkit kernel MODEL --with {package}`" in printed
+        monkeypatch.setitem(terminal._PACKAGES, "no_such_module", "no-such-package")
+    for name in ("json.no_such_part", None):  # not a package that could be installed
+        monkeypatch.setattr(verify, "run", fail(ModuleNotFoundError("No module", name=name)))
+        assert "internal error (a bug in ichkit): ModuleNotFoundError" in call("verify", code=1)
 
 
 def test_debug_shows_the_traceback_of_an_internal_error_and_of_a_user_error(monkeypatch, tmp_path):
