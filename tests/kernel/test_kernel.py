@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from support.trained import CONFIG, make_trained_work
 
-from ichkit.core.errors import ConfigError
+from ichkit.core.errors import ArtifactError, ConfigError
 from ichkit.stages.kernel import run as kernel
+from ichkit.stages.kernel import wheels
 from ichkit.work.folder import WorkFolder
 
 
@@ -89,7 +90,22 @@ def test_what_cannot_be_bundled_is_refused(made, tmp_path):
     for options, message in (
         ({"wheel": tmp_path / "none.whl"}, "expected a file that ends in .whl"),
         ({"packages": ("../x",)}, "expected the name of a package"),
+        ({"packages": ("no-such-package",)}, "kernel --with: no-such-package is not installed here"),
     ):
         with pytest.raises(ConfigError) as caught:
             kernel.plan(CONFIG, work, kernel.KernelOptions("demo", tmp_path / "out", **options))
         assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wheel_that_cannot_be_had_leaves_nothing_behind(made, tmp_path, monkeypatch):
+    def fail(*_words):
+        raise ArtifactError("kernel: pip download failed")
+
+    planned = kernel.plan(
+        CONFIG, WorkFolder(made.parent / "work"), kernel.KernelOptions("demo", tmp_path / "out", packages=("numpy",))
+    )
+    monkeypatch.setattr(wheels, "_pip", fail)
+    with pytest.raises(ArtifactError, match="pip download failed"):
+        kernel.run(planned)
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.kernel.notebook import make_notebook
-from ichkit.stages.kernel.wheels import collect_wheels
+from ichkit.stages.kernel.wheels import collect_wheels, pin_packages
 from ichkit.stages.predict import export
 from ichkit.work.artifacts import encode_json, package_versions, write_bytes_atomically
 from ichkit.work.folder import WorkFolder
@@ -83,6 +83,7 @@ def plan(config: Config, work: WorkFolder, options: KernelOptions) -> KernelPlan
     for name in options.packages:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"kernel --with: expected the name of a package, found {name!r}.")
+    pin_packages(options.packages)
     source = options.wheel or Path(ichkit.__file__).resolve().parents[1]
     if options.wheel is not None and not (options.wheel.is_file() and options.wheel.suffix == ".whl"):
         raise ConfigError(f"kernel --wheel: expected a file that ends in .whl, found {options.wheel}.")
@@ -103,8 +104,9 @@ def run(plan: KernelPlan) -> Path:
         DiskFullError: the disk is full.
     """
     bundle, notebook = plan.writes
+    wheels = collect_wheels(plan.source, plan.options.packages)  # first: it may fail, and then nothing is written
     export.run(plan.model)
-    for name, wheel in collect_wheels(plan.source, plan.options.packages):
+    for name, wheel in wheels:
         write_bytes_atomically(bundle / "wheels" / name, wheel)
     tree = {"task": plan.config.task}
     write_bytes_atomically(bundle / "config.yaml", yaml.safe_dump(tree).encode())

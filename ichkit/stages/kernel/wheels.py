@@ -43,12 +43,20 @@ def collect_wheels(source: Path, packages: Sequence[str]) -> list[tuple[str, byt
         else:
             pack_installed("ichkit", source, folder)
         if packages:
-            try:
-                asked = [f"{package}=={metadata.version(package)}" for package in packages]
-            except metadata.PackageNotFoundError as error:
-                raise ConfigError(f"kernel --with: {error.name} is not installed here. Install it first.") from error
-            _pip("download", "--no-deps", "--only-binary=:all:", "-d", name, *asked)
+            _pip("download", "--no-deps", "--only-binary=:all:", "-d", name, *pin_packages(packages))
         return [(path.name, path.read_bytes()) for path in sorted(folder.glob("*.whl"))]
+
+
+def pin_packages(packages: Sequence[str]) -> list[str]:
+    """The packages with the versions that are installed here, as pip reads them.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    try:
+        return [f"{package}=={metadata.version(package)}" for package in packages]
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(f"kernel --with: {error.name} is not installed here. Install it first.") from error
 
 
 def is_checkout(folder: Path) -> bool:
