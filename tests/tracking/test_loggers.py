@@ -186,6 +186,15 @@ def test_what_a_logger_stores_names_no_person_host_path_or_patient(tmp_path, nam
     assert b"test_byobnet" in held  # the settings are
 
 
+def test_a_training_says_where_its_log_lies(tmp_path, caplog):
+    require("tensorboard")
+    work = make_pixel_work(tmp_path / "work")
+    with caplog.at_level(logging.INFO, logger=log.name):
+        do(train, config("train.epochs=1", "tracking.loggers=[tensorboard]"), work, run_name="run", folds=[0])
+    assert f"tensorboard: Event files in {work.root}/tracking/tensorboard." in caplog.text
+    assert (work.tracking / "tensorboard" / "run" / "fold0").is_dir()
+
+
 def test_another_training_of_the_same_fold_is_another_experiment(tmp_path):
     require("tensorboard")
     work = train_fold(tmp_path, "tensorboard")

@@ -4,6 +4,7 @@ from ichkit.core.progress import logger, stop_on_signal
 from ichkit.stages.train.fold import do_fold
 from ichkit.stages.train.lanes import do_folds
 from ichkit.stages.train.plan import TrainOptions, TrainPlan, plan
+from ichkit.tracking.loggers import check_loggers
 from ichkit.work.artifacts import Manifest, read_manifest
 from ichkit.work.locks import hold
 from ichkit.work.places import discard, partial_of
@@ -23,6 +24,9 @@ def run(plan: TrainPlan) -> list[Manifest]:
     """
     if plan.fit is not None:
         logger.info("%s (%s)", plan.fit.text, plan.fit.basis)
+    if plan.tasks:
+        for row in check_loggers(plan.config.tracking.loggers):
+            logger.info("%s: %s", row.name, row.description.replace("work/", f"{plan.work.root}/"))
     final = [plan.work.fold(plan.options.run_name, fold) for fold in plan.folds]
     is_main = plan.ranks.is_main
     if is_main:
