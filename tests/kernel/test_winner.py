@@ -18,13 +18,13 @@ from support.trained import CONFIG, make_trained_work
 import ichkit
 from ichkit.core.config import change_config, load_config
 from ichkit.core.errors import ConfigError
-from ichkit.stages.kernel import winner
+from ichkit.stages.kernel import winner, winner_scripts
 from ichkit.stages.scores import evaluate, leaderboard, submit
 from ichkit.stages.scores.costs import measure_costs
 from ichkit.stages.stack import blend
 from ichkit.stages.stack import run as stack
 from ichkit.validation.catalog import find_sources
-from ichkit.work.artifacts import read_manifest, read_table
+from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 
 FEW = change_config(CONFIG, ("evaluate.num_draws=20", "stack.stackers=[lightgbm]"))
@@ -118,7 +118,7 @@ def test_no_text_names_this_machine_or_its_folders(made, root):
 
 def test_the_configs_are_those_of_the_training_and_the_requirements_are_exact(made, root):
     config = load_config(str(made / "config" / "demo.yaml"))
-    assert config.train.settings() == FEW.train.settings()
+    assert config.train == FEW.train  # threads and batches of the prediction too, which change the last digits
     assert config.stack.settings() == FEW.stack.settings()
     assert config.prepare.num_folds == 2
     trained = read_manifest(root / "work" / "runs" / "demo" / "fold0").versions
@@ -133,6 +133,17 @@ def test_the_configs_are_those_of_the_training_and_the_requirements_are_exact(ma
         "joblib",
     } <= pinned  # needed by ichkit, recorded by no training
     assert {"python", "ichkit", "pytest"} & pinned == set()
+
+
+def test_the_preparation_locks_and_limits_as_that_of_the_training_did(made, root):
+    assert 'words = ["--rsna", SETTINGS["RAW_DATA_DIR"]]' in (made / "prepare_data.py").read_text()
+    script = winner_scripts.write_prepare("demo.yaml", ["--lock", "0.15", "--limit-studies", "40"])
+    assert 'SETTINGS["RAW_DATA_DIR"], "--lock", "0.15", "--limit-studies", "40"]' in script
+    compile(script, "prepare_data.py", "exec")
+    store = ArtifactWriter(root / "other" / "prepared", "prepared")
+    store.commit(settings={"lock": 0.15}, inputs={"limit_studies": "40"}, facts={})
+    found = winner._prepare_options(WorkFolder(root / "other"))
+    assert found == ["--lock", "0.15", "--limit-studies", "40"]
 
 
 def test_it_may_be_written_again_and_replaces_nothing_else(made, root, tmp_path):

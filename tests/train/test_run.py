@@ -101,7 +101,7 @@ def test_the_history_has_a_row_for_each_epoch_and_the_config_can_be_used_again(w
     assert history.epoch.tolist() == [1, 2]
     assert (history.loss > 0).all()
     again = load_config(str(work.fold("run", 0) / "config.yaml"))
-    assert again.train.settings() == config().train.settings()
+    assert again.train == config().train
     assert json.loads((work.fold("run", 0) / "model.json").read_text())["backbone"] == "test_byobnet"
 
 

@@ -169,6 +169,7 @@ def test_a_search_that_is_up_to_date_trains_nothing_and_every_file_is_listed(wor
     assert values[values.is_chosen].groupby("fold").trial.first().to_dict() == outcome.choice.of_folds
     best = load_config(str(folder / "best.yaml"))
     assert best.train.learning_rate == (0.0003, 0.003)[outcome.choice.best]
+    assert best.train.accelerator == "cpu"  # also what only changes speed or the last digits
     page = (folder / "tune.html").read_text()
     assert page.count("<svg") == 3
     assert "its out-of-fold score is not optimistic" in page

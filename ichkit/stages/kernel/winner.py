@@ -22,6 +22,7 @@ from ichkit.stages.kernel.winner_scripts import ENTRY_POINTS, SETTINGS, write_pr
 from ichkit.stages.kernel.winner_summary import Winner, read_features, read_weights, write_readme, write_summary
 from ichkit.stages.predict import export
 from ichkit.stages.predict.card import collect_card
+from ichkit.stages.prepare.plan import LOCK
 from ichkit.stages.scores.book import open_book
 from ichkit.stages.scores.costs import measure_costs
 from ichkit.validation.catalog import Source, find_sources, pick_source
@@ -137,8 +138,8 @@ def run(plan: WinnerPlan) -> Path:
     """
     out, model = plan.options.out, plan.model.model
     winner = _collect(plan)
-    export.run(plan.model)
     ((wheel_name, wheel),) = collect_wheels(plan.wheel, ())
+    export.run(plan.model)
     write_bytes_atomically(out / "code" / wheel_name, wheel)
     configs = {run: _config_of(plan, next(iter(of_run.values()))) for run, of_run in model.runs.items()}
     names = {run: f"{run}.yaml" for run in configs}
@@ -150,7 +151,7 @@ def run(plan: WinnerPlan) -> Path:
         "README.md": write_readme(winner, list(names.values())),
         "MODEL_SUMMARY.md": write_summary(winner),
         "entry_points.md": ENTRY_POINTS,
-        "prepare_data.py": write_prepare(first),
+        "prepare_data.py": write_prepare(first, _prepare_options(plan.work)),
         "train.py": write_train(list(names.items()), None if model.stack is None else model.stack.name),
         "predict.py": write_predict(first),
         "requirements.txt": _pin(winner.versions, _requirements_of(wheel)),
@@ -224,6 +225,16 @@ def _config_of(plan: WinnerPlan, fold: Path) -> dict[str, Any]:
     if stack is not None:
         tree["stack"] = read_manifest(stack).settings["stack"]
     return {name: _without_folders(value) for name, value in tree.items()}
+
+
+def _prepare_options(work: WorkFolder) -> list[str]:
+    """The options of `prepare` that decide which patients and studies there are."""
+    if not has_artifact(work.prepared):
+        return []
+    made = read_manifest(work.prepared)
+    lock, limit = made.settings.get(LOCK), made.inputs.get("limit_studies", "all")
+    locked = [] if lock is None else ["--lock", str(lock)]
+    return [*locked, *([] if limit == "all" else ["--limit-studies", limit])]
 
 
 def _without_folders(value: Any) -> Any:

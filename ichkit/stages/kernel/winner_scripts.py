@@ -39,7 +39,7 @@ CONFIG, WORK = SETTINGS["CONFIG_DIR"], SETTINGS["WORK_DIR"]
 '''
 
 _PREPARE = """
-words = ["--rsna", SETTINGS["RAW_DATA_DIR"]]
+words = [{words}]
 if SETTINGS["EXTERNAL_DATA_DIR"].is_dir():  # only scored, never trained on
     words += ["--cq500", SETTINGS["EXTERNAL_DATA_DIR"]]
 ichkit("prepare", *words, "-c", CONFIG / "{config}", "--work", WORK)
@@ -54,9 +54,14 @@ ichkit("predict", SETTINGS["TEST_DATA_DIR"], *words, "-c", CONFIG / "{config}")
 """
 
 
-def write_prepare(config: str) -> str:
-    """The script that reads RAW_DATA_DIR and writes CLEAN_DATA_DIR."""
-    return _HEAD.format(about="Converts the scans of the competition.") + _PREPARE.format(config=config)
+def write_prepare(config: str, options: Sequence[str]) -> str:
+    """The script that reads RAW_DATA_DIR and writes CLEAN_DATA_DIR.
+
+    Args:
+        options: of `prepare`, besides its sources, that other patients or studies would be trained on without.
+    """
+    words = ", ".join(['"--rsna"', 'SETTINGS["RAW_DATA_DIR"]', *(f'"{word}"' for word in options)])
+    return _HEAD.format(about="Converts the scans of the competition.") + _PREPARE.format(words=words, config=config)
 
 
 def write_train(configs: Sequence[tuple[str, str]], stack: str | None) -> str:

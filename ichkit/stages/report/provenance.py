@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ichkit.core.config import Config
 from ichkit.show.blocks import Block, Chart, Charts, Listing, Prose, Section
 from ichkit.show.drawing import WIDE, to_svg
 from ichkit.show.table import NOTHING, Cell, Table, format_number
@@ -90,7 +91,7 @@ def make_repeat(report: ReportData) -> Section:
         scores = ["", *(f" --{folder.name}" for folder in further if has_artifact(folder))]
         lines += [*(f"ichkit evaluate{option}" for option in scores), "ichkit submit", "ichkit report"]
     commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
-    config = report.config.settings()
+    config = repeatable(report.config)
     text = (
         f"Save the configuration below as `{_CONFIG_FILE}`, and put your own paths for the words in capitals. With the "
         "same data, package versions and number of threads, these commands reproduce the results: exactly on a CPU, "
@@ -180,6 +181,11 @@ def _data_options(report: ReportData) -> list[str]:
         known.get(source, f"--source {source}"),
         *(known.get(name, f"--external {name}=SCANS --labels {name}=LABELS") for name in external),
     ]
+
+
+def repeatable(config: Config) -> dict[str, Any]:
+    """All settings that results depend on, with those of training that only change the last digits."""
+    return {**config.settings(), "train": config.train.model_dump(mode="json")}
 
 
 def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]) -> list[str]:

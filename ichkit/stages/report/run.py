@@ -40,7 +40,7 @@ from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.population import make_population
 from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.protocols import make_protocols
-from ichkit.stages.report.provenance import make_data, make_repeat, make_training
+from ichkit.stages.report.provenance import make_data, make_repeat, make_training, repeatable
 from ichkit.stages.report.reference import make_reference
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.robustness import make_robustness
@@ -328,4 +328,4 @@ def _digest(report: ReportData, tables: str) -> str:
     looks = read_looks(report.work).to_dict("records")
     sites = {name: list(map(str, scores)) for name, scores in report.sites.items()}
     templates = [page.read_template(_ROOM, name) for name in (*page.SHARED, _TEMPLATE)]
-    return digest_of([read, made, looks, sites, templates, package_versions(), git_commit(), report.config.settings()])
+    return digest_of([read, made, looks, sites, templates, package_versions(), git_commit(), repeatable(report.config)])

@@ -198,7 +198,8 @@ def _write_training(writer: ArtifactWriter, task: FoldTask, trained: "Trained", 
     writer.write_bytes(WEIGHTS_NAME, encode_weights(trained.network))
     writer.write_json(CARD_NAME, trained.card.to_json())
     used = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
-    used |= {"prepare": _stored(prepared), "train": config.train.settings()}
+    # Also what only changes the last digits, such as the number of threads: with this file a training can be repeated.
+    used |= {"prepare": _stored(prepared), "train": config.train.model_dump(mode="json")}
     writer.write_bytes("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
     writer.write_bytes("history.csv", encode_table(pd.DataFrame(trained.history), ".csv"))
     if trained.display:

@@ -206,4 +206,4 @@ def _write_best(outcome: Outcome) -> bytes:
     config = outcome.plan.config_of(best.params)
     tree = {"task": config.task, "seed": config.seed, "channels": config.channels.settings()}
     head = f"# Training settings of {best.run}, the best trial by {outcome.plan.objective.name}.\n"
-    return (head + yaml.safe_dump({**tree, "train": config.train.settings()}, sort_keys=False)).encode()
+    return (head + yaml.safe_dump({**tree, "train": config.train.model_dump(mode="json")}, sort_keys=False)).encode()
