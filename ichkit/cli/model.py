@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 @click.option("--accept-raw", is_flag=True, help="Accept images whose pixel values may not be Hounsfield units.")
 @click.option("--skip-undecodable", is_flag=True, help="Skip images whose decoder is not installed.")
 @click.option("--series-override", type=PATH, help="Series selected by hand: CSV with columns study_id, series.")
+@click.option(
+    "--source",
+    help="Read the scans as prepare reads this source: rsna takes every slice of every series [default: one series of "
+    "each study].",
+)
 @click.option("--gate", type=PATH, help="Export of a model that sees the studies first; its positives go no further.")
 @click.option(
     "--gate-threshold",

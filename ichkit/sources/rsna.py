@@ -9,6 +9,7 @@ from ichkit.core.errors import DataError
 from ichkit.core.tasks import Task
 from ichkit.sources.copies import COPY
 from ichkit.sources.files import FileRef, find_one
+from ichkit.sources.folder import hide_files, salted
 from ichkit.sources.plan import (
     NO_PATIENT,
     NO_UID,
@@ -19,7 +20,9 @@ from ichkit.sources.plan import (
     are_among,
     make_rejected,
 )
+from ichkit.sources.series import describe_series
 from ichkit.work.artifacts import digest_table
+from ichkit.work.schemas import SERIES_CHOICE
 
 DATASET = "rsna"
 _IMAGE_FOLDER = r"(?:^|/)stage_([12])_(train|test)(?:_images)?/[^/]+$"
@@ -44,9 +47,13 @@ def image_files(files: pd.DataFrame) -> pd.DataFrame:
     if found.empty:
         raise DataError(f"rsna: no image folder among {len(files)} files. {_LAYOUT_HINT}")
     found = found[found["stage"] == found["stage"].max()]
-    slice_ids = found["relative"].str.replace(r"^.*/", "", regex=True).str.replace(r"\.[^.]*$", "", regex=True)
-    named: pd.DataFrame = found.drop(columns="stage").assign(slice_id=slice_ids).reset_index(drop=True)
-    return named
+    named: pd.DataFrame = found.drop(columns="stage").assign(slice_id=_name_slices(found["relative"]))
+    return named.reset_index(drop=True)
+
+
+def _name_slices(relative: pd.Series) -> pd.Series:
+    """The slice of each path: the name of the file without its suffix."""
+    return relative.str.replace(r"^.*/", "", regex=True).str.replace(r"\.[^.]*$", "", regex=True)
 
 
 def plan_rsna(found: Found) -> SourcePlan:
@@ -62,19 +69,12 @@ def plan_rsna(found: Found) -> SourcePlan:
     labels, num_rows = read_labels(_need(files, rf"(?:^|/)stage_{stage}_train\.csv$", "label file"), task)
     sample = read_sample(_need(files, rf"(?:^|/)stage_{stage}_sample_submission\.csv$", "sample submission"))
     index = found.index.merge(images[["relative", "split", "slice_id"]], on="relative", validate="many_to_one")
-    # Slices at the same position are ordered by slice_id here, not by their headers.
-    index = add_positions(index).assign(dataset=DATASET, slab=0, instance_number=0, acquisition_number=0)
-    index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
-    is_train = index["split"] == "train"
-    index = add_reason(index, (index["study_id"] == "") | (index["series_id"] == ""), NO_UID)
-    index = add_reason(index, is_train & (index["patient_id"] == ""), NO_PATIENT)
-    good = index[index["reason"] == ""]
-    is_copy = good.duplicated(["split", "slice_id"])
-    good, copies = good[~is_copy], good[is_copy].assign(reason=COPY)
+    index = _place(index)
+    index = add_reason(index, (index["split"] == "train") & (index["patient_id"] == ""), NO_PATIENT)
+    good, copies = _split_copies(index)
     unlabelled = good[(good["split"] == "train") & ~are_among(good["slice_id"], labels["slice_id"])]
     good = good.drop(unlabelled.index)
     refused = [index[index["reason"] != ""], copies, unlabelled.assign(reason="no label in the label file")]
-    good = good.assign(slab=good.groupby(["study_id", "series_id"]).cumcount())
     seen = index["slice_id"][index["split"] == "train"].drop_duplicates()
     facts: dict[str, object] = {
         "stage": int(stage),
@@ -84,13 +84,55 @@ def plan_rsna(found: Found) -> SourcePlan:
     }
     return SourcePlan(
         dataset=DATASET,
-        files=good.drop(columns="reason").assign(study_uid=good["study_id"], series_uid=good["series_id"]),
+        files=_number(good),
         rejected=make_rejected(pd.concat(refused)),
         labels=labels,
         sample_ids=sample,
         facts=facts,
         inputs={"labels": digest_table(labels), "sample": digest_table(sample)},
     )
+
+
+def plan_scans(index: pd.DataFrame, salt: bytes) -> SourcePlan:
+    """Every readable slice of every series, as `plan_rsna` takes them, of scans without labels.
+
+    Args:
+        index: of every file below the root.
+        salt: secret bytes; patients and file names appear only as digests with it.
+    """
+    index = _place(index.assign(split="external", slice_id=_name_slices(index["relative"])))
+    good, copies = _split_copies(index)
+    files = _number(good.assign(patient_id=[salted(salt, "patient", name) for name in good["patient_id"]]))
+    names = "series " + files.groupby("study_id")["series_id"].rank(method="dense").astype(int).astype("str")
+    choice = describe_series(files.assign(repeats=1), names).assign(chosen=True, reason="every series is read")
+    return SourcePlan(
+        dataset=DATASET,
+        files=files,
+        rejected=hide_files(make_rejected(pd.concat([index[index["reason"] != ""], copies])), salt),
+        series_choice=choice[SERIES_CHOICE],
+        facts={"num_files": len(index)},
+        salt=salt,
+    )
+
+
+def _place(index: pd.DataFrame) -> pd.DataFrame:
+    """The index with positions and ids; slices at the same position are ordered by slice_id, not by their headers."""
+    index = add_positions(index).assign(dataset=DATASET, slab=0, instance_number=0, acquisition_number=0)
+    index["study_id"], index["series_id"] = index.pop("study_uid"), index.pop("series_uid")
+    return add_reason(index, (index["study_id"] == "") | (index["series_id"] == ""), NO_UID)
+
+
+def _split_copies(index: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(usable files with a slice_id each, copies with their reason)."""
+    good = index[index["reason"] == ""]
+    is_copy = good.duplicated(["split", "slice_id"])
+    return good[~is_copy], good[is_copy].assign(reason=COPY)
+
+
+def _number(good: pd.DataFrame) -> pd.DataFrame:
+    """`SourcePlan.files`: every file is a slice."""
+    good = good.assign(slab=good.groupby(["study_id", "series_id"]).cumcount())
+    return good.drop(columns="reason").assign(study_uid=good["study_id"], series_uid=good["series_id"])
 
 
 def read_labels(ref: FileRef, task: Task) -> tuple[pd.DataFrame, int]:

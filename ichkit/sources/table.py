@@ -46,6 +46,8 @@ class DataSource:
         has_public_ids: its ids were published with the data, so that pages may show them in full.
         modality: "CT", in Hounsfield units, or "MR", several sequences without a unit.
         takes_folder: its root and its label file are given by --folder and --labels.
+        plan_scans: makes the plan of scans without labels by the rules of `plan` from an index and a salt, for
+            `predict --source`; None where scans are read as those of any folder.
     """
 
     name: str
@@ -68,6 +70,7 @@ class DataSource:
     has_public_ids: bool = False
     modality: str = CT
     takes_folder: bool = False
+    plan_scans: Callable[[pd.DataFrame, bytes], SourcePlan] | None = None
 
 
 _OWN_OPTIONS = (rsna.DATASET, STANDARD_EXTERNAL, folder.DATASET)
@@ -96,6 +99,7 @@ SOURCES = {
         rule="A slice has a label per class; a study is positive for a class if one of its slices is.",
         annotation_tool="the web platform of MD.ai",
         has_public_ids=True,
+        plan_scans=rsna.plan_scans,
     ),
     "cq500": DataSource(
         name=cq500.DATASET,

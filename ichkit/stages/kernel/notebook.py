@@ -66,7 +66,7 @@ subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps
 
 _PREDICT = """
 command = [sys.executable, "-m", "ichkit", "predict", str(SCANS), "--model", str(BUNDLE / "model")]
-command += ["--out", str(OUT / "predictions"), "--no-page", "-c", str(BUNDLE / "config.yaml")]
+command += ["--source", "rsna", "--out", str(OUT / "predictions"), "--no-page", "-c", str(BUNDLE / "config.yaml")]
 subprocess.run(command, check=True)
 """
 
@@ -77,7 +77,7 @@ long = slices.rename(columns=lambda name: name[2:]).stack()
 long.index = [f"{{slice_id}}_{{name}}" for slice_id, name in long.index]
 sample = pd.read_csv(SAMPLE)
 label = sample["ID"].map(long)
-# A slice that predict left out (predictions/rejected.csv) gets the mean of its class.
+# A slice that cannot be read (predictions/rejected.csv) gets the mean of its class.
 means = {{name[2:]: mean for name, mean in slices.mean().items()}}
 print(f"{{int(label.isna().sum())}} of {{len(sample)}} rows without a prediction")
 sample["Label"] = label.fillna(sample["ID"].str.rpartition("_")[2].map(means))

@@ -49,7 +49,7 @@ _PREDICT = """
 import pandas as pd
 
 OUT, SAMPLE = SETTINGS["SUBMISSION_DIR"], SETTINGS["SAMPLE_SUBMISSION"]
-words = ["--model", SETTINGS["MODEL_DIR"], "--out", OUT / "predictions", "--no-page"]
+words = ["--source", "rsna", "--model", SETTINGS["MODEL_DIR"], "--out", OUT / "predictions", "--no-page"]
 ichkit("predict", SETTINGS["TEST_DATA_DIR"], *words, "-c", CONFIG / "{config}")
 """
 

@@ -26,8 +26,10 @@ def plan_inputs(plan: PredictPlan, salt: bytes) -> tuple[pd.DataFrame, SourcePla
     run = partial(run_tasks, workers=plan.config.prepare.workers)
     if not plan.config.prepare.sequences.names:
         index = read_index(plan.images, None, run=run)
-        index = check_decoders(index if options.accept_raw else refuse_raw(index), skip=options.skip_undecodable)
-        return index, plan_folder(index, salt, plan.override, judges_hu=not options.accept_raw), None
+        index = check_decoders(refuse_raw(index) if plan.judges_hu else index, skip=options.skip_undecodable)
+        if plan.source is not None and plan.source.plan_scans is not None:
+            return index, plan.source.plan_scans(index, salt), None
+        return index, plan_folder(index, salt, plan.override, judges_hu=plan.judges_hu), None
     settings = _find_sequences(plan)
     files = bids.image_files(plan.images)
     index = read_index(files, None, run=run, modality=MR)

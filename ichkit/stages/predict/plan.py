@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ichkit.core.config import Config
-from ichkit.core.errors import ArtifactError, ConfigError
+from ichkit.core.errors import ArtifactError, ConfigError, nearest
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.parts import WHOLE
 from ichkit.show.plan import Forecast, Plan, format_bytes
 from ichkit.sources.files import count_read, scan_files
 from ichkit.sources.folder import image_files
 from ichkit.sources.series import read_override
+from ichkit.sources.table import SOURCES, DataSource
 from ichkit.stages.predict.gate import GATE_NAME, Gate, find_gate
 from ichkit.stages.predict.model import Model, find_model, model_of
 from ichkit.stages.predict.outcome import JUDGED_TABLES, refuse_foreign_files
@@ -43,6 +44,8 @@ class PredictOptions:
         skip_undecodable: reject images whose decoder is not installed, instead of stopping.
         labels: a label file; the predictions are scored against it.
         subgroups: columns of it that make subgroups.
+        source: of the scans, one with `DataSource.plan_scans`: they are read as `prepare` reads it; None for the series
+            of each study that suits best.
         gate: the export of a first model; studies that it calls positive do not go on to `model`.
         gate_threshold: from this probability on the first model calls a study positive; None for that of its export.
         has_dicom: also write heat maps as NIfTI, and key slices and a structured report as DICOM.
@@ -58,6 +61,7 @@ class PredictOptions:
     skip_undecodable: bool = False
     labels: Path | None = None
     subgroups: tuple[str, ...] = ()
+    source: str | None = None
     has_dicom: bool = False
     gate: Path | None = None
     gate_threshold: float | None = None
@@ -88,6 +92,21 @@ class PredictPlan(Plan):
     model: Model | None
     labels: "LabelFile | None" = None
     gate: Gate | None = None
+
+    @property
+    def source(self) -> DataSource | None:
+        """The source whose rules the scans are read by, or None."""
+        return None if self.options.source is None else SOURCES[self.options.source]
+
+    @property
+    def repairs(self) -> bool:
+        """Whether broken intercepts are repaired."""
+        return self.source is not None and self.source.repair
+
+    @property
+    def judges_hu(self) -> bool:
+        """Whether values that are not HU are rejected; not where they are repaired by a rule of their source."""
+        return not (self.options.accept_raw or self.repairs)
 
     def find_model(self) -> Model:
         """The model; computes missing scores if they decide it."""
@@ -159,6 +178,7 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         ArtifactError, ConfigError: no such model, or none at all; `out` has files that `predict` did not write.
     """
     task = find_task(config.task)
+    _check_source(options)
     refuse_foreign_files(options.out)
     if options.has_dicom:
         from ichkit.stages.predict.dicom_out import check_parts
@@ -186,6 +206,16 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         raise ConfigError("--gate-threshold belongs to a first model: name it with --gate FOLDER.")
     gate = None if options.gate is None else find_gate(work, options.gate, options.gate_threshold)
     return PredictPlan(config, work, options, task, images, refused, override, scoring, model, labels, gate)
+
+
+def _check_source(options: PredictOptions) -> None:
+    names = [name for name, row in SOURCES.items() if row.plan_scans is not None]
+    if options.source is not None and options.source not in names:
+        raise ConfigError(
+            f'predict --source: "{options.source}" has no rules of its own for scans. {nearest(options.source, names)}'
+        )
+    if options.source is not None and options.series_override is not None:
+        raise ConfigError(f"predict --source {options.source} reads every series: leave out --series-override.")
 
 
 def _read_labels(options: PredictOptions, config: Config, task: Task) -> "LabelFile | None":

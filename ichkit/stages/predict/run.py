@@ -143,8 +143,8 @@ def write_prediction(plan: PredictPlan, salt: bytes, loaded: ReadyModel | None =
     loaded = loaded or load_model(plan)
     chosen, networks = loaded.model, loaded.networks
     ordered, rows = order_slices(found.files)
-    pixels = _pixel_settings(networks, chosen, sequences, judges_hu=not options.accept_raw)
-    planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
+    pixels = _pixel_settings(networks, chosen, sequences, plan)
+    planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=plan.repairs)
     volumes = Volumes(planned)
     files, studies = format_count(len(plan.images), "file"), format_count(len(volumes), "study", "studies")
     logger.info("predict: %s, %s, with %s", files, studies, chosen.name)
@@ -205,8 +205,8 @@ def _run_gate(plan: PredictPlan, gate: Gate, found: SourcePlan) -> tuple[Gated, 
     gate.check(networks)
     rehearse(networks, gate.model.stack, gate.model.kind, gate.task)
     ordered, rows = order_slices(found.files)
-    pixels = _pixel_settings(networks, gate.model, None, judges_hu=not plan.options.accept_raw)
-    planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=False)
+    pixels = _pixel_settings(networks, gate.model, None, plan)
+    planned = PlannedSource(found, StudyTasks(ordered, pixels), rows, repair=plan.repairs)
     logger.info("predict: first %s, for %s", gate.model.name, gate.task.finding)
     with memory_advice(_SAVE_MEMORY):
         table, pooled, records = _predict_slices(gate.model, networks, planned, Volumes(planned), gate.task)
@@ -300,7 +300,7 @@ def _predict_slices(
 
 
 def _pixel_settings(
-    networks: dict[str, dict[int, Predictor]], model: Model, sequences: SequenceSettings | None, *, judges_hu: bool
+    networks: dict[str, dict[int, Predictor]], model: Model, sequences: SequenceSettings | None, plan: PredictPlan
 ) -> PixelSettings:
     """The pixel settings of the stores the networks were trained on, which must agree."""
     cards = [predictor.card for of_run in networks.values() for predictor in of_run.values()]
@@ -316,7 +316,8 @@ def _pixel_settings(
             "Choose the config it was trained with, e.g. -c onset2021."
         )
     hull_hu, size, steps, parts = ways.pop()
-    return PixelSettings(False, hull_hu, size, judges_hu and sequences is None, steps, parts, sequences)
+    judges_hu = plan.judges_hu and sequences is None
+    return PixelSettings(plan.repairs, hull_hu, size, judges_hu, steps, parts, sequences)
 
 
 def _describe(
