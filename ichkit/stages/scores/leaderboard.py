@@ -1,7 +1,7 @@
 """`ichkit leaderboard`: every source with its scores in one table, rebuilt from the artifacts by each call."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,6 @@ from ichkit.core.tasks import Task
 from ichkit.show.latex import to_latex
 from ichkit.show.markdown import to_markdown
 from ichkit.show.plan import Forecast
-from ichkit.show.spreadsheet import to_csv
 from ichkit.show.table import Table
 from ichkit.stages.scores import evaluate, tables
 from ichkit.stages.scores.board import LOSS_COLUMN, make_board, track
@@ -28,11 +27,11 @@ BOARD_NAME = "leaderboard.csv"
 _FIRST_COLUMNS = b"rank,name,kind,"
 _LONGEST_HEADER = 2**16
 PRINTERS: dict[str, Callable[[Table], bytes]] = {
-    ".csv": to_csv,
     ".md": lambda table: to_markdown(table).encode(),
     ".tex": lambda table: to_latex(table, "tab:leaderboard").encode(),
 }
-"""Suffix of an exported leaderboard to what prints it."""
+"""Suffix of an exported leaderboard to what prints it as a table; a CSV has its numbers in full."""
+_SUFFIXES = (".csv", *PRINTERS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class LeaderboardOptions:
         public_score, private_score: those scores.
         submissions: the folder of leaderboard.csv.
         pareto: show only sources that no other beats in both loss and prediction time; leaderboard.csv has all.
-        export: also write the printed table to this file, in the format of its suffix (`PRINTERS`).
+        export: also write the shown sources to this file: CSV with every column and the costs, or a table (`PRINTERS`).
 
     Raises:
         ConfigError: scores without a submission, or a suffix without a printer.
@@ -60,9 +59,9 @@ class LeaderboardOptions:
     def __post_init__(self) -> None:
         if self.record is None and (self.public_score is not None or self.private_score is not None):
             raise ConfigError("leaderboard: --public and --private need a submission: name it with --record NAME.")
-        if self.export is not None and self.export.suffix not in PRINTERS:
+        if self.export is not None and self.export.suffix not in _SUFFIXES:
             raise ConfigError(
-                f"leaderboard --export: expected a file name that ends in {', '.join(PRINTERS)}, "
+                f"leaderboard --export: expected a file name that ends in {', '.join(_SUFFIXES)}, "
                 f"found {shorten(self.export.name)}."
             )
 
@@ -116,8 +115,12 @@ def run(plan: LeaderboardPlan) -> pd.DataFrame:
     write(board, options.submissions, scoring.prepared.task)
     track(board, scoring.config.tracking, scoring.work)
     if options.export is not None:
-        table = _print(book, board, scoring.work, is_pareto=options.pareto, explains=True)
-        write_bytes_atomically(options.export, PRINTERS[options.export.suffix](table))
+        if options.export.suffix == ".csv":
+            data = encode_table(_with_costs(book, board, scoring.work, is_pareto=options.pareto), ".csv")
+        else:
+            table = _print(book, board, scoring.work, is_pareto=options.pareto)
+            data = PRINTERS[options.export.suffix](table)
+        write_bytes_atomically(options.export, data)
     return board
 
 
@@ -178,15 +181,20 @@ def render(work: WorkFolder, board: pd.DataFrame, task: Task, *, is_pareto: bool
         board: from `build`.
         is_pareto: show only sources that no other beats in both loss and prediction time.
     """
-    return _print(open_book(work, task), board, work, is_pareto=is_pareto, explains=is_pareto)
+    return _print(open_book(work, task), board, work, is_pareto=is_pareto)
 
 
-def _print(book: ScoreBook, board: pd.DataFrame, work: WorkFolder, *, is_pareto: bool, explains: bool) -> Table:
+def _print(book: ScoreBook, board: pd.DataFrame, work: WorkFolder, *, is_pareto: bool) -> Table:
     costs = measure_costs(work, book.sources)
     chosen = choose_pareto(book, costs) if is_pareto else None
-    table = tables.board(book, read_sites(board), costs, chosen)
-    table = replace(table, note=f"{table.note} {tables.COSTS_NOTE}") if explains else table
-    return with_data_note(table, book.data)
+    return with_data_note(tables.board(book, read_sites(board), costs, chosen), book.data)
+
+
+def _with_costs(book: ScoreBook, board: pd.DataFrame, work: WorkFolder, *, is_pareto: bool) -> pd.DataFrame:
+    """The leaderboard with the cost of every source in the last columns (`Cost`)."""
+    costs = measure_costs(work, book.sources)
+    table = board.merge(pd.DataFrame({"name": name, **asdict(cost)} for name, cost in costs.items()), on="name")
+    return table[table["name"].isin(choose_pareto(book, costs))] if is_pareto else table
 
 
 def read_sites(board: pd.DataFrame) -> dict[str, tuple[float | None, float | None]]:

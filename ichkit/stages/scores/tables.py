@@ -71,9 +71,9 @@ _KEPT_NOTE = (
     "the gain is small."
 )
 _COSTS = ("level", "train\nhours", "ms per\nstudy", "MB")
-COSTS_NOTE = (
-    "Level: 1 is a network, 2 a second stage, 3 a blend. Train hours: all folds one after another. Milliseconds to "
-    "predict a study: by all networks, on the machine that made the tables. MB: the files that prediction needs."
+_COSTS_NOTE = (
+    "Level: 1 is a network, 2 a second stage, 3 a blend. Train hours: all folds one after another. ms per study: "
+    "prediction by all networks, where the tables were made. MB: the files that prediction needs."
 )
 _PARETO = "those that no other of the same folds beats in both log loss and prediction time."
 _SURE = 0.05
@@ -181,6 +181,7 @@ def board(
         shown = " and ".join(map(title_of, book.external_sets))
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
     notes += [_KEPT_NOTE] if book.kept else []
+    notes += [_COSTS_NOTE] if costs else []
     if chosen is not None:
         notes.append(f"{len(rows)} of {len(book.sources)} sources, {_PARETO}")
     partial = [f"{one.name}: {describe_scope(one.scope)}." for one in book.sources if not one.scope.is_whole]
