@@ -80,12 +80,14 @@ def head_mask(slice_hu: np.ndarray) -> np.ndarray:
     return mask.astype(bool)
 
 
-def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def paint_heat(slice_hu: np.ndarray, heat: np.ndarray, *, is_faded: bool = True) -> np.ndarray:
     """A slice in the brain window with a heat map over the head: low values stay grey, high ones turn yellow.
 
     Args:
         slice_hu: (H, W) int16 HU.
         heat: (H, W) float in [0, 1].
+        is_faded: low values are transparent; else those far below the highest are, so that every map is seen, a low
+            one in dark colours.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -95,11 +97,27 @@ def paint_heat(slice_hu: np.ndarray, heat: np.ndarray) -> np.ndarray:
         >>> paint_heat(brain, np.zeros((2, 2)))[0, 0].tolist()
         [128, 128, 128]
     """
-    levels = np.floor(np.clip(heat * head_mask(slice_hu), 0, 1) * 255 + 0.5).astype(np.uint8)
+    heat = np.clip(heat * head_mask(slice_hu), 0, 1)
+    levels = np.floor(heat * 255 + 0.5).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    share = _STRENGTH * levels[..., None].astype(np.float32) / 255
+    opacity = levels.astype(np.float32) / 255 if is_faded else heat / max(float(heat.max()), 1e-6)
+    share = _STRENGTH * opacity[..., None]
     painted: np.ndarray = np.floor((1 - share) * brain_picture(slice_hu) + share * colours + 0.5).astype(np.uint8)
     return painted
+
+
+def enlarge_picture(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture whose longer side is below `side` pixels, enlarged by the smallest whole number that reaches it.
+
+    Args:
+        picture: (H, W, 3) uint8.
+
+    Example:
+        >>> enlarge_picture(np.zeros((100, 128, 3), np.uint8), 512).shape
+        (400, 512, 3)
+    """
+    times = max(1, -(-side // max(picture.shape[:2])))
+    return cv2.resize(picture, None, fx=times, fy=times, interpolation=cv2.INTER_LINEAR) if times > 1 else picture
 
 
 def fit_picture(picture: np.ndarray, side: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from ichkit.imaging.pictures import (
     brain_picture,
     caption_picture,
     encode_png,
+    enlarge_picture,
     fit_picture,
     paint_heat,
     picture_volume,
@@ -28,6 +29,23 @@ def test_cold_places_stay_as_they_are_and_hot_ones_turn_yellow():
     assert red > 150
     assert green > 150
     assert blue < 150
+
+
+def test_a_low_map_that_is_not_faded_is_seen_and_its_colour_is_that_of_its_height():
+    hounsfield, heat = np.full((8, 8), 40, np.int16), np.zeros((8, 8), np.float32)
+    heat[2, 3] = 0.1
+    faded, whole = (paint_heat(hounsfield, heat, is_faded=is_faded)[2, 3].astype(int) for is_faded in (True, False))
+    assert abs(faded - 128).max() < 10
+    assert abs(whole - 128).max() > 50
+    assert whole.max() < 128  # dark, as low values of the map are
+    np.testing.assert_array_equal(paint_heat(hounsfield, 0 * heat, is_faded=False), brain_picture(hounsfield))
+
+
+def test_only_a_small_picture_is_enlarged_by_a_whole_number():
+    small = np.random.default_rng(0).integers(0, 256, (100, 128, 3), dtype=np.uint8)
+    assert enlarge_picture(small, 512).shape == (400, 512, 3)
+    assert enlarge_picture(small, 300).shape == (300, 384, 3)
+    assert enlarge_picture(small, 128) is small
 
 
 def test_a_png_holds_the_picture_it_was_made_from():

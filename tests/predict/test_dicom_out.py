@@ -46,7 +46,8 @@ def predict(place, out, *words, code=0):
 @pytest.fixture(scope="module")
 def made(place):
     out = place / "out"
-    predict(place, out, "--dicom")
+    printed = predict(place, out, "--dicom")
+    assert "heat maps, key slices and structured reports are in" in " ".join(printed.split())
     return out
 
 
@@ -108,6 +109,17 @@ def walk(item):
     for child in item.get("ContentSequence", ()):
         yield child
         yield from walk(child)
+
+
+def test_the_key_slice_of_a_small_scan_has_room_for_its_text_and_heat_that_is_seen(made):
+    for path in made.rglob("key-*.dcm"):
+        picture = read(path).pixel_array.astype(int)  # of 8 x 8 pixels
+        slices, text = picture[:512], picture[512:]
+        assert picture.shape[1] == 512
+        assert len(text) >= 2 * 16
+        assert text.max() > 200
+        if len(text) == 3 * 16 + 6:  # with a heat map
+            assert np.ptp(slices, axis=2).max() > 40
 
 
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="needs dsrdump of dcmtk (Debian: dcmtk)")
@@ -208,6 +220,7 @@ def test_nifti_scans_have_heat_maps_and_no_dicom(place, tmp_path):
     asked = ("predict", tmp_path / "scans", "--model", place / "model", "--out", tmp_path / "out", "--dicom")
     printed = call(*asked, *SMALL, "--work", tmp_path / "w")
     assert "1 study without DICOM outputs" in printed
+    assert "heat maps alone (heat.nii.gz) are in" in " ".join(printed.split())
     assert [path.name for path in (tmp_path / "out" / "dicom" / "study-1").iterdir()] == ["heat.nii.gz"]
     heat = nibabel.load(tmp_path / "out" / "dicom" / "study-1" / "heat.nii.gz")
     np.testing.assert_allclose(heat.affine, affine, atol=1e-5)

@@ -24,7 +24,7 @@ from ichkit.imaging import nifti
 from ichkit.imaging.dicom import UnreadableError
 from ichkit.imaging.parts import whole_id
 from ichkit.imaging.patient_space import affine_of_slices, whole_picture
-from ichkit.imaging.pictures import caption_picture, paint_heat
+from ichkit.imaging.pictures import caption_picture, enlarge_picture, paint_heat
 from ichkit.sources.collect import PlannedSource
 from ichkit.sources.files import file_refs
 from ichkit.stages.explain.volumes import Volumes
@@ -39,6 +39,7 @@ _MAKER, _SERIES = "ichkit", "ichkit research result, not for diagnosis"
 _SCHEME = "99ICHKIT"
 _ANY = Code("1386000", "SCT", "Intracranial hemorrhage (disorder)")
 _CAPTURE_SERIES, _REPORT_SERIES = 9001, 9002
+_CAPTURE_SIDE = 512  # on fewer pixels the text below cannot be read
 # Attributes that a DICOM file of a patient must have, empty where the source lacks them; none is invented.
 _EMPTY = [
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
@@ -229,12 +230,12 @@ def _capture(
     made = []
     series, part = derive_uid("captures", *identity), _part_of(str(rows["study_id"].iloc[0]))
     for rank, (source, index) in enumerate(zip(sources, _positions(keys, rows), strict=True), 1):
-        picture = paint_heat(heat.picture_hu[index], heat.heat[index])
+        picture = paint_heat(heat.picture_hu[index], heat.heat[index], is_faded=False)
         row = rows.iloc[index]
         lines = [f"{part + ': ' if part else ''}{main} {row[f'p_{main}']:.3f}"]
         if heat.shown[index]:
             lines.append(f"heat map: {heat.shown[index]} {row[f'p_{heat.shown[index]}']:.3f}")
-        picture = caption_picture(picture, [*lines, RESEARCH_NOTE])
+        picture = caption_picture(enlarge_picture(picture, _CAPTURE_SIDE), [*lines, RESEARCH_NOTE])
         image = highdicom.sc.SCImage.from_ref_dataset(
             ref_dataset=source,
             pixel_array=picture,

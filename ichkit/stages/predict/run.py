@@ -109,7 +109,10 @@ def run(plan: PredictPlan) -> Prediction:
         page = plan.options.out / PAGE_NAME
         logger.info("predict: the page is %s, %.1f MB", page, page.stat().st_size / 1e6)
     if plan.options.has_dicom:
-        logger.info("predict: heat maps, key slices and structured reports are in %s", plan.options.out / DICOM_FOLDER)
+        folder = plan.options.out / DICOM_FOLDER
+        has_dicom = any(folder.rglob("*.dcm"))
+        made = "heat maps, key slices and structured reports" if has_dicom else "heat maps alone (heat.nii.gz)"
+        logger.info("predict: %s are in %s", made, folder)
     logger.info("predict: tables are in %s. %s", plan.options.out, RESEARCH_NOTE)
     return prediction
 
