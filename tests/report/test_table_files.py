@@ -91,6 +91,13 @@ def test_tables_of_subsections_are_numbered_with_the_others():
     assert table_files.name_tables(sections) == {"01-flow-lan-vital-50": one, "02-data-table": other}
 
 
+def test_more_than_99_tables_sort_by_name_as_they_stand():
+    tables = [Table(f"t{number}", ("a",), [["x"]]) for number in range(120)]
+    names = list(table_files.name_tables([Section("data", "D", tables)]))
+    assert (names[0], names[99]) == ("001-data-t0", "100-data-t99")
+    assert sorted(names) == names
+
+
 def test_a_dry_run_names_the_folder_and_word_needs_its_package(work, monkeypatch):
     printed = call("report", "--work", work.root, "--tables", "--dry-run").replace("\n", "")
     assert "every table of the page as CSV and LaTeX" in printed

@@ -171,6 +171,7 @@ def test_classes_with_too_few_patients_keep_the_base_and_are_named(tmp_path, in_
     manifest = do(stack, load_config("demo", QUICK), work)
     assert max(max(counts) for counts in manifest.facts["support"].values()) < manifest.facts["min_support"]
     assert "for others the base is returned. Too few: epidural (" in caplog.text
+    assert "lightgbm: no tree has a split" in caplog.text
     assert "any (" in caplog.text
     runs = [read_table(work.fold("base", fold) / "oof.parquet") for fold in range(2)]
     own = make_table_coherent(pd.concat(runs).sort_values(KEY, ignore_index=True), TASK)[TASK.probability_columns]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ichkit.show.blocks import Block, Chart, Charts, Missing, Section
+from ichkit.show.blocks import Block, Chart, Charts, Missing, Prose, Section
 from ichkit.show.drawing import Series, chart_intervals
 from ichkit.show.table import Cell, Table, format_number
 from ichkit.stages.report.report_data import ReportData
@@ -50,12 +50,15 @@ def _importance_files(manifest: Manifest) -> list[str]:
     return [name for name in manifest.files if name.endswith(f"/{IMPORTANCE_FILE}")]
 
 
-def _importance_table(path: Path, name: str) -> Table:
-    table = read_table(path).head(_NUM_FEATURES)
+def _importance_table(path: Path, name: str) -> Table | Prose:
+    table, stacker = read_table(path), name.split("/")[0]
+    table = table[table["mean"] > 0].head(_NUM_FEATURES)
+    if table.empty:
+        return Prose(f"{stacker}: no tree has a split, so no feature is important.")
     classes = [column for column in table.columns if column not in ("feature", "mean")]
     rows: list[list[Cell | str]] = []
     for row in table.to_dict("records"):
         shares = [f"{100 * row[column]:.1f} %" for column in ("mean", *classes)]
         rows.append([str(row["feature"]).replace("_", " "), *shares])
-    caption = f"{name.split('/')[0]}: the {len(rows)} most important features, by share of the total gain"
+    caption = f"{stacker}: the {len(rows)} most important features, by share of the total gain"
     return Table(caption, ("feature", "mean", *classes), rows)

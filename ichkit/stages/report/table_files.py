@@ -52,9 +52,12 @@ def is_current(folder: Path, inputs: str, *, has_word: bool) -> bool:
 
 
 def name_tables(sections: Sequence[Section]) -> dict[str, Table]:
-    """Every table by a name of its number, its section and its title."""
+    """Every table by a name of its number, its section and its title; names sort as the tables stand."""
     found = [(section.anchor, table) for section in sections for table in tables_of(section)]
-    return {f"{number:02d}-{anchor}-{_slug(table.title)}": table for number, (anchor, table) in enumerate(found, 1)}
+    width = max(2, len(str(len(found))))
+    return {
+        f"{number:0{width}d}-{anchor}-{_slug(table.title)}": table for number, (anchor, table) in enumerate(found, 1)
+    }
 
 
 def _slug(title: str) -> str:

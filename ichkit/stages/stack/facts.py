@@ -109,7 +109,10 @@ def write_importance(writer: ArtifactWriter, stack: FoldModels) -> None:
         table["mean"] = mean.mean(axis=1)
         table = table.sort_values(["mean", "feature"], ascending=[False, True], ignore_index=True)
         writer.write_table(f"{name}/{IMPORTANCE_FILE}", table)
-        top = table.head(_SHOWN_FEATURES)
+        top = table[table["mean"] > 0].head(_SHOWN_FEATURES)
+        if top.empty:
+            logger.info("%s: no tree has a split", name)
+            continue
         lines = [f"  {feature:36s} {100 * mean:5.1f} %" for feature, mean in zip(top.feature, top["mean"], strict=True)]
         logger.info("%s: share of the gain by feature\n%s", name, "\n".join(lines))
 
