@@ -16,6 +16,8 @@ from ichkit.sources.plan import Found, SourcePlan
 from ichkit.sources.series import SLABS_RULE, THICK_RULE, THIN_RULE, SeriesRule
 
 PHANTOM_FILE = "phantom.json"
+PHANTOM = "is_phantom"
+"""The fact of a data set that says whether `ichkit phantom` wrote it."""
 _KAGGLE_INPUT = Path("/kaggle/input")
 
 

@@ -55,6 +55,8 @@ def test_two_sets_stand_beside_cq500_each_with_its_labels(both, sites, prepared_
     assert store.external_sets() == ("cq500", "clinic", "site")
     for name in ("train", "test", "cq500"):
         pd.testing.assert_frame_equal(store.split(name), before.split(name))
+    known = {name: store.manifest.facts[name]["is_phantom"] for name in ("rsna", "cq500", "clinic", "site")}
+    assert known == {"rsna": True, "cq500": True, "clinic": False, "site": False}
     (_, by_slice), (_, by_study) = sites
     clinic, site = store.split("clinic").set_index("slice_id"), store.split("site")
     subtypes = list(TASK.subtypes)

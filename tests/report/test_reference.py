@@ -10,6 +10,7 @@ from support.simulated import TASK
 from ichkit.show.table import BLANK
 from ichkit.sources.table import SOURCES
 from ichkit.stages.report import run as report
+from ichkit.stages.report.design import make_design
 from ichkit.stages.report.reference import make_reference
 
 
@@ -47,6 +48,16 @@ def test_phantoms_have_no_reader_and_say_why_their_labels_are_known(given):
     assert rows["labelled by"][0].text.startswith("no reader")
     assert "because" in rows["rationale"][0].text
     assert BLANK not in {cells[0].text for cells in rows.values()}
+
+
+def test_own_scans_beside_a_phantom_are_not_called_synthetic(given):
+    own = with_facts(given, rsna={"is_phantom": True}, cq500={"is_phantom": False})
+    assert rows_of(own, "Reference standard of CQ500")["labelled by"][0].text == SOURCES["cq500"].reference
+    assert rows_of(own, "Reference standard of rsna")["labelled by"][0].text.startswith("no reader")
+    (described,) = (table for table in make_design(own).blocks if table.title == "Data sources")
+    texts = {row[0].text: row[1].text for row in described.lines}
+    assert "synthetic" in texts["rsna"]
+    assert texts["CQ500"] == SOURCES["cq500"].description
 
 
 def test_labels_per_study_are_said_to_be_weak_where_they_are_copied(given):

@@ -15,7 +15,7 @@ from ichkit.sources.index import CT, KEPT_COLUMNS, check_decoders, read_index, r
 from ichkit.sources.plan import Found, SourcePlan, StudyTasks, order_slices
 from ichkit.sources.series import check_override
 from ichkit.sources.study import PixelSettings
-from ichkit.sources.table import is_phantom
+from ichkit.sources.table import PHANTOM, is_phantom
 from ichkit.stages.prepare.plan import (
     FOLDS_NAME,
     LOCKS_NAME,
@@ -120,6 +120,7 @@ def _plan_source(
     )
     whole = found
     found = _limit(found, plan.options.limit_studies)
+    found = replace(found, facts={**found.facts, PHANTOM: is_phantom(listing.root)})
     if plan.options.strict and len(found.rejected):
         first = found.rejected.iloc[0]
         raise DataError(f"{source.name}: {first.file} cannot be used: {first.reason} (--strict).")

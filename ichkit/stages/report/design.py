@@ -95,7 +95,7 @@ def _sources(report: ReportData) -> Table:
         source = find_source(str(name))
         if source is None:
             continue
-        is_phantom, own = report.prepared.manifest.facts.get("data") == "phantom", not source.licence
+        is_phantom, own = report.is_phantom(str(name)), not source.licence
         described = _PHANTOM.replace("`", "") if is_phantom else source.description
         blank = Cell(BLANK, tone="warn")
         terms = NOTHING if is_phantom else blank if own else source.licence

@@ -37,7 +37,7 @@ def _standard(report: ReportData, name: str) -> Table:
     if facts.get(name, {}).get("labels") == "study" and (report.prepared.studies.dataset == name).any():
         rule = f"{rule} Labels are per study; those of training studies are copied to all slices (weak labels)."
     known = {"labelled by": source.reference, "annotation tool": source.annotation_tool} if source is not None else {}
-    filled = _PHANTOM if facts.get("data") == "phantom" else known
+    filled = _PHANTOM if report.is_phantom(name) else known
     rows: list[list[Cell | str]] = [["positive if", rule.strip() or _BLANK]]
     rows += [[topic, filled.get(topic) or _BLANK] for topic in _PHANTOM]
     return Table(f"Reference standard of {title_of(name)}", ("", ""), rows, num_text=2, is_wrapped=True)

@@ -14,7 +14,7 @@ from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
 from ichkit.show.drawing import Series
 from ichkit.show.table import Cell
-from ichkit.sources.table import SOURCES
+from ichkit.sources.table import PHANTOM, SOURCES
 from ichkit.stacking.table import BASE
 from ichkit.stages.scores.book import SLICES, STUDIES, Group, Score, ScoreBook, external_slices, external_studies
 from ichkit.stages.scores.score_source import OutOfFold, read_external_slices, read_external_studies, read_out_of_fold
@@ -78,6 +78,11 @@ class ReportData:
     def task(self) -> Task:
         """What is predicted."""
         return self.prepared.task
+
+    def is_phantom(self, dataset: str) -> bool:
+        """Whether a data set is synthetic; of stores of earlier versions, whether any of theirs is."""
+        facts = self.prepared.manifest.facts
+        return bool(facts.get(dataset, {}).get(PHANTOM, facts.get("data") == "phantom"))
 
     @property
     def pixel_unit(self) -> str:
