@@ -7,7 +7,7 @@ import numpy as np
 
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 
-SCANNED, MAJORITY = "scanned", "majority"
+SCANNED, LABELS = "scanned", "labels"
 POOLED_HEAD = "pooled"
 """The aggregation by the pool of a run (`train.pool`), for sources that have one."""
 
@@ -65,11 +65,11 @@ class Reference:
 
 
 REFERENCES = {
-    MAJORITY: Reference(
-        name=MAJORITY,
+    LABELS: Reference(
+        name=LABELS,
         label=lambda labels, _reads: labels,
         needs_reads=False,
-        description="The labels of the set; those of CQ500 are the majority of its three readers.",
+        description="The labels of the set: of CQ500 the majority of its three readers, else those of the label file.",
         source="Chilamkurthy et al., Lancet 392, 2018",
     ),
     "unanimity": Reference(
@@ -110,18 +110,18 @@ class Protocol:
 
         Example:
             >>> base = paper_protocol("cq500")
-            >>> Protocol("scanned", "noisy_or", "cq500", "majority").changes(base)
+            >>> Protocol("scanned", "noisy_or", "cq500", "labels").changes(base)
             ('aggregation',)
         """
         return tuple(one.name for one in fields(self) if getattr(self, one.name) != getattr(base, one.name))
 
 
 def paper_protocol(series: str) -> Protocol:
-    """The protocol of the paper: every study with scans, the maximum over slices, the majority of the readers.
+    """The protocol of the paper: every study with scans, the maximum over slices, the labels of the set.
 
     Source: MIDL 2020, section 3.1.
     """
-    return Protocol(SCANNED, MAXIMUM, series, MAJORITY)
+    return Protocol(SCANNED, MAXIMUM, series, LABELS)
 
 
 def list_protocols(series: Sequence[str], *, has_reads: bool, has_pool: bool) -> Iterator[Protocol]:

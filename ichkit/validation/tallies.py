@@ -23,7 +23,7 @@ class ScoredRows:
         place: dataset, split, level, aggregation, subgroup, fold of their scores.
         probabilities: (N, C) in [0, 1].
         labels: (N, C) float64 of 0 and 1, NaN where unknown.
-        members: (N,) the unit that the bootstrap resamples: the patient of each row, for CQ500 the study.
+        members: (N,) the unit that the bootstrap resamples: the patient of each row.
         decisions: criterion of a threshold to the rows predicted positive; needed by the metrics that count them.
     """
 

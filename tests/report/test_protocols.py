@@ -29,7 +29,7 @@ def test_the_section_shows_the_best_source_beside_what_papers_report(work, monke
     (name, rows), *_ = [(name, rows) for name, rows in page.tables.items() if "under every protocol" in name]
     source = name.split(" on CQ500")[0]
     shown = {row[0]: row for row in rows[1:]}
-    for words, reference in (("as in the paper", "majority"), ("reference: unanimity", "unanimity")):
+    for words, reference in (("as in the paper", "labels"), ("reference: unanimity", "unanimity")):
         place = {"studies": "scanned", "aggregation": "maximum", "series": "cq500", "reference": reference}
         own = pick(table, source=source, class_="any", **place)
         assert shown[words][1].split("|")[0] == f"{own.value:.3f}"

@@ -15,7 +15,7 @@ from support.simulated import TASK, make_stack, make_work, rewrite_tables
 from ichkit.core.errors import ArtifactError
 from ichkit.imaging.store import Prepared
 from ichkit.stages.scores import evaluate, protocols
-from ichkit.stages.scores.protocol_tables import describe, select
+from ichkit.stages.scores.protocol_tables import describe, render, select
 from ichkit.validation.agreement import fleiss_kappa
 from ichkit.validation.catalog import find_sources
 from ichkit.validation.delong import delong_test
@@ -25,7 +25,7 @@ from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.looks import read_looks
 
-PAPER = {"studies": "scanned", "aggregation": "maximum", "series": "cq500", "reference": "majority"}
+PAPER = {"studies": "scanned", "aggregation": "maximum", "series": "cq500", "reference": "labels"}
 
 
 def write_tables(folder, tables):
@@ -112,6 +112,28 @@ def test_the_protocol_of_the_paper_is_the_score_of_the_leaderboard_with_its_inte
             np.testing.assert_array_equal(*(row[["value", "low", "high", "n"]].astype(float) for row in (own, board)))
 
 
+def note_of(table):
+    return render(table, pd.DataFrame(columns=["dataset", "studies", "series"]), "base", "cq500", TASK, "rsna").note
+
+
+def test_the_note_names_the_readers_where_their_reads_are_known_and_what_is_resampled(table):
+    assert "majority of the readers)" in note_of(table)
+    assert "bootstrap intervals over patients" in note_of(table)
+
+
+def test_studies_of_one_patient_are_drawn_together_as_in_the_scores(work):
+    slices, studies = (read_table(work.prepared / f"{name}.parquet") for name in ("slices", "studies"))
+    names = sorted(studies.study_id[studies.dataset == "cq500"])
+    twins = {name: names[number // 2 * 2] for number, name in enumerate(names)}  # two studies of each patient
+    for table in (slices, studies):
+        table["patient_id"] = table.study_id.map(twins).fillna(table.patient_id)
+    write_tables(work.prepared, {"slices.parquet": slices, "studies.parquet": studies})
+    evaluate.run(evaluate.plan_scores(CONFIG, work))
+    own = pick(run(work), source="base", class_="any", **PAPER)
+    board = pick(read(work), dataset="cq500", metric="roc_auc", source="base", aggregation="maximum", class_="any")
+    np.testing.assert_array_equal(*(row[["value", "low", "high", "n"]].astype(float) for row in (own, board)))
+
+
 def test_every_reference_is_that_of_the_single_reads(made, table):
     p = own_probabilities(made, "base-fusion")
     first, second, third = reads_of(made, p.index)
@@ -185,14 +207,16 @@ def test_the_tables_are_kept_until_reads_or_predictions_change(work, table):
     assert (changed.n_positive, np.isnan(changed.value)) == (40, True)
 
 
-def test_a_store_without_single_reads_keeps_the_majority_alone(work):
+def test_a_store_without_single_reads_keeps_its_labels_alone_and_names_no_reader(work):
     old = read_manifest(work.prepared)
     writer = ArtifactWriter(work.prepared, old.kind)
     for name in old.files.keys() - {"cq500_reads.csv"}:
         writer.write_bytes(name, (work.prepared / name).read_bytes())
     writer.commit(settings=old.settings, inputs=old.inputs, facts=old.facts)
     table = run(work)
-    assert set(table.reference) == {"majority"}
+    assert set(table.reference) == {"labels"}
+    assert "labels of the set)" in note_of(table)
+    assert "reader" not in note_of(table)
     assert set(table.aggregation[table.source == "base"]) == {"maximum", "top_mean", "noisy_or", "pooled"}
 
 
@@ -304,12 +328,12 @@ def test_every_combination_there_are_data_for_is_listed_once():
     found = list(list_protocols(("a", "b"), has_reads=True, has_pool=True))
     assert len(found) == len(set(found)) == 2 * 2 * 3 * 4
     assert Protocol("shared", "pooled", "b", "unanimity") in found
-    assert {one.reference for one in list_protocols(("a",), has_reads=False, has_pool=False)} == {"majority"}
+    assert {one.reference for one in list_protocols(("a",), has_reads=False, has_pool=False)} == {"labels"}
 
 
 def test_a_study_on_which_readers_differ_is_left_out_by_class():
     labels, reads = np.array([[1.0, 0.0]]), np.array([[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]])
-    assert REFERENCES["majority"].label(labels, reads).tolist() == [[1, 0]]
+    assert REFERENCES["labels"].label(labels, reads).tolist() == [[1, 0]]
     assert REFERENCES["any_reader"].label(labels, reads).tolist() == [[1, 1]]
     agreed = REFERENCES["unanimity"].label(labels, reads)
     assert agreed[0, 0] == 1

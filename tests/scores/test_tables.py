@@ -32,6 +32,27 @@ def book(work):
     return open_book(work, TASK)
 
 
+def test_the_mean_of_an_external_set_has_its_interval_or_the_reason_why_it_has_none(book):
+    source = book.sources[0]
+
+    def shown(low, high):
+        scores = book.tables.scores.copy()
+        is_mean = (scores["dataset"] == "cq500") & (scores["metric"] == ROC_AUC) & (scores["class"] == "mean")
+        scores.loc[is_mean, ["value", "low", "high"]] = (0.8, low, high)
+        of_class = scores["class"].isin(TASK.classes)
+        scores.loc[of_class, ["value", "low", "high"]] = (0.8, 0.7, 0.9)
+        one = changed(book, scores=scores)
+        made = [tables.board(one), tables.external(one, source, "cq500"), tables.aggregations(one, source, "cq500")]
+        return [made[0].rows[0][6].small, made[1].rows[-1][1].small, made[2].rows[-1][1].small], [t.note for t in made]
+
+    cells, notes = shown(0.71, 0.88)
+    assert cells == ["0.71-0.88", "0.710-0.880", "0.710-0.880"]
+    assert not any("No interval" in note for note in notes)
+    cells, notes = shown(math.nan, math.nan)
+    assert cells == ["", "", ""]
+    assert all("No interval: the AUC" in note for note in notes)
+
+
 def source_of(book, name):
     return next(source for source in book.sources if source.name == name)
 

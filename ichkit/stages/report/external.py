@@ -38,5 +38,5 @@ def _draw(report: ReportData, dataset: str) -> Chart:
         series.append(Series(key, np.array([row.roc_auc.get(name, np.nan) for name in names])))
     others, beside = (" and the published values", ", beside the published values") if published else ("", "")
     alt = f"AUC of {best.name} on {title_of(dataset)} by class with intervals{others}; numbers in the table."
-    caption = f"{best.name} on {title_of(dataset)}, with bootstrap intervals over studies{beside}."
+    caption = f"{best.name} on {title_of(dataset)}, with bootstrap intervals over patients{beside}."
     return chart_intervals(f"{dataset}-auc", alt, caption, names, series, "AUC per study, higher is better")

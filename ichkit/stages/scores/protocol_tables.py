@@ -9,16 +9,17 @@ from ichkit.core.roles import title_of
 from ichkit.core.tasks import Task
 from ichkit.show.table import Cell, Table, format_interval, format_number
 from ichkit.stages.scores.protocols import KAPPA, SENSITIVITY, SPECIFICITY
-from ichkit.stages.scores.tables import data_note
-from ichkit.validation.protocols import SCANNED, Protocol, paper_protocol
+from ichkit.stages.scores.tables import data_note, why_no_interval
+from ichkit.validation.protocols import LABELS, SCANNED, Protocol, paper_protocol
 from ichkit.validation.scores import MEAN_CLASS
 
 _AXES = ["studies", "aggregation", "series", "reference"]
 _SHOWN_STUDIES = 10
 _NOTE = (
-    "First row: the protocol of the paper (every study with scans, maximum over the slices, majority of the readers); "
-    "each other row differs from it in one choice. AUC by study with bootstrap intervals over studies."
+    "First row: the protocol of the paper (every study with scans, maximum over the slices, {labels}); "
+    "each other row differs from it in one choice. AUC by study with bootstrap intervals over patients."
 )
+_VOTED, _GIVEN = "majority of the readers", "labels of the set"
 _BASELINE = "Baseline: AUC of its own published probabilities of the same studies, with the p-value of DeLong's test."
 
 _KAPPA = (
@@ -50,7 +51,7 @@ def describe(protocol: Protocol, dataset: str) -> str:
     """What a protocol changes, or that it is the paper's.
 
     Example:
-        >>> describe(Protocol("scanned", "top_mean", "cq500", "majority"), "cq500")
+        >>> describe(Protocol("scanned", "top_mean", "cq500", "labels"), "cq500")
         'aggregation: top mean'
     """
     changed = protocol.changes(paper_protocol(dataset))
@@ -67,7 +68,8 @@ def render(table: pd.DataFrame, left_out: pd.DataFrame, source: str, dataset: st
     """
     main, shown = task.headline_class, select(table, source, dataset)
     names = (main, MEAN_CLASS, *(name for name in task.classes if name != main))
-    has_baseline = table.baseline[(table.source == source) & (table.dataset == dataset)].notna().any()
+    own = table[(table.source == source) & (table.dataset == dataset)]
+    has_baseline, has_readers = own.baseline.notna().any(), (own.reference != LABELS).any()
     rows: list[list[Cell | str]] = []
     for protocol, of_class in shown.items():
         row = _row_of(of_class, main)
@@ -77,8 +79,13 @@ def render(table: pd.DataFrame, left_out: pd.DataFrame, source: str, dataset: st
             cells.insert(2, Cell(format_number(row["baseline"], 3), f"p {format_number(row['p_value'], 3)}"))
         rows.append([describe(protocol, dataset), *cells])
     heads = [f"AUC {main}", "positive", *(["baseline"] if has_baseline else []), *names[1:]]
-    notes = [_NOTE, *([_BASELINE] if has_baseline else []), _say_range(table, source, dataset, main)]
-    notes += [_say_left_out(left_out, dataset), data_note(data)]
+    notes = [
+        _NOTE.format(labels=_VOTED if has_readers else _GIVEN),
+        *([_BASELINE] if has_baseline else []),
+        _say_range(table, source, dataset, main),
+    ]
+    ends = [(row["value"], row["low"]) for of_class in shown.values() for row in of_class.to_dict("records")]
+    notes += [*why_no_interval(ends), _say_left_out(left_out, dataset), data_note(data)]
     return Table(
         f"{source} on {title_of(dataset)} under every protocol",
         ("protocol", *heads),

@@ -26,6 +26,7 @@ from ichkit.stages.scores.score_source import (
     read_baseline,
     scored_external_sets,
     seed_of_rows,
+    study_rows,
     study_scores,
 )
 from ichkit.stages.scores.stored import BASELINE_SUFFIX
@@ -34,10 +35,8 @@ from ichkit.validation.catalog import Source, find_sources, load_pooled, looked_
 from ichkit.validation.coherence import make_table_coherent
 from ichkit.validation.comparisons import StudyScores, compare_studies
 from ichkit.validation.protocols import POOLED_HEAD, REFERENCES, STUDY_SETS, list_protocols
-from ichkit.validation.scores import POOLED, ROC_AUC, score_rows
+from ichkit.validation.scores import ROC_AUC, score_rows
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
-from ichkit.validation.subgroups import ALL
-from ichkit.validation.tallies import ScoredRows
 from ichkit.work.artifacts import ArtifactWriter, Manifest, find_current, has_artifact, read_manifest, read_table
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, alone, look_at
@@ -274,11 +273,11 @@ def _read_series(plan: ProtocolsPlan, source: Source, name: str) -> _Series:
 
 
 def _score_rows(plan: ProtocolsPlan, source: Source, kept: StudyScores, dataset: str) -> Iterator[dict[str, Any]]:
-    """The AUC of every class and their mean, with intervals by resampling studies."""
+    """The AUC of every class and their mean, with intervals by resampling patients."""
     settings = plan.config.evaluate
     # The name of the set gives the seed: that of `evaluate`, so that the paper's protocol has the board's interval.
-    place: dict[str, str | int] = {**kept.place, "dataset": dataset, "subgroup": ALL, "fold": POOLED}
-    rows = ScoredRows(place, kept.probabilities.to_numpy(), kept.labels.to_numpy(), kept.labels.index.to_numpy())
+    rows = study_rows(kept, plan.prepared)
+    rows = replace(rows, place={**rows.place, "dataset": dataset})
     scored = score_rows(
         rows,
         source.task,

@@ -289,7 +289,7 @@ def read_external_studies(source: Source, prepared: Prepared, dataset: str, conf
     """The studies of an external set by the maximum over their slices, by study_id; raises as `load_external`."""
     settings = config.evaluate
     table = load_external(source, prepared, dataset, settings)
-    return _rows_of(study_scores(table, prepared, dataset, MAXIMUM, settings.num_top, source.scope), prepared)
+    return study_rows(study_scores(table, prepared, dataset, MAXIMUM, settings.num_top, source.scope), prepared)
 
 
 def has_slice_labels(prepared: Prepared, dataset: str) -> bool:
@@ -311,7 +311,8 @@ def _slice_rows(table: pd.DataFrame, prepared: Prepared, dataset: str, source: S
     return ScoredRows(place, probabilities, label_array(source.scope.mask(slices), task), slices.patient_id.to_numpy())
 
 
-def _rows_of(scored: StudyScores, prepared: Prepared) -> ScoredRows:
+def study_rows(scored: StudyScores, prepared: Prepared) -> ScoredRows:
+    """The studies of an external set; the bootstrap resamples their patients."""
     place: dict[str, str | int] = {**scored.place, "subgroup": ALL, "fold": POOLED}
     slices = prepared.split(scored.place["dataset"])
     patients = slices.groupby("study_id").patient_id.first().reindex(scored.probabilities.index)
@@ -396,7 +397,7 @@ def _score_external(
     settings = config.evaluate
     for aggregation in AGGREGATIONS:
         scored = study_scores(table, prepared, dataset, aggregation, settings.num_top, collector.source.scope)
-        rows = _rows_of(scored, prepared)
+        rows = study_rows(scored, prepared)
         if aggregation != MAXIMUM:
             collector.add(rows, _RANKS)
             continue

@@ -1,12 +1,12 @@
 """The tables of scores as data; the terminal and the report each print a selection."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import PurePosixPath
 
 import pandas as pd
 
-from ichkit.core.roles import STANDARD_EXTERNAL, is_transductive, title_of
+from ichkit.core.roles import is_transductive, title_of
 from ichkit.core.tasks import Task
 from ichkit.imaging.perturbations import PERTURBATIONS
 from ichkit.show.table import NOTHING, Cell, Table, format_interval, format_number
@@ -15,6 +15,7 @@ from ichkit.stages.scores.book import (
     STUDIES,
     Difference,
     Group,
+    Score,
     ScoreBook,
     external_slices,
     external_studies,
@@ -91,6 +92,11 @@ BY_STUDY = {"AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
 DECISIONS = {"F1 at 0.5": F1_HALF, "F1": F1_BEST, "sensitivity": SENSITIVITY, "specificity": SPECIFICITY}
 
 
+_NO_INTERVAL = (
+    "No interval: the AUC, or that of a class in the mean, is undefined (no positives or no negatives) in over 5 % of "
+    "the bootstrap samples."
+)
+SMALL_GROUP = f"Small group: fewer than {FEW} positive or {FEW} negative rows; its values say little."
 AT_HALF = {"F1": F1_HALF, "precision": PRECISION_HALF, "recall": RECALL_HALF, "accuracy": ACCURACY_HALF}
 _AT_HALF = "Macro: the mean over the classes. Micro: the decisions of all classes counted together."
 _TRANSDUCTIVE = (
@@ -104,6 +110,12 @@ def data_note(data: str) -> str:
     notes = [_PHANTOMS] if "phantom" in data else []
     notes += [_TRANSDUCTIVE] if is_transductive(data) else []
     return " ".join([*notes, NOT_A_DEVICE])
+
+
+def why_no_interval(scores: Iterable[tuple[float, float]]) -> list[str]:
+    """The note of a table of AUCs, each with the low end of its interval, if one of them has no interval."""
+    is_missing = any(value == value and low != low for value, low in scores)
+    return [_NO_INTERVAL] if is_missing else []
 
 
 def describe_scope(scope: Scope) -> str:
@@ -155,6 +167,7 @@ def board(
     columns += _COSTS if costs else ()
     rows: list[list[Cell | str]] = []
     ranks: dict[tuple[int, ...], int] = {}
+    outside: list[Score] = []
     for source in book.sources:
         is_ranked = source.scope.is_whole
         ranks[source.folds] = ranks.get(source.folds, 0) + is_ranked
@@ -170,8 +183,9 @@ def board(
         ]
         for name in book.external_sets:
             group = external_studies(name)
-            row.append(book.find(source, ROC_AUC, main, group).cell(3, 2))
-            row.append(format_number(book.find(source, ROC_AUC, MEAN_CLASS, group).value, 3))
+            found = [book.find(source, ROC_AUC, label, group) for label in (main, MEAN_CLASS)]
+            row += [score.cell(3, 2) for score in found]
+            outside += found
         row += [format_number(book.kept.get(source.name), 2)] if book.kept else []
         row += [loss.counts, *([_site(*sites.get(source.name, (None, None)))] if has_sites else [])]
         row += _cost_cells(costs[source.name]) if costs else []
@@ -180,6 +194,7 @@ def board(
     if book.external_sets:
         shown = " and ".join(map(title_of, book.external_sets))
         notes.append(f"{shown}: AUC by study (maximum over its slices) of {main}, and the mean over all classes.")
+    notes += why_no_interval((score.value, score.low) for score in outside)
     notes += [_KEPT_NOTE] if book.kept else []
     notes += [_COSTS_NOTE] if costs else []
     if chosen is not None:
@@ -252,6 +267,7 @@ def external(book: ScoreBook, source: Source, dataset: str) -> Table:
     published, baseline = find_published(dataset, book.task), book.baseline(source, dataset)
     columns = ["class", "AUC", "DeLong", *published, *(["baseline\nsame studies"] if len(baseline) else []), "positive"]
     rows: list[list[Cell | str]] = []
+    shown_scores = []
     for name in (*book.task.classes, MEAN_CLASS):
         score, delong = (book.find(source, metric, name, group) for metric in (ROC_AUC, DELONG_AUC))
         cells: list[Cell | str] = [score.cell(3), format_interval(delong.low, delong.high, 3) or NOTHING]
@@ -262,9 +278,10 @@ def external(book: ScoreBook, source: Source, dataset: str) -> Table:
             said = [Cell(format_number(value, 3), f"p {format_number(p_value, 3)}") for value, p_value in tested]
             cells += said or [NOTHING]
         rows.append([name, *cells, score.counts])
+        shown_scores.append(score)
     num_studies, num_missing = book.find(source, ROC_AUC, MEAN_CLASS, group).n, len(book.tables.missing[dataset])
-    unit = "studies" if dataset == STANDARD_EXTERNAL else "patients"
-    notes = [f"{num_studies} studies, {num_missing} missing. {_STUDY_MAXIMUM} Bootstrap intervals over {unit}."]
+    notes = [f"{num_studies} studies, {num_missing} missing. {_STUDY_MAXIMUM} Bootstrap intervals over patients."]
+    notes += why_no_interval((score.value, score.low) for score in shown_scores)
     if published:
         notes.append("Published: " + "; ".join(f"{name}, {row.source}" for name, row in published.items()) + ".")
     if len(baseline):
@@ -281,12 +298,15 @@ def aggregations(book: ScoreBook, source: Source, dataset: str) -> Table:
     """The AUC of every class on an external set by slice-to-study aggregation."""
     names = book.aggregations(source, dataset)
     rows: list[list[Cell | str]] = []
+    every: list[Score] = []
     for label in (*book.task.classes, MEAN_CLASS):
         scores = [book.find(source, ROC_AUC, label, external_studies(dataset, name)) for name in names]
         counts = book.find(source, ROC_AUC, label, external_studies(dataset, MAXIMUM)).counts
         rows.append([label, *(score.cell(3) for score in scores), counts])
+        every += scores
     columns = ("class", *(name.replace("_", " ") for name in names), "positive")
-    return Table(f"{source.name} on {title_of(dataset)}: AUC by slice-to-study aggregation", columns, rows)
+    note = " ".join(why_no_interval((score.value, score.low) for score in every))
+    return Table(f"{source.name} on {title_of(dataset)}: AUC by slice-to-study aggregation", columns, rows, note=note)
 
 
 def subgroups(book: ScoreBook, source: Source) -> Table:
@@ -299,12 +319,9 @@ def subgroups(book: ScoreBook, source: Source) -> Table:
         for name in book.subgroups(source, group):
             loss = book.find(source, WEIGHTED_LOG_LOSS, ALL_CLASSES, group, name)
             auc = book.find(source, ROC_AUC, main, group, name)
-            is_small = min(auc.n_positive, auc.n - auc.n_positive) < FEW
-            shown = Cell(subgroup_name(name), "small group" if is_small else "", "warn" if is_small else "")
-            rows.append([shown, of, loss.cell(4), auc.cell(3), auc.counts])
+            rows.append([subgroup_cell(name, auc.n, auc.n_positive), of, loss.cell(4), auc.cell(3), auc.counts])
     partitions = {**SLICE_PARTITIONS, **STUDY_PARTITIONS}.values()
-    note = " ".join(f"{one.name.replace('_', ' ')}: {one.description}" for one in partitions)
-    note += f" Small group: fewer than {FEW} positive or {FEW} negative rows; its values say little."
+    note = " ".join([*(f"{one.name.replace('_', ' ')}: {one.description}" for one in partitions), SMALL_GROUP])
     columns = ("subgroup", "data", "log loss", f"AUC {main}", "positive")
     return Table(f"{source.name}: performance by subgroup", columns, rows, note=note, num_text=2)
 
@@ -391,6 +408,12 @@ def pairs(book: ScoreBook, sources: Sequence[Source]) -> Table:
         "pair alone, not corrected."
     )
     return Table("Differences between sources", tuple(columns), rows, note=note)
+
+
+def subgroup_cell(subgroup: str, n: int, n_positive: int) -> Cell:
+    """The name of a subgroup, marked if it is small; see `SMALL_GROUP`."""
+    is_small = min(n_positive, n - n_positive) < FEW
+    return Cell(subgroup_name(subgroup), "small group" if is_small else "", "warn" if is_small else "")
 
 
 def subgroup_name(subgroup: str) -> str:
