@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ichkit.core.errors import DataError
+from ichkit.core.errors import ConfigError, DataError, nearest, shorten
 from ichkit.core.progress import logger
 from ichkit.core.tasks import Task
+from ichkit.imaging.header_facts import HEADER_FACTS
 from ichkit.imaging.parts import part_id
+from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 
 KEYS = ("slice_id", "study_id")
 PART_COLUMNS = ("part", "side", "region")
@@ -116,6 +118,38 @@ def read_columns(path: Path) -> list[str]:
         DataError: not a table.
     """
     return [str(name) for name in _read_cells(path)]
+
+
+def check_subgroups(given: Sequence[str], paths: Sequence[Path], task: Task) -> tuple[str, ...]:
+    """The names of the columns that `--subgroup` asks for, as label files are read.
+
+    Args:
+        given: each a name, or several joined by commas.
+        paths: the label files.
+
+    Raises:
+        ConfigError: a name that no label file has, or that means something else.
+    """
+    names = tuple(dict.fromkeys(name.strip().lower() for text in given for name in text.split(",") if name.strip()))
+    taken = {*SLICE_PARTITIONS, *STUDY_PARTITIONS, *HEADER_FACTS, *KEYS, *PART_COLUMNS, *task.classes, "dataset"}
+    columns = {name for path in paths for name in read_columns(path)} if names else set()
+    for name in names:
+        if name in taken:
+            raise ConfigError(
+                f'--subgroup: "{name}" cannot be a subgroup: ichkit has an id, a class, a subgroup or a header fact '
+                "(prepare.header_facts) of that name. Rename the column."
+            )
+        if not re.fullmatch(r"[a-z0-9_][a-z0-9_ -]{0,29}", name):
+            raise ConfigError(
+                f'--subgroup: "{shorten(name)}" cannot be a subgroup: expected at most 30 letters, digits, blanks, "_" '
+                'and "-". Rename the column.'
+            )
+        if name not in columns:
+            raise ConfigError(
+                f'--subgroup: expected a column "{name}" in a label file (--labels), found none. '
+                f"{nearest(name, sorted(columns - taken))}"
+            )
+    return names
 
 
 def read_subgroups(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, str]:

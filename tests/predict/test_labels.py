@@ -61,6 +61,11 @@ def predict(root, out, *words, code=0):
     return call(*words, *SMALL, code=code)
 
 
+def predict_page(root, out, *words):
+    predict(root, out, *words)
+    return (out / "predictions.html").read_text()
+
+
 def scores_of(out, level):
     table = pd.read_csv(out / "scores.csv")
     own = table[(table.level == level) & (table.subgroup == "all")]
@@ -99,6 +104,10 @@ def test_labels_per_study_give_studies_and_subgroups_alone(place, tmp_path):
     table = pd.read_csv(tmp_path / "scores.csv")
     assert set(table["level"]) == {"study"}
     assert {"all", "hospital=A", "hospital=B"} == set(table["subgroup"])
+    page = Page(predict_page(root, tmp_path / "page", "--labels", root / "studies.csv", "--subgroup", "hospital"))
+    shown = page.tables["Subgroups, by study"]
+    assert [row[0] for row in shown[1:]] == ["hospital: A|small group", "hospital: B|small group"]  # three studies each
+    assert "Small group: fewer than 10 positive or 10 negative rows" in page.text
     truth = np.array([0, 0, 1, 1, 0, 1.0])
     p = pd.read_csv(tmp_path / "studies.csv").sort_values("study_id")["p_any"].to_numpy()
     found = scores_of(tmp_path, "study").loc[("roc_auc", "any")]
@@ -190,6 +199,14 @@ def test_labels_of_other_scans_are_refused_before_anything_is_predicted(place, t
     assert "45 of its 45 ids in column slice_id are not among" in printed
     assert not (tmp_path / "out" / "slices.csv").exists()
     assert "give it with --labels CSV" in predict(root, tmp_path / "out", "--subgroup", "hospital", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("any", '"any" cannot be a subgroup'), ("hospitl", 'Did you mean "hospital"')]
+)
+def test_subgroups_have_the_names_that_prepare_takes(place, tmp_path, name, message):
+    asked = ("--labels", place[0] / "studies.csv", "--subgroup", name)
+    assert message in predict(place[0], tmp_path / "out", *asked, code=2)
 
 
 def test_scores_of_an_earlier_call_do_not_stay_beside_new_predictions(place, tmp_path):

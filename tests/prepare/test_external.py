@@ -13,6 +13,7 @@ from ichkit.cli.main import main
 from ichkit.core.errors import ConfigError, DataError
 from ichkit.imaging.store import Prepared
 from ichkit.sources.external import ExternalSet
+from ichkit.stages.prepare import label_ids
 from ichkit.stages.prepare import run as prepare
 from ichkit.stages.scores.score_source import missing_studies
 from ichkit.work.folder import WorkFolder
@@ -107,6 +108,10 @@ def test_a_set_that_is_not_named_again_stays_until_there_is_work_and_then_is_ask
     assert open_store(both).external_sets() == ("cq500", "clinic", "site")
     with pytest.raises(ConfigError, match=r'external set "clinic".*--external clinic=PATH'):
         do(prepare, tiny_config, both, phantom_options(phantom_root, limit_studies=3))
+    own = tuple(item for item, _ in sites)
+    without = phantom_options(phantom_root, limit_studies=3, external=own, cq500=None)
+    with pytest.raises(ConfigError, match=r'external set "CQ500".*keep it \(--cq500 PATH\)'):
+        do(prepare, tiny_config, both, without)
     do(prepare, tiny_config, both, phantom_options(phantom_root, external=(sites[0][0],), fresh=True))
     assert open_store(both).external_sets() == ("cq500", "clinic")
 
@@ -144,6 +149,7 @@ def test_a_set_without_labels_or_scans_is_refused_before_anything_is_read(tmp_pa
 def test_the_command_takes_several_sets_and_plans_them(tmp_path, phantom_root):
     for name in ("one", "two"):
         write_site(tmp_path / name, "study_id", first=10 * len(name))
+    (tmp_path / "two" / "README.md").write_text("no scan")
     asked = ["prepare", "-c", "demo", "--rsna", str(phantom_root / "rsna"), "--work", str(tmp_path / "work")]
     asked += ["--external", f"one={tmp_path / 'one'}", "--labels", f"{tmp_path / 'one.csv'}"]
     asked += ["--external", f"two={tmp_path / 'two'}", "--labels", f"two={tmp_path / 'two.csv'}", "--dry-run"]
@@ -151,6 +157,21 @@ def test_the_command_takes_several_sets_and_plans_them(tmp_path, phantom_root):
     assert done.exit_code == 0
     assert "one: 20 files of" in done.output
     assert "two: 20 files of" in done.output
+    printed = " ".join(done.output.split())
+    assert printed.count("other file, by name no image") == 1
+    assert "two.csv: has 4 of 4 ids in the headers of 20 files" in printed
+
+
+def test_a_dry_run_finds_out_that_labels_are_of_other_scans(tmp_path, phantom_root, tiny_config, monkeypatch):
+    item, labels = write_site(tmp_path / "site", "study_id")
+    labels.rename(index=lambda name: f"9.{name}").reset_index().to_csv(item.labels, index=False)
+    options = phantom_options(phantom_root, external=(item,))
+    plan = prepare.plan(tiny_config, WorkFolder(tmp_path / "work"), options)
+    with pytest.raises(DataError, match="4 of its 4 ids in column study_id are not among the 4 studies found"):
+        plan.forecast()
+    monkeypatch.setattr(label_ids, "_MOST_FILES", 3)  # of more files than are read, nothing is certain
+    (said,) = (step for step in plan.forecast().steps if "site.csv" in step)
+    assert "has 0 of 3 ids in the headers of 3 files (column study_id); prepare compares all of them" in said
 
 
 def test_cq500_by_another_series_rule_stands_beside_it_and_changes_nothing_of_it(phantom_root, tiny_config, tmp_path):

@@ -17,6 +17,7 @@ from ichkit.show.table import NOTHING, Cell, Table, format_interval, format_numb
 from ichkit.sources.labels import check_matches
 from ichkit.stages.predict.errors import list_errors
 from ichkit.stages.predict.thresholds import SLICE, STUDY, Thresholds, as_array
+from ichkit.stages.scores.tables import SMALL_GROUP, subgroup_cell
 from ichkit.validation.intervals import interval_of
 from ichkit.validation.operating import (
     OPERATING_POINTS,
@@ -292,10 +293,11 @@ def _groups_table(found: _Found, level: str, task: Task) -> Table:
     rows: list[list[Cell | str]] = []
     for name in dict.fromkeys(group for group, *_ in found if group != ALL):
         counts = found[name, ROC_AUC, main]
-        shown = name.replace("=", ": ", 1)
+        shown = subgroup_cell(name, counts["n"], counts["n_positive"])
         cells = [_cell(found[name, LOG_LOSS, main], 4), _cell(counts, 3)]
         rows.append([shown, *cells, Cell(f"{counts['n_positive']:,}", f"/ {counts['n']:,}")])
-    return Table(f"Subgroups, by {level}", ("subgroup", f"log loss {main}", f"AUC {main}", "positive"), rows)
+    columns = ("subgroup", f"log loss {main}", f"AUC {main}", "positive")
+    return Table(f"Subgroups, by {level}", columns, rows, note=SMALL_GROUP)
 
 
 def _points_table(operating: pd.DataFrame, level: str, task: Task) -> Table:

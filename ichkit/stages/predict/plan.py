@@ -219,19 +219,15 @@ def _check_source(options: PredictOptions) -> None:
 
 
 def _read_labels(options: PredictOptions, config: Config, task: Task) -> "LabelFile | None":
-    from ichkit.sources.labels import read_folder_labels, read_subgroups
+    from ichkit.sources.labels import check_subgroups, read_folder_labels, read_subgroups
     from ichkit.stages.predict.judge import LabelFile
 
-    names = tuple(name.strip().lower() for text in options.subgroups for name in text.split(",") if name.strip())
     if options.labels is None:
-        if names:
+        if options.subgroups:
             raise ConfigError("--subgroup names columns of a label file: give it with --labels CSV.")
         return None
     by_part = config.prepare.parts.kind != WHOLE
+    names = check_subgroups(options.subgroups, [options.labels], task)
     labels, key = read_folder_labels(options.labels, task, by_part=by_part, subgroups=names)
     groups = read_subgroups(options.labels, names)[0] if names else None
-    if groups is not None and (missing := [name for name in names if name not in groups]):
-        raise ConfigError(
-            f'--subgroup: expected a column "{missing[0]}" in {options.labels}, found none. Check the name.'
-        )
     return LabelFile(options.labels, labels, key, groups)

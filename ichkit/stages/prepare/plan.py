@@ -1,10 +1,8 @@
 """The plan of `prepare`: the sources, settings and folds found, and the disk and time needed."""
 
 import json
-import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,11 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.csv_tables import read_csv
-from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest, shorten
+from ichkit.core.errors import ArtifactError, ConfigError, DataError, FoldError, nearest
 from ichkit.core.progress import format_count, format_seconds, logger
-from ichkit.core.roles import Role
+from ichkit.core.roles import Role, title_of
 from ichkit.core.rows import find_row
-from ichkit.core.tasks import Task, find_task
+from ichkit.core.tasks import find_task
 from ichkit.engine.parallel import Backend, count_cores
 from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.imaging.header_facts import HEADER_FACTS
@@ -28,8 +26,8 @@ from ichkit.imaging.steps import find_step
 from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import count_read, digest_tables, scan_files
-from ichkit.sources.index import MR
-from ichkit.sources.labels import KEYS, PART_COLUMNS, read_columns
+from ichkit.sources.index import CT, MR
+from ichkit.sources.labels import check_subgroups
 from ichkit.sources.sequence_files import with_landmarks
 from ichkit.sources.series import read_override
 from ichkit.sources.table import (
@@ -41,7 +39,7 @@ from ichkit.sources.table import (
     takes_folder,
     training_sources,
 )
-from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
+from ichkit.stages.prepare.label_ids import compare_ids
 from ichkit.work.artifacts import Manifest, digest_file, digest_table, has_artifact, list_differences, read_manifest
 from ichkit.work.folder import WorkFolder
 from ichkit.work.locks import Look, look_at
@@ -165,14 +163,27 @@ class PreparePlan(Plan):
         return () if self.current is not None else (self.work.prepared,)
 
     def forecast(self) -> Forecast:
-        """The sources, the folds, and what happens to an existing store; estimated from file sizes alone.
+        """The sources, their label files, the folds, and what happens to an existing store.
 
-        Disk space is an upper bound; time is that of all processes, if the disk is fast enough.
+        Disk space is an upper bound from file sizes; time is that of all processes, if the disk is fast enough.
+
+        Raises:
+            DataError: a label file is invalid, or not of these scans.
         """
         if self.current is not None:
             return Forecast(("prepare: up to date, nothing to do",))
+        estimate, task = self._estimate(), find_task(self.config.task)
+        compared = [
+            compare_ids(item.labels, item.images, task, by_part=self.by_part)
+            for item in self.listings
+            if item.labels is not None and item.source.modality == CT
+        ]
+        return replace(estimate, steps=(*estimate.steps, *compared))
+
+    def _estimate(self) -> Forecast:
+        """The forecast without a look into any file."""
         steps = [
-            f"{item.source.name}: {num_files} files of {item.root}, {format_bytes(num_bytes)}"
+            f"{item.source.name}: {num_files} files of {item.root}, {format_bytes(num_bytes)}{_say_others(item)}"
             for item, (num_files, num_bytes) in self._count_by_source()
         ]
         if self.options.limit_studies is not None:
@@ -217,7 +228,7 @@ class PreparePlan(Plan):
 
     def log_needs(self) -> None:
         """Logs the files, the disk space needed at most and free, and the time."""
-        (num_files, num_bytes), forecast = self.count_images(), self.forecast()
+        (num_files, num_bytes), forecast = self.count_images(), self._estimate()
         needed, seconds = forecast.num_bytes or 0, forecast.seconds or 0
         free = shutil.disk_usage(nearest_folder(self.work.root)).free
         logger.info(
@@ -231,6 +242,12 @@ class PreparePlan(Plan):
         logger.info("prepare: about %s %s (%.0f MB/s)", format_seconds(seconds), forecast.basis, speed)
         if needed > free:
             logger.warning("prepare: the disk may be too small; if it fills up, finished studies are kept")
+
+
+def _say_others(item: ListedSource) -> str:
+    """The number of files that are no images by their names, of which `rejected.csv` has no row."""
+    num_others = len(item.files) - len(item.images)
+    return f"; {format_count(num_others, 'other file')}, by name no image" if num_others else ""
 
 
 def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None) -> PreparePlan:
@@ -255,7 +272,7 @@ def plan(config: Config, work: WorkFolder, options: PrepareOptions | None = None
     listings = _list_sources(config, options, source)
     inputs = _digest_inputs(listings, options, override)
     if subgroups := options.subgroups or _earlier_subgroups(work, options):
-        subgroups = _check_subgroups(subgroups, listings, task)
+        subgroups = check_subgroups(subgroups, [item.labels for item in listings if item.labels is not None], task)
         inputs[_SUBGROUPS] = ",".join(subgroups)
     asks_folds = options.new_folds or options.folds_file is not None
     is_update = has_artifact(work.prepared) and not options.fresh and not asks_folds
@@ -338,34 +355,6 @@ def _earlier_subgroups(work: WorkFolder, options: PrepareOptions) -> tuple[str, 
     return tuple(known.split(",")) if known else ()
 
 
-def _check_subgroups(given: Sequence[str], listings: list[ListedSource], task: Task) -> tuple[str, ...]:
-    """The names of the columns, as label files are read.
-
-    Raises:
-        ConfigError: a name that no label file has, or that means something else.
-    """
-    names = tuple(dict.fromkeys(name.strip().lower() for text in given for name in text.split(",") if name.strip()))
-    taken = {*SLICE_PARTITIONS, *STUDY_PARTITIONS, *HEADER_FACTS, *KEYS, *PART_COLUMNS, *task.classes, "dataset"}
-    columns = {name for item in listings if item.labels is not None for name in read_columns(item.labels)}
-    for name in names:
-        if name in taken:
-            raise ConfigError(
-                f'--subgroup: "{name}" cannot be a subgroup: ichkit has an id, a class, a subgroup or a header fact '
-                "(prepare.header_facts) of that name. Rename the column."
-            )
-        if not re.fullmatch(r"[a-z0-9_][a-z0-9_ -]{0,29}", name):
-            raise ConfigError(
-                f'--subgroup: "{shorten(name)}" cannot be a subgroup: expected at most 30 letters, digits, blanks, "_" '
-                'and "-". Rename the column.'
-            )
-        if name not in columns:
-            raise ConfigError(
-                f'--subgroup: expected a column "{name}" in a label file (--labels), found none. '
-                f"{nearest(name, sorted(columns - taken))}"
-            )
-    return names
-
-
 def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
     """Raises if a finished or unfinished store was made from other settings."""
     found = _earlier_settings(work)
@@ -396,12 +385,13 @@ def _refuse_to_drop(before: Manifest, listings: list[ListedSource]) -> None:
     Raises:
         ConfigError: one is not named now.
     """
-    named = {name.removesuffix(_FILES) for name in before.inputs if name.endswith(_FILES)} - SOURCES.keys()
+    named = {name.removesuffix(_FILES) for name in before.inputs if name.endswith(_FILES)}
     for name in sorted(named - {item.source.name for item in listings}):
         labels = "" if name in OTHER_SERIES else f" --labels {name}=CSV"
+        option = f"--{name} PATH" if name in SOURCES else f"--external {name}=PATH{labels}"
         raise ConfigError(
-            f'prepare: the store contains the external set "{name}", and input files have changed. Name it again to '
-            f"keep it (--external {name}=PATH{labels}), or start over without it (--fresh)."
+            f'prepare: the store contains the external set "{title_of(name)}", and input files have changed. Name it '
+            f"again to keep it ({option}), or start over without it (--fresh)."
         )
 
 
