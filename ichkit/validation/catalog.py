@@ -41,6 +41,7 @@ class Source:
         git_commit: the commit of its newest part; empty outside a checkout.
         is_outdated: True for a stack whose runs have changed since it was made.
         scope: the classes it predicts.
+        members: of a blend by hand, the sources that it blends.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     git_commit: str
     is_outdated: bool
     scope: Scope
+    members: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -105,6 +107,7 @@ class _Identity(NamedTuple):
     folds: tuple[int, ...]
     path: str
     is_outdated: bool
+    members: tuple[str, ...] = ()
 
 
 def looked_at(work: WorkFolder, source: Source, split: str, command: str) -> Scored:
@@ -226,14 +229,14 @@ def _stack_sources(inventory: Inventory, stack: str, task: Task) -> list[Source]
         raise ArtifactError(
             f"{folder}: its manifest lacks {error}. Remove the folder and run its command again."
         ) from error
-    is_outdated = inventory.is_outdated(stack)
+    is_outdated, members = inventory.is_outdated(stack), tuple(manifest.settings.get("blend", ()))
     _check_artifact(folder, manifest, task)
     splits = _sets_of_all(_tables_behind(f"{kind}_", manifest) for kind in kinds)
     sources = []
     for kind in kinds:
         tables = {split: (folder / f"{kind}_{split}.parquet",) for split in splits}
         path = f"stacks/{stack}/{kind}_oof.parquet"
-        identity = _Identity(f"{stack}-{kind}", kind, runs, folds, path, is_outdated)
+        identity = _Identity(f"{stack}-{kind}", kind, runs, folds, path, is_outdated, members)
         sources.append(_make_source(inventory.work, task, {folder: manifest}, tables, identity))
     return sources
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.core.tasks import Task
+from ichkit.validation.scope import Scope
 from ichkit.work.schemas import PROBABILITY_CLIP
 
 _SMALLEST_WEIGHT = 1e-12  # for classes of weight 0, so that means over classes are defined
@@ -49,6 +50,24 @@ def make_coherent(probabilities: np.ndarray, task: Task) -> np.ndarray:
         _lift(own, stars)
         p[:, known] = own
     return p
+
+
+def say_coherence(scope: Scope) -> str:
+    """What a blend does after its weighted mean; empty if no class covers another.
+
+    Example:
+        >>> from ichkit.core.tasks import find_task
+        >>> say_coherence(Scope.of(find_task("hemorrhage")))[:50]
+        'Then rows with a class above the one that covers i'
+    """
+    known = {whole for whole, parts in scope.task.covers.items() if set(parts) & set(scope.classes)}
+    covering = [name for name in scope.classes if name in known]
+    if not covering:
+        return ""
+    return (
+        f"Then rows with a class above the one that covers it ({', '.join(covering)}) are made coherent: even with "
+        "weight 1 for a run, these rows differ from those of the run."
+    )
 
 
 def make_logits_coherent(logits: np.ndarray, task: Task) -> np.ndarray:

@@ -197,6 +197,15 @@ def test_predict_refuses_a_blend_and_takes_the_best_source_with_models_instead(w
     )
 
 
+def test_the_command_says_that_any_is_made_coherent_and_prints_selected_weights_once(work):
+    printed = " ".join(call("blend", "one", "two", "--weights", "1,0", "--work", work.root).split())
+    assert "rows with a class above the one that covers it (any) are made coherent" in printed
+    assert "even with weight 1 for a run, these rows differ" in printed
+    printed = call("blend", "one", "two", "--select", "--name", "picked", "--work", work.root)
+    assert len([line for line in printed.splitlines() if "two" in line and "0." in line]) == 1
+    assert "fold 0:" not in printed
+
+
 @pytest.mark.slow
 def test_the_report_of_a_work_folder_whose_best_source_is_a_blend(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -52,7 +52,7 @@ def measure_costs(work: WorkFolder, sources: Sequence[Source]) -> dict[str, Cost
         # A blend by hand is arithmetic: what it adds to its members was not timed and is next to nothing.
         paces = [manifests[folder].facts.get(SECONDS_PER_STUDY) for folder, kind in parts.items() if kind != HAND]
         costs[source.name] = Cost(
-            level=_level(work, source, by_name, manifests),
+            level=_level(source, by_name),
             hours=_total([hours[folder] for folder in parts]),
             seconds_per_study=_total(paces),
             num_bytes=sum(_size(manifests[folder], kind) for folder, kind in parts.items()),
@@ -86,28 +86,24 @@ def _parts(work: WorkFolder, source: Source, by_name: Mapping[str, Source]) -> d
         return found
     folder = (work.root / source.path).parent
     found[folder] = source.kind
-    for member in _members(read_manifest(folder), source, by_name):
+    for member in _members(source, by_name):
         for part, kind in _parts(work, member, by_name).items():
             # Of two kinds of one stack both have files.
             found[part] = kind if found.get(part, kind) == kind else _BLEND
     return found
 
 
-def _members(manifest: Manifest, source: Source, by_name: Mapping[str, Source]) -> list[Source]:
+def _members(source: Source, by_name: Mapping[str, Source]) -> list[Source]:
     """The members of a blend by hand that are still there; no other source has members of its own."""
-    if source.kind != HAND:
-        return []
-    names = {name for weights in manifest.facts["weights"].values() for name in weights}
-    return [by_name[name] for name in sorted(names) if name in by_name]
+    return [by_name[name] for name in sorted(source.members) if name in by_name]
 
 
-def _level(work: WorkFolder, source: Source, by_name: Mapping[str, Source], manifests: Mapping[Path, Manifest]) -> int:
+def _level(source: Source, by_name: Mapping[str, Source]) -> int:
     if source.is_run:
         return 1
     if source.kind != HAND:
         return 3 if source.kind == _BLEND else 2
-    members = _members(manifests[(work.root / source.path).parent], source, by_name)
-    return 1 + max((_level(work, one, by_name, manifests) for one in members), default=1)
+    return 1 + max((_level(one, by_name) for one in _members(source, by_name)), default=1)
 
 
 def _hours(folder: Path, manifest: Manifest) -> float | None:

@@ -227,8 +227,8 @@ def plan_scores(config: Config, work: WorkFolder, options: EvaluateOptions | Non
     sources = find_sources(work, prepared.task)
     if not sources:
         raise ArtifactError(f"{work.runs}: expected a finished fold of a run, found none. Run `ichkit train` first.")
-    for name in sorted({source.name for source in sources if source.is_outdated}):
-        logger.warning("evaluate: %s is outdated: its runs have changed since; run `ichkit stack`", name)
+    for name, remedy in sorted({source.name: source.remedy for source in sources if source.is_outdated}.items()):
+        logger.warning("evaluate: %s is outdated: its runs have changed since; run `%s`", name, remedy)
     measured: dict[str, Mapping[str, object]] = {
         "metrics": METRICS,
         "subgroups": SLICE_PARTITIONS | STUDY_PARTITIONS,

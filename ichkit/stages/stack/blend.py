@@ -18,8 +18,8 @@ from ichkit.show.plan import Forecast, Plan
 from ichkit.show.table import Table
 from ichkit.stacking.weighting import METHODS, climb
 from ichkit.validation.catalog import HAND, Source, find_sources, load_out_of_fold, load_split, pick_source
-from ichkit.validation.coherence import make_coherent
-from ichkit.validation.scope import label_array
+from ichkit.validation.coherence import make_coherent, say_coherence
+from ichkit.validation.scope import Scope, label_array
 from ichkit.work.artifacts import ArtifactWriter, Manifest, has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder, check_name
 from ichkit.work.locks import Look, alone, look_at
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _AVERAGED = -1
 _NOTE = "weights.json"
+GIVEN = "given_weights"
+"""Fact of a blend: the weights as they were typed; None for equal or selected ones."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def run(plan: BlendPlan) -> Manifest:
         "num_slices": len(tables[0]),
         "task": task.name,
         "weights": kept,
+        GIVEN: None if plan.options.weights is None else list(plan.options.weights),
         **first.scope.facts(),
     }
     return writer.commit(settings=plan.settings, inputs=plan.inputs, facts=facts)
@@ -247,7 +250,9 @@ def render(manifest: Manifest) -> Table:
     names = list(next(iter(weights.values())))
     rows = [[name, *(f"{of_fold[name]:.3f}" for of_fold in weights.values())] for name in names]
     how = "Chosen for each fold on the labels of the other folds." if manifest.settings["selects"] else "Given by hand."
-    note = f"{METHODS[manifest.settings['method']].description} {how} `ichkit evaluate` scores it beside its members."
+    scope = Scope.of_facts(find_task(manifest.facts["task"]), manifest.facts, manifest.facts["name"])
+    said = (METHODS[manifest.settings["method"]].description, say_coherence(scope), how)
+    note = " ".join([*filter(None, said), "`ichkit evaluate` scores it beside its members."])
     columns = ("member", *(f"fold {fold}" for fold in weights))
     return Table(f"Blend {manifest.facts['name']}-{HAND}", columns, rows, note=note)
 
@@ -264,7 +269,6 @@ def _select(plan: BlendPlan, members: np.ndarray, labels: np.ndarray, folds: np.
             return method.combine(own, weights, own)
 
         chosen[fold] = climb(members[:, others], labels[others], class_weights, combine)
-        logger.info("blend: fold %d: %s", fold, ", ".join(f"{weight:.2f}" for weight in chosen[fold]))
     return chosen
 
 
