@@ -195,3 +195,17 @@ def test_the_three_entry_points_run_one_after_another(made, phantom_root, tmp_pa
     written = pd.read_csv(archive / "submissions" / "submission.csv")
     assert written["ID"].equals(pd.read_csv(sample)["ID"])
     assert written["Label"].between(0, 1).all()
+
+
+def test_every_run_of_a_model_of_several_is_named_with_how_they_are_combined(root, tmp_path):
+    shutil.copytree(root / "work", tmp_path / "work")
+    work = WorkFolder(tmp_path / "work")
+    for fold in (0, 1):
+        shutil.copytree(work.fold("demo", fold), work.fold("second", fold))
+    do(stack, change_config(FEW, ("stack.stackers=[]",)), work, runs=["demo", "second"], name="both")
+    out = do(winner, FEW, work, model="both-base", out=tmp_path / "out", submissions=tmp_path / "none")
+    text = (out / "MODEL_SUMMARY.md").read_text()
+    assert "2 x test_byobnet of run demo" in text
+    assert "2 x test_byobnet of run second" in text
+    assert "The runs demo, second are combined into one base (mean-logit): The mean of the logits" in text
+    assert "Ensemble: the mean over the networks of demo, second of all folds" in text

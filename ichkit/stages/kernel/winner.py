@@ -193,6 +193,7 @@ def _collect(plan: WinnerPlan) -> Winner:
     )
     folds = [read_manifest(folder) for of_run in model.runs.values() for folder in of_run.values()]
     blend = _read_stack(model.stack, _BLEND_FILE) if model.kind == "blend" else None
+    stacked = {} if model.stack is None else read_manifest(model.stack).settings["stack"]
     is_boosted = model.stack is not None and model.kind in ("blend", "lightgbm")
     return Winner(
         card=collect_card(work, model, task, book),
@@ -200,6 +201,7 @@ def _collect(plan: WinnerPlan) -> Winner:
         book=book,
         costs=measure_costs(work, book.sources if book is not None else find_sources(work, task)),
         note=note if is_present else None,
+        combine=str(stacked.get("combine", "")),
         weights={} if blend is None else read_weights(blend),
         features=read_features(model.stack / _IMPORTANCE if is_boosted and model.stack else Path()),
         versions=max(folds, key=lambda manifest: manifest.created_utc).versions,

@@ -13,6 +13,7 @@ import pandas as pd
 from ichkit.core.roles import is_transductive
 from ichkit.show.markdown import to_markdown
 from ichkit.show.table import BLANK, Table, format_number
+from ichkit.stacking.combine import COMBINERS
 from ichkit.stages.predict.card import Card
 from ichkit.stages.predict.model import RESEARCH_NOTE
 from ichkit.stages.scores.book import ScoreBook
@@ -35,6 +36,7 @@ class Winner:
         book: the scores; None if there are none of the present tables.
         costs: name to cost of every source.
         note: of its submission; None if there is none of the present tables.
+        combine: the row of `COMBINERS` that makes one base of several runs.
         weights: member to its mean weight in the blend; empty without one.
         features: importance of LightGBM's features, the largest first; empty without it.
         versions: packages that trained it.
@@ -46,6 +48,7 @@ class Winner:
     book: ScoreBook | None
     costs: Mapping[str, Cost]
     note: Mapping[str, Any] | None
+    combine: str
     weights: Mapping[str, float]
     features: pd.DataFrame
     versions: Mapping[str, str]
@@ -218,11 +221,16 @@ def _training(winner: Winner) -> list[str]:
         "trained on predictions for held-out patients only.",
         to_markdown(Table("Networks", columns, rows, num_text=2)),
     ]
+    runs = [network.run for network in winner.card.networks]
+    if len(runs) > 1:
+        rule = COMBINERS[winner.combine].description if winner.combine in COMBINERS else UNKNOWN
+        lines.append(f"The runs {_join(runs)} are combined into one base ({winner.combine}): {rule}")
     if winner.weights:
         weights = ", ".join(f"{name} {weight:.3f}" for name, weight in winner.weights.items())
         lines.append(f"Ensemble: the mean weight of each member over fold models and classes is {weights}.")
     else:
-        lines.append("Ensemble: the mean over the networks of all folds; nothing else is blended.")
+        of_runs = f" of {_join(runs)}" if len(runs) > 1 else ""
+        lines.append(f"Ensemble: the mean over the networks{of_runs} of all folds; nothing else is blended.")
     return lines
 
 

@@ -10,6 +10,8 @@ from ichkit.core.errors import ArtifactError
 from ichkit.core.roles import title_of
 from ichkit.core.tasks import Task
 from ichkit.show.table import BLANK, format_interval, format_number
+from ichkit.stacking.combine import MEAN_LOGIT
+from ichkit.stacking.table import BASE
 from ichkit.stages.predict.model import Model, model_of
 from ichkit.stages.scores.book import SLICES, STUDIES, Group, Score, ScoreBook, external_studies, open_book
 from ichkit.validation.catalog import Source
@@ -107,12 +109,13 @@ class Card:
     @property
     def architecture(self) -> str:
         """Networks and second stage in one sentence."""
+        is_one = len(self.networks) == 1
         networks = ", ".join(
-            f"{len(network.folds)} x {network.backbone}"
+            f"{len(network.folds)} x {network.backbone}{'' if is_one else f' of run {network.run}'}"
             + ("" if network.num_parameters is None else f" ({network.num_parameters:,} parameters)")
             for network in self.networks
         )
-        return f"One 2D network per fold: {networks}; {self.second_stage}."
+        return f"One 2D network per fold{'' if is_one else ' and run'}: {networks}; {self.second_stage}."
 
 
 def collect_card(work: WorkFolder, model: Model, task: Task, book: ScoreBook | None = None) -> Card:
@@ -196,8 +199,22 @@ def _initial_weights(train: dict[str, Any]) -> str:
 def _describe_stack(model: Model, stack: Manifest | None) -> str:
     if stack is None:
         return "the mean of their probabilities"
+    if "blend" in stack.settings:
+        return f"a blend by hand ({stack.settings['method']}) of {_weights(stack)}"
+    combine = stack.settings.get("stack", {}).get("combine", MEAN_LOGIT)
+    combined = f"combined into one base ({combine}); " if len(model.runs) > 1 else ""
     kinds = ", ".join(map(str, stack.facts.get("kinds", [model.kind])))
-    return f"second stage on the descriptors of adjacent slices, fitted fold by fold ({kinds}); {model.kind} is used"
+    if kinds == BASE:
+        return f"{combined}no second stage"
+    second = "second stage on the descriptors of adjacent slices, fitted fold by fold"
+    return f"{combined}{second} ({kinds}); {model.kind} is used"
+
+
+def _weights(blend: Manifest) -> str:
+    """Members with their weights, of a blend by hand the mean over the folds."""
+    of_folds = list(blend.facts["weights"].values())
+    means = {name: sum(own[name] for own in of_folds) / len(of_folds) for name in of_folds[0]}
+    return ", ".join(f"{name} {weight:.3f}" for name, weight in means.items())
 
 
 def _thresholds(book: ScoreBook, source: Source) -> dict[str, str]:
