@@ -42,6 +42,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise ArtifactError(
             f"{path}: expected a checkpoint, found a file that cannot be read ({type(error).__name__}). "
-            "Start this fold over with `ichkit train --fresh`."
+            "Start this fold over: this command with --fresh."
         ) from error
     return state

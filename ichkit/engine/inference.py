@@ -421,7 +421,8 @@ def read_predictor(folder: Path, device: str = "auto") -> Predictor:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder / WEIGHTS_NAME}: expected the weights that {CARD_NAME} describes: {str(error).splitlines()[0]} "
-            "`ichkit verify` lists what is damaged; train the fold again with `ichkit train --fresh`."
+            "`ichkit verify` lists what is damaged; train the fold again: `ichkit train --fresh` with the -c and --run "
+            "it was trained with."
         ) from error
     return Predictor(card, network, found)
 
@@ -442,7 +443,7 @@ def read_card(folder: Path) -> ModelCard:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(
             f"{folder / CARD_NAME}: expected the description of a network ({type(error).__name__}: {error}). "
-            "Train the fold again with `ichkit train --fresh`."
+            "Train the fold again: `ichkit train --fresh` with the -c and --run it was trained with."
         ) from error
 
 

@@ -98,7 +98,7 @@ def read_embeddings(
         raise ArtifactError(
             f"embeddings: expected all folds of run {run} to have started from the same weights, found "
             f"{', '.join(f'fold {fold}: {start or chr(63)}' for fold, start in starts.items())}; their spaces cannot "
-            f"be aligned. Train them with one seed and version: `{TRAINED_BY} --run {run} --fresh`."
+            f"be aligned. Train them with one seed and version: `{TRAINED_BY} --run {run} --fresh` with its -c."
         )
     features: dict[str, dict[int, np.ndarray]] = {split: {} for split in tables}
     digests = {}

@@ -305,7 +305,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ArtifactError(f"{folder}: unfinished. Run `{maker_of(folder)}` first.")
         raise ArtifactError(f"{folder}: not found. Run `{maker_of(folder)}` first.")
     maker = maker_of(folder)
-    remedy = f"`{maker} --fresh`" if maker in _WITH_FRESH else f"`{maker}`"
+    remedy = f"`{maker} --fresh` with the same -c" if maker in _WITH_FRESH else f"`{maker}`"
     try:
         raw = json.loads(text)
         files = {name: FileDigest(**digest) for name, digest in raw.pop("files").items()}

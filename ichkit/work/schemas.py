@@ -148,7 +148,8 @@ def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.Da
             row = table.iloc[wrong[0]]
             raise ContractError(
                 f"{where}: slice {row.slice_id} has fold {row.fold}, expected {own[wrong[0]]}: it may be predicted by "
-                "a model that was trained on its label. Train the fold again with `ichkit train --fresh`."
+                "a model that was trained on its label. Train the fold again: `ichkit train --fresh` with the -c and "
+                "--run it was trained with."
             )
 
 

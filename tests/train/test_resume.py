@@ -57,7 +57,9 @@ def test_unfinished_work_is_not_gone_on_with_under_other_settings(tmp_path):
     task = FoldTask(config(*EXTRA), work, "run", 0, trains=True)
     with pytest.raises(Stopped):
         do_fold(task, StopAtLook(0))
-    with pytest.raises(ArtifactError, match=r"fold0\.partial: made from other settings.*train\.epochs: 3, now 2"):
+    with pytest.raises(
+        ArtifactError, match=r"fold0\.partial: made from other settings.*train\.epochs: 3, now 2.*: this command with"
+    ):
         do(train, config(), work, run_name="run", folds=[0])
     assert do(train, config(*EXTRA), work, run_name="run", folds=[0])[0].settings["train"]["epochs"] == 3
 

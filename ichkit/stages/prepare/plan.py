@@ -361,7 +361,7 @@ def _check_settings(work: WorkFolder, settings: dict[str, object]) -> None:
     if found and (differences := list_differences(found, settings)):
         raise ArtifactError(
             f"{work.prepared}: made from other settings ({'; '.join(differences)}). "
-            "Use the same settings, another --work, or start over with `ichkit prepare --fresh` (folds.csv is kept)."
+            "Use the same settings, another --work, or start over: this command with --fresh (folds.csv is kept)."
         )
 
 

@@ -216,7 +216,7 @@ def read_baseline(prepared: Prepared, dataset: str) -> StudyScores | None:
     if missing or table.study_id.duplicated().any():
         raise ContractError(
             f"{path}: expected one row for each study with study_id and {', '.join(columns)}, found "
-            f"{f'no column {missing[0]}' if missing else 'a study twice'}. Run `ichkit prepare --fresh`."
+            f"{f'no column {missing[0]}' if missing else 'a study twice'}. Run `ichkit prepare --fresh` with its -c."
         )
     probabilities = table.set_index("study_id")[columns].dropna()
     return StudyScores({}, probabilities, pd.DataFrame(index=probabilities.index))

@@ -318,5 +318,5 @@ def _refuse_others(folder: Path, found: Identity, wanted: Identity) -> None:
     if differences:
         raise ArtifactError(
             f"{folder}: made from other settings than asked for now ({'; '.join(differences)}). Use the same settings, "
-            "another --run, or start this run over with `ichkit train --fresh`."
+            "another --run, or start this run over: this command with --fresh."
         )
