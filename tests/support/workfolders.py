@@ -50,3 +50,19 @@ def write_submission(work, stack, folds):
     digest = write_bytes_atomically(Path("submissions", f"{stack}-blend.csv"), b"ID,Label\n")
     facts = {"csv": f"{stack}-blend.csv", "sha256": digest.sha256, "folds": folds, "tables": tables}
     write_note(Path("submissions"), f"{stack}-blend", facts)
+
+
+def write_search(work, name, trials, best, folds):
+    """A finished search over two settings, whose trials are these runs."""
+    space = {
+        "train.epochs": {"4": ["train.epochs=4"], "8": ["train.epochs=8"]},
+        "train.learning_rate": {"low": 1e-5, "high": 1e-3, "step": None, "log": True},
+    }
+    settings = {"config": {}, "space": space, "objective": "loss", "sampler": "tpe", "pruner": "none"}
+    inputs = {f"{trial}/fold{fold}/oof.parquet": "0" for trial in trials for fold in folds}
+    writer = ArtifactWriter(work.tune_folder(name), "tune")
+    writer.commit(
+        settings=settings | {"folds": list(folds)},
+        inputs={"prepared/labels": "0", **inputs},
+        facts={**FACTS, "num_trials": len(trials), "best": best, "is_nested": False},
+    )

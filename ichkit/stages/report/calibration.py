@@ -79,7 +79,7 @@ def _cell(estimate: Estimate, digits: int, *, is_signed: bool = False) -> Cell:
 
 def _caption(report: ReportData, group: Scorable) -> str:
     has_before = report.first is not None and report.first is not report.best
-    hollow = f" Hollow marks: {report.first.name}, before the second stage." if report.first and has_before else ""
+    hollow = f" Hollow marks: the run {report.first.name}, without second stage." if report.first and has_before else ""
     return (
         f"{group.title}, in {report.config.evaluate.num_bins} bins of equal width, observed frequencies with "
         f"confidence intervals by patients. Dotted line: perfect calibration.{hollow} Below: {group.unit} in each bin, "

@@ -19,6 +19,7 @@ from ichkit.show.page import encode_webp
 from ichkit.show.table import format_number
 from ichkit.show.viewer import HOW_TO_SCROLL
 from ichkit.stages.explain.held_out import Explained, explain_slices
+from ichkit.stages.report.commands import missing_of_store
 from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.stages.report.viewers import Mark, StudyViewers
 from ichkit.validation.scores import THRESHOLD_OF
@@ -89,7 +90,7 @@ def make_galleries(report: ReportData, judged: list[Judged]) -> list[Block]:
     if not judged:
         return [Missing("No slice is positive or predicted positive.")]
     if not all((report.prepared.folder / report.rows.volume[one.row]).is_file() for one in judged):
-        return [Missing("The images are not in this work folder.", "ichkit prepare --fresh")]
+        return [missing_of_store(report, "The images are not in this work folder.", "--fresh")]
     try:
         explained = _explain(report, judged)
     except ConfigError as error:  # a backbone without known feature maps: the slices are shown without heat maps

@@ -37,7 +37,7 @@ _MAJORITY = "majority of readers"
 
 def make_inner(report: ReportData) -> Section | None:
     """The section; None if no run has thresholds of its own."""
-    found = [(source, read_inner_thresholds(source)) for source in report.sources]
+    found = [(source, read_inner_thresholds(source)) for source in report.shown]
     tables: list[Block] = [_of_run(report, source, thresholds) for source, thresholds in found if thresholds]
     if not tables:
         return None

@@ -8,10 +8,11 @@ import pandas as pd
 from ichkit.core.progress import logger
 from ichkit.imaging.pictures import WINDOWS, fit_picture, picture_volume, tile_pictures, window_picture
 from ichkit.show import page
-from ichkit.show.blocks import Block, Card, Gallery, Missing, Prose, Section
+from ichkit.show.blocks import Block, Card, Gallery, Prose, Section
 from ichkit.show.page import encode_webp
 from ichkit.show.table import Cell, Table, format_number
 from ichkit.show.viewer import HOW_TO_SCROLL
+from ichkit.stages.report.commands import missing_of_store
 from ichkit.stages.report.report_data import ReportData, shorten
 from ichkit.stages.report.viewers import Mark, StudyViewers
 from ichkit.stages.scores.tables import data_note
@@ -85,7 +86,7 @@ def _make_galleries(report: ReportData, p: np.ndarray, suspects: Suspects) -> li
         return [Section("none", "Nothing suspected", [Prose("No label is contradicted.")])]
     shown = _pick(report, suspects)
     if not all((report.prepared.folder / report.rows.volume[row]).is_file() for row, _ in shown):
-        missing = Missing("The images are not in this work folder.", "ichkit prepare --fresh")
+        missing = missing_of_store(report, "The images are not in this work folder.", "--fresh")
         return [Section("pictures", "Most suspicious", [missing])]
     marks = [Mark(row, c, f"{report.task.classes[c]} {_say(report, row, c, p[row, c])}") for row, c in shown]
     viewers = StudyViewers(report, marks)

@@ -1,6 +1,7 @@
 """Report section: preprocessing, network, training, selection, second stage and computing, as sentences."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
@@ -17,9 +18,9 @@ from ichkit.show.blocks import Block, Prose, Section, Subsection
 from ichkit.show.table import NOTHING, Table, format_number
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.sentences.images import say_augmentation, say_images, say_store
-from ichkit.stages.report.sentences.stacking import say_first_stage_alone, say_second_stage
+from ichkit.stages.report.sentences.stacking import say_blend, say_first_stage_alone, say_second_stage
 from ichkit.stages.report.sentences.training import say_network, say_selection, say_training, say_weights
-from ichkit.validation.catalog import Source
+from ichkit.validation.catalog import HAND, Source
 from ichkit.work.artifacts import read_bytes, read_manifest
 
 _OWN_KEYS = ("task", "seed", "channels", "prepare", "train")
@@ -111,12 +112,27 @@ def _second_stage(report: ReportData) -> list[str]:
     among = f"This page describes {best.name}, chosen among {len(report.sources)} by its out-of-fold weighted log loss."
     if best.is_run:
         return [among, *say_first_stage_alone(len(best.folds))]
-    settings = read_manifest((report.work.root / best.path).parent).settings
-    try:
-        stack = StackConfig.model_validate(settings.get("stack", report.config.stack.model_dump()))
-    except ValueError:  # of an earlier version
-        stack = report.config.stack
-    return [among, *say_second_stage(stack, best.runs, len(best.folds))]
+    said = [among]
+    if best.kind == HAND:
+        manifest = read_manifest((report.work.root / best.path).parent)
+        method, selects = str(manifest.settings["method"]), bool(manifest.settings["selects"])
+        said += say_blend(method, manifest.facts["weights"], best.scope, selects=selects)
+    stacks = _stacks(report)
+    for folder, source in stacks.items():
+        settings = read_manifest(folder).settings
+        try:
+            stack = StackConfig.model_validate(settings.get("stack", report.config.stack.model_dump()))
+        except ValueError:  # of an earlier version
+            stack = report.config.stack
+        said += [f"Its member {folder.name} is a stack."] if best.kind == HAND else []
+        said += say_second_stage(stack, source.runs, len(source.folds))
+    return said if stacks else [*said, *say_first_stage_alone(len(best.folds))]
+
+
+def _stacks(report: ReportData) -> dict[Path, Source]:
+    """Folder to a source of every stack with models that the best source is made of; none for a run."""
+    own = [] if report.best.is_run else [one for one in report.stages if not one.is_run and one.kind != HAND]
+    return {(report.work.root / one.path).parent: one for one in own}
 
 
 def _costs(report: ReportData) -> Table:
@@ -126,9 +142,8 @@ def _costs(report: ReportData) -> Table:
         facts = [read_manifest(report.work.fold(run.name, k)).facts for k in run.folds]
         devices = sorted({str(one["device"]) for one in facts if "device" in one})
         rows.append([f"run {run.name}", f"{len(facts)} folds", ", ".join(devices) or NOTHING, _hours(facts)])
-    if not report.best.is_run:
-        stack = read_manifest((report.work.root / report.best.path).parent).facts
-        rows.append([f"stack {stack.get('name', report.best.name)}", "second stage", "cpu", _hours([stack])])
+    for folder in _stacks(report):
+        rows.append([f"stack {folder.name}", "second stage", "cpu", _hours([read_manifest(folder).facts])])
     return Table("Computing", ("part", "", "device", "hours"), rows, note=_ENERGY, num_text=3)
 
 

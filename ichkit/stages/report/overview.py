@@ -1,17 +1,24 @@
 """The top of the page: key figures, missing parts, leaderboard."""
 
 import shlex
+from dataclasses import replace
 
 from ichkit.core.roles import title_of
-from ichkit.show.blocks import Block, Chart, Charts, KeyFigure, KeyFigures, Missing, Section
+from ichkit.show.blocks import Block, Chart, Charts, KeyFigure, KeyFigures, Missing, Section, Subsection
 from ichkit.show.drawing import chart_intervals
 from ichkit.show.table import format_interval, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON
+from ichkit.stages.report.commands import missing_of_store
 from ichkit.stages.report.report_data import ReportData, make_series
+from ichkit.stages.report.sentences.counts import join_words, say_count
 from ichkit.stages.scores import tables
 from ichkit.stages.scores.book import Score, external_studies
 from ichkit.stages.scores.tables import scored_classes_note
+from ichkit.validation.catalog import HAND, Source
 from ichkit.validation.scores import ROC_AUC
+
+_WITHOUT_TRIALS = "without trials of searches (`ichkit tune`) that no stack or blend uses, which are below, folded."
+_TRIALS = "trials that no stack or blend uses; other sections leave them out. `tune.html` of a search has all of its."
 
 
 def make_overview(report: ReportData) -> Section:
@@ -28,21 +35,28 @@ def find_missing(report: ReportData) -> list[Missing]:
     else:
         missing += _missing_of_training(report)
     if report.book is not None and not report.book.external_sets:
-        missing.append(Missing("No external test: no external set is prepared.", "ichkit prepare --cq500 PATH"))
+        missing.append(missing_of_store(report, "No external test: no external set is prepared.", "--cq500", "PATH"))
     if AUDIT_JSON not in report.prepared.manifest.files:
-        missing.append(Missing("The prepared data have no audit.", "ichkit prepare --fresh"))
+        missing.append(missing_of_store(report, "The prepared data have no audit.", "--fresh"))
     return missing
 
 
 def make_board(report: ReportData) -> Section:
-    """Every source, best first, and a figure of their losses."""
-    table = tables.board(report.scores, report.sites)
-    return Section("board", "Leaderboard", [Charts([_draw_board(report)]), table])
+    """The shown sources, best first, with a figure of their losses, and trials that are left out, folded."""
+    blocks: list[Block] = [Charts([_draw_board(report)])]
+    if not report.left_out:
+        return Section("board", "Leaderboard", [*blocks, tables.board(report.scores, report.sites)])
+    shown = {source.name for source in report.shown}
+    blocks.append(tables.board(report.scores, report.sites, chosen=shown, why=_WITHOUT_TRIALS))
+    rest = tables.board(report.scores, report.sites, chosen=report.left_out, why=_TRIALS)
+    title = say_count(len(report.left_out), "further trials")
+    blocks.append(Subsection(title, [replace(rest, title=f"Leaderboard: {title}")], is_open=False))
+    return Section("board", "Leaderboard", blocks)
 
 
 def _missing_of_training(report: ReportData) -> list[Missing]:
     missing, everything = [], report.prepared.fold_numbers
-    for source in (source for source in report.sources if source.is_run):
+    for source in (source for source in report.shown if source.is_run):
         left = sorted(set(everything) - set(source.folds))
         if left:
             config = report.work.fold(source.name, source.folds[0]) / "config.yaml"
@@ -52,8 +66,9 @@ def _missing_of_training(report: ReportData) -> list[Missing]:
             missing.append(Missing(what, shlex.join(words)))
     if report.second is None:
         missing.append(Missing("No second stage on these folds.", "ichkit stack"))
-    for name in sorted({source.path.split("/")[1] for source in report.sources if source.is_outdated}):
-        missing.append(Missing(f"Stack {name} is outdated: its runs have changed since.", "ichkit stack"))
+    outdated = {source.path.split("/")[1]: source.remedy for source in report.sources if source.is_outdated}
+    for name, remedy in sorted(outdated.items()):
+        missing.append(Missing(f"Stack {name} is outdated: its runs have changed since.", remedy))
     for dataset, without in report.scores.tables.missing.items():
         if without:
             have = "study has" if len(without) == 1 else "studies have"
@@ -66,7 +81,7 @@ def _key_figures(report: ReportData) -> list[KeyFigure]:
     best, book, main = report.best, report.scores, report.task.headline_class
     loss = book.loss(best)
     figures = [
-        KeyFigure("best source", best.name, f"{best.kind}, folds {best.folds_label}"),
+        KeyFigure("best source", best.name, f"{_kind(best)}, folds {best.folds_label}"),
         _figure("weighted log loss, out of fold", loss, 5, 4, _notes_of_loss(report)),
         _figure(f"AUC {main}, by slice", book.find(best, ROC_AUC, main), 3, 3),
     ]
@@ -75,6 +90,10 @@ def _key_figures(report: ReportData) -> list[KeyFigure]:
         figures.append(_figure(f"AUC {main}, {title_of(name)} by study", outside, 3, 3))
     counts = f"{report.rows.study_id.nunique():,} studies, {report.rows.patient_id.nunique():,} patients"
     return [*figures, KeyFigure("slices scored", f"{loss.n:,}", f"{loss.n_positive:,} positive; {counts}")]
+
+
+def _kind(source: Source) -> str:
+    return f"blend by hand of {join_words(source.members)}" if source.kind == HAND else source.kind
 
 
 def _notes_of_loss(report: ReportData) -> str:
@@ -91,8 +110,8 @@ def _figure(label: str, score: Score, digits: int, small_digits: int, note: str 
 
 
 def _draw_board(report: ReportData) -> Chart:
-    losses = [report.scores.loss(source) for source in report.sources]
-    names = [source.name for source in report.sources]
+    losses = [report.scores.loss(source) for source in report.shown]
+    names = [source.name for source in report.shown]
     series = make_series("weighted log loss", losses)
     alt = "Weighted log loss by source: " + ", ".join(
         f"{name} {format_number(loss.value, 4)}" for name, loss in zip(names, losses, strict=True)

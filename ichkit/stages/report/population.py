@@ -9,8 +9,9 @@ import pandas as pd
 from ichkit.core.roles import LOCKED, Role, title_of
 from ichkit.core.tasks import Task
 from ichkit.imaging.store import Prepared
-from ichkit.show.blocks import Block, Missing, Section
+from ichkit.show.blocks import Block, Section
 from ichkit.show.table import NOTHING, Cell, Table, format_number
+from ichkit.stages.report.commands import missing_of_store
 from ichkit.stages.report.report_data import ReportData
 from ichkit.validation.differences import standardized_mean_difference, standardized_share_difference
 
@@ -60,7 +61,8 @@ def make_population(report: ReportData) -> Section:
     blocks: list[Block] = [_table("Table 1: patients and scans by partition", partitions, task, _NOTE)]
     if not set(_FACTS) & set(studies):
         what = "Manufacturer, kernel, tube voltage, thickness, age and sex are kept of headers on request alone."
-        blocks.append(Missing(what, "ichkit prepare --fresh --set prepare.header_facts=[manufacturer,kernel,age,sex]"))
+        wanted = "prepare.header_facts=[manufacturer,kernel,age,sex]"
+        blocks.append(missing_of_store(report, what, "--fresh", "--set", wanted))
     folds = list_folds(prepared, studies)
     if folds:
         blocks.append(_table("Training data by fold", folds, task, "Folds are by patient."))

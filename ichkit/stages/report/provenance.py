@@ -7,31 +7,26 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ichkit.core.config import Config
 from ichkit.show.blocks import Block, Chart, Charts, Listing, Prose, Section
 from ichkit.show.drawing import WIDE, to_svg
 from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.stages.prepare.audit import AUDIT_JSON, AUDIT_PAGE
+from ichkit.stages.report.commands import CONFIG_FILE, list_commands, list_run_differences, repeatable
 from ichkit.stages.report.curves import draw_training
 from ichkit.stages.report.report_data import ReportData
 from ichkit.work.artifacts import (
     Manifest,
-    has_artifact,
-    list_differences,
     package_versions,
-    read_bytes,
     read_manifest,
     read_table,
 )
 from ichkit.work.folder import HELDOUT_CURVE_NAME
 
-_CONFIG_FILE = "report.yaml"
-
 
 def make_training(report: ReportData) -> Section:
-    """The training curves of every fold of every run."""
+    """The training curves of every fold of every run; of trials, of those that are used."""
     charts, rows = [], []
-    runs = [source for source in report.sources if source.is_run]
+    runs = [source for source in report.shown if source.is_run]
     for number, run in enumerate(runs):
         histories = {k: _read_history(report, run.name, k) for k in run.folds}
         last = {k: history.loss.iloc[-1] for k, history in histories.items()}
@@ -78,26 +73,15 @@ def make_data(report: ReportData) -> Section:
 
 def make_repeat(report: ReportData) -> Section:
     """Commands, configuration, provenance of every artifact, and package versions."""
-    runs = [source for source in report.sources if source.is_run]
-    stack = report.second
-    lines = [
-        " ".join(("ichkit prepare", *_data_options(report))),
-        *(f"ichkit train --run {run.name} --fold {','.join(map(str, run.folds))}" for run in runs),
-    ]
-    if stack is not None:
-        lines.append(f"ichkit stack --runs {','.join(stack.runs)} --name {stack.path.split('/')[1]}")
-    if runs:
-        further = (report.work.protocols, report.work.robustness, report.work.adversarial)
-        scores = ["", *(f" --{folder.name}" for folder in further if has_artifact(folder))]
-        lines += [*(f"ichkit evaluate{option}" for option in scores), "ichkit submit", "ichkit report"]
-    commands = "\n".join(f"{line} --config {_CONFIG_FILE}" for line in lines)
-    config = repeatable(report.config)
+    runs = [source for source in report.shown if source.is_run and source.name not in report.trials]
+    commands, config = "\n".join(list_commands(report)), repeatable(report.config)
     text = (
-        f"Save the configuration below as `{_CONFIG_FILE}`, and put your own paths for the words in capitals. With the "
-        "same data, package versions and number of threads, these commands reproduce the results: exactly on a CPU, "
-        "nearly on a GPU."
+        f"Save the configuration below as `{CONFIG_FILE}`, and put your own paths for the words in capitals. Runs and "
+        "searches with other settings have their own configuration in the work folder, as named. With the same data, "
+        "package versions and number of threads, these commands reproduce the results: exactly on a CPU, nearly on a "
+        "GPU."
     )
-    differences = [line for run in runs for line in _differences(report, run.name, run.folds[0], config)]
+    differences = [f"{run.name}: {line}" for run in runs for line in list_run_differences(report, run)]
     blocks: list[Block] = [Prose(text), Listing("Commands", commands)]
     if differences:
         blocks.append(
@@ -167,52 +151,16 @@ def _share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f} %"
 
 
-def _data_options(report: ReportData) -> list[str]:
-    """The options of `prepare` that name its data; their paths are not recorded."""
-    prepared = report.prepared
-    source, datasets = str(prepared.manifest.settings.get("source", "rsna")), set(prepared.studies["dataset"])
-    known = {
-        "rsna": "--rsna RSNA",
-        "cq500": "--cq500 CQ500",
-        "folder": "--folder SCANS --labels LABELS",
-    }
-    external = [name for name in prepared.external_sets() if name in datasets]
-    return [
-        known.get(source, f"--source {source}"),
-        *(known.get(name, f"--external {name}=SCANS --labels {name}=LABELS") for name in external),
-    ]
-
-
-def repeatable(config: Config) -> dict[str, Any]:
-    """All settings that results depend on, with those of training that only change the last digits."""
-    return {**config.settings(), "train": config.train.model_dump(mode="json")}
-
-
-def _differences(report: ReportData, run: str, fold: int, config: dict[str, Any]) -> list[str]:
-    """Settings of a run that differ from the configuration of this report."""
-    folder = report.work.fold(run, fold)
-    used = yaml.safe_load(read_bytes(folder / "config.yaml", read_manifest(folder).sha256_of("config.yaml")))
-    shared = {name: used[name] for name in ("task", "seed", "channels", "train") if name in used}
-    now = {name: _same_keys(shared[name], config[name]) for name in shared}
-    return [f"{run}: {line}" for line in list_differences(shared, now)]
-
-
-def _same_keys(old: Any, new: Any) -> Any:
-    """`new` without the keys that `old` lacks."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return {key: _same_keys(value, new.get(key)) for key, value in old.items()}
-    return new
-
-
 def _artifacts_table(report: ReportData) -> Table:
     """Creation time, settings digest, commit and versions of each artifact."""
     work, rows = report.work, []
     folders = {"prepared": work.prepared}
-    for source in report.sources:
+    for source in report.shown:
         if source.is_run:
             folders |= {f"{source.name} {k}": work.fold(source.name, k) for k in source.folds}
         else:
             folders[f"stack {source.path.split('/')[1]}"] = (work.root / source.path).parent
+    folders |= {f"search {name}": work.tune_folder(name) for name in report.searches}
     if report.sources:
         folders["scores"] = work.scores
     for name, folder in folders.items():

@@ -20,7 +20,8 @@ from ichkit.stages.scores.book import SLICES, STUDIES, Group, Score, ScoreBook, 
 from ichkit.stages.scores.score_source import OutOfFold, read_external_slices, read_external_studies, read_out_of_fold
 from ichkit.validation.catalog import HAND, Source, load_out_of_fold
 from ichkit.validation.tallies import ScoredRows
-from ichkit.work.folder import WorkFolder
+from ichkit.work.artifacts import Manifest, has_artifact, read_manifest
+from ichkit.work.folder import WorkFolder, is_name
 
 _SHOWN_CHARACTERS = 6
 
@@ -112,20 +113,48 @@ class ReportData:
         return self.sources[0]
 
     @cached_property
+    def searches(self) -> dict[str, Manifest]:
+        """Name to manifest of every finished search over settings."""
+        folders = sorted(self.work.searches.iterdir()) if self.work.searches.is_dir() else []
+        return {one.name: read_manifest(one) for one in folders if is_name(one.name) and has_artifact(one)}
+
+    @cached_property
+    def trials(self) -> frozenset[str]:
+        """The runs of the trials of these searches."""
+        inputs = (path for search in self.searches.values() for path in search.inputs if path.count("/") > 1)
+        return frozenset(path.split("/")[0] for path in inputs)
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Trials that only the whole leaderboard shows: none is the best of its search, or of a stack or blend."""
+        used = {run for source in self.sources if not source.is_run for run in source.runs}
+        best = {str(search.facts["best"]) for search in self.searches.values()}
+        return self.trials - used - best - {source.name for source in self.sources[:1]}
+
+    @cached_property
+    def shown(self) -> list[Source]:
+        """The sources that the sections show, best first: all but the trials that are left out."""
+        return [source for source in self.sources if source.name not in self.left_out]
+
+    @cached_property
     def peers(self) -> list[Source]:
-        """The sources with the same folds as the best one, best first: only these are comparable."""
-        return [source for source in self.sources if source.folds == self.best.folds]
+        """The shown sources with the same folds as the best one, best first: only these are comparable."""
+        return [source for source in self.shown if source.folds == self.best.folds]
 
     @cached_property
     def stages(self) -> list[Source]:
-        """The sources of the best stack and its runs, best first; all peers if the best source is a run."""
+        """The sources of the best stack and its runs, best first; all peers if the best source is a run.
+
+        A blend by hand has the stacks of its members.
+        """
         if self.best.is_run:
             return self.peers
-        stack = PurePosixPath(self.best.path).parent
+        own = [source for source in self.peers if source is self.best or source.name in self.best.members]
+        stacks = {PurePosixPath(source.path).parent for source in own if not source.is_run}
         return [
             source
             for source in self.peers
-            if (source.name in self.best.runs if source.is_run else PurePosixPath(source.path).parent == stack)
+            if (source.name in self.best.runs if source.is_run else PurePosixPath(source.path).parent in stacks)
         ]
 
     @cached_property

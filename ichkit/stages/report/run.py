@@ -25,6 +25,7 @@ from ichkit.stages.report.checklist_page import CHECKLIST_TEMPLATE, write_checkl
 from ichkit.stages.report.checklists import Checklist, find_checklist, read_source
 from ichkit.stages.report.checks import make_first
 from ichkit.stages.report.classes import make_losses, make_roc
+from ichkit.stages.report.commands import repeatable
 from ichkit.stages.report.contrasts import make_pairs, make_subgroups
 from ichkit.stages.report.decisions import make_decisions
 from ichkit.stages.report.design import make_design
@@ -40,7 +41,7 @@ from ichkit.stages.report.overview import make_board, make_overview
 from ichkit.stages.report.population import make_population
 from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.protocols import make_protocols
-from ichkit.stages.report.provenance import make_data, make_repeat, make_training, repeatable
+from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.reference import make_reference
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.robustness import make_robustness
@@ -321,6 +322,7 @@ def _digest(report: ReportData, tables: str) -> str:
         manifests += [read_manifest(folder) for folder in sorted(folders)]
     further = (report.work.proof, report.work.protocols, report.work.robustness, report.work.adversarial)
     manifests += [read_manifest(folder) for folder in further if has_artifact(folder)]
+    manifests += report.searches.values()
     read = [
         {**manifest.inputs, **{name: file.sha256 for name, file in manifest.files.items()}} for manifest in manifests
     ]

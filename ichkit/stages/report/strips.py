@@ -5,15 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ichkit.core.logits import to_logits, to_probabilities
 from ichkit.imaging.pictures import brain_picture, fit_picture, picture_volume
 from ichkit.show.blocks import Block, Chart, Missing, Prose, Section, Strip
 from ichkit.show.drawing import to_svg
 from ichkit.show.page import encode_jpeg
 from ichkit.show.table import format_number
+from ichkit.stacking.combine import MEAN_LOGIT, Ensemble
 from ichkit.stages.report.curves import draw_along
 from ichkit.stages.report.report_data import ReportData, shorten
+from ichkit.stages.report.sentences.counts import join_words
 from ichkit.validation.catalog import Source
 from ichkit.validation.metrics import log_losses
+from ichkit.work.artifacts import read_manifest
+from ichkit.work.schemas import PROBABILITY_CLIP
 
 _NUM_IMPROVED, _NUM_WORSENED = 3, 1
 _MOST_SLICES, _TILE, _QUALITY = 14, 88, 80
@@ -40,27 +45,46 @@ def make_strips(report: ReportData) -> Section:
     anchor, title = "changed", "Effect of the second stage"
     if report.second is None:
         return Section(anchor, title, [Missing("No second stage on these folds.", "ichkit stack")])
-    first, second = report.first, report.second
-    if first is None:
-        return Section(anchor, title, [Missing("The run of the second stage no longer exists.", "ichkit train")])
-    p = {one.name: report.probabilities(one) for one in (first, second)}
-    losses = {name: log_losses(values, report.labels) for name, values in p.items()}
+    second, before = report.second, find_before(report, report.second)
+    if before is None:
+        return Section(anchor, title, [Missing("A run of the second stage no longer exists.", "ichkit train")])
+    p = {before[0]: before[1], second.name: report.probabilities(second)}
+    first, after = (log_losses(values, report.labels) for values in p.values())
     starts = np.flatnonzero(report.rows.study_id.ne(report.rows.study_id.shift()))
-    changes = pick_changes(losses[first.name], losses[second.name], starts, _NUM_IMPROVED, _NUM_WORSENED)
+    changes = pick_changes(first, after, starts, _NUM_IMPROVED, _NUM_WORSENED)
     changes = [change for change in changes if _volume_of(report, change).is_file()]
     if not changes:
         return Section(
             anchor, title, [Missing("The second stage changed no study whose images are in this work folder.")]
         )
     text = (
-        f"Out-of-fold probabilities from the feet (left) to the head. Dashed: {first.name}, which sees one slice at a "
-        f"time. Solid: {second.name}, which also uses the neighbouring slices. Shaded: positive slices. First the "
+        f"Out-of-fold probabilities from the feet (left) to the head. Dashed: {before[0]}, which the second stage "
+        f"corrects. Solid: {second.name}, which also uses the neighbouring slices. Shaded: positive slices. First the "
         "studies whose loss fell most, then the one whose loss rose most. These are extremes: "
         "for the overall effect see the table of losses."
     )
     blocks: list[Block] = [Prose(text)]
-    blocks += [_draw(report, number, change, p, first, second) for number, change in enumerate(changes)]
+    blocks += [_draw(report, number, change, p) for number, change in enumerate(changes)]
     return Section(anchor, title, blocks)
+
+
+def find_before(report: ReportData, second: Source) -> tuple[str, np.ndarray] | None:
+    """What a second stage corrects, in words, and its (N, C) probabilities: its run, or several runs combined.
+
+    None if one of the runs, or some of its folds, no longer exist.
+    """
+    peers = {source.name: source for source in report.peers if source.is_run}
+    runs = [peers[name] for name in second.runs if name in peers]
+    if len(runs) < len(second.runs):
+        return None
+    if len(runs) == 1:
+        return runs[0].name, report.probabilities(runs[0])
+    settings = read_manifest((report.work.root / second.path).parent).settings.get("stack", {})
+    rule = str(settings.get("combine", MEAN_LOGIT))
+    p = np.stack([report.probabilities(run) for run in runs], axis=1)  # (N, runs, C)
+    ensemble = Ensemble.of(rule, {run.name: run.scope for run in runs})
+    combined = to_probabilities(ensemble.combine(to_logits(np.clip(p, *PROBABILITY_CLIP))))
+    return f"{rule} of {join_words([run.name for run in runs])}", combined
 
 
 def pick_changes(
@@ -89,9 +113,7 @@ def _volume_of(report: ReportData, change: Change) -> Path:
     return report.prepared.folder / str(report.rows.volume.iloc[change.rows[0]])
 
 
-def _draw(
-    report: ReportData, number: int, change: Change, p: dict[str, np.ndarray], first: Source, second: Source
-) -> Strip:
+def _draw(report: ReportData, number: int, change: Change, p: dict[str, np.ndarray]) -> Strip:
     rows, c = slice(*change.rows), change.class_index
     study = report.rows.iloc[rows]
     volume = picture_volume(report.prepared.read_volume(study.volume.iloc[0]))
@@ -101,7 +123,7 @@ def _draw(
     places = (np.interp(np.arange(len(study)), chosen, np.arange(len(chosen))) + 0.5) / len(chosen)
     name, label = shorten(study.study_id.iloc[0]), report.task.classes[c]
     truth = report.labels[rows, c] == 1
-    lines = {one.name: p[one.name][rows, c] for one in (first, second)}
+    lines = {name: values[rows, c] for name, values in p.items()}
     ticks = {float(places[i]): str(study.slice_index.iloc[i]) for i in chosen}
     figure = draw_along(places, truth, lines, ticks)
     alt = (

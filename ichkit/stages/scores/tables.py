@@ -150,6 +150,7 @@ def board(
     sites: Mapping[str, tuple[float | None, float | None]] | None = None,
     costs: Mapping[str, Cost] | None = None,
     chosen: Container[str] | None = None,
+    why: str = _PARETO,
 ) -> Table:
     """The leaderboard: every source, best first, with its loss, the paired difference to the best, and external AUCs.
 
@@ -157,6 +158,7 @@ def board(
         sites: source to its public and private Kaggle score; they do not affect the rank.
         costs: source to its cost; None leaves these columns out.
         chosen: the sources to show, with their ranks among all; None for all.
+        why: what those are, for the note.
     """
     main, sites = book.task.headline_class, sites or {}
     has_groups = len({source.folds for source in book.sources}) > 1
@@ -198,7 +200,7 @@ def board(
     notes += [_KEPT_NOTE] if book.kept else []
     notes += [_COSTS_NOTE] if costs else []
     if chosen is not None:
-        notes.append(f"{len(rows)} of {len(book.sources)} sources, {_PARETO}")
+        notes.append(f"{len(rows)} of {len(book.sources)} sources, {why}")
     partial = [f"{one.name}: {describe_scope(one.scope)}." for one in book.sources if not one.scope.is_whole]
     notes += ["Not ranked: sources that predict only some of the classes. " + " ".join(partial)] if partial else []
     notes += [f"{note}." for note in dict.fromkeys(scored_classes_note(book, one) for one in book.sources) if note]

@@ -1,11 +1,14 @@
 """Sentences about the second stage and what is averaged, from the settings of a stack."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ichkit.core.stack_config import FusionConfig, LightgbmConfig, SequenceConfig, StackConfig
 from ichkit.stacking.combine import COMBINERS
 from ichkit.stacking.table import STACKERS
+from ichkit.stacking.weighting import METHODS
 from ichkit.stages.report.sentences.counts import join_words, say_count
+from ichkit.validation.coherence import say_coherence
+from ichkit.validation.scope import Scope
 
 
 def say_second_stage(stack: StackConfig, runs: Sequence[str], num_folds: int) -> list[str]:
@@ -39,6 +42,31 @@ def say_second_stage(stack: StackConfig, runs: Sequence[str], num_folds: int) ->
         + (f"; the {num_folds} probabilities are averaged." if num_folds > 1 else ".")
     )
     return said
+
+
+def say_blend(method: str, weights: Mapping[str, Mapping[str, float]], scope: Scope, *, selects: bool) -> list[str]:
+    """How a blend by hand is made of its members.
+
+    Args:
+        method: a row of `METHODS`.
+        weights: fold to the weight of each member.
+        selects: they were chosen on the other folds; otherwise all folds have the same.
+    """
+    of_folds = {fold: ", ".join(f"{name} {one:.3f}" for name, one in own.items()) for fold, own in weights.items()}
+    names = list(next(iter(weights.values())))
+    rule = METHODS[method].description if method in METHODS else method
+    said = [f"It is a blend by hand of {join_words(names)} (`ichkit blend`, {method}): {rule}"]
+    if selects:
+        listed = "; ".join(f"fold {fold}: {own}" for fold, own in of_folds.items())
+        said.append(
+            f"Its weights were chosen by hill climbing, for each fold on the labels of the other folds: {listed}."
+        )
+    else:
+        said.append(
+            f"Its weights were given by hand: {next(iter(of_folds.values()))}. No label was used for them, unless they "
+            "were tried on these scores, which makes its score optimistic."
+        )
+    return [*said, *filter(None, [say_coherence(scope)])]
 
 
 def say_first_stage_alone(num_folds: int) -> list[str]:
