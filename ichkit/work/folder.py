@@ -119,6 +119,11 @@ class WorkFolder:
         return self.root / "report.html"
 
     @property
+    def report_time(self) -> Path:
+        """The time that the report took; not in the page, which is the same bytes from the same inputs."""
+        return self.root / "report.json"
+
+    @property
     def label_errors(self) -> Path:
         """The page of suspected label errors; their table is beside it."""
         return self.root / "label_errors.html"

@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 import yaml
-from support.commands import do
+from support.commands import call, do
 from support.reports import CONFIG, make_report_work
 from support.simulated import TASK, make_stack
 from support.workfolders import write_search
@@ -24,7 +24,7 @@ from ichkit.stages.report.population import make_population
 from ichkit.stages.report.provenance import make_repeat, make_training
 from ichkit.stages.report.strips import find_before
 from ichkit.stages.stack import blend
-from ichkit.work.artifacts import ArtifactWriter, read_manifest
+from ichkit.work.artifacts import ArtifactWriter, read_manifest, read_table
 
 TRIALS = tuple(f"depth-{number}" for number in range(4))
 
@@ -154,3 +154,14 @@ def test_a_hint_to_prepare_again_has_the_data_the_config_and_the_settings_of_the
     assert len(fresh) == 2
     for command in fresh:
         assert re.match(r"ichkit prepare --rsna RSNA --cq500 CQ500 .*--fresh.* --config report\.yaml", command)
+
+
+def test_the_dry_run_knows_the_time_of_a_report_once_one_was_made(work, monkeypatch):
+    monkeypatch.setattr(report, "make_sections", lambda _given: [])
+    words = ("report", "--work", work.root, "--set", "evaluate.num_draws=60", "--submissions", work.root / "none")
+    assert "unknown: no report was made here yet" in call(*words, "--dry-run")
+    call(*words)
+    printed = " ".join(call(*words, "--dry-run").split())
+    assert re.search(r"time about \d+ s, as the last report, if the inputs changed", printed)
+    assert (work.root / "report.json").is_file()
+    assert read_table(work.scores / "scores.parquet").source.nunique() > 5

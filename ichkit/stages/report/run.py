@@ -1,5 +1,7 @@
 """`ichkit report`: one self-contained HTML page about a work folder: no network, images embedded."""
 
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +9,7 @@ from pathlib import Path
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError
-from ichkit.core.progress import format_count, logger
+from ichkit.core.progress import format_count, format_seconds, logger
 from ichkit.core.roles import OUT_OF_FOLD
 from ichkit.core.tasks import find_task
 from ichkit.imaging.store import Prepared
@@ -54,6 +56,7 @@ from ichkit.stages.scores.evaluate import EvaluatePlan
 from ichkit.stages.scores.tables import data_note
 from ichkit.work.artifacts import (
     digest_of,
+    encode_json,
     git_commit,
     has_artifact,
     package_versions,
@@ -143,7 +146,8 @@ class ReportPlan(Plan):
         if self.scoring is not None:
             beside += [self.work.model_card, self.work.model_card.with_suffix(".json")]
         beside += [self.work.tables] if self.has_tables else []
-        return (*(() if self.scoring is None else self.scoring.writes), self.work.report, *beside)
+        scores = () if self.scoring is None else self.scoring.writes
+        return (*scores, self.work.report, self.work.report_time, *beside)
 
     @property
     def has_tables(self) -> bool:
@@ -151,16 +155,24 @@ class ReportPlan(Plan):
         return self.options.has_tables or self.options.has_word
 
     def forecast(self) -> Forecast:
-        """The missing scores, then the page; the size of the existing page, if the scores are up to date."""
+        """The missing scores, then the page; size and time of the existing page, with the time of the scores."""
         scoring, page = self.scoring, self.work.report
-        before = () if scoring is None or scoring.is_current else scoring.forecast().steps
+        missing = None if scoring is None or scoring.is_current else scoring.forecast()
+        before = () if missing is None else missing.steps
         step = f"one page about {format_count(0 if scoring is None else len(scoring.sources), 'source')}"
         label_errors = ("suspected label errors of the best source",) if self.options.label_errors else ()
         filled = (f"checklist {checklist.title}, {checklist.num_items} items" for checklist in self.checklists)
         formats = "CSV and LaTeX, and as a Word document" if self.options.has_word else "CSV and LaTeX"
         tables = (f"every table of the page as {formats}",) if self.has_tables else ()
         steps = (*before, step, *label_errors, *filled, *tables)
-        return Forecast(steps, page.stat().st_size if not before and page.is_file() else None)
+        num_bytes = page.stat().st_size if not before and page.is_file() else None
+        took = _read_seconds(self.work)
+        if took is None:
+            return Forecast(steps, num_bytes, basis="unknown: no report was made here yet")
+        if missing is None:
+            return Forecast(steps, num_bytes, took, "as the last report, if the inputs changed")
+        total = None if missing.seconds is None else missing.seconds + took
+        return Forecast(steps, num_bytes, total, f"the report as the last one; scores: {missing.basis}")
 
 
 def plan(config: Config, work: WorkFolder, options: ReportOptions | None = None) -> ReportPlan:
@@ -196,11 +208,16 @@ def run(plan: ReportPlan) -> Path:
         ArtifactError: an artifact is damaged.
     """
     report, work = collect(plan), plan.work
+    began, took = time.monotonic(), _read_seconds(work)
+    if took is not None:
+        logger.info("report: the last one took %s", format_seconds(took))
     if plan.options.label_errors:
         write_label_errors(report, work.label_errors, work.label_errors.with_suffix(".csv"))
     tables = take_inventory(work).digest
     outputs = Outputs(report, _digest(report, tables), tables)
-    outputs.write_page()
+    if outputs.write_page():
+        seconds = round(time.monotonic() - began, 1)
+        write_bytes_atomically(work.report_time, encode_json({"seconds": seconds}))
     outputs.write_card()
     for checklist in plan.checklists:
         outputs.write_checklist(checklist)
@@ -227,17 +244,18 @@ class Outputs:
         """The sections of the page, made once for all files and only if one of them is out of date."""
         return make_sections(self.report)
 
-    def write_page(self) -> None:
-        """Writes `work/report.html`."""
+    def write_page(self) -> bool:
+        """Writes `work/report.html`; False if it is up to date."""
         path = self.report.work.report
         if page.read_meta(path, "ichkit-inputs") == self.inputs:
             logger.info("report: %s is up to date", path)
-            return
+            return False
         if path.exists():
             logger.info("report: the inputs changed; writing the page again")
         text = render(self.report, self.sections, self.inputs, self.tables)
         write_bytes_atomically(path, text.encode())
         logger.info("report: %s, %.1f MB", path, len(text) / 1e6)
+        return True
 
     def write_card(self) -> None:
         """Writes the model card of the best source; without a source there is none."""
@@ -264,6 +282,14 @@ class Outputs:
             logger.info("report: %s is up to date", folder)
             return
         table_files.write_tables(self.sections, folder, self.inputs, has_word=has_word)
+
+
+def _read_seconds(work: WorkFolder) -> float | None:
+    """The time that the last report took; None if it is not known."""
+    try:
+        return float(json.loads(work.report_time.read_bytes())["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def collect(plan: ReportPlan) -> ReportData:
