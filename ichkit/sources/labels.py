@@ -15,7 +15,9 @@ from ichkit.imaging.header_facts import HEADER_FACTS
 from ichkit.imaging.parts import part_id
 from ichkit.validation.subgroups import SLICE_PARTITIONS, STUDY_PARTITIONS
 
-KEYS = ("slice_id", "study_id")
+SLICE_ID = "slice_id"
+KEYS = (SLICE_ID, "study_id")
+_LONG_COLUMNS = {"id", "label"}
 PART_COLUMNS = ("part", "side", "region")
 """Columns that name a part, joined by a hyphen: part alone, side alone, or side and region."""
 CATEGORY = "category"
@@ -37,7 +39,8 @@ def read_folder_labels(
     Accepted are spaces around ids, headers and values, upper case, a byte-order mark, UTF-16, and comma, semicolon, tab
     or bar as delimiter; values are 0, 1, 0.0, 1.00, true, false, yes or no. A class that covers others (`any`) may have
     no column: it is 1 where one of them is, else unknown where one of them is, else 0. Where the task has categories
-    (`Task.categories`), a column category may stand in place of all classes.
+    (`Task.categories`), a column category may stand in place of all classes. The layout of RSNA 2019 is read too: ID, a
+    slice_id and a class joined by an underscore, and Label.
 
     Args:
         by_part: take the columns `PART_COLUMNS` for the part of the study or slice; ids are then those of parts.
@@ -47,7 +50,7 @@ def read_folder_labels(
         DataError: not a table, no id, another value, an id with different labels, or a class that is 0 while a class
             that it covers is 1.
     """
-    raw = _spell_out_categories(path, _read_cells(path), task)
+    raw = _spell_out_categories(path, _spread_classes(path, _read_cells(path), task), task)
     key = next((name for name in KEYS if name in raw), None)
     derived = [name for name in task.classes if name not in raw and task.covers.get(name)]
     missing = [name for name in task.classes if name not in raw and name not in derived]
@@ -95,6 +98,24 @@ def read_folder_labels(
     if unused:
         logger.warning("%s: %d other columns are ignored", path, unused)
     return table.drop_duplicates().sort_values(key, ignore_index=True), key
+
+
+def _spread_classes(path: Path, raw: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The cells of RSNA 2019, with a row per slice and class, as a row per slice; others as they are."""
+    if {*raw.columns} != _LONG_COLUMNS:
+        return raw
+    parts = raw["id"].str.extract(rf"^\s*(?P<{SLICE_ID}>.+)_(?P<name>{'|'.join(map(re.escape, task.classes))})\s*$")
+    expected = f"expected as ID a {SLICE_ID} and one of {', '.join(task.classes)}, joined by an underscore"
+    _refuse(path, parts["name"].isna(), f"{expected}, found something else")
+    rows = parts.assign(label=raw["label"]).drop_duplicates()
+    of_both = [SLICE_ID, "name"]
+    _refuse(path, rows.duplicated(of_both), f"a class of a {SLICE_ID} has different labels in an earlier row")
+    wide = rows.pivot_table(index=SLICE_ID, columns="name", values="label", aggfunc="first").fillna("").reset_index()
+    wide.columns.name = None
+    # Rows of later messages are numbered by the first of each slice.
+    first = rows.drop_duplicates(SLICE_ID)
+    wide.index = pd.Index(wide[SLICE_ID].map(pd.Series(first.index, first[SLICE_ID])).to_numpy())
+    return wide
 
 
 def _spell_out_categories(path: Path, raw: pd.DataFrame, task: Task) -> pd.DataFrame:

@@ -163,3 +163,26 @@ def test_a_known_contradiction_is_refused_beside_unknown_labels_and_so_is_a_file
         read_folder_labels(write(tmp_path / "l.csv", rows=["1.2.1,,,,,,1", "1.2.2,,,,,1,0"]), TASK)
     with pytest.raises(DataError, match="expected labels of 0 and 1, found empty cells alone"):
         read_folder_labels(write(tmp_path / "l.csv", rows=["1.2.1,,,,,,", "1.2.2,,,,,,"]), TASK)
+
+
+def test_the_layout_of_the_competition_is_read_too(tmp_path):
+    wide = write(
+        tmp_path / "wide.csv", HEADER.replace("study_id", "slice_id"), ["ID_a_b,0,0,1,0,0,1", "ID_c,,0,0,0,0,0"]
+    )
+    rows = [f"ID_a_b_{name},{int(name in ('any', 'intraventricular'))}" for name in TASK.classes]
+    rows += [f"ID_c_{name},{'' if name == 'epidural' else 0}" for name in TASK.classes]
+    long = write(tmp_path / "long.csv", "ID,Label", [*reversed(rows), rows[0]])
+    expected, key = read_folder_labels(wide, TASK)
+    found, found_key = read_folder_labels(long, TASK)
+    assert found_key == key == "slice_id"
+    pd.testing.assert_frame_equal(found, expected)
+    for row, problem in {
+        "ID_c_fracture,1": "expected as ID a slice_id and one of epidural",
+        "ID_c_any,1": "a class of a slice_id has different labels in an earlier row, in row 14",
+    }.items():
+        with pytest.raises(DataError, match=problem):
+            read_folder_labels(write(tmp_path / "wrong.csv", "ID,Label", [*rows, row]), TASK)
+    with pytest.raises(DataError, match="any is 0 although a class that it covers is 1, in row 2"):
+        read_folder_labels(
+            write(tmp_path / "odd.csv", "ID,Label", [row.replace("any,1", "any,0") for row in rows]), TASK
+        )
