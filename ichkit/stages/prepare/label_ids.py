@@ -1,5 +1,6 @@
 """For a dry run of `prepare`: whether the ids of a label file are those of the scans, by the headers of a few files."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +18,13 @@ _MOST_FILES = 64
 """Headers that a dry run reads of each set: under a second, also from a zip file."""
 
 
-def compare_ids(path: Path, images: pd.DataFrame, task: Task, *, by_part: bool) -> str:
+def compare_ids(path: Path, images: pd.DataFrame, task: Task, subgroups: Sequence[str], *, by_part: bool) -> str:
     """How many ids of up to 64 files, spread over all, a label file has; its content is checked as by `prepare`.
 
     Raises:
         DataError: the label file is invalid; or these are all files, and more than half of its labels have no scan.
     """
-    labels, key = read_folder_labels(path, task, by_part=by_part)
+    labels, key = read_folder_labels(path, task, by_part=by_part, subgroups=subgroups)
     labels[key] = labels[key].map(whole_id) if by_part else labels[key]
     places = np.unique(np.linspace(0, len(images) - 1, min(len(images), _MOST_FILES)).astype(int))
     index = read_index(images.iloc[places], None, run=partial(run_tasks, workers=1))

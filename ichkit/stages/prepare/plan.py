@@ -174,7 +174,7 @@ class PreparePlan(Plan):
             return Forecast(("prepare: up to date, nothing to do",))
         estimate, task = self._estimate(), find_task(self.config.task)
         compared = [
-            compare_ids(item.labels, item.images, task, by_part=self.by_part)
+            compare_ids(item.labels, item.images, task, self.subgroups, by_part=self.by_part)
             for item in self.listings
             if item.labels is not None and item.source.modality == CT
         ]
