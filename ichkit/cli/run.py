@@ -16,6 +16,7 @@ from ichkit.work.folder import WorkFolder
 
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what each command would do; write nothing.")
 _DEMO, _WORK = "demo", "--work"
+_SCANS = "phantom/rsna/stage_2_test"
 
 
 @click.command("run", epilog=epilog("ichkit run midl2020 --dry-run", "ichkit run demo --set train.epochs=1"))
@@ -43,7 +44,8 @@ def demo(settings: Settings, folder: Path, dry_run: bool) -> None:
         _run_pipeline(inside, _DEMO, dry_run=dry_run)
         if not dry_run:
             click.echo(f"Outputs in {Path.cwd()}: work/report.html, submissions/leaderboard.csv, phantom/.")
-            click.echo("Next, in that folder: ichkit predict -c demo phantom/rsna/stage_2_test")
+            click.echo(f"Next, in that folder: ichkit predict -c {_DEMO} {_SCANS} --labels {_SCANS}_labels.csv")
+            click.echo("It ends in predictions/predictions.html: the test scans in a viewer, with their labels.")
 
 
 def _show_demo(settings: Settings, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """A newcomer: the lines of the README's quick start, typed in an empty folder, end at scans in a slice viewer."""
 
+import html
+import json
 import re
 import time
 
@@ -53,6 +55,12 @@ def test_the_test_scans_have_probabilities_and_the_verdict_that_it_is_no_medical
     columns = [f"p_{name}" for name in find_task("hemorrhage").classes]
     assert ((studies[columns] > 0) & (studies[columns] < 1)).all(axis=None)
     assert "not a medical device" in (place / "predictions" / "predictions.html").read_text(encoding="utf-8")
+
+
+def test_every_viewer_of_the_test_scans_shows_the_truth(place):
+    text = (place / "predictions" / "predictions.html").read_text(encoding="utf-8")
+    contents = [json.loads(html.unescape(found)) for found in re.findall(r'data-viewer="(.*?)"', text)]
+    assert [content["truth"] is not None for content in contents] == [True] * STUDIES["phantom.test_studies"]
 
 
 @pytest.mark.parametrize("name", ["work/report.html", "predictions/predictions.html"])
