@@ -80,6 +80,27 @@ def heat_maps(
     return _fit_to_slices(cells, *volume.shape[-2:])
 
 
+def fade_heat(maps: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Heat maps as every picture shows them: each divided by its maximum, times the probability of its class.
+
+    A map has its maximum also for an improbable class; the mean of maps that disagree is low everywhere.
+
+    Args:
+        maps: (..., H, W) in [0, 1].
+        probabilities: (...).
+
+    Returns:
+        (..., H, W) float32 in [0, 1].
+
+    Example:
+        >>> fade_heat(np.array([[[0.5, 0.25]]]), np.array([0.8])).round(2).tolist()
+        [[[0.8, 0.4]]]
+    """
+    highest = np.maximum(maps.max(axis=(-2, -1), keepdims=True), 1e-6)
+    faded: np.ndarray = (maps / highest * np.asarray(probabilities)[..., None, None]).astype(np.float32)
+    return faded
+
+
 def find_layer(backbone: Any, image_size: int) -> tuple[nn.Module, int]:
     """The module whose output the heat maps are computed from, and its number of channels.
 

@@ -16,6 +16,7 @@ WINDOWS = (("brain", BRAIN_WINDOW), ("subdural", (75.0, 215.0)), ("bone", (600.0
 CODE_KNOTS = ((-1024, 0), (-100, 24), (-15, 44), (90, 196), (200, 224), (2000, 255))
 """(HU, code) between which `encode_hounsfield` is linear: most of the 256 codes are for brain and blood."""
 _HEAD_HU = -300
+_SCALE_START, _SCALE_PIXELS = 16, 100
 _FONT, _LINE_PIXELS, _INK = cv2.FONT_HERSHEY_SIMPLEX, 16, (235, 235, 235)
 
 
@@ -97,12 +98,34 @@ def paint_heat(slice_hu: np.ndarray, heat: np.ndarray, *, is_faded: bool = True)
         >>> paint_heat(brain, np.zeros((2, 2)))[0, 0].tolist()
         [128, 128, 128]
     """
-    heat = np.clip(heat * head_mask(slice_hu), 0, 1)
-    levels = np.floor(heat * 255 + 0.5).astype(np.uint8)
+    heat = heat * head_mask(slice_hu)
+    opacity = None if is_faded else np.clip(heat, 0, 1) / max(float(heat.max()), 1e-6)
+    return _blend(brain_picture(slice_hu), heat, opacity)
+
+
+def draw_scale(width: int, text: str) -> np.ndarray:
+    """A line with the colours of heat from 0 to 1, as `paint_heat` paints them on brain of middle grey.
+
+    Args:
+        width: of the pictures it belongs to, in pixels.
+        text: what the heat is, ASCII.
+
+    Returns:
+        (22, W, 3) uint8 RGB.
+    """
+    start = caption_picture(np.zeros((0, _SCALE_START, 3), np.uint8), ["0"])
+    end = caption_picture(np.zeros((0, width - _SCALE_START - _SCALE_PIXELS, 3), np.uint8), [f"1  {text}"])
+    bar = np.zeros((len(start), _SCALE_PIXELS, 3), np.uint8)
+    bar[4:-6] = _blend(np.full_like(bar[4:-6], 128), np.linspace(0, 1, _SCALE_PIXELS)[None])
+    return np.concatenate([start, bar, end], axis=1)
+
+
+def _blend(picture: np.ndarray, heat: np.ndarray, opacity: np.ndarray | None = None) -> np.ndarray:
+    """The picture under the colours of heat, which are as opaque as it is high unless told otherwise."""
+    levels = np.floor(np.clip(heat, 0, 1) * 255 + 0.5).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    opacity = levels.astype(np.float32) / 255 if is_faded else heat / max(float(heat.max()), 1e-6)
-    share = _STRENGTH * opacity[..., None]
-    painted: np.ndarray = np.floor((1 - share) * brain_picture(slice_hu) + share * colours + 0.5).astype(np.uint8)
+    share = _STRENGTH * (levels.astype(np.float32) / 255 if opacity is None else opacity)[..., None]
+    painted: np.ndarray = np.floor((1 - share) * picture + share * colours + 0.5).astype(np.uint8)
     return painted
 
 

@@ -98,7 +98,8 @@ def test_a_study_becomes_a_strip_from_feet_to_head(work, prepared, tmp_path):
     columns = min(10, len(table))
     assert picture.shape[1] == 160 * columns
     # The brain window, the class that stands for any, and the most probable of the others.
-    assert picture.shape[0] == 3 * 182 * -(-len(table) // columns)
+    # Below it, the colour scale.
+    assert picture.shape[0] == 3 * 182 * -(-len(table) // columns) + 22
 
 
 def test_a_study_of_a_network_with_a_pool_has_the_weights_of_its_slices_as_a_curve(tmp_path):
@@ -126,13 +127,20 @@ def test_a_panel_has_the_slice_and_every_class(work, prepared, tmp_path):
     slice_id = prepared.split("train")["slice_id"].iloc[3]
     explain(work, tmp_path, "--slice", slice_id)
     picture = cv2.imread(str(tmp_path / "slice_001.png"))
-    assert picture.shape == (2 * 342, 4 * 320, 3)
+    assert picture.shape == (2 * 342 + 22, 4 * 320, 3)
     tiles = [picture[342 * (i // 4) :][:320, 320 * (i % 4) :][:, :320] for i in range(8)]
     assert all(tile.max() > 0 for tile in tiles[:7])
     assert tiles[7].max() == 0
-    # The first is grey, the others have colour where something speaks for their class.
-    assert np.ptp(tiles[0].astype(int), axis=2).max() == 0
-    assert max(np.ptp(tile.astype(int), axis=2).max() for tile in tiles[1:7]) > 50
+    # The scale goes from middle grey to yellow.
+    blue, green, red = picture[2 * 342 + 8, 115].astype(int)
+    assert picture[2 * 342 + 8, 16].tolist() == [128, 128, 128]
+    assert min(red, green) > blue + 40
+    # The first is grey, the others are as colourful as their class is probable.
+    colours = np.array([np.ptp(tile.astype(int), axis=2).max() for tile in tiles[:7]])
+    p = pd.read_csv(tmp_path / "explained.csv")[TASK.probability_columns].iloc[0].to_numpy()
+    assert colours[0] == 0
+    assert colours[1 + p.argmax()] > 15
+    assert (colours[1:] <= 0.6 * 255 * p + 5).all()
 
 
 def test_names_of_pictures_say_nothing_of_the_slice(work, prepared, tmp_path):

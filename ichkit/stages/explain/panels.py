@@ -9,7 +9,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichkit.core.tasks import Task
-from ichkit.imaging.pictures import brain_picture, caption_picture, fit_picture, paint_heat, tile_pictures
+from ichkit.engine.heat import fade_heat
+from ichkit.imaging.pictures import (
+    brain_picture,
+    caption_picture,
+    draw_scale,
+    fit_picture,
+    paint_heat,
+    tile_pictures,
+)
 from ichkit.stages.explain.held_out import Explained
 
 _PANEL_SIDE, _PANEL_COLUMNS = 320, 4
@@ -27,8 +35,8 @@ def draw_panel(one: Explained, task: Task) -> np.ndarray:
     )
     tiles = [_tile(brain_picture(one.hounsfield), _PANEL_SIDE, caption)]
     for index, heat in zip(one.class_indices, one.heat, strict=True):
-        tiles.append(_tile(paint_heat(one.hounsfield, heat), _PANEL_SIDE, _class_caption(one, index, task)))
-    return tile_pictures(tiles, _PANEL_COLUMNS)
+        tiles.append(_heat_tile(one, index, heat, _PANEL_SIDE, task))
+    return _with_scale(tile_pictures(tiles, _PANEL_COLUMNS))
 
 
 def draw_strip(explained: Sequence[Explained], task: Task) -> np.ndarray:
@@ -46,14 +54,10 @@ def draw_strip(explained: Sequence[Explained], task: Task) -> np.ndarray:
         band = explained[first : first + columns]
         rows.append([_tile(brain_picture(one.hounsfield), _STRIP_SIDE, f"slice {one.slice_index}") for one in band])
         for place, index in enumerate(explained[0].class_indices):
-            rows.append(
-                [
-                    _tile(paint_heat(one.hounsfield, one.heat[place]), _STRIP_SIDE, _class_caption(one, index, task))
-                    for one in band
-                ]
-            )
+            rows.append([_heat_tile(one, index, one.heat[place], _STRIP_SIDE, task) for one in band])
     blank = np.zeros_like(rows[0][0])
-    return tile_pictures([tile for row in rows for tile in [*row, *[blank] * (columns - len(row))]], columns)
+    tiles = [tile for row in rows for tile in [*row, *[blank] * (columns - len(row))]]
+    return _with_scale(tile_pictures(tiles, columns))
 
 
 def draw_weights(weights: pd.DataFrame, class_names: Sequence[str]) -> bytes:
@@ -79,6 +83,12 @@ def _tile(picture: np.ndarray, side: int, text: str) -> np.ndarray:
     return caption_picture(fit_picture(picture, side), [text])
 
 
-def _class_caption(one: Explained, index: int, task: Task) -> str:
+def _heat_tile(one: Explained, index: int, heat: np.ndarray, side: int, task: Task) -> np.ndarray:
+    """The heat map of a class, faded by its probability, with probability and label."""
     label = "unknown" if np.isnan(one.labels[index]) else f"{one.labels[index]:.0f}"
-    return f"{task.classes[index]} {one.probabilities[index]:.3f} (label {label})"
+    text = f"{task.classes[index]} {one.probabilities[index]:.3f} (label {label})"
+    return _tile(paint_heat(one.hounsfield, fade_heat(heat, one.probabilities[index])), side, text)
+
+
+def _with_scale(picture: np.ndarray) -> np.ndarray:
+    return np.concatenate([picture, draw_scale(picture.shape[1], "Grad-CAM, faded by the probability")])

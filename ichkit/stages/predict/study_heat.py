@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ichkit.core.tasks import Task
-from ichkit.engine.heat import heat_maps
+from ichkit.engine.heat import fade_heat, heat_maps
 from ichkit.engine.inference import Predictor
 from ichkit.imaging.pictures import picture_volume
 from ichkit.imaging.steps import Origin, restore
@@ -53,7 +53,6 @@ def find_heat(
         at = np.flatnonzero(is_hot & (best == c))
         own = [predictor for predictor in predictors if task.classes[c] in predictor.classes]
         maps = np.mean([heat_maps(predictor, volume, at, [c], positions)[:, 0] for predictor in own], axis=0)
-        highest = np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-6)
-        heat[at] = maps / highest * p[at, c][:, None, None]
+        heat[at] = fade_heat(maps, p[at, c])
     shown = tuple(task.classes[c] if hot else "" for c, hot in zip(best.tolist(), is_hot.tolist(), strict=True))
     return StudyHeat(restore(picture_volume(volume), origin, TABLE_LOW_HU), restore(heat, origin, 0.0), shown)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ichkit.core.errors import ConfigError
 from ichkit.core.progress import logger
+from ichkit.engine.heat import fade_heat
 from ichkit.imaging.pictures import (
     WINDOWS,
     fit_picture,
@@ -222,7 +223,7 @@ def _card(report: ReportData, one: Judged, explained: dict[tuple[str, int], Expl
         hounsfield = found.hounsfield
     tiles = [window_picture(hounsfield, *window) for _, window in WINDOWS]
     if found is not None:
-        heat = found.heat[found.class_indices.index(one.class_index)] * p[one.class_index]
+        heat = fade_heat(found.heat[found.class_indices.index(one.class_index)], p[one.class_index])
         tiles.append(paint_heat(hounsfield, heat))
     # Four tiles two by two, fewer side by side.
     picture = tile_pictures([fit_picture(tile, _TILE) for tile in tiles], 2 if len(tiles) == 4 else len(tiles))
