@@ -249,11 +249,7 @@ def say_choice(choice: pd.DataFrame, source: str) -> None:
     """Warns about every study whose series choice is doubtful; studies are numbered in the order of their ids."""
     numbers = {name: number for number, name in enumerate(sorted(choice["study_id"].unique()), 1)}
     chosen = choice[choice["chosen"]].drop_duplicates("study_id")
-    reasons = [
-        (numbers[row.study_id], str(row.reason))
-        for row in chosen.itertuples()
-        if any(mark in str(row.reason) for mark in _DOUBTS)
-    ]
+    reasons = [(numbers[row.study_id], str(row.reason)) for row in chosen.itertuples() if is_doubtful(str(row.reason))]
     counts = choice["study_id"].value_counts()
     reasons += [
         (number, f"no axial series of slices; not used: {counts[name]}")
@@ -268,6 +264,11 @@ def say_choice(choice: pd.DataFrame, source: str) -> None:
         logger.warning("%s: %s: %s", source, who, reason)
     if len(groups) > _MAX_WARNINGS:
         logger.warning("%s: %d more such reasons; see series_choice.csv", source, len(groups) - _MAX_WARNINGS)
+
+
+def is_doubtful(reason: str) -> bool:
+    """Whether `say_choice` warns of a chosen series with this reason."""
+    return any(mark in reason for mark in _DOUBTS)
 
 
 def read_override(path: Path) -> pd.DataFrame:

@@ -147,6 +147,22 @@ def test_the_series_of_a_pacs_export_are_chosen_and_the_others_told_why(exported
     assert made.rejected["reason"].to_list() == ["not CT"]
 
 
+def test_the_log_has_one_line_for_each_reason_of_a_series_choice(exported, scans, tmp_path, caplog):
+    holed = shutil.copytree(scans, tmp_path / "scans")
+    for path in sorted((holed / "f").glob("*.dcm"))[8:10]:
+        path.unlink()
+    with caplog.at_level("INFO", logger="ichkit"):
+        predict_with(exported, holed, tmp_path / "out", has_page=False)
+    said = [
+        message for message in caplog.messages if "plain axial series" in message or "slices may be missing" in message
+    ]
+    plain = "plain axial series with spacing nearest 5 mm"
+    assert len(said) == 2
+    assert said[0].startswith("folder: study 2: ")
+    assert "slices may be missing" in said[0]
+    assert said[1] == f"predict: 1 study: {plain}"
+
+
 def test_a_zip_of_the_folder_gives_the_same_tables(exported, scans, tmp_path, monkeypatch):
     monkeypatch.setenv("ICHKIT_SALT", "same")
     with zipfile.ZipFile(tmp_path / "scans.zip", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -21,7 +21,7 @@ from ichkit.imaging.sequences import SequenceSettings
 from ichkit.sources.collect import PlannedSource, collect_failures, collect_slices
 from ichkit.sources.folder import hide_files
 from ichkit.sources.plan import SourcePlan, StudyTasks, count_reasons, order_slices
-from ichkit.sources.series import check_override
+from ichkit.sources.series import check_override, is_doubtful
 from ichkit.sources.study import PixelSettings, StudyRecord
 from ichkit.stacking.fold_models import predict_fold_models, read_fold_models
 from ichkit.stages.explain.volumes import Volumes
@@ -418,13 +418,11 @@ def _log_results(prediction: Prediction, num_whole: int) -> None:
     for reason, count in prediction.rejected["reason"].value_counts().items():
         logger.info("predict: %d rejected: %s", count, reason)
     if num_whole:
-        studies = format_count(num_whole, "study", "studies")
-        logger.warning("predict: no head was found in %s; the whole picture was used", studies)
-    chosen = dict(list(prediction.series_choice[prediction.series_choice["chosen"]].groupby("study_id")))
-    numbers: dict[str, int] = {}  # the rows of studies.csv; of a study that is cut into parts the first
-    for number, name in enumerate(prediction.studies["study_id"], 1):
-        numbers.setdefault(name if name in chosen else whole_id(name), number)
-    for name, number in numbers.items():
-        if name in chosen:
-            num_slices = format_count(int(chosen[name]["num_slices"].sum()), "slice")
-            logger.info("predict: study %d: %s, %s", number, num_slices, chosen[name]["reason"].iloc[0])
+        where = format_count(num_whole, "study", "studies")
+        logger.warning("predict: no head was found in %s; the whole picture was used", where)
+    studies = prediction.studies["study_id"]
+    is_used = prediction.series_choice["study_id"].isin({*studies, *studies.map(whole_id)})
+    chosen = prediction.series_choice[prediction.series_choice["chosen"] & is_used].drop_duplicates("study_id")
+    for reason, count in chosen["reason"].value_counts().items():
+        if not is_doubtful(str(reason)):  # of the others a warning was given when they were chosen
+            logger.info("predict: %s: %s", format_count(count, "study", "studies"), reason)
