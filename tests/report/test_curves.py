@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ichkit.stages.report.curves import draw_training
+from ichkit.stages.report.curves import draw_along, draw_training
 
 
 def curves_of(figure):
@@ -24,3 +24,12 @@ def test_training_curves_show_the_validation_loss_and_the_held_out_loss_where_th
     labels = [text.get_text() for text in with_both.axes[0].get_legend().get_texts()]
     assert labels == ["fold 0", "validation", "held-out (display only)"]
     assert with_both.axes[0].get_ylabel() == "loss (nats)"
+
+
+def test_a_study_before_and_after_the_second_stage_has_marks_on_both_axes_and_names_its_lines():
+    places, values = np.array([0.25, 0.75]), np.array([0.1, 0.9])
+    (axes,) = draw_along(places, values > 0.5, {"net": values, "stack": values}, {0.25: "0", 0.75: "1"}).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["0", "0.5", "1"]
+    assert axes.get_ylabel() == "probability"
+    assert all(line.get_markersize() > 0 for line in [*axes.get_xticklines(), *axes.get_yticklines()])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["net", "stack"]

@@ -215,7 +215,7 @@ def draw_along(
     """
     figure, axes = make_figure(WIDE, 1.95)
     figure.set_layout_engine("none")
-    axes.set_position((0, 0.27, 1, 0.7))
+    axes.set_position((0, 0.3, 1, 0.67))
     # Halfway to the neighbours; neighbours that are both positive make one bar.
     edges = np.concatenate([[0.0], (places[1:] + places[:-1]) / 2, [1.0]])
     turns = np.flatnonzero(np.diff(np.concatenate([[False], truth, [False]]).astype(int)))
@@ -224,12 +224,10 @@ def draw_along(
     styles: tuple[dict[str, Any], ...] = ({"color": MUTED, "ls": "--"}, {"color": COLOURS[0], "ls": "-"})
     for (name, values), style in zip(lines.items(), styles, strict=True):
         axes.plot(places, values, marker="o", ms=2.6, lw=1.7, label=name, **style)
-    axes.set(xlim=(0, 1), ylim=(-0.04, 1.06), xlabel="slice, from the feet")
+    axes.set(xlim=(0, 1), ylim=(-0.04, 1.22), xlabel="slice, from the feet", ylabel="probability")
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_yticks([0, 0.5, 1], ["", "", ""])
-    for height in (0.5, 1):
-        name = f"{height:g}" if height < 1 else f"{height:g} probability"
-        axes.text(0.003, height, name, va="center", fontsize=8, color=MUTED)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(length=0)
+    # Labels are left of the figure, in the padding of the strip: the axis is as wide as the slices above.
+    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.yaxis.label.set_fontsize(8)
+    axes.legend(loc="upper right", ncols=2, fontsize=8, borderaxespad=0, handlelength=2.4)
     return figure
