@@ -22,7 +22,7 @@ _SETTLE_SECONDS = 1.0  # for the heat map, which is decoded beside the slices
 
 
 class Picture(NamedTuple):
-    """A part of a page: the top, the section with an id, or the first slice viewer whose title has some words."""
+    """A part of a page: the top, the section with an id, or the first slice viewer whose heading has some words."""
 
     page: str
     height: int
@@ -49,7 +49,8 @@ _SECTION = """(() => {
   document.body.style.paddingLeft = "1rem";
 })()"""
 _VIEWER = """(() => {
-  const figure = [...document.querySelectorAll(".viewer")].find(part => part.dataset.title.includes(WORDS));
+  const figure = [...document.querySelectorAll(".viewer")].find(
+    part => part.closest("details").querySelector("summary").textContent.includes(WORDS));
   for (let part = figure.parentElement; part; part = part.parentElement) if (part.matches("details")) part.open = true;
   for (const part of document.querySelectorAll("nav")) part.style.display = "none";
   document.body.style.paddingLeft = "1rem";

@@ -192,7 +192,9 @@ class Viewer:
         content: JSON for the script.
         num_slices: width of the chart.
         keys: positions of the key slices in per cent of the width.
+        ticks: (slice, position in per cent) of the marks of the chart's axis.
         stills: shown without scripts.
+        remark: of the first key slice; the script replaces it by that of the shown slice.
         is_open: False folds it; a link to it opens it.
     """
 
@@ -203,9 +205,11 @@ class Viewer:
     curves: list[Curve]
     num_slices: int
     keys: tuple[float, ...]
+    ticks: tuple[tuple[int, float], ...]
     stills: list[Card]
     caption: str = ""
     is_open: bool = True
+    remark: str = ""
 
 
 PASS, WARN, FAIL = "pass", "warn", "fail"

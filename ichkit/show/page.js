@@ -157,6 +157,7 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
   const keys = make("span", { className: "keys" }, "key slices: ", ...keyButtons);
   bar.append(...(keyButtons.length ? [keys] : []), choices);
   const cursor = figure.querySelector(".cursor"), plot = figure.querySelector(".plot");
+  const fold = figure.parentElement, heading = fold.querySelector("[data-remark]"), folded = heading.textContent;
   const nows = [...figure.querySelectorAll("[data-now]")], note = make("p", { className: "muted now" });
   figure.querySelector(".stills").replaceWith(panes, bar, note);
   let at = data.keys[0] ?? 0, picture = null, heat = null, hasBegun = false;
@@ -192,6 +193,7 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     const mm = data.positions_mm[slice];
     place.textContent = `slice ${slice} (${slice + 1} of ${data.probabilities.length})` + (mm === null ? "" : `, ${mm} mm`);
     slider.setAttribute("aria-valuetext", place.textContent);
+    title();
     cursor.style.left = `${100 * (slice + 0.5) / data.probabilities.length}%`;
     nows.forEach((cell, c) => {
       const label = !truth || truth[c] === null ? "" : ` (truth: ${truth[c] ? "positive" : "negative"})`;
@@ -203,6 +205,11 @@ for (const figure of document.querySelectorAll("figure.viewer")) {
     keyButtons.forEach((button, i) => button.setAttribute("aria-pressed", String(data.keys[i] === at)));
     draw();
   }
+  function title() {  // of a folded study why it is listed
+    const remark = data.remarks[data.shown[at]];
+    if (folded) heading.textContent = fold.open ? `: slice ${data.shown[at]}${remark ? `, ${remark}` : ""}` : folded;
+  }
+  fold.addEventListener("toggle", title);
   function begin() {
     if (hasBegun) return;
     hasBegun = true;

@@ -48,6 +48,7 @@ class Table:
         num_text: number of text columns, from the left; other columns are never wrapped.
         optional: columns, or groups of columns, that a narrow terminal drops, the last one first.
         is_wrapped: text columns hold sentences, which are wrapped; pages only.
+        descending: the column by which the rows are sorted, highest first; empty for none; pages only.
     """
 
     kind: ClassVar[str] = "table"
@@ -59,6 +60,7 @@ class Table:
     num_text: int = 1
     optional: tuple[str | tuple[str, ...], ...] = ()
     is_wrapped: bool = False
+    descending: str = ""
 
     @property
     def lines(self) -> list[list[Cell]]:

@@ -26,6 +26,7 @@ HOW_TO_SCROLL = (
 """The text above the viewers of a page."""
 _HEAT_SIDE, _HEAT_QUALITY = 48, 60
 _NEAR = 0.1  # of level and width, within which a window has the name of a usual one
+_TICK_STEPS, _MOST_TICKS = (1, 2, 5, 10, 20, 50, 100), 8
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -35,7 +36,7 @@ class Viewed:
 
     Attributes:
         anchor: id of the viewer, unique in the page.
-        title: heading.
+        title: heading, true of all slices.
         volume_hu: (S, H, W) int16 HU, row 0 at the feet.
         probabilities: (S, C).
         positions_mm: (S,), NaN if unknown.
@@ -43,6 +44,7 @@ class Viewed:
         heat: slice to (class, (H, W) heat in [0, 1], scaled by the probability); may be empty.
         key_slices: the most important slices, most important first.
         stills: the key slices as pictures, shown without scripts.
+        remarks: slice to why it is shown; in the heading while it is.
     """
 
     anchor: str
@@ -54,6 +56,7 @@ class Viewed:
     heat: Mapping[int, tuple[str, np.ndarray]] = field(default_factory=dict)
     key_slices: Sequence[int] = ()
     stills: Sequence[Card] = ()
+    remarks: Mapping[int, str] = field(default_factory=dict)
 
 
 def make_viewer(
@@ -103,11 +106,22 @@ def make_viewer(
         "positions_mm": mm,
         "probabilities": study.probabilities.astype(float).round(4).tolist(),
         "truth": None if study.labels is None else _plain(study.labels),
+        "remarks": study.remarks,
     }
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     curves = [_curve(study, c, name, thresholds.get(name)) for c, name in enumerate(classes)]
-    keys = tuple(100 * (index + 0.5) / num_slices for index in study.key_slices)
-    return Viewer(study.anchor, study.title, text, curves, num_slices, keys, list(study.stills), caption, is_open)
+    keys = tuple(_percent(index, num_slices) for index in study.key_slices)
+    step = next(step for step in _TICK_STEPS if num_slices <= _MOST_TICKS * step or step == _TICK_STEPS[-1])
+    ticks = tuple((index, _percent(index, num_slices)) for index in range(0, num_slices, step))
+    first = study.key_slices[0] if study.key_slices else 0
+    remark = f": slice {first}, {study.remarks[first]}" if first in study.remarks else ""
+    stills = list(study.stills)
+    return Viewer(study.anchor, study.title, text, curves, num_slices, keys, ticks, stills, caption, is_open, remark)
+
+
+def _percent(index: int, num_slices: int) -> float:
+    """The middle of a slice along the chart."""
+    return 100 * (index + 0.5) / num_slices
 
 
 def name_windows(windows: Sequence[tuple[float, float]]) -> tuple[tuple[str, tuple[float, float]], ...]:

@@ -38,12 +38,12 @@ def test_every_judged_slice_has_a_viewer_of_its_study_and_errors_of_the_headline
     assert [block.anchor for block in blocks] == [f"study-{i + 1}" for i in range(len(blocks))]
     for one in judged:
         name = given.rows.study_id.iloc[one.row]
-        assert blocks[int(found.find(one.row).split("-")[1]) - 1].title.startswith(f"Study {shorten(name)}: ")
+        assert blocks[int(found.find(one.row).split("-")[1]) - 1].title == f"Study {shorten(name)}"
     errors = [one for one in judged if one.verdict != TRUE_POSITIVE and one.class_index == given.task.headline_index]
     errors.sort(key=lambda one: one.verdict != FALSE_NEGATIVE)
     first = list(dict.fromkeys(given.rows.study_id.iloc[one.row] for one in errors))
     assert found.studies[: len(first)] == first
-    assert f"{FALSE_NEGATIVE}, any" in blocks[0].title
+    assert f"{FALSE_NEGATIVE}, any" in blocks[0].remark
 
 
 def test_a_viewer_has_the_probabilities_labels_thresholds_and_marks_of_its_study(given, made):

@@ -83,8 +83,12 @@ ACTIONS = """
   // Both pictures are decoded beside the script: the heat map is coloured, everything else is grey.
   await until(() => drawn() && new Set(middle().slice(0, 3)).size > 1);
   found.first = drawn();
+  const heading = () => one.parentElement.querySelector("h3").textContent;
+  const headings = found.headings = [heading()];
   found.hot = middle(); press(panes, "h"); found.cold = middle(); press(panes, "h");
   const steps = {};
+  press(panes, "ArrowUp"); headings.push(heading()); one.parentElement.open = false; await wait(50);
+  headings.push(heading()); one.parentElement.open = true; await wait(50); headings.push(heading()); press(panes, "k");
   for (const key of ["ArrowUp", "ArrowDown", "ArrowDown", "Home", "PageUp", "End", "k", "k"]) {
     press(panes, key);
     (steps[key] ??= []).push(drawn());
@@ -97,6 +101,7 @@ ACTIONS = """
   root.querySelector("a[href='#s1'][data-slice='4']").click(); found.linked = drawn();
   const table = root.querySelector("#errors").closest("section").querySelector("table");
   const names = () => [...table.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent.trim());
+  found.sorted_first = [...table.tHead.rows[0].cells].map(cell => cell.getAttribute("aria-sort"));
   const sort = table.tHead.rows[0].cells[1].querySelector("button");
   sort.click(); found.up = names(); sort.click(); found.down = names();
   found.sorted = table.tHead.rows[0].cells[1].getAttribute("aria-sort");
@@ -131,6 +136,24 @@ def test_a_study_is_scrolled_with_keys_slider_and_wheel(acted):
 
 
 @needs_browser
+def test_the_heading_says_which_slice_is_shown_and_of_a_folded_study_why_it_is_listed(acted):
+    error = "Study s1: slice 3, false negative, left 0.540"
+    assert acted[0]["headings"] == [error, "Study s1: slice 4", error, "Study s1: slice 4"]
+
+
+def test_without_a_script_the_heading_names_the_slice_of_the_error_and_a_heading_of_the_study_stays():
+    assert "Study s1<span data-remark>: slice 3, false negative, left 0.540</span>" in make_page()
+    assert view(head(), remarks={}).remark == ""
+
+
+def test_the_chart_has_at_most_eight_marks_of_round_slices_in_the_middle_of_their_slices():
+    for num_slices, expected in ((6, [0, 1, 2, 3, 4, 5]), (31, [0, 5, 10, 15, 20, 25, 30]), (200, [0, 50, 100, 150])):
+        ticks = view(head(num_slices, 16), keys=(3,)).ticks
+        assert [index for index, _ in ticks] == expected
+        np.testing.assert_allclose([at for _, at in ticks], [100 * (i + 0.5) / num_slices for i in expected])
+
+
+@needs_browser
 def test_heat_is_switched_with_a_key_and_a_link_goes_to_its_slice(acted):
     found = acted[0]
     assert found["cold"][0] == found["cold"][1] == found["cold"][2]
@@ -144,6 +167,7 @@ def test_a_table_is_sorted_by_number_filtered_by_whole_ids_and_downloaded(acted)
     numbers = ["c0", "c1", "b", "c2", "c3", "c4", "c6", "c7", "a"]
     assert [re.split("whole|-1", name)[0] for name in found["up"]] == [*numbers, "c5"]
     assert [re.split("whole|-1", name)[0] for name in found["down"]] == [*reversed(numbers), "c5"]
+    assert found["sorted_first"] == [None, "descending"]
     assert found["sorted"] == "descending"
     assert found["csv"] == "name,number\r\n'-1|whole-c3,3.5\r\n"
     assert found["open"] == [False, False]

@@ -20,7 +20,7 @@ def head(num_slices=6, side=64, noise=0.0, seed=0):
     return (volume + np.random.default_rng(seed).normal(0, noise, volume.shape)).astype(np.int16)
 
 
-def view(volume, anchor="s1", num_studies=1, heat=None, keys=(3, 2), **options):
+def view(volume, anchor="s1", num_studies=1, heat=None, keys=(3, 2), remarks=None, **options):
     """A viewer of two classes, the first of which is positive in slices 2 and 3."""
     num_slices = len(volume)
     p = np.stack([np.linspace(0, 0.9, num_slices), np.full(num_slices, 0.25)], axis=1)
@@ -28,7 +28,9 @@ def view(volume, anchor="s1", num_studies=1, heat=None, keys=(3, 2), **options):
     labels[2:4, 0] = 1
     heat = {3: ("left", np.ones(volume.shape[1:]))} if heat is None else heat
     still = Card(encode_webp(np.zeros((8, 8), np.uint8), 50), (8, 8), "a key slice", "", "slice 3", ())
-    study = Viewed(anchor, f"Study {anchor}", volume, p, np.arange(num_slices) * 5.0, labels, heat, keys, [still])
+    remarks = {3: "false negative, left 0.540"} if remarks is None else remarks
+    positions_mm = np.arange(num_slices) * 5.0
+    study = Viewed(anchor, f"Study {anchor}", volume, p, positions_mm, labels, heat, keys, [still], remarks)
     return make_viewer(study, CLASSES, {"left": 0.4}, num_studies, **options)
 
 
@@ -38,7 +40,7 @@ def make_page(*, is_open=True):
     rows += [
         [Cell(f"c{i}", full="-1|whole-c3" if i == 3 else f"whole-c{i}"), "-" if i == 5 else f"{i}.5"] for i in range(8)
     ]
-    table = Table("Errors", ("name", "number"), rows)
+    table = Table("Errors", ("name", "number"), rows, descending="number")
     viewers = [view(head(), name, is_open=is_open) for name in ("s1", "s2")]
     sections = [Section("errors", "Errors", [table]), Section("slices", "Slices", [Prose("x"), *viewers])]
     return render(ROOM, TEMPLATE, sections=sections, made="made", notice="notice")

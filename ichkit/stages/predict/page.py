@@ -8,7 +8,7 @@ import pandas as pd
 
 from ichkit.core.progress import Meter, format_count
 from ichkit.core.tasks import Task
-from ichkit.engine.heat import heat_maps
+from ichkit.engine.heat import fade_heat, heat_maps
 from ichkit.engine.inference import Predictor
 from ichkit.imaging.pictures import brain_picture, fit_picture, paint_heat, picture_volume
 from ichkit.imaging.steps import restore
@@ -148,13 +148,10 @@ def _draw_study(
     whole, maps = restore(picture_volume(volume), origin, TABLE_LOW_HU), restore(maps, origin, 0.0)
     heat = {}
     for place, (index, c) in enumerate(zip(hot.tolist(), best.tolist(), strict=True)):
-        of_class = maps[place, wanted.index(c)]
-        # Rescaled, because the mean of maps that disagree is low everywhere; times the probability, because every map
-        # has a maximum, even that of an improbable class.
-        heat[index] = task.classes[c], of_class / max(float(of_class.max()), 1e-6) * p[index, c]
+        heat[index] = task.classes[c], fade_heat(maps[place, wanted.index(c)], p[index, c])
     keys = find_key_slices(rows.assign(row=np.arange(len(rows))), task)["row"].tolist()[:NUM_KEY_SLICES]
     stills = [_still(number, index, whole[index], *heat[index], p[index], task, main) for index in keys]
-    title = f"Study {number}: {main} {top.max():.3f}"
+    title = f"Study {number}: maximum {main} {top.max():.3f}"
     labels = None if truth is None else truth[:, known]
     study = Viewed(_anchor(number), title, whole, p[:, known], positions_mm, labels, heat, keys, stills)
     windows = name_windows(predictors[0].card.channels["windows"])
@@ -212,7 +209,7 @@ def _triage(prediction: Prediction, studies: pd.DataFrame, drawn: set[int], task
         f"Probability of a study: {describe_pooling(prediction)}. Sorted by {main}, highest first. Study "
         "numbers are row numbers of `studies.csv`, which contains the IDs."
     )
-    return Table("Studies by probability", ("study", "slices", *task.classes), rows, note=note)
+    return Table("Studies by probability", ("study", "slices", *task.classes), rows, note=note, descending=main)
 
 
 def _error_section(

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ichkit.engine.heat import fade_heat
 from ichkit.imaging.pictures import brain_picture, fit_picture, picture_volume
 from ichkit.imaging.steps import restore
 from ichkit.imaging.windows import TABLE_LOW_HU
@@ -92,13 +93,13 @@ class StudyViewers:
         hot: dict[int, tuple[str, np.ndarray]] = {}
         for mark in own:
             if (mark.row, mark.class_index) in heat:
-                p = float(probabilities[mark.row, mark.class_index])
-                faded = heat[mark.row, mark.class_index] * p
+                faded = fade_heat(heat[mark.row, mark.class_index], probabilities[mark.row, mark.class_index])
                 hot.setdefault(mark.row - first, (task.classes[mark.class_index], faded))
         known = [c for c in range(task.num_classes) if not np.isnan(probabilities[rows, c]).all()]
         keys = list(dict.fromkeys(mark.row - first for mark in own))
         texts = [f"slice {mark.row - first}: {mark.text}" for mark in own]
-        title = f"Study {shorten(name)}: {own[0].text}"
+        remarks = {at: "; ".join(mark.text for mark in own if mark.row - first == at) for at in keys}
+        title = f"Study {shorten(name)}"
         study = Viewed(
             self.find(first),
             title,
@@ -109,6 +110,7 @@ class StudyViewers:
             hot,
             keys,
             [_still(volume, keys[:_NUM_STILLS], name)],
+            remarks,
         )
         limits = {task.classes[c]: float(thresholds[first, c]) for c in known if np.isfinite(thresholds[first, c])}
         return make_viewer(
