@@ -138,6 +138,27 @@ def test_a_model_without_thresholds_is_judged_at_those_chosen_here(place, tmp_pa
     assert set(pd.read_csv(tmp_path / "out" / "operating.csv")["chosen_on"]) == {HERE}
 
 
+def test_the_page_says_first_what_is_doubtful_and_marks_what_reaches_its_threshold(place, tmp_path):
+    root, _ = place
+    page = predict_page(root, tmp_path / "whole")
+    assert "5 studies of fewer than 10 slices" in page
+    assert "doubtful for study 1, 2, 3, 4, 5, 6; the reasons are under Series selection" in page
+    table = page[page.index("Studies by probability") : page.index("Each class has a threshold of its own")]
+    cells = re.findall(r'<td class=" (bad|) p" style="--share: ([0-9.]+)"', table)
+    assert len(cells) == 6 * len(TASK.classes)
+    assert [tone == "bad" for tone, _ in cells] == [float(share) >= 0.5 for _, share in cells]
+    assert {tone for tone, _ in cells} == {"bad", ""}
+    for study, num_slices in (("1.5.1", 24), ("1.5.2", 26)):
+        write_series(tmp_path / study, num_slices, study_uid=study, series_uid=f"{study}.1", patient_id="PERSON 9")
+    sorted((tmp_path / "1.5.2").iterdir())[9].unlink()
+    for expected, folder in (("no doubt about the selection", "1.5.1"), ("doubtful for study 1; the reasons", "1.5.2")):
+        words = ("predict", tmp_path / folder, "--model", root / "model", "--out", tmp_path / f"out{folder}")
+        call(*words, "--work", tmp_path / "w", *SMALL)
+        page = (tmp_path / f"out{folder}" / "predictions.html").read_text()
+        assert expected in page
+        assert "10 or more of each study" in page
+
+
 def test_every_error_is_listed_and_one_of_each_study_leads_to_its_slice(place, tmp_path):
     root, labels = place
     predict(root, tmp_path, "--labels", root / "slices.csv")

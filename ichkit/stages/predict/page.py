@@ -17,6 +17,7 @@ from ichkit.show.blocks import PASS, WARN, Block, Card, Check, Checks, Prose, Se
 from ichkit.show.page import encode_webp, render
 from ichkit.show.table import NOTHING, Cell, Table, format_number
 from ichkit.show.viewer import HOW_TO_SCROLL, Viewed, make_viewer, name_windows
+from ichkit.sources.series import is_doubtful
 from ichkit.stages.explain.volumes import Volumes
 from ichkit.stages.predict.errors import render_errors
 from ichkit.stages.predict.gate import gate_section, score_section
@@ -41,6 +42,7 @@ _ROOM, _TEMPLATE = "ichkit.stages.predict", "predictions.html.j2"
 _MAX_DRAWN_STUDIES = 50
 _NUM_HEAT = 8  # slices of a study with a heat map; each takes a backward pass per network
 _SIDE, _QUALITY = 192, 60
+_FEW_SLICES = 10  # a head in slices of 15 mm or more, or a part of one
 
 
 def write_page(
@@ -93,9 +95,9 @@ def write_page(
     sections = [
         Section("first", "Read this first", [Checks(_check(prediction, thresholds, len(predictors)))]),
         *steps,
-        Section("triage", "Studies", [_triage(prediction, studies, set(drawn["number"]), task, main)]),
-        *against,
+        Section("triage", "Studies", [_triage(prediction, studies, set(drawn["number"]), task, main, thresholds)]),
         Section("slices", "Slices", [Prose(_how_to_read(prediction)), *viewers]),
+        *against,
         Section("series", "Series selection", [_series_table(prediction, studies)]),
         Section("rejected", "Rejected files", [_rejected(prediction)]),
     ]
@@ -173,7 +175,7 @@ def _still(
 
 def _check(prediction: Prediction, thresholds: Mapping[str, float], num_networks: int) -> list[Check]:
     model = prediction.model
-    checks = [Check(WARN, "Purpose", RESEARCH_NOTE)]
+    checks = []
     if "phantom" in model.data:
         found = "this model was trained on synthetic phantoms; its predictions for patient scans are meaningless"
         checks.append(Check(WARN, "Training data", found))
@@ -190,18 +192,40 @@ def _check(prediction: Prediction, thresholds: Mapping[str, float], num_networks
         else "none (files such as licences and read-me files are ignored)"
     )
     checks.append(Check(WARN if num_rejected else PASS, "Files", found))
-    short = prediction.studies["num_slices"] < 10
-    found = f"{format_count(int(short.sum()), 'study', 'studies')} of fewer than 10 slices"
-    checks.append(Check(WARN if short.any() else PASS, "Coverage", found if short.any() else "10 slices or more each"))
+    short = prediction.studies["num_slices"] < _FEW_SLICES
+    found = f"{format_count(int(short.sum()), 'study', 'studies')} of fewer than {_FEW_SLICES} slices"
+    checks.append(
+        Check(WARN if short.any() else PASS, "Slices", found if short.any() else f"{_FEW_SLICES} or more of each study")
+    )
+    series = find_series(prediction)
+    doubtful = [
+        str(number)
+        for number, name in enumerate(prediction.studies["study_id"], 1)
+        if series[name].loc[series[name]["chosen"], "reason"].map(is_doubtful).any()
+    ]
+    found = f"doubtful for study {', '.join(doubtful)}; the reasons are under Series selection"
+    checks.append(Check(WARN if doubtful else PASS, "Series", found if doubtful else "no doubt about the selection"))
     return checks
 
 
-def _triage(prediction: Prediction, studies: pd.DataFrame, drawn: set[int], task: Task, main: str) -> Table:
+def _triage(
+    prediction: Prediction,
+    studies: pd.DataFrame,
+    drawn: set[int],
+    task: Task,
+    main: str,
+    thresholds: Mapping[str, float],
+) -> Table:
+    """The studies; a probability that is the maximum over the slices is marked where it reaches a slice's threshold."""
+    limits = {} if prediction.is_pooled else thresholds
     rows: list[list[Cell | str]] = []
     for row in studies.to_dict("records"):
         number = int(row["number"])
-        shares = [float(row[name]) for name in task.probability_columns]
-        cells = [Cell(NOTHING) if np.isnan(share) else Cell(f"{share:.3f}", share=share) for share in shares]
+        cells = []
+        for name in task.classes:
+            share = float(row[f"p_{name}"])
+            tone = "bad" if share >= limits.get(name, np.inf) else ""
+            cells.append(Cell(NOTHING) if np.isnan(share) else Cell(f"{share:.3f}", tone=tone, share=share))
         rows.append(
             [Cell(str(number), link=_anchor(number) if number in drawn else ""), str(row["num_slices"]), *cells]
         )
@@ -209,6 +233,12 @@ def _triage(prediction: Prediction, studies: pd.DataFrame, drawn: set[int], task
         f"Probability of a study: {describe_pooling(prediction)}. Sorted by {main}, highest first. Study "
         "numbers are row numbers of `studies.csv`, which contains the IDs."
     )
+    if limits:
+        shown = ", ".join(f"{name} {limits[name]:.3f}" for name in task.classes if name in limits)
+        note += (
+            f" Red: at or above the threshold of a slice ({shown}). Each class has a threshold of its own, so another "
+            f"class may reach its threshold where {main} does not."
+        )
     return Table("Studies by probability", ("study", "slices", *task.classes), rows, note=note, descending=main)
 
 
@@ -242,7 +272,10 @@ def _has_second_stage(prediction: Prediction) -> bool:
 def _how_to_read(prediction: Prediction) -> str:
     second = ""
     if _has_second_stage(prediction):
-        second = " The probabilities are those of the second stage, which sees no pixels."
+        second = (
+            " The probabilities are those of the second stage, which combines the networks' probabilities of adjacent "
+            "slices; the heat map is of the networks."
+        )
     return (
         f"{HOW_TO_SCROLL} Slice 0 is at the feet. The heat map (Grad-CAM, averaged over all stage 1 networks) is faded "
         f"by the probability and limited to the head; it is coarse and does not outline a finding.{second}"
