@@ -93,8 +93,8 @@ def fade_heat(maps: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         (..., H, W) float32 in [0, 1].
 
     Example:
-        >>> fade_heat(np.array([[[0.5, 0.25]]]), np.array([0.8])).round(2).tolist()
-        [[[0.8, 0.4]]]
+        >>> fade_heat(np.array([[[0.5, 0.25]]]), np.array([0.75])).tolist()
+        [[[0.75, 0.375]]]
     """
     highest = np.maximum(maps.max(axis=(-2, -1), keepdims=True), 1e-6)
     faded: np.ndarray = (maps / highest * np.asarray(probabilities)[..., None, None]).astype(np.float32)
