@@ -37,6 +37,7 @@ def test_the_section_shows_the_best_source_beside_what_papers_report(work, monke
     assert "CQ500-CT-20" in page.text
     for one in REPORTED.values():
         assert one.source in page.text
+    assert "? studies" not in page.text  # of a paper that does not say how many
     readers = protocols.read_readers(work)
     kappa = pick(readers, class_="any", measure="fleiss_kappa")
     rows = {row[0]: row for row in page.tables["Agreement of the readers of CQ500"][1:]}

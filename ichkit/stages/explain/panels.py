@@ -91,4 +91,6 @@ def _heat_tile(one: Explained, index: int, heat: np.ndarray, side: int, task: Ta
 
 
 def _with_scale(picture: np.ndarray) -> np.ndarray:
-    return np.concatenate([picture, draw_scale(picture.shape[1], "Grad-CAM, faded by the probability")])
+    return np.concatenate(
+        [picture, draw_scale(picture.shape[1], "Grad-CAM, faded by the probability: no colour where it is low")]
+    )

@@ -75,7 +75,7 @@ def _draw(report: ReportData, table: pd.DataFrame, dataset: str) -> Chart:
     ]
     theirs = np.array([*[np.nan] * len(rows), *(one.roc_auc for one in reported)])
     names = [protocol_tables.describe(protocol, dataset) for protocol in shown]
-    names += [f"{one.name}, {one.num_studies or '?'} studies" for one in reported]
+    names += [f"{one.name}, {one.num_studies} studies" if one.num_studies else one.name for one in reported]
     series = [Series(best, *own), *([Series("as reported", theirs)] if reported else [])]
     alt = f"AUC of {main} of {best} by protocol with intervals, and {len(reported)} reported values; see the table."
     caption = f"{title_of(dataset)}: AUC of {main} by protocol."
