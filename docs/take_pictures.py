@@ -18,6 +18,7 @@ from support.tab import Tab, open_tab  # noqa: E402
 
 REPORT, AUDIT, PREDICTIONS = "work/report.html", "work/prepared/audit.html", "predictions/predictions.html"
 _WIDTH, _PHONE = 1280, 390
+_TWO_COLUMNS = 1060  # of charts in a page of 1280 pixels, less its table of contents
 _SETTLE_SECONDS = 1.0  # for the heat map, which is decoded beside the slices
 
 
@@ -33,9 +34,9 @@ class Picture(NamedTuple):
 
 
 PICTURES = {
-    "report.png": Picture(REPORT, 1000),
+    "report.png": Picture(REPORT, 960),
     "board.png": Picture(REPORT, 760, section="board"),
-    "curves.png": Picture(REPORT, 760, section="roc", is_dark=True),
+    "curves.png": Picture(REPORT, 760, section="roc", width=_TWO_COLUMNS, is_dark=True),
     "protocols.png": Picture(REPORT, 1100, section="protocols"),
     "viewer.png": Picture(REPORT, 900, viewer="false positive"),
     "predictions.png": Picture(PREDICTIONS, 1000),
