@@ -104,7 +104,7 @@ def test_the_report_has_every_set_in_curves_tables_and_subgroups(both, tmp_path,
     monkeypatch.setattr(gallery, "explain_slices", explain_without_network)
     page = Page(do(report, CONFIG, both, submissions=tmp_path).read_text())
     best = open_book(both, TASK).sources[0].name
-    assert "External test: CQ500, site" in page.headings
+    assert "External test: CQ500 (phantom), site (phantom)" in page.headings
     for shown in ("CQ500", "site"):
         assert f"{best} on {shown}, by study" in page.tables
         assert f"{best} on {shown}: AUC by slice-to-study aggregation" in page.tables

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ichkit.core.roles import LOCKED, is_transductive, title_of
+from ichkit.core.roles import LOCKED, is_transductive
 from ichkit.show.blocks import FAIL, PASS, WARN, Check, Checks, Section
 from ichkit.show.table import format_interval, format_number
 from ichkit.stages.report.limitations import FEW_POSITIVES
@@ -176,9 +176,8 @@ def _of_external(report: ReportData) -> Iterator[Check]:
         between = format_interval(score.low, score.high, 3) or "no interval"
         found = f"AUC of {report.task.headline_class} {format_number(score.value, 3)} ({between}), {score.n:,} studies"
         few = min(score.n_positive, score.n - score.n_positive) < FEW_POSITIVES
-        yield Check(
-            WARN if few else PASS, f"External test: {title_of(name)}", f"{found}{'; few positives or negatives' * few}"
-        )
+        found += "; few positives or negatives" * few
+        yield Check(WARN if few else PASS, f"External test: {report.name_set(name)}", found)
 
 
 def _of_classes(report: ReportData) -> Iterator[Check]:

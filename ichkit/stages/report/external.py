@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ichkit.core.roles import title_of
 from ichkit.show.blocks import Chart, Charts, Missing, Section
 from ichkit.show.drawing import Series, chart_intervals
 from ichkit.stages.report.report_data import ReportData, make_series
@@ -19,7 +18,7 @@ def make_external(report: ReportData) -> Section:
     if not sets:
         missing = Missing("No external set is prepared.", "ichkit prepare --cq500 PATH")
         return Section("external", "External test", [missing])
-    title = "External test: " + ", ".join(map(title_of, sets))
+    title = "External test: " + ", ".join(map(report.name_set, sets))
     section = Section("external", title)
     for dataset in sets:
         both = [tables.external(book, best, dataset), tables.aggregations(book, best, dataset)]
@@ -37,6 +36,9 @@ def _draw(report: ReportData, dataset: str) -> Chart:
     for key, row in published.items():
         series.append(Series(key, np.array([row.roc_auc.get(name, np.nan) for name in names])))
     others, beside = (" and the published values", ", beside the published values") if published else ("", "")
-    alt = f"AUC of {best.name} on {title_of(dataset)} by class with intervals{others}; numbers in the table."
-    caption = f"{best.name} on {title_of(dataset)}, with bootstrap intervals over patients{beside}."
+    if published and report.is_phantom(dataset):
+        beside += ", which are of patients: they are not comparable"
+    name = report.name_set(dataset)
+    alt = f"AUC of {best.name} on {name} by class with intervals{others}; numbers in the table."
+    caption = f"{best.name} on {name}, with bootstrap intervals over patients{beside}."
     return chart_intervals(f"{dataset}-auc", alt, caption, names, series, "AUC per study, higher is better")

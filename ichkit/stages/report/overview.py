@@ -87,7 +87,7 @@ def _key_figures(report: ReportData) -> list[KeyFigure]:
     ]
     for name in book.external_sets:
         outside = book.find(best, ROC_AUC, main, external_studies(name))
-        figures.append(_figure(f"AUC {main}, {title_of(name)} by study", outside, 3, 3))
+        figures.append(_figure(f"AUC {main}, {report.name_set(name)} by study", outside, 3, 3))
     counts = f"{report.rows.study_id.nunique():,} studies, {report.rows.patient_id.nunique():,} patients"
     return [*figures, KeyFigure("slices scored", f"{loss.n:,}", f"{loss.n_positive:,} positive; {counts}")]
 

@@ -85,6 +85,10 @@ class ReportData:
         facts = self.prepared.manifest.facts
         return bool(facts.get(dataset, {}).get(PHANTOM, facts.get("data") == "phantom"))
 
+    def name_set(self, dataset: str) -> str:
+        """The name of an external set as headings show it, with what a reader must not overlook."""
+        return f"{title_of(dataset)} (phantom)" if self.is_phantom(dataset) else title_of(dataset)
+
     @property
     def pixel_unit(self) -> str:
         """What the windows count: HU of CT, or the intensities of MR after its steps."""
