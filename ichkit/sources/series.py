@@ -246,7 +246,7 @@ def take_chosen_series(
 
 
 def say_choice(choice: pd.DataFrame, source: str) -> None:
-    """Warns about every study whose series choice is doubtful; studies are numbered in the order of their ids."""
+    """Warns about every study whose series choice is doubtful, with its number among all that were found, by id."""
     numbers = {name: number for number, name in enumerate(sorted(choice["study_id"].unique()), 1)}
     chosen = choice[choice["chosen"]].drop_duplicates("study_id")
     reasons = [(numbers[row.study_id], str(row.reason)) for row in chosen.itertuples() if is_doubtful(str(row.reason))]
@@ -260,7 +260,9 @@ def say_choice(choice: pd.DataFrame, source: str) -> None:
     for number, reason in reasons:
         groups.setdefault(reason, []).append(number)
     for reason, of_reason in list(groups.items())[:_MAX_WARNINGS]:
-        who = f"study {of_reason[0]}" if len(of_reason) == 1 else f"{len(of_reason)} studies, e.g. study {of_reason[0]}"
+        # Not its row in a later table, which lacks studies that could not be read.
+        one = f"study {of_reason[0]} of {len(numbers)} found"
+        who = one if len(of_reason) == 1 else f"{len(of_reason)} studies, e.g. {one}"
         logger.warning("%s: %s: %s", source, who, reason)
     if len(groups) > _MAX_WARNINGS:
         logger.warning("%s: %d more such reasons; see series_choice.csv", source, len(groups) - _MAX_WARNINGS)

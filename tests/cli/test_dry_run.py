@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pydicom
 import pytest
 from click.testing import CliRunner
 from support.commands import TINY
@@ -14,6 +15,7 @@ from support.simulated import make_stack, make_work
 from ichkit.cli.main import main
 from ichkit.core.config import load_config
 from ichkit.core.progress import format_seconds
+from ichkit.core.tasks import find_task
 from ichkit.engine.inference import ModelCard
 from ichkit.show.plan import Forecast, Plan, render
 from ichkit.stages.scores import submit
@@ -145,7 +147,10 @@ def test_every_command_that_writes_has_the_option_and_says_disk_and_time(here):
 
 def test_a_huge_sparse_file_among_the_scans_is_counted_in_no_estimate(here, tmp_path):
     shutil.copytree(here / "phantom" / "cq500", tmp_path / "scans")
-    (tmp_path / "labels.csv").write_text("study_id,epidural\n")
+    found = pydicom.dcmread(next((tmp_path / "scans").rglob("*.dcm")), stop_before_pixels=True)
+    classes = find_task("hemorrhage").classes
+    rows = [["study_id", *classes], [found.StudyInstanceUID, *"0" * len(classes)]]
+    (tmp_path / "labels.csv").write_text("".join(f"{','.join(row)}\n" for row in rows))
     prepare = ["prepare", "--source", "folder", "--folder", tmp_path / "scans", "--labels", tmp_path / "labels.csv"]
     predict = ["predict", tmp_path / "scans", "--model", "base", "--work", "made"]
     commands = ([*prepare, "--work", "new", *SMALL, "--dry-run"], [*predict, "--dry-run"])

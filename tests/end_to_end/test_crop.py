@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,4 +89,4 @@ def test_networks_of_differently_cropped_stores_do_not_predict_together(trained)
     other.card = replace(other.card, steps=())
     model = find_model(work, "demo", TASK)
     with pytest.raises(ArtifactError, match="size, HU range, crop or parts"):
-        _pixel_settings({"demo": {0: one, 1: other}}, model, None, judges_hu=True)
+        _pixel_settings({"demo": {0: one, 1: other}}, model, None, SimpleNamespace(judges_hu=True, repairs=False))

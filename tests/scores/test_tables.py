@@ -50,7 +50,7 @@ def test_the_mean_of_an_external_set_has_its_interval_or_the_reason_why_it_has_n
     assert not any("No interval" in note for note in notes)
     cells, notes = shown(math.nan, math.nan)
     assert cells == ["", "", ""]
-    assert all("No interval: the AUC" in note for note in notes)
+    assert all("No interval: the AUC is undefined" in note for note in notes)
 
 
 def source_of(book, name):

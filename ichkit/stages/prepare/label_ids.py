@@ -10,6 +10,7 @@ import pandas as pd
 from ichkit.core.progress import format_count
 from ichkit.core.tasks import Task
 from ichkit.engine.parallel import run_tasks
+from ichkit.imaging.dicom import MAX_FILE_BYTES
 from ichkit.imaging.parts import whole_id
 from ichkit.sources.index import read_index
 from ichkit.sources.labels import check_matches, read_folder_labels
@@ -26,6 +27,7 @@ def compare_ids(path: Path, images: pd.DataFrame, task: Task, subgroups: Sequenc
     """
     labels, key = read_folder_labels(path, task, by_part=by_part, subgroups=subgroups)
     labels[key] = labels[key].map(whole_id) if by_part else labels[key]
+    images = images[images["num_bytes"] <= MAX_FILE_BYTES]
     places = np.unique(np.linspace(0, len(images) - 1, min(len(images), _MOST_FILES)).astype(int))
     index = read_index(images.iloc[places], None, run=partial(run_tasks, workers=1))
     ids = index.loc[index["reason"] == "", "slice_uid" if key == "slice_id" else "study_uid"]

@@ -92,10 +92,7 @@ BY_STUDY = {"AUC": ROC_AUC, "AP": AVERAGE_PRECISION, "ECE": CALIBRATION_ERROR}
 DECISIONS = {"F1 at 0.5": F1_HALF, "F1": F1_BEST, "sensitivity": SENSITIVITY, "specificity": SPECIFICITY}
 
 
-_NO_INTERVAL = (
-    "No interval: the AUC, or that of a class in the mean, is undefined (no positives or no negatives) in over 5 % of "
-    "the bootstrap samples."
-)
+_NO_INTERVAL = "No interval: the AUC is undefined (one label alone) in over 5 % of the samples."
 SMALL_GROUP = f"Small group: fewer than {FEW} positive or {FEW} negative rows; its values say little."
 AT_HALF = {"F1": F1_HALF, "precision": PRECISION_HALF, "recall": RECALL_HALF, "accuracy": ACCURACY_HALF}
 _AT_HALF = "Macro: the mean over the classes. Micro: the decisions of all classes counted together."
