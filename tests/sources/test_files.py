@@ -17,6 +17,7 @@ from support.users import NOBODY, world_folder
 
 from ichkit.core.errors import DataError
 from ichkit.imaging.dicom import UnreadableError
+from ichkit.sources import files as source_files
 from ichkit.sources.files import FILE_COLUMNS, digest_tables, file_refs, scan_files
 from ichkit.sources.index import read_headers
 
@@ -219,3 +220,33 @@ def test_every_column_of_a_reference_is_kept(tmp_path, slice_bytes):
     assert files.columns.to_list() == FILE_COLUMNS
     assert files["zip_crc"].to_list() == [zlib.crc32(slice_bytes)]
     assert Path(files["container"][0]) == tmp_path / "a.zip"
+
+
+def read_all(path):
+    """What reading the member gives, whole and in parts."""
+    found = []
+    (ref,) = file_refs(scan_files(path)[0])
+    for place in ((), (0, 300), (0, 70_000), (1_000, 500)):
+        try:
+            found.append(ref.read(*place))
+        except UnreadableError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_zip_gives_the_same_bytes_and_reasons_with_the_fast_library_as_with_zlib(tmp_path, slice_bytes, monkeypatch):
+    fast = pytest.importorskip("isal.isal_zlib", reason="needs isal (extra zip)")
+    assert source_files.fast_zlib is fast
+    intact = packed(tmp_path / "a.zip", slice_bytes)
+    written, generator, cases = intact.read_bytes(), np.random.default_rng(0), [intact]
+    start, end = 35, written.index(CENTRAL)
+    for number in range(60):
+        changed = bytearray(written)
+        changed[generator.integers(start, end)] ^= 1 << generator.integers(8)
+        cases.append(tmp_path / f"{number}.zip")
+        cases[-1].write_bytes(changed)
+    with_fast = [read_all(path) for path in cases]
+    monkeypatch.setattr(source_files, "fast_zlib", zlib)
+    assert with_fast == [read_all(path) for path in cases]
+    assert with_fast[0][0] == slice_bytes
+    assert {found[0] for found in with_fast[1:]} >= {"damaged zip member", "damaged zip member (CRC differs)"}
