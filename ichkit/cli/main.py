@@ -133,6 +133,11 @@ def phantom(plan: "PhantomPlan") -> None:
 @click.option("--accept-raw", is_flag=True, help="Accept images whose pixel values may not be Hounsfield units.")
 @click.option("--skip-undecodable", is_flag=True, help="Skip images whose decoder is not installed.")
 @click.option(
+    "--store",
+    type=click.Choice(("compact", "fast")),
+    help="How volumes are compressed: fast is faster, and a quarter larger [default: from the config, compact].",
+)
+@click.option(
     "--backend",
     type=click.Choice(("processes", "ray")),
     help="Local processes, or a Ray cluster (env RAY_ADDRESS; extra ray) [default: from the config, processes].",

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from ichkit.core.errors import DataError, DiskFullError
 from ichkit.core.progress import Meter, StopFlag, logger
 from ichkit.engine.parallel import RunTasks, WorkerDied, run_tasks
+from ichkit.imaging.store import COMPACT, Codec
 from ichkit.sources.plan import StudyTasks
 from ichkit.sources.study import StudyRecord, StudyTask, decode_study, store_study
 from ichkit.work.artifacts import ArtifactWriter, FileDigest, encode_json, write_bytes_atomically
@@ -21,7 +22,14 @@ RECORDS_FOLDER = "records"
 
 
 def decode_all(
-    sources: Sequence[StudyTasks], folder: Path, earlier: Path, *, run: RunTasks, strict: bool, stop: StopFlag
+    sources: Sequence[StudyTasks],
+    folder: Path,
+    earlier: Path,
+    *,
+    run: RunTasks,
+    strict: bool,
+    stop: StopFlag,
+    codec: Codec = COMPACT,
 ) -> dict[str, StudyRecord]:
     """A record of every study, by key; studies of earlier calls are not decoded again.
 
@@ -30,6 +38,7 @@ def decode_all(
         earlier: a finished store; volumes of unchanged studies are linked from it.
         run: `run_tasks`, or a partial of it with a number of workers.
         strict: stop at the first file that cannot be read.
+        codec: of the volumes that are written; linked ones keep theirs.
 
     Raises:
         DataError: a file cannot be read and `strict` is on.
@@ -41,11 +50,11 @@ def decode_all(
     left = _Chosen([place for key, place in keys.items() if key not in records])
     if records and len(left):
         logger.info("prepare: %d of %d studies are finished already", len(records), len(keys))
-    store = partial(store_study, folder)
+    store = partial(store_study, folder, codec=codec)
     try:
         with Meter("studies", len(left), "studies") as meter:
             for position, result in run(store, left, stop=stop):
-                record = without_culprit(folder, left[position]) if isinstance(result, WorkerDied) else result
+                record = without_culprit(store, left[position]) if isinstance(result, WorkerDied) else result
                 if strict and record.failures:
                     raise DataError(f"prepare: a file cannot be read: {record.failures[0][2]} (--strict).")
                 write_bytes_atomically(_record_path(folder, record.key), encode_json(record.to_json()))
@@ -127,14 +136,14 @@ def _record_path(folder: Path, key: str) -> Path:
     return folder / RECORDS_FOLDER / f"{key}.json"
 
 
-def without_culprit(folder: Path, task: StudyTask) -> StudyRecord:
+def without_culprit(store: Callable[[StudyTask], StudyRecord], task: StudyTask) -> StudyRecord:
     """The record of a study whose worker died: the slice that kills a worker is found and omitted."""
     probes = [StudyTask(task.key, (files,), task.pixels) for files in task.slices]
     died = {i for i, result in run_tasks(_probe, probes, isolated=True) if isinstance(result, WorkerDied)}
     good = [i for i in range(len(probes)) if i not in died]
     positions = tuple(task.positions_mm[i] for i in good) if task.positions_mm else ()
     whole = StudyTask(task.key, tuple(task.slices[i] for i in good), task.pixels, positions)
-    ((_, result),) = run_tasks(partial(store_study, folder), [whole], isolated=True)
+    ((_, result),) = run_tasks(store, [whole], isolated=True)
     if not isinstance(result, StudyRecord):
         good, died, result = [], set(range(len(probes))), StudyRecord(task.key, "", "", 0, [], [], [], [])
     reason = "its worker died, twice"

@@ -24,7 +24,7 @@ from ichkit.imaging.resample import fit_to_square, frame_centre
 from ichkit.imaging.sequence_steps import run_sequence_steps
 from ichkit.imaging.sequences import SequenceSettings, to_volume
 from ichkit.imaging.steps import Origin, run_steps
-from ichkit.imaging.store import write_volume
+from ichkit.imaging.store import COMPACT, Codec, write_volume
 from ichkit.imaging.windows import as_slices
 from ichkit.sources.files import FileRef
 from ichkit.sources.sequence_files import read_sequences
@@ -213,11 +213,11 @@ def _part_key(key: str, name: str) -> str:
     return hashlib.sha256(f"{key}\x1f{name}".encode()).hexdigest()[:32]
 
 
-def store_study(folder: Path, task: StudyTask) -> StudyRecord:
+def store_study(folder: Path, task: StudyTask, *, codec: Codec = COMPACT) -> StudyRecord:
     """Decodes a study and writes its volume, or those of its parts, below `folder`."""
 
     def write(key: str, volume: np.ndarray) -> tuple[str, str, int]:
-        path, digest = write_volume(folder, key, volume)
+        path, digest = write_volume(folder, key, volume, codec)
         return path, digest.sha256, digest.num_bytes
 
     return decode_study(task).record(task.key, write)

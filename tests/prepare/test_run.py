@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import blosc2
 import numpy as np
 import pandas as pd
 import pydicom
@@ -121,6 +123,38 @@ def test_two_processes_give_the_bytes_of_one(prepared_once, phantom_root, tmp_pa
     assert digests(WorkFolder(tmp_path)) == digests(prepared_once)
 
 
+def test_a_fast_store_has_the_pixels_and_tables_of_the_compact_one(
+    prepared_once, phantom_root, tiny_config, tmp_path, caplog
+):
+    work = WorkFolder(tmp_path)
+    options = replace(phantom_options(phantom_root), store="fast")
+    do(prepare, tiny_config, work, options)
+    fast, compact = store(work), store(prepared_once)
+    pd.testing.assert_frame_equal(fast.slices, compact.slices)
+    volumes = [str(volume) for volume in fast.slices["volume"].unique()]
+    for volume in volumes:
+        np.testing.assert_array_equal(fast.read_volume(volume), compact.read_volume(volume))
+    codecs = {blosc2.open(str(work.prepared / volume), mode="r").schunk.cparams.codec for volume in volumes}
+    assert codecs == {blosc2.Codec.LZ4}
+    assert fast.manifest.settings == compact.manifest.settings
+    with caplog.at_level("INFO"):
+        do(prepare, tiny_config, work, options)
+    assert "up to date" in caplog.text
+    assert "--fresh writes all with --store fast" in caplog.text
+
+
+def count_studies(monkeypatch):
+    """A list that gets the key of every study that is decoded from now on."""
+    done, store_study = [], decode.store_study
+
+    def count(folder, task, **options):
+        done.append(task.key)
+        return store_study(folder, task, **options)
+
+    monkeypatch.setattr(decode, "store_study", count)
+    return done
+
+
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     prepared_once, phantom_root, tiny_config, tmp_path, monkeypatch, after
@@ -138,8 +172,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
         do(prepare, tiny_config, work, phantom_options(phantom_root))
     assert not work.prepared.exists()
     monkeypatch.undo()
-    done, store_study = [], decode.store_study
-    monkeypatch.setattr(decode, "store_study", lambda folder, task: done.append(task.key) or store_study(folder, task))
+    done = count_studies(monkeypatch)
     do(prepare, tiny_config, work, phantom_options(phantom_root))
     assert len(done) == 28 - after
     assert digests(work) == digests(prepared_once)
@@ -152,8 +185,7 @@ def test_new_files_are_taken_up_and_move_no_patient(phantom_root, tiny_config, t
     do(prepare, tiny_config, work, phantom_options(root, limit_studies=9))
     first = store(work)
     assert first.split("train")["study_id"].nunique() == 9
-    done, store_study = [], decode.store_study
-    monkeypatch.setattr(decode, "store_study", lambda folder, task: done.append(task.key) or store_study(folder, task))
+    done = count_studies(monkeypatch)
     do(prepare, tiny_config, work, phantom_options(root))
     second = store(work)
     assert second.split("train")["study_id"].nunique() == 16

@@ -24,7 +24,7 @@ from ichkit.sources.plan import add_positions, order_slices
 from ichkit.sources.rsna import read_labels
 from ichkit.sources.series import CQ500_RULE, FOLDER_RULE, SLABS_RULE, THICK_RULE, THIN_RULE, choose_series
 from ichkit.sources.series_names import why_dropped_by_name
-from ichkit.sources.study import PixelSettings, StudyTask
+from ichkit.sources.study import PixelSettings, StudyTask, store_study
 
 TASK = find_task("hemorrhage")
 
@@ -325,7 +325,7 @@ def test_the_file_that_kills_its_worker_is_found_and_the_rest_of_its_study_is_ke
     header, _ = read_headers([good])[0]
     deadly = DeadlyRef("b.dcm", good.container, good.num_bytes, -1, 0, 0)
     task = StudyTask("ab12", (((good, header),), ((deadly, header),)), PixelSettings(False, (-800, 2000), None))
-    record = without_culprit(tmp_path, task)
+    record = without_culprit(partial(store_study, tmp_path), task)
     assert record.kept == [0]
     assert record.failures == [(1, 0, "its worker died, twice")]
     assert (np.asarray(open_volume(tmp_path / record.volume)[:]) == 40).all()

@@ -23,6 +23,7 @@ from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.imaging.sequence_steps import SEQUENCE_STEPS
 from ichkit.imaging.sequences import SequenceSettings
 from ichkit.imaging.steps import find_step
+from ichkit.imaging.store import Codec
 from ichkit.show.plan import Forecast, Plan, format_bytes, nearest_folder
 from ichkit.sources.external import ExternalSet, find_external_source
 from ichkit.sources.files import count_read, digest_tables, scan_files
@@ -52,7 +53,7 @@ _FILES = "_files"
 _SUBGROUPS = "subgroups"
 LOCK = "lock"
 """Setting of a store with locked patients: their share."""
-_BYTES_PER_PIXEL = 0.51
+_BYTES_PER_PIXEL: dict[Codec, float] = {"compact": 0.51, "fast": 0.63}
 """Size of a compressed volume: 132 kB per slice of 512 x 512, the noisiest of four real data sets."""
 _SECONDS_PER_PIXEL = 1.0e-8
 """Time of one core, header included: 2.6 ms per slice of 512 x 512 (`benchmarks/results/prepare.json`)."""
@@ -80,6 +81,7 @@ class PrepareOptions:
         accept_raw: accept slices whose values may not be Hounsfield units.
         skip_undecodable: reject images whose decoder is not installed, instead of stopping.
         backend: "processes" or "ray"; None takes the config's.
+        store: how volumes are compressed, "compact" or "fast"; None takes the config's.
     """
 
     source: str | None = None
@@ -99,6 +101,7 @@ class PrepareOptions:
     accept_raw: bool = False
     skip_undecodable: bool = False
     backend: Backend | None = None
+    store: Codec | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,16 @@ class PreparePlan(Plan):
         return "parts" in self.settings
 
     @property
+    def codec(self) -> Codec:
+        """How the volumes are compressed that it writes."""
+        return self.options.store or self.config.prepare.store
+
+    @property
+    def note_on_codec(self) -> str:
+        """What a message on a store that stays as it is adds where `--store` is given."""
+        return f"; volumes stay as they are, --fresh writes all with --store {self.codec}" if self.options.store else ""
+
+    @property
     def writes(self) -> tuple[Path, ...]:
         """The store."""
         return () if self.current is not None else (self.work.prepared,)
@@ -171,7 +184,7 @@ class PreparePlan(Plan):
             DataError: a label file is invalid, or not of these scans.
         """
         if self.current is not None:
-            return Forecast(("prepare: up to date, nothing to do",))
+            return Forecast((f"prepare: up to date, nothing to do{self.note_on_codec}",))
         estimate, task = self._estimate(), find_task(self.config.task)
         compared = [
             compare_ids(item.labels, item.images, task, self.subgroups, by_part=self.by_part)
@@ -207,7 +220,7 @@ class PreparePlan(Plan):
         written_pixels = num_files * size**2 if size else read_bytes / 2
         return Forecast(
             tuple(steps),
-            written_pixels * _BYTES_PER_PIXEL,
+            written_pixels * _BYTES_PER_PIXEL[self.codec],
             _START_SECONDS + read_bytes / 2 * _SECONDS_PER_PIXEL / workers,
             f"on {format_count(workers, 'process', 'processes')}, if the disk is fast enough",
         )

@@ -56,7 +56,7 @@ def run(plan: PreparePlan) -> Manifest:
     """
     config, work, options = plan.config, plan.work, plan.options
     if plan.current is not None:
-        logger.info("prepare: up to date (%d slices)", plan.current.facts["num_slices"])
+        logger.info("prepare: up to date (%d slices)%s", plan.current.facts["num_slices"], plan.note_on_codec)
         if not (partial_of(work.prepared) / RECORDS_FOLDER).exists():
             discard(partial_of(work.prepared))  # of a call that stopped before its first study
         return plan.current
@@ -86,6 +86,7 @@ def run(plan: PreparePlan) -> Manifest:
             run=partial(runner, workers=workers),
             strict=options.strict,
             stop=stop,
+            codec=plan.codec,
         )
     refused = {item.source.name: item.refused for item in plan.listings}
     data = "phantom" if any(is_phantom(item.root) for item in plan.listings) else plan.source
