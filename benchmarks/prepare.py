@@ -2,10 +2,14 @@
 
 Both sides read the same files, interleaved round by round, and all their CPU time is counted, writing included:
 (a) this package: headers, decoding, repair, clipping, compression, digests, files on disk; (b) the usual route: pydicom
-with its default settings, NumPy windows, a 3-channel PNG at OpenCV's default level; (c) plain reading of the bytes; and
-(a) once more from a zip of the same files. Files are in the page cache for all of them.
+with its default settings, NumPy windows, a 3-channel PNG at OpenCV's default level; (c) plain reading of the bytes; (a)
+once more into a fast store, and from a zip of the same files; and each part of (a) alone (`measure_parts`), whose sum
+is what (a) could reach. Files are in the page cache for all of them.
 """
 
+import hashlib
+import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -20,16 +24,19 @@ from measuring import make_parser, report, time_cpu
 
 from ichkit import write_phantom
 from ichkit.engine.parallel import run_tasks
-from ichkit.imaging.store import open_volume
+from ichkit.imaging.dicom import read_slices
+from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield
+from ichkit.imaging.store import COMPACT, Codec, encode_volume, open_volume
 from ichkit.sources.files import scan_files
 from ichkit.sources.folder import plan_folder
 from ichkit.sources.index import read_index
 from ichkit.sources.plan import StudyTasks, order_slices
-from ichkit.sources.study import PixelSettings, StudyRecord, store_study
+from ichkit.sources.study import PixelSettings, StudyRecord, is_repaired, store_study
 from ichkit.work.artifacts import encode_json, write_bytes_atomically
 
 WINDOWS = ((40, 80), (75, 215), (600, 2800))
 HULL_HU = (-800, 2000)
+PIXELS = PixelSettings(True, HULL_HU, None)
 MIN_SLICES = 300
 
 
@@ -56,7 +63,7 @@ def measure(root: Path, scratch: Path, rounds: int) -> dict[str, float]:
     packed = pack(paths, scratch / "packed.zip")
     # The same files again and again where there are few, so that a round takes long enough to be timed.
     repeats = max(1, -(-MIN_SLICES // len(paths)))
-    ours, usual, plain, zipped = [], [], [], []
+    ours, usual, plain, zipped, fast, parts = [], [], [], [], [], []
     for turn in range(rounds + 1):
         out = scratch / f"out{turn}"
         timed = [
@@ -64,15 +71,25 @@ def measure(root: Path, scratch: Path, rounds: int) -> dict[str, float]:
             time_cpu(lambda out=out: [write_pngs(paths, out / f"png{i}") for i in range(repeats)])[1],
             time_cpu(lambda: [path.read_bytes() for _ in range(repeats) for path in paths])[1],
             time_cpu(lambda out=out: [prepare(packed, out / f"zip{i}") for i in range(repeats)])[1],
+            time_cpu(lambda out=out: [prepare(root, out / f"fast{i}", "fast") for i in range(repeats)])[1],
         ]
+        of_parts = measure_parts(root, out)
         if turn:  # the first round compiles kernels and fills the page cache
-            for total, seconds in zip((ours, usual, plain, zipped), timed, strict=True):
+            parts.append(of_parts)
+            for total, seconds in zip((ours, usual, plain, zipped, fast), timed, strict=True):
                 total.append(seconds / repeats)
+        kept = out / "png0" if turn == rounds else None
+        for folder in out.iterdir():
+            if folder != kept:
+                shutil.rmtree(folder)
     records = prepare(root, scratch / "checked")
     num_slices = sum(len(record.kept) for record in records)
     check_lossless(root, scratch / "checked", records)
     ratios = np.array(usual) / np.array(ours)
     volume_bytes = sum(record.num_bytes for record in records)
+    fast_bytes = sum(record.num_bytes for record in prepare(root, scratch / "checked_fast", "fast"))
+    milliseconds = {name: float(np.median([one[name] for one in parts])) for name in parts[0]}
+    shares = [sum(one.values()) / (seconds / num_slices * 1e3) for one, seconds in zip(parts, ours, strict=True)]
     png_bytes = sum(path.stat().st_size for path in (scratch / f"out{rounds}" / "png0").glob("*.png"))
     return {
         "ratio_vs_png_per_core": float(np.median(ratios)),
@@ -83,6 +100,11 @@ def measure(root: Path, scratch: Path, rounds: int) -> dict[str, float]:
         "png_slices_per_s_core": len(paths) / float(np.median(usual)),
         "read_slices_per_s_core": len(paths) / float(np.median(plain)),
         "zip_slices_per_s_core": num_slices / float(np.median(zipped)),
+        "fast_slices_per_s_core": num_slices / float(np.median(fast)),
+        "fast_bytes": fast_bytes / volume_bytes,
+        **{f"ms_{name}": value for name, value in milliseconds.items()},
+        "share_of_parts": float(np.median(shares)),
+        "share_of_parts_lowest": float(min(shares)),
         "kb_per_slice": volume_bytes / num_slices / 1e3,
         "kb_per_png": png_bytes / len(paths) / 1e3,
         **measure_efficiency(root, scratch),
@@ -103,17 +125,17 @@ def study_tasks(root: Path) -> StudyTasks:
     index = read_index(files[~files["relative"].str.endswith(".zip")], None, run=in_this_process)
     # Every series of the folder source's rule, so that any --data serves; RSNA's repair costs nothing extra.
     plan = plan_folder(index, b"benchmark")
-    return StudyTasks(order_slices(plan.files)[0], PixelSettings(True, HULL_HU, None))
+    return StudyTasks(order_slices(plan.files)[0], PIXELS)
 
 
 def in_this_process(function, tasks, **_):
     return run_tasks(function, tasks, workers=1)
 
 
-def prepare(root: Path, out: Path) -> list[StudyRecord]:
+def prepare(root: Path, out: Path, codec: Codec = COMPACT) -> list[StudyRecord]:
     """What `ichkit prepare` does with a data root, but for tables and folds: headers to volumes and records on disk."""
     records = []
-    for _, record in in_this_process(StoreStudy(out), study_tasks(root)):
+    for _, record in in_this_process(StoreStudy(out, codec), study_tasks(root)):
         write_bytes_atomically(out / "records" / f"{record.key}.json", encode_json(asdict(record)))
         records.append(record)
     return records
@@ -122,11 +144,52 @@ def prepare(root: Path, out: Path) -> list[StudyRecord]:
 class StoreStudy:
     """`store_study` into one folder; a class, so that it can be sent to a process."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, codec: Codec = COMPACT) -> None:
+        self.out, self.codec = out, codec
 
     def __call__(self, task) -> StudyRecord:
-        return store_study(self.out, task)
+        return store_study(self.out, task, codec=self.codec)
+
+
+def measure_parts(root: Path, out: Path) -> dict[str, float]:
+    """CPU milliseconds per slice of each part that storing a study cannot do without, on the files that are kept."""
+    pairs = [[pair for files in task.slices for pair in files] for task in study_tasks(root)]
+    seconds = dict.fromkeys(("read", "headers", "convert", "compress", "digest", "write"), 0.0)
+    num_slices = sum(len(study) for study in pairs)
+
+    def timed(name, function, items):
+        began = time.process_time()
+        results = [function(item) for item in items]
+        seconds[name] += time.process_time() - began
+        return results
+
+    def convert(pair):
+        (data, header), row = pair
+        fill_hounsfield(decode_stored(data, header), header, row, repair=is_repaired(header, PIXELS), hull_hu=HULL_HU)
+
+    def write(frame):
+        with (out / "parts" / "volume").open("wb") as file:
+            file.write(frame)
+            file.flush()
+            os.fsync(file.fileno())
+
+    (out / "parts").mkdir()
+    for study in pairs:
+        headers = [header for _, header in study]
+        files = timed("read", lambda pair: Path(pair[0].container).read_bytes(), study)
+        timed("headers", lambda data: read_slices(lambda count, data=data: data[:count], len(data)), files)
+        pixels = [
+            data[header.pixel_offset : header.pixel_offset + header.pixel_bytes]
+            for data, header in zip(files, headers, strict=True)
+        ]
+        size = max(header.rows for header in headers), max(header.columns for header in headers)
+        volume = np.full((len(study), *size), HULL_HU[0], np.int16)
+        rows = [image[: header.rows, : header.columns] for image, header in zip(volume, headers, strict=True)]
+        timed("convert", convert, list(zip(zip(pixels, headers, strict=True), rows, strict=True)))
+        frames = timed("compress", encode_volume, [volume])
+        timed("digest", lambda frame: hashlib.sha256(frame).digest(), frames)
+        timed("write", write, frames)
+    return {name: value / num_slices * 1e3 for name, value in seconds.items()}
 
 
 def write_pngs(paths: list[Path], out: Path) -> None:
