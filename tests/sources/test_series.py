@@ -88,7 +88,7 @@ def test_a_study_without_an_axial_series_is_said(tmp_path, caplog):
     write_series(tmp_path, 20, orientation=(0, 1, 0, 0, 0, -1))
     with caplog.at_level("WARNING", logger="ichkit"):
         assert chosen(tmp_path)[0] == []
-    assert "study 1: no axial series of slices; not used: 1" in caplog.text
+    assert "study 1 of 1 found: no axial series of slices; not used: 1" in caplog.text
 
 
 def test_base_and_vertex_in_two_series_are_one_head_from_the_feet_up(tmp_path, caplog):
