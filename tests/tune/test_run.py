@@ -171,7 +171,10 @@ def test_a_search_that_is_up_to_date_trains_nothing_and_every_file_is_listed(wor
     assert best.train.learning_rate == (0.0003, 0.003)[outcome.choice.best]
     assert best.train.accelerator == "cpu"  # also what only changes speed or the last digits
     page = (folder / "tune.html").read_text()
+    *_, curves = page.split("<svg")
     assert page.count("<svg") == 3
+    assert ">1</text>" in curves  # of one epoch, which is a whole number
+    assert "Validation weighted log loss after each epoch" in curves
     assert "its out-of-fold score is not optimistic" in page
 
 

@@ -195,7 +195,7 @@ def draw_training(
         axes.plot([], [], color=MUTED, label="validation", **_VALIDATION)
     if heldout:
         axes.plot([], [], color=MUTED, label="held-out (display only)", **_HELD_OUT)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="epoch", ylabel=f"{'training loss' if len(axes.lines) == len(histories) else 'loss'} (nats)")
     axes.legend(fontsize=8, ncols=2)
     return figure

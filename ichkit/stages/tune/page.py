@@ -74,12 +74,23 @@ def _draw(plan: TunePlan, trials: Sequence[Trial], choice: Choice, epochs: pd.Da
     for number, dimension in enumerate(plan.space.dimensions):
         figure = _draw_dimension(plan, trials, choice, dimension)
         alt = f"{name} against {dimension.name}"
-        charts.append(Chart(to_svg(figure, f"by{number}", alt), f"{alt}: every trial, other settings as drawn."))
+        charts.append(
+            Chart(to_svg(figure, f"by{number}", alt), f"{_start(alt)}: every trial, other settings as drawn.")
+        )
     if epochs is not None:
-        alt = f"{plan.objective.column} after each epoch"
+        alt = f"{_epoch_label(plan)} after each epoch"
         figure = _draw_epochs(plan, choice, epochs)
-        charts.append(Chart(to_svg(figure, "epochs", alt), f"{alt}, mean over folds; thick: the best trial."))
+        charts.append(Chart(to_svg(figure, "epochs", alt), f"{_start(alt)}, mean over folds; thick: the best trial."))
     return charts
+
+
+def _epoch_label(plan: TunePlan) -> str:
+    return plan.objective.column.replace("_", " ")
+
+
+def _start(text: str) -> str:
+    """The text with a capital at its start."""
+    return text[:1].upper() + text[1:]
 
 
 @in_style
@@ -92,7 +103,7 @@ def _draw_trials(plan: TunePlan, trials: Sequence[Trial], choice: Choice) -> Fig
             axes.vlines(trial.number, interval.low, interval.high, color=COLOURS[0], lw=1.4, alpha=0.55)
     _mark(axes, [trial.number for trial in trials], trials, choice)
     axes.set(xlabel="trial", ylabel=plan.objective.name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -123,8 +134,8 @@ def _draw_epochs(plan: TunePlan, choice: Choice, epochs: pd.DataFrame) -> Figure
         axes.plot(curve.index, curve, color=COLOURS[0] if is_best else MUTED, lw=2 if is_best else 0.9)
         if len(curve) == 1:
             axes.plot(curve.index, curve, "o", ms=4, color=COLOURS[0] if is_best else MUTED)
-    axes.set(xlabel="epoch", ylabel=plan.objective.column.replace("_", " "))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel=_epoch_label(plan))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
