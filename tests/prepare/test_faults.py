@@ -16,12 +16,12 @@ import pydicom
 import pytest
 from click.testing import CliRunner
 from support.commands import do, phantom_options
+from support.jobs import count_studies
 
 from ichkit.cli.main import main
 from ichkit.core.errors import DiskFullError, Stopped
 from ichkit.engine import parallel
 from ichkit.engine.parallel import run_tasks
-from ichkit.sources import decode
 from ichkit.stages.prepare import run as prepare
 from ichkit.work import artifacts
 from ichkit.work.artifacts import find_damage, read_manifest
@@ -62,9 +62,8 @@ def num_records(work):
 
 def check_going_on(work, phantom_root, tiny_config, prepared_once, monkeypatch):
     """The next call does what is left and no more, and leaves the bytes of an undisturbed store."""
-    finished, done, store_study = num_records(work), [], decode.store_study
+    finished, done = num_records(work), count_studies(monkeypatch)
     is_whole = (work.prepared / "manifest.json").exists()
-    monkeypatch.setattr(decode, "store_study", lambda folder, task: done.append(task.key) or store_study(folder, task))
     do(prepare, tiny_config, work, phantom_options(phantom_root))
     monkeypatch.undo()
     assert len(done) == (0 if is_whole else NUM_STUDIES - finished)

@@ -10,6 +10,7 @@ import pandas as pd
 import pydicom
 import pytest
 from support.commands import do, phantom_options
+from support.jobs import count_studies
 
 from ichkit.core.config import load_config
 from ichkit.core.errors import ArtifactError, DataError, FoldError, Stopped
@@ -141,18 +142,6 @@ def test_a_fast_store_has_the_pixels_and_tables_of_the_compact_one(
         do(prepare, tiny_config, work, options)
     assert "up to date" in caplog.text
     assert "--fresh writes all with --store fast" in caplog.text
-
-
-def count_studies(monkeypatch):
-    """A list that gets the key of every study that is decoded from now on."""
-    done, store_study = [], decode.store_study
-
-    def count(folder, task, **options):
-        done.append(task.key)
-        return store_study(folder, task, **options)
-
-    monkeypatch.setattr(decode, "store_study", count)
-    return done
 
 
 @pytest.mark.parametrize("after", [1, 5])
