@@ -95,6 +95,7 @@ def test_aspects2020_starts_from_a_network_of_hemorrhage_and_ends_in_a_board_and
     assert board.loc["aspects2020-base", ["cv_early", "cv_old", "site_auc_early"]].notna().all()
     page = Path("work/report.html").read_text()
     assert "<h1>Ischemic stroke on head CT</h1>" in page
+    assert "Score of regions by study" in page
     text = re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
     text = text.replace("models/hemorrhage", "")  # where its networks started
     assert [line for line in text.splitlines() if re.search(r"(?i)\bbleed\b|ha?emorrhage", line)] == []

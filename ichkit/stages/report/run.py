@@ -45,6 +45,7 @@ from ichkit.stages.report.proof import make_proof
 from ichkit.stages.report.protocols import make_protocols
 from ichkit.stages.report.provenance import make_data, make_repeat, make_training
 from ichkit.stages.report.reference import make_reference
+from ichkit.stages.report.region_scores import make_region_scores
 from ichkit.stages.report.report_data import ReportData
 from ichkit.stages.report.robustness import make_robustness
 from ichkit.stages.report.sample_size import make_sample_size
@@ -77,6 +78,7 @@ _SCORED = (
     make_operating,
     make_calibration,
     make_inner,
+    make_region_scores,
     make_decisions,
     make_strips,
     make_failures,
