@@ -20,8 +20,8 @@ LOW_SCORE = 7
 """Scores of at most this were the poor prognosis of Barber et al., Lancet 2000."""
 _TITLE = "Score of regions by study"
 _TEXT = (
-    "Ten regions a side less those positive for {name}; the lower side counts. Of {source}, out of fold: each fold is decided "
-    "at the threshold with the best F1 on the other folds. Regions whose label is unknown take no point off, neither "
+    "Ten regions a side less those positive for {name}; the lower side counts. Of {source}, out of fold: each fold is "
+    "decided at the threshold with the best F1 on the other folds. Regions of unknown label take no point off, neither "
     "from the score of the networks nor from that of the labels."
 )
 _NOTE = (
