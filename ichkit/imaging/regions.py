@@ -1,5 +1,6 @@
 """Regions of the brain in the millimetres of a reference head, as a table that a user can replace."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -93,6 +94,8 @@ def make_regions(rows: Iterable[Iterable[Any]]) -> tuple[Region, ...]:
         region = Region(str(name), float(x), float(y), float(rx), float(ry), float(low), float(high), str(group))
         if not (region.name.replace("_", "").isalnum() and region.name.isascii() and len(region.name) <= 32):
             raise ValueError(f"region {region.name[:32]!r}: expected a name of letters, digits and _")
+        if not all(map(math.isfinite, (region.x, region.y, region.rx, region.ry, region.low, region.high))):
+            raise ValueError(f"region {region.name}: expected finite numbers")
         if not (region.rx > 0 and region.ry > 0 and region.high > region.low):
             raise ValueError(f"region {region.name}: expected rx and ry above 0, and high above low")
         regions.append(region)

@@ -238,7 +238,12 @@ def place(study: Sequences, mask: Image) -> Sequences:
 
     Args:
         mask: of the brain, in the first image.
+
+    Raises:
+        DataError: the mask is empty.
     """
+    if not (mask.values > 0).any():
+        raise DataError("no brain was found: the mask, or the first sequence without one, is empty")
     points = np.argwhere(mask.values > 0)[:, ::-1] @ mask.affine[:3, :3].T + mask.affine[:3, 3]
     points = (points - study.frames[0][:3, 3]) @ np.linalg.inv(study.frames[0][:3, :3]).T
     low, high = np.percentile(points, [1, 99], axis=0)

@@ -1,13 +1,22 @@
 """Headers and Hounsfield units, against values worked out by hand."""
 
 import dataclasses
+import io
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.pixels.decoders.base import get_decoder
 from support.dicoms import make_dataset, read_header, write_slice
 
 from ichkit.imaging.dicom import UnreadableError, read_slices
-from ichkit.imaging.hounsfield import decode_stored, fill_hounsfield, has_broken_intercept, is_tissue_padding
+from ichkit.imaging.hounsfield import (
+    decode_stored,
+    fill_hounsfield,
+    has_broken_intercept,
+    has_decoder,
+    is_tissue_padding,
+)
 
 HULL = (-800, 2000)
 
@@ -181,3 +190,67 @@ def test_a_series_name_in_utf8_that_does_not_say_so_is_read_as_it_was_written(tm
 
 def test_modality_in_lower_case_is_ct(tmp_path):
     assert read(write_slice(tmp_path / "a.dcm", Modality="ct"))[0].rows > 0
+
+
+def test_pixels_of_another_shape_than_the_header_are_refused():
+    """As of a JPEG whose own frame is smaller than Rows and Columns."""
+    dataset = make_dataset(np.full((8, 8), 1064, np.uint16))
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    header = read_header(buffer.getvalue())
+    with pytest.raises(UnreadableError, match="decompressed pixels do not fit Rows and Columns"):
+        decode_stored(buffer.getvalue(), dataclasses.replace(header, rows=4, columns=16))
+
+
+def test_pixels_that_end_too_early_are_refused_when_they_are_decoded(tmp_path):
+    """As of a file that was cut after its header was read."""
+    header, data = read(write_slice(tmp_path / "a.dcm"))
+    with pytest.raises(UnreadableError, match="truncated: the pixels end too early"):
+        decode_stored(data[header.pixel_offset : -2], header)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "expected"),
+    [
+        ("", True),
+        (str(pydicom.uid.RLELossless), True),
+        (str(pydicom.uid.MPEG2MPML), True),  # no package decodes it, so that none can be recommended
+    ],
+)
+def test_a_decoder_is_only_missed_where_a_package_would_bring_one(syntax, expected):
+    assert has_decoder(syntax) == expected
+
+
+def test_a_missing_decoder_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
+    dataset = make_dataset(np.full((96, 64), 1064, np.uint16))
+    dataset.compress(pydicom.uid.JPEG2000Lossless, generate_instance_uid=False)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    header, data = read(tmp_path / "a.dcm")
+    assert (decode_stored(data, header) == 1064).all()
+    decoder = get_decoder(pydicom.uid.JPEG2000Lossless)
+    monkeypatch.setattr(decoder, "_available", {})
+    assert not has_decoder(header.syntax)
+    with pytest.raises(UnreadableError, match=r"no decoder for JPEG 2000 .*; pip install 'ichkit\[dicom\]'"):
+        decode_stored(data, header)
+
+
+@pytest.mark.parametrize(
+    ("signed", "limit", "expected"),
+    [
+        (1, -1, [True, False, False]),
+        (1, 65536 - 1990, [True, True, False]),
+        (0, -1, [True, False, False]),
+    ],
+)
+def test_a_padding_that_bits_stored_cannot_hold_is_found_in_all_sixteen_bits(tmp_path, signed, limit, expected):
+    """12 bits hold -2048 to 2047 with a sign: the padding of -3000 stands in all 16 bits of a pixel."""
+    stored = np.array([[65536 - 3000, 65536 - 2990, 40]], np.uint16)
+    limit = limit if limit < 0 else 65536 - 2980
+    header = read(write_slice(tmp_path / "a.dcm", stored, bits_stored=12, signed=signed, intercept=0))[0]
+    header = dataclasses.replace(header, padding_value=65536 - 3000, padding_limit=limit)
+    values = np.empty(stored.shape, np.int16)
+    is_padded, _ = fill_hounsfield(stored, header, values, repair=False, hull_hu=(-800, 2000))
+    assert is_padded
+    assert (values[0] == -800).tolist() == expected
+    assert values[0, 2] == 40

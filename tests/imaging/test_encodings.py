@@ -9,7 +9,9 @@ from support.dicoms import make_dataset, read_header
 from support.encodings import (
     big_endian,
     deflated,
+    enhanced,
     head_pixels,
+    item,
     to_bytes,
     with_meta_uid,
     without_meta,
@@ -137,6 +139,71 @@ def test_a_deflated_bomb_is_refused_before_it_fills_memory(monkeypatch):
         decode(data)
 
 
+def test_a_deflated_data_set_that_is_damaged_or_has_no_meta_group_is_refused():
+    data = deflated(explicit())
+    with pytest.raises(UnreadableError, match="deflated data set is damaged"):
+        decode(data[: len(explicit()) - len(without_meta(explicit()))] + b"\xff" * 200)
+    with pytest.raises(UnreadableError, match="deflated data set without a meta group"):
+        decode(data[132:])
+
+
+@pytest.mark.parametrize("length", [132, 140, 143, 144, 170])
+def test_a_file_that_ends_inside_its_meta_group_is_refused_with_a_reason(length):
+    assert explicit()[132:140] == b"\x02\0\0\0UL\x04\0"
+    ((header, reason),) = dicom.read_slices(lambda wanted: explicit()[:length][:wanted], length)
+    assert header is None
+    assert reason.startswith(("header cannot be read", "no pixel data"))
+
+
+def test_a_file_beyond_the_bound_is_refused_unread():
+    def read_head(wanted):
+        raise AssertionError("read")
+
+    ((header, reason),) = dicom.read_slices(read_head, dicom.MAX_FILE_BYTES + 1)
+    assert (header, reason) == (None, "file is larger than 256 MB")
+
+
+def test_a_header_cut_inside_an_element_is_read_on_until_it_is_whole(monkeypatch):
+    monkeypatch.setattr(dicom, "HEAD_BYTES", (600, 65_536, 2 * 1024**2))
+    dataset = make_dataset(PIXELS)
+    dataset.ReferencedImageSequence = [item(ReferencedSOPInstanceUID="1.2.3")] * 20  # which only pydicom reads
+    data, asked = to_bytes(dataset), []
+
+    def read_head(wanted):
+        asked.append(wanted)
+        return data[:wanted]
+
+    ((header, reason),) = dicom.read_slices(read_head, len(data))
+    assert (header.rows, reason) == (16, "")
+    assert asked[:3] == [600, 600, 65_536]
+
+
+@pytest.mark.parametrize("number", [0, -1, dicom.MAX_FRAMES + 1])
+def test_an_enhanced_ct_of_no_frames_or_of_too_many_is_refused(number):
+    dataset = enhanced([PIXELS], [(0, 0, 0)], [(1, -1024)])
+    dataset.NumberOfFrames = number
+    with pytest.raises(UnreadableError, match="invalid number of frames: expected 1 to 10000"):
+        read_header(to_bytes(dataset))
+
+
+def test_a_frame_whose_header_cannot_be_used_is_refused_and_the_others_are_read():
+    dataset = enhanced([PIXELS, PIXELS + 1], [(0, 0, 0), (0, 0, 5)], [(0, -1024), (1, -1024)])
+    data = to_bytes(dataset)
+    first, second = dicom.read_slices(lambda wanted: data[:wanted], len(data))
+    assert first == (None, "RescaleSlope is 0")
+    assert (second[0].position_z, second[1]) == (5.0, "")
+    np.testing.assert_array_equal(decode_stored(data[second[0].pixel_offset :], second[0]), PIXELS + 1)
+
+
+def test_a_compressed_fragment_cut_off_at_the_end_of_the_file_names_no_compression():
+    dataset = make_dataset(head_pixels(shape=(96, 64)))
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    data = with_meta_uid(to_bytes(dataset), None)
+    begin = data.index(b"\xe0\x7f\x10\x00OB") + 12
+    with pytest.raises(UnreadableError, match="compressed pixels without a transfer syntax"):
+        decode(data[: begin + 4])
+
+
 def test_a_file_whose_header_does_not_end_is_not_read_to_its_end(monkeypatch):
     """As a sparse file, or one that is nothing but elements: pydicom takes minutes for 250 MB of them."""
     monkeypatch.setattr(dicom, "HEAD_BYTES", (1024, 65_536, 2 * 1024**2))
@@ -255,6 +322,26 @@ def test_an_odd_header_is_read_or_refused_with_its_reason(name):
     stored, header = decode(data)
     np.testing.assert_array_equal(stored, PIXELS)
     assert (header.rows, header.columns, header.spacing_row_mm) == (16, 12, 0.5)
+
+
+def as_bytes(data, element):
+    """An explicit element with a short length under VR OB, whose value pydicom leaves as bytes."""
+    at = data.index(element)
+    length = data[at + 6 : at + 8]
+    return data[:at] + element[:4] + b"OB\0\0" + length + b"\0\0" + data[at + 8 :]
+
+
+def test_numbers_that_are_stored_as_bytes_are_read_as_what_they_are():
+    data = as_bytes(to_bytes(make_dataset(PIXELS, slope=2.5)), b"\x28\x00\x53\x10DS")
+    assert decode(data)[1].slope == 2.5
+    data = as_bytes(to_bytes(make_dataset(PIXELS, PixelPaddingValue=-2000)), b"\x28\x00\x20\x01SS")
+    assert decode(data)[1].padding_value == 65536 - 2000
+
+
+def test_a_number_stored_as_bytes_that_are_no_text_is_refused_by_its_name():
+    data = as_bytes(to_bytes(make_dataset(PIXELS, slope=2.5)), b"\x28\x00\x53\x10DS")
+    with pytest.raises(UnreadableError, match="RescaleSlope is not a number"):
+        decode(data.replace(b"2.5 ", b"\xff\xfe\x00\x01", 1))
 
 
 def test_a_modality_look_up_table_is_refused_by_its_name_and_an_empty_one_is_not():

@@ -62,3 +62,9 @@ def test_slabs_follow_each_other_hold_at_most_their_thickness_and_do_not_depend_
         # The last one may have taken in a thin one behind it, however far that is.
         assert np.ptp(inside) < thickness or number == groups[-1]
     np.testing.assert_array_equal(slab_groups(positions + moved, thickness), groups)
+
+
+def test_no_slices_are_no_slabs_and_a_thin_last_slab_joins_the_one_before_it():
+    assert slab_groups(np.empty(0), 5.0).tolist() == []
+    assert slab_groups(np.arange(9) * 1.25, 5.0).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert slab_groups(np.arange(10) * 1.25, 5.0).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]

@@ -179,3 +179,38 @@ def test_halves_meet_in_the_middle_column_and_mirroring_the_picture_exchanges_th
     np.testing.assert_array_equal(halves["left"], others["right"])
     np.testing.assert_array_equal(halves["right"], volume[..., : -(-columns // 2)])
     np.testing.assert_array_equal(halves["left"][..., ::-1], volume[..., columns // 2 :])
+
+
+@pytest.mark.parametrize("slices", [-1, 0, 2.0, "5", None])
+def test_a_number_of_slices_that_no_card_has_is_refused(slices):
+    with pytest.raises(ValueError, match="slices must be a number above 0"):
+        PartSettings.from_json({"kind": "middle", "slices": slices})
+
+
+def test_a_region_between_two_slices_is_shown_by_the_nearest_one(head):
+    """Of a scan with gaps of 60 mm no slice lies inside the region; the nearest to its middle is taken."""
+    (region,) = make_regions([("A", 0, 0, 10, 10, 20, 22, "aspects")])
+    volume, positions = head.volume[::12], positions_of(head.volume)[::12]
+    heights = find_head_frame(volume, head.spacing_mm, positions).heights
+    assert not ((heights >= 20) & (heights < 22)).any()
+    cuts = cut_parts(PartSettings("aspects", 0, (region,)), volume, head.spacing_mm, positions)
+    assert {cut.rows for cut in cuts} == {(int(np.abs(heights - 21).argmin()),)}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("place", range(1, 7))
+def test_a_region_whose_place_or_size_is_no_finite_number_is_refused(place, value):
+    row = ["A", 20, 0, 10, 12, -3, 12, "aspects"]
+    row[place] = float(value)
+    with pytest.raises(ValueError, match="region A"):
+        make_regions([row])
+
+
+def test_an_empty_cell_in_a_table_of_regions_is_refused(tmp_path):
+    path = tmp_path / "regions.csv"
+    path.write_text("name,x,y,rx,ry,low,high\nA,,0,10,12,-3,12\n")
+    with pytest.raises(DataError, match="expected a table of regions"):
+        read_regions(path)
+    path.write_text("name,x,y,rx,ry,low,high\nA,1,0,10,12,-3,12\nA,2,0,10,12,-3,12\n")
+    with pytest.raises(DataError, match="each name once"):
+        read_regions(path)

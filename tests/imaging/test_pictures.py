@@ -2,8 +2,11 @@ import cv2
 import numpy as np
 
 from ichkit.imaging.pictures import (
+    CODE_KNOTS,
     brain_picture,
     caption_picture,
+    draw_scale,
+    encode_hounsfield,
     encode_png,
     enlarge_picture,
     fit_picture,
@@ -87,3 +90,31 @@ def test_a_picture_of_several_sequences_shows_the_first_over_the_whole_brain_win
     volume[0, 0], volume[0, 1] = [0, 1500, 3000], 700
     assert picture_volume(volume).tolist() == [[[0, 40, 80]]]
     np.testing.assert_array_equal(picture_volume(volume[:, 0]), volume[:, 0])
+
+
+def test_codes_lie_on_the_lines_between_the_knots_and_keep_brain_to_a_hounsfield_unit():
+    slices_hu = np.arange(-3000, 5000, dtype=np.int16).reshape(10, -1)
+    hounsfield, codes = zip(*CODE_KNOTS, strict=True)
+    found = encode_hounsfield(slices_hu)
+    assert found.shape == slices_hu.shape
+    np.testing.assert_array_equal(found, np.interp(slices_hu, hounsfield, codes).round())
+    shown = np.interp(found, codes, hounsfield)
+    is_brain = (slices_hu >= -15) & (slices_hu <= 90)
+    assert abs(shown - slices_hu)[is_brain].max() <= 0.5
+
+
+def test_the_scale_shows_the_colours_that_a_map_has_on_middle_grey():
+    scale = draw_scale(200, "heat")
+    assert scale.shape == (22, 200, 3)
+    brain, heat = np.full((1, 100), 40, np.int16), np.linspace(0, 1, 100)[None]
+    np.testing.assert_array_equal(scale[10, 16:116], paint_heat(brain, heat)[0])
+
+
+def test_a_slice_of_air_gets_no_colour():
+    air = np.full((6, 6), -1000, np.int16)
+    np.testing.assert_array_equal(paint_heat(air, np.ones((6, 6))), brain_picture(air))
+
+
+def test_a_picture_without_captions_is_left_as_it_is():
+    picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(caption_picture(picture, []), picture)

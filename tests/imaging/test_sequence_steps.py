@@ -10,7 +10,7 @@ from scipy import ndimage
 from ichkit.core.config import SequencesConfig
 from ichkit.core.errors import ConfigError, DataError
 from ichkit.imaging import nifti
-from ichkit.imaging.registration import correct_field, find_rigid
+from ichkit.imaging.registration import correct_field, find_rigid, import_simpleitk
 from ichkit.imaging.sequence_steps import SEQUENCE_STEPS, plane_transform, run_sequence_steps
 from ichkit.imaging.sequences import Image, Sequences, SequenceSettings, grid_affine, sample, to_volume
 
@@ -160,3 +160,36 @@ def test_an_unknown_step_is_refused_with_the_nearest_name(head):
     study = Sequences.start((image_of(head), image_of(head)))
     with pytest.raises(ConfigError, match=r'prepare.sequences.steps.*"midlin".*midline'):
         run_sequence_steps(study, replace(settings("strip"), steps=("midlin",)))
+
+
+def test_the_bias_field_step_corrects_every_sequence_of_a_study(head):
+    brighter = head * np.linspace(0.7, 1.3, SHAPE[2], dtype=np.float32)
+    study = Sequences.start((image_of(head), image_of(brighter)))
+    done = run_sequence_steps(study, settings("bias-field"))
+    for before, after in zip(study.images, done.images, strict=True):
+        np.testing.assert_array_equal(after.values, correct_field(before).values)
+
+
+def test_a_study_without_anything_in_it_keeps_its_values_under_the_field_and_has_no_brain():
+    empty = image_of(np.zeros(SHAPE, np.float32))
+    assert correct_field(empty) is empty
+    with pytest.raises(DataError, match="no brain was found"):
+        run_sequence_steps(Sequences.start((empty, empty)), settings("strip"))
+
+
+def test_the_histogram_step_only_asks_for_matching(head):
+    study = Sequences.start((image_of(head), image_of(head)))
+    assert run_sequence_steps(study, settings("histogram")).matches
+    assert not run_sequence_steps(study, settings()).matches
+
+
+def test_sequences_that_cannot_be_registered_are_a_data_error_without_the_library_s_own_text(head):
+    flat = np.full(SHAPE, np.nan, np.float32)
+    with pytest.raises(DataError, match="the registration of its sequences failed$"):
+        find_rigid(head, flat, SPACING)
+
+
+def test_a_missing_simpleitk_is_named_with_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(DataError, match=r"registration needs SimpleITK; pip install 'ichkit\[mr\]'"):
+        import_simpleitk()

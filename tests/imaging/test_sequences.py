@@ -158,3 +158,9 @@ def test_a_reference_that_is_no_sequence_and_a_template_without_its_step_are_ref
         SequenceSettings.of(SequencesConfig(names=("dwi",), steps=("template",)))
     with pytest.raises(ConfigError, match="distinct names"):
         SequenceSettings.of(SequencesConfig(names=("dwi", "dwi")))
+
+
+def test_a_template_that_cannot_be_read_is_named(tmp_path):
+    config = SequencesConfig(names=("dwi",), steps=("template",), template=tmp_path / "missing.nii")
+    with pytest.raises(DataError, match=r"missing.nii: expected a NIfTI file, it cannot be read \(FileNotFoundError\)"):
+        SequenceSettings.of(config)

@@ -78,3 +78,10 @@ def test_a_resized_slice_goes_back_to_its_place_too(size, spacing):
     assert (weights * x).sum() == pytest.approx(83.25, abs=0.5)
     assert placed.shape == source.shape
     assert not placed[:20].any()
+
+
+def test_a_whole_picture_goes_back_as_it_is_and_a_mirrored_one_is_turned_back():
+    source = np.random.default_rng(0).integers(-800, 2000, (2, 4, 6)).astype(np.int16)
+    np.testing.assert_array_equal(restore(source, None, -1000), source)
+    mirrored = Origin(4, 6, 1.0, 1.0, 0, 0, 4, 6, True, True)
+    np.testing.assert_array_equal(restore(source[..., ::-1], mirrored, -1000), source)
