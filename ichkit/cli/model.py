@@ -1,7 +1,8 @@
 """The commands that use trained models: `ichkit predict`, `ichkit watch`, `ichkit export` and `ichkit explain`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,25 @@ if TYPE_CHECKING:
     from ichkit.stages.predict.export import ExportPlan
     from ichkit.stages.predict.run import PredictPlan
     from ichkit.stages.watch.run import WatchPlan
+
+
+def signature_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that use a signed export."""
+    required = click.option(
+        "--require-signature",
+        "requires_signature",
+        is_flag=True,
+        envvar="ICHKIT_REQUIRE_SIGNATURE",
+        help="Refuse to predict without --verify (env ICHKIT_REQUIRE_SIGNATURE).",
+    )
+    key = click.option(
+        "--verify",
+        type=PATH,
+        envvar="ICHKIT_VERIFY",
+        metavar="KEY",
+        help="Public key that the export must be signed with (env ICHKIT_VERIFY; extra sign).",
+    )
+    return key(required(command))
 
 
 @click.command(
@@ -64,6 +84,7 @@ if TYPE_CHECKING:
     default=True,
     help="Write predictions.html with images and heat maps [default: page].",
 )
+@signature_options
 @common_options
 @planned("ichkit.stages.predict.plan", "PredictOptions")
 def predict_command(plan: "PredictPlan") -> None:
@@ -121,6 +142,7 @@ def predict_command(plan: "PredictPlan") -> None:
 @click.option(
     "--page/--no-page", "has_page", default=True, help="Write predictions.html of each study [default: page]."
 )
+@signature_options
 @common_options
 @planned("ichkit.stages.watch.run", "WatchOptions")
 def watch_command(plan: "WatchPlan") -> None:
@@ -130,9 +152,19 @@ def watch_command(plan: "WatchPlan") -> None:
     click.echo(f"watch: {run(plan)}")
 
 
-@click.command("export", epilog=epilog("ichkit export default-blend", "ichkit export default --out models/default"))
+@click.command(
+    "export",
+    epilog=epilog(
+        "ichkit export default-blend",
+        "ichkit export default --out models/default",
+        "ichkit export default --sign private.pem",
+    ),
+)
 @click.argument("model", shell_complete=complete_model)
 @click.option("--out", type=PATH, help="Output folder [default: export/NAME].")
+@click.option(
+    "--sign", type=PATH, metavar="KEY", help="Private key (PEM, elliptic curve) that signs the export (extra sign)."
+)
 @common_options
 @planned("ichkit.stages.predict.export", "ExportOptions")
 def export_command(plan: "ExportPlan") -> None:

@@ -41,7 +41,7 @@ from ichkit.work.schemas import (
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"])
 SMALL = [word for text in (*TINY, "prepare.size=null") for word in ("--set", text)]
-NOT_OURS = {"git", "cd", "pip", "pytest", "ruff", "kaggle", "export", "pyproject-build", "cyclonedx-py"}
+NOT_OURS = {"git", "cd", "pip", "pytest", "ruff", "kaggle", "openssl", "export", "pyproject-build", "cyclonedx-py"}
 
 
 def read(name: str) -> str:

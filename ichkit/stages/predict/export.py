@@ -16,6 +16,7 @@ from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.predict.card import collect_card
 from ichkit.stages.predict.card_files import CARD_JSON, CARD_MARKDOWN, encode_card
 from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
+from ichkit.stages.predict.signing import SIGNATURE_NAME, check_private_key, sign_export
 from ichkit.stages.predict.thresholds import THRESHOLDS_NAME, measure_thresholds
 from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_json, has_artifact, read_bytes, read_manifest
 from ichkit.work.folder import CARD_NAME, WEIGHTS_NAME, WorkFolder
@@ -52,10 +53,12 @@ class ExportOptions:
     Attributes:
         model: as for `predict --model`.
         out: output folder [default: export/NAME]; an earlier export there is replaced.
+        sign: PEM file of the private key that signs it, or None.
     """
 
     model: str
     out: Path | None = None
+    sign: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ExportPlan(Plan):
         work: the work folder whose scores the model card quotes.
         folder: the output folder.
         parts: the folds of its runs, and its stack without the tables of predictions.
+        sign: as in `ExportOptions`.
     """
 
     config: Config
@@ -75,6 +79,7 @@ class ExportPlan(Plan):
     model: Model
     folder: Path
     parts: tuple[Part, ...]
+    sign: Path | None = None
 
     @property
     def writes(self) -> tuple[Path, ...]:
@@ -97,7 +102,7 @@ def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan
     """Finds the model and checks the output folder; writes nothing.
 
     Raises:
-        ConfigError: no such model, it is an export already, or `out` has other content.
+        ConfigError: no such model, it is an export already, `out` has other content, or a key that cannot sign.
         ArtifactError: a part of the model is unfinished.
     """
     task = find_task(config.task)
@@ -106,7 +111,9 @@ def plan(config: Config, work: WorkFolder, options: ExportOptions) -> ExportPlan
         raise ConfigError(f"export: {options.model} is an exported folder already; copy it as it is.")
     folder = (DEFAULT_FOLDER / model.name if options.out is None else options.out).resolve()
     _refuse_other_content(folder)
-    return ExportPlan(config, work, task, model, folder, _list_parts(model))
+    if options.sign is not None:
+        check_private_key(options.sign)
+    return ExportPlan(config, work, task, model, folder, _list_parts(model), options.sign)
 
 
 def run(plan: ExportPlan) -> Manifest:
@@ -122,6 +129,7 @@ def run(plan: ExportPlan) -> Manifest:
                                                starts from it can refuse them; not where the store is gone
             runs/RUN/foldK/                    model.safetensors, model.json
             stacks/NAME/                       blend.json, the second-stage models, projections of embeddings
+            model.sig                          where it is signed: over all files above
 
     Raises:
         ArtifactError: a part of the model is damaged.
@@ -157,6 +165,9 @@ def run(plan: ExportPlan) -> Manifest:
         "note": RESEARCH_NOTE,
     }
     made = writer.commit(settings=settings, inputs=inputs, facts=facts)
+    if plan.sign is not None:
+        sign_export(plan.folder, plan.sign)
+        logger.info("export: signed, %s", plan.folder / SIGNATURE_NAME)
     num_bytes = sum(digest.num_bytes for digest in made.files.values())
     second = "the mean of its networks" if model.stack is None else "with its second stage"
     logger.info(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ichkit.core.config import Config
 from ichkit.core.errors import ArtifactError, ConfigError, nearest
+from ichkit.core.progress import logger
 from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.parts import WHOLE
 from ichkit.show.plan import Forecast, Plan, format_bytes
@@ -16,9 +17,11 @@ from ichkit.sources.folder import image_files
 from ichkit.sources.series import read_override
 from ichkit.sources.table import SOURCES, DataSource
 from ichkit.stages.predict.gate import GATE_NAME, Gate, find_gate
-from ichkit.stages.predict.model import Model, find_model, model_of
+from ichkit.stages.predict.model import EXPORT, Model, find_model, model_of
 from ichkit.stages.predict.outcome import JUDGED_TABLES, refuse_foreign_files
+from ichkit.stages.predict.signing import check_signature
 from ichkit.validation.catalog import find_sources
+from ichkit.work.artifacts import has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ class PredictOptions:
         gate: the export of a first model; studies that it calls positive do not go on to `model`.
         gate_threshold: from this probability on the first model calls a study positive; None for that of its export.
         has_dicom: also write heat maps as NIfTI, and key slices and a structured report as DICOM.
+        verify: PEM file of the public key that the model, and a first one, must be signed with; None checks nothing.
+        requires_signature: refuse to predict without `verify`.
     """
 
     path: Path
@@ -65,6 +70,8 @@ class PredictOptions:
     has_dicom: bool = False
     gate: Path | None = None
     gate_threshold: float | None = None
+    verify: Path | None = None
+    requires_signature: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,10 +182,12 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
 
     Raises:
         DataError: nothing at the path, or an invalid override.
-        ArtifactError, ConfigError: no such model, or none at all; `out` has files that `predict` did not write.
+        ArtifactError, ConfigError: no such model, or none at all; it is not signed as asked; `out` has files that
+            `predict` did not write.
     """
     task = find_task(config.task)
     _check_source(options)
+    _check_signatures(options)
     refuse_foreign_files(options.out)
     if options.has_dicom:
         from ichkit.stages.predict.dicom_out import check_parts
@@ -206,6 +215,24 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
         raise ConfigError("--gate-threshold belongs to a first model: name it with --gate FOLDER.")
     gate = None if options.gate is None else find_gate(work, options.gate, options.gate_threshold)
     return PredictPlan(config, work, options, task, images, refused, override, scoring, model, labels, gate)
+
+
+def _check_signatures(options: PredictOptions) -> None:
+    """Checks the signatures of the models before anything of them is read."""
+    if options.verify is None:
+        if options.requires_signature:
+            raise ConfigError("--require-signature: name the public key of the model with --verify KEY.")
+        return
+    for option, folder in (("--model", options.model), ("--gate", options.gate)):
+        if folder is None and option == "--gate":
+            continue
+        if folder is None or not has_artifact(Path(folder)) or read_manifest(Path(folder)).kind != EXPORT:
+            raise ConfigError(
+                f"--verify: expected a folder written by `ichkit export` with {option}, found {folder or 'none'}: only "
+                "exports are signed. Export it with `ichkit export NAME --sign KEY`."
+            )
+        check_signature(Path(folder), options.verify)
+        logger.info("predict: %s is signed by the key of %s", folder, options.verify)
 
 
 def _check_source(options: PredictOptions) -> None:

@@ -33,7 +33,7 @@ class WatchOptions:
         settle_seconds: a study is complete when none of its files was added or changed for so long.
         poll_seconds: time between two looks at the folder.
         is_once: predict what is complete and end.
-        accept_raw, skip_undecodable, has_page, has_dicom, device: as in `PredictOptions`.
+        accept_raw, skip_undecodable, has_page, has_dicom, device, verify, requires_signature: as in `PredictOptions`.
     """
 
     path: Path
@@ -47,6 +47,8 @@ class WatchOptions:
     has_page: bool = True
     has_dicom: bool = False
     device: str = "auto"
+    verify: Path | None = None
+    requires_signature: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def plan(config: Config, work: WorkFolder, options: WatchOptions) -> WatchPlan:
             accept_raw=options.accept_raw,
             skip_undecodable=options.skip_undecodable,
             has_dicom=options.has_dicom,
+            verify=options.verify,
+            requires_signature=options.requires_signature,
         ),
     )
     made = WatchPlan(options, base, base.find_model())
