@@ -17,7 +17,7 @@ from ichkit.core.tasks import Task
 from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.imaging.steps import Origin
 from ichkit.work.artifacts import FileDigest, Manifest, check_sizes, read_table, read_whole, write_bytes_atomically
-from ichkit.work.schemas import CROPS, KEY
+from ichkit.work.schemas import CROPS, sort_rows
 
 # blosc2 compresses a frame's table of offsets with four threads, once a chunk, whatever was asked of it: with a process
 # for each core that takes as long as the pixels, and the bytes depend on the threads. Only this variable keeps it at 1.
@@ -230,7 +230,7 @@ class Prepared:
                     f"Run `ichkit prepare --external {name}=PATH --labels CSV`."
                 )
             is_own = (self.slices.dataset == name) & (self.slices.split == Role.EXTERNAL)
-        return self.slices[is_own].sort_values(KEY, ignore_index=True)
+        return sort_rows(self.slices[is_own])
 
     def sample_ids(self) -> pd.DataFrame:
         """ID of the sample submission, in its order."""

@@ -16,7 +16,7 @@ from ichkit.work.artifacts import Manifest, check_sizes, digest_of, read_table
 from ichkit.work.folder import WorkFolder, pooled_name
 from ichkit.work.inventory import Inventory, kinds_of, take_inventory
 from ichkit.work.looks import Scored
-from ichkit.work.schemas import KEY, check_predictions, make_predictions
+from ichkit.work.schemas import check_predictions, make_predictions, sort_rows
 
 HAND = "hand"
 """Kind of a blend with given weights (`ichkit blend`), which has tables and no models."""
@@ -159,7 +159,7 @@ def load_out_of_fold(source: Source) -> pd.DataFrame:
         ArtifactError: a table cannot be read.
         ContractError: a table breaks the contract of predictions.
     """
-    table = pd.concat([source.read(path) for path in source.paths(OUT_OF_FOLD)]).sort_values(KEY, ignore_index=True)
+    table = sort_rows(pd.concat([source.read(path) for path in source.paths(OUT_OF_FOLD)]))
     check_predictions(table, source.task, f"{source.path} (out of fold)")
     return table
 

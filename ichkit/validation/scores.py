@@ -9,7 +9,7 @@ import numpy as np
 from ichkit.core.tasks import Task
 from ichkit.validation.intervals import Interval, basic_interval_of, interval_of
 from ichkit.validation.reliability import COUNT, POSITIVES, PROBABILITY, expected_calibration_error, positive_share
-from ichkit.validation.tallies import BINS, LOSS, RANKS, Blocks, ScoredRows, draw_blocks
+from ichkit.validation.tallies import AUC, BINS, LOSS, RANKS, Blocks, ScoredRows, draw_blocks
 from ichkit.validation.thresholds import (
     F1_AIM,
     HALF_AIM,
@@ -178,7 +178,7 @@ METRICS = {
     ),
     ROC_AUC: Metric(
         name=ROC_AUC,
-        block=RANKS,
+        block=AUC,
         measure=lambda blocks, _task: blocks["roc_auc"],
         description="Share of (positive, negative) pairs in order, ties half.",
         source="Hanley & McNeil, Radiology 143, 1982",

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from ichkit.validation.intervals import Interval, interval_of
-from ichkit.validation.metrics import log_losses
 from ichkit.validation.resampling import draw_counts
 from ichkit.validation.tallies import ScoredRows
 
@@ -26,10 +26,9 @@ class LossSums:
     @classmethod
     def of(cls, rows: ScoredRows) -> "LossSums":
         """The sums of out-of-fold rows, patients in the order of their ids."""
-        names, patient = np.unique(rows.members, return_inverse=True)
-        known = ~np.isnan(rows.labels)
-        losses = np.where(known, log_losses(rows.probabilities, rows.labels), 0.0)
-        both = [np.stack([np.bincount(patient, of, len(names)) for of in table.T], 1) for table in (losses, known)]
+        patient, names = pd.factorize(rows.members, sort=True)
+        tables = (rows.losses, ~np.isnan(rows.labels))
+        both = [np.stack([np.bincount(patient, of, len(names)) for of in table.T], 1) for table in tables]
         return cls(*both)
 
     @classmethod

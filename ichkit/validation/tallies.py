@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from ichkit.validation.metrics import log_losses
 from ichkit.validation.reliability import COUNT, POSITIVES, PROBABILITY, bin_numbers
@@ -12,7 +13,7 @@ from ichkit.validation.resampling import Ranking, resample, score_once
 from ichkit.validation.thresholds import FALSE_POSITIVE, NEGATIVE, POSITIVE, TRUE_POSITIVE, Decisions
 
 Blocks = dict[str, np.ndarray]
-LOSS, RANKS, BINS = "loss", "ranks", "bins"
+LOSS, AUC, RANKS, BINS = "loss", "auc", "ranks", "bins"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,17 @@ class ScoredRows:
         columns = [np.argsort(-column, kind="stable") for column in self.probabilities.T]
         return np.stack(columns).astype(np.int32)
 
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """(N, C) float64 log losses, 0 where the label is unknown."""
+        return np.where(np.isnan(self.labels), 0.0, log_losses(self.probabilities, self.labels))
+
     def with_decisions(self, decisions: Mapping[str, Decisions]) -> "ScoredRows":
         """The same rows with these decisions."""
-        return self._ordered(replace(self, decisions=decisions), self.order)
+        return self._derived(replace(self, decisions=decisions), order=self.order, losses=self.losses)
 
     def take(self, is_kept: np.ndarray, **place: str | int) -> "ScoredRows":
-        """Some of the rows, by (N,) bool, without their decisions; their order is derived, not sorted again.
+        """Some of the rows, by (N,) bool, without their decisions; their order and losses are not computed again.
 
         Args:
             place: the parts of `place` that differ.
@@ -53,12 +59,13 @@ class ScoredRows:
             {**self.place, **place}, self.probabilities[is_kept], self.labels[is_kept], self.members[is_kept]
         )
         number = np.cumsum(is_kept, dtype=np.int32) - np.int32(1)
-        return self._ordered(taken, np.stack([number[row[is_kept[row]]] for row in self.order]))
+        order = np.stack([number[row[is_kept[row]]] for row in self.order])
+        return self._derived(taken, order=order, losses=self.losses[is_kept])
 
     @staticmethod
-    def _ordered(rows: "ScoredRows", order: np.ndarray) -> "ScoredRows":
-        """The rows with their order cached, so that they are not sorted again."""
-        vars(rows)["order"] = order
+    def _derived(rows: "ScoredRows", **cached: np.ndarray) -> "ScoredRows":
+        """The rows with these cached properties, so that they are not computed again."""
+        vars(rows).update(cached)
         return rows
 
 
@@ -68,34 +75,36 @@ def draw_blocks(
     """The blocks of all rows, and those of every bootstrap sample, with a leading axis D.
 
     Args:
-        asked: of `LOSS`, `RANKS`, `BINS` and the criteria in `rows.decisions`.
+        asked: of `LOSS`, `AUC`, `RANKS`, `BINS` and the criteria in `rows.decisions`.
 
     Returns:
-        "loss" (C,) mean log losses; for `RANKS` "roc_auc" and "average_precision" (C,); "bins" (C, B, 3) as in
-        `reliability`; for each criterion its (C, 4) counts as in `thresholds`, NaN if its threshold is.
+        "loss" (C,) mean log losses; for `AUC` "roc_auc", for `RANKS` also "average_precision" (C,); "bins" (C, B, 3) as
+        in `reliability`; for each criterion its (C, 4) counts as in `thresholds`, NaN if its threshold is.
     """
-    names, member = np.unique(rows.members, return_inverse=True)
+    member, names = pd.factorize(rows.members, sort=True)
     known = ~np.isnan(rows.labels)
     tallies = {}
     if LOSS in asked:
-        losses = np.where(known, log_losses(rows.probabilities, rows.labels), 0.0)
-        tallies[LOSS] = np.stack([_by_group(losses, member, len(names)), _by_group(known, member, len(names))], -1)
+        tallies[LOSS] = np.stack([_by_group(table, member, len(names)) for table in (rows.losses, known)], -1)
     if BINS in asked:
         tallies[BINS] = _tally_bins(rows, known, member, len(names), num_bins)
     for aim in sorted(asked & rows.decisions.keys()):
         tallies[aim] = _tally_decisions(rows.decisions[aim], rows.labels, member, len(names))
     rankings = []
-    if RANKS in asked:
+    if asked & {AUC, RANKS}:
         columns = zip(rows.probabilities.T, rows.labels.T, rows.order, strict=True)
         rankings = [Ranking.of(p, y, member, order) for p, y, order in columns]
     shapes = {name: block.shape[1:] for name, block in tallies.items()}
     flat = [block.reshape(len(names), -1) for block in tallies.values()]
     sums = np.concatenate(flat, axis=1) if flat else np.zeros((len(names), 0))
-    results = (score_once(sums, rankings), resample(sums, rankings, num_draws=num_draws, seed=seed))
+    drawn_results = resample(sums, rankings, num_draws=num_draws, seed=seed, has_precision=RANKS in asked)
+    results = (score_once(sums, rankings), drawn_results)
     whole, drawn = (_unpack(result.sums, shapes, rows.decisions) for result in results)
     for blocks, result in zip((whole, drawn), results, strict=True):
+        if asked & {AUC, RANKS}:
+            blocks["roc_auc"] = result.roc_auc
         if RANKS in asked:
-            blocks |= {"roc_auc": result.roc_auc, "average_precision": result.average_precision}
+            blocks["average_precision"] = result.average_precision
     return {name: block[0] for name, block in whole.items()}, drawn
 
 

@@ -106,7 +106,7 @@ def make_predictions(
     # float32 cannot hold 1 - 1e-6 exactly; its nearest value inside the interval is used.
     low, high = np.float32(PROBABILITY_CLIP[0]), np.nextafter(np.float32(PROBABILITY_CLIP[1]), np.float32(0))
     table[task.probability_columns] = np.clip(probabilities.astype(np.float32), np.nextafter(low, np.float32(1)), high)
-    return table.sort_values(KEY, ignore_index=True)
+    return sort_rows(table)
 
 
 def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.DataFrame | None = None) -> None:
@@ -133,16 +133,29 @@ def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.Da
         raise ContractError(f"{where}: expected probabilities inside (0, 1).")
     if not is_sorted(table):
         raise ContractError(f"{where}: expected rows sorted by study_id, then slice_index.")
-    if slices is None:
-        return
-    foreign = set(table.slice_id) ^ set(slices.slice_id)
+    if slices is not None:
+        check_rows(table, where, slices)
+
+
+def check_rows(table: pd.DataFrame, where: str, slices: pd.DataFrame) -> None:
+    """Checks that a predictions table has exactly the expected slices, each with its own fold.
+
+    Args:
+        where: the table, for the message.
+        slices: the expected rows, with slice_id and, for an out-of-fold table, fold.
+
+    Raises:
+        ContractError: a slice is missing or unexpected, or a row has another fold.
+    """
+    is_same = table.slice_id.reset_index(drop=True).equals(slices.slice_id.reset_index(drop=True))
+    foreign = set() if is_same else set(table.slice_id) ^ set(slices.slice_id)
     if foreign:
         raise ContractError(
             f"{where}: expected exactly the {len(slices)} prepared slices, found {len(table)} rows; "
             f"{len(foreign)} differ, e.g. {min(foreign)}. Run `ichkit train` again to update the tables."
         )
     if "fold" in slices:
-        own = slices.set_index("slice_id").fold.reindex(table.slice_id).to_numpy()
+        own = (slices.fold if is_same else slices.set_index("slice_id").fold.reindex(table.slice_id)).to_numpy()
         wrong = np.flatnonzero(table.fold.to_numpy() != own)
         if len(wrong):
             row = table.iloc[wrong[0]]
@@ -154,5 +167,17 @@ def check_predictions(table: pd.DataFrame, task: Task, where: str, slices: pd.Da
 
 
 def is_sorted(table: pd.DataFrame, by: Sequence[str] = KEY) -> bool:
-    """True if the rows are sorted by the columns, ascending."""
-    return table[list(by)].reset_index(drop=True).equals(table[list(by)].sort_values(list(by), ignore_index=True))
+    """True if the rows are sorted by the columns, ascending; False if a key is missing."""
+    is_open = np.ones(max(len(table) - 1, 0), bool)  # rows that equal the next one in the columns before
+    for name in by:
+        key = table[name].reset_index(drop=True)
+        row, following = key.iloc[:-1], key.iloc[1:].reset_index(drop=True)
+        if (is_open & ~(row <= following).to_numpy(bool, na_value=False)).any():
+            return False
+        is_open &= (row == following).to_numpy(bool, na_value=False)
+    return True
+
+
+def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows by study_id and slice_index, with a fresh index; a sorted table is not sorted again."""
+    return table.reset_index(drop=True) if is_sorted(table) else table.sort_values(KEY, ignore_index=True)

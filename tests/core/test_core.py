@@ -33,7 +33,7 @@ from ichkit.work.folder import WorkFolder
 from ichkit.work.inventory import take_inventory
 from ichkit.work.locks import hold
 from ichkit.work.places import partial_of
-from ichkit.work.schemas import check_predictions, make_predictions
+from ichkit.work.schemas import check_predictions, is_sorted, make_predictions, sort_rows
 
 TASK = find_task("hemorrhage")
 
@@ -214,6 +214,22 @@ def test_a_table_that_breaks_the_contract_is_refused(change, message):
         check_predictions(change(table), TASK, "here", some_slices())
     assert str(caught.value).startswith("here: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["str", "object"])
+def test_rows_are_sorted_exactly_if_sorting_them_changes_nothing(kind):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(60):
+        table = pd.DataFrame({"study_id": rng.choice(["a", "B", "b1"], 3), "slice_index": rng.integers(2, size=3)})
+        table = table.astype({"study_id": kind})
+        by_pandas = table.sort_values(["study_id", "slice_index"], ignore_index=True)
+        found.append(is_sorted(table))
+        assert found[-1] == table.equals(by_pandas)
+        pd.testing.assert_frame_equal(sort_rows(table.set_index(np.array([7, 8, 9]))), by_pandas)
+    assert 0 < sum(found) < len(found)
+    assert is_sorted(table.iloc[:0])
+    assert not is_sorted(pd.DataFrame({"study_id": ["a", None], "slice_index": [0, 0]}, dtype="object"))
 
 
 def test_a_probability_that_is_not_finite_is_refused():

@@ -13,8 +13,9 @@ from support.simulated import TASK, make_work, rewrite_slices, rewrite_tables
 
 from ichkit.core.config import Config, EvaluateConfig
 from ichkit.core.errors import ArtifactError, ContractError, FoldError
-from ichkit.stages.scores import evaluate
+from ichkit.stages.scores import evaluate, score_source
 from ichkit.stages.scores.book import SLICES, external_studies, open_book
+from ichkit.stages.scores.score_source import read_out_of_fold
 from ichkit.validation.catalog import find_sources, load_out_of_fold, load_split
 from ichkit.validation.scores import PLACE
 from ichkit.work.artifacts import read_manifest, read_table
@@ -118,6 +119,22 @@ def test_scores_are_made_once_and_again_only_for_what_changed(work, caplog):
     shutil.rmtree(work.scores)
     do(evaluate, CONFIG, work)
     assert (work.scores / "scores.parquet").read_bytes() == kept != bytes_before
+
+
+def test_the_out_of_fold_rows_of_a_source_are_read_once(work, monkeypatch):
+    """Reading and checking them is a good part of the work."""
+    asked = []
+
+    def read_rows(source, *rest):
+        asked.append(source.name)
+        return read_out_of_fold(source, *rest)
+
+    for module in (evaluate, score_source):
+        monkeypatch.setattr(module, "read_out_of_fold", read_rows)
+    names = [source.name for source in find_sources(work, TASK)]
+    shutil.rmtree(work.scores)
+    evaluate.run(evaluate.plan(Config(), work))
+    assert sorted(asked) == sorted(names)
 
 
 def test_other_labels_or_other_settings_score_everything_again(work, caplog):

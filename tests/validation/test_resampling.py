@@ -91,6 +91,26 @@ def test_every_draw_scores_like_the_rows_of_its_groups_piled_up(digits, unknown)
     assert whole[HALF_AIM][0, [TRUE_POSITIVE, FALSE_POSITIVE]].sum() > 0
 
 
+@pytest.mark.parametrize("digits", [1, 2, 12], ids=["many ties", "some ties", "no ties"])
+def test_the_auc_alone_is_the_auc_beside_the_average_precision(digits):
+    rows = draw_rows(30, 9, digits, unknown=0.1)
+    both, alone = (draw_blocks(rows, {name}, num_bins=4, num_draws=70, seed=4) for name in ("ranks", "auc"))
+    for with_precision, without in zip(both, alone, strict=True):
+        assert without.keys() == {"roc_auc"}
+        np.testing.assert_array_equal(without["roc_auc"], with_precision["roc_auc"])
+
+
+def test_a_ranking_is_cut_into_single_rows_and_ties_with_both_classes():
+    """Scores 9 to 1: two negatives tied, a positive, a tie of both classes, a tie of positives, a negative."""
+    scores = np.array([9, 9, 8, 7, 7, 7, 6, 6, 5.0])
+    labels = np.array([0, 0, 1, 0, 1, 0, 1, 1, 0.0])
+    ranking = Ranking.of(scores, labels, np.arange(9), np.arange(9))
+    assert ranking.end.tolist() == [3, 6, 8, 9]
+    assert ranking.first_positive.tolist() == [2, 5, 6, 9]
+    assert ranking.is_tied.tolist() == [False, True, True, False]
+    assert ranking.owner.tolist() == [0, 1, 2, 3, 5, 4, 6, 7, 8]
+
+
 def test_a_long_run_of_negatives_does_not_overflow_its_counter():
     """70,000 negatives above the only positive and 30,000 below it: 16 bits hold 65,535."""
     scores = np.concatenate([np.linspace(1, 0.5, 70_000), [0.4], np.linspace(0.3, 0.1, 30_000)])

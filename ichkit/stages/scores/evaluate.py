@@ -274,7 +274,7 @@ def run(plan: EvaluatePlan) -> Manifest:
         tables = [getattr(kept[source.name], part) for source in sources]
         writer.write_table(name, pd.concat(tables, ignore_index=True))
     writer.write_table(COMPARISONS_NAME, _compare(sources, kept, prepared, config))
-    writer.write_table(SELECTION_NAME, _select(sources, prepared, config))
+    writer.write_table(SELECTION_NAME, _select(sources, kept, prepared, config))
     facts = {
         "data": "+".join(sorted({source.data for source in sources})),
         "task": prepared.task.name,
@@ -345,7 +345,11 @@ def _still_valid(plan: EvaluatePlan) -> dict[str, SourceScores]:
     if old is None or not names:
         return {}
     tables = {part: read_table(plan.work.scores / name, old.sha256_of(name)) for name, part in _TABLES.items()}
-    return {name: SourceScores(**{part: of[of.source == name] for part, of in tables.items()}) for name in names}
+    found: dict[str, SourceScores] = {}
+    for name in names:
+        scores, curves, draws = (tables[part][tables[part].source == name] for part in ("scores", "curves", "draws"))
+        found[name] = SourceScores(scores, curves, draws)
+    return found
 
 
 def _is_scored(source: Source, prepared: Manifest, old: Manifest) -> bool:
@@ -386,7 +390,7 @@ def _compare(
     return pd.concat(tables, ignore_index=True)
 
 
-def _select(sources: list[Source], prepared: Prepared, config: Config) -> pd.DataFrame:
+def _select(sources: list[Source], scored: dict[str, SourceScores], prepared: Prepared, config: Config) -> pd.DataFrame:
     """The best of all sources of the same folds by their loss, and the optimism of that choice.
 
     Sources that predict some classes alone have no rank, so that none of them is chosen.
@@ -395,7 +399,10 @@ def _select(sources: list[Source], prepared: Prepared, config: Config) -> pd.Dat
     rows = []
     for folds in dict.fromkeys(source.folds_label for source in ranked):
         peers = [source for source in ranked if source.folds_label == folds]
-        sums = [LossSums.of(read_out_of_fold(source, prepared, config).slices) for source in peers]
+        sums = [
+            scored[source.name].losses or LossSums.of(read_out_of_fold(source, prepared, config).slices)
+            for source in peers
+        ]
         seed = derive_seed(config.seed, "selection", folds)
         found = measure_selection(sums, prepared.task.weight_array(), num_draws=config.evaluate.num_draws, seed=seed)
         rows.append(

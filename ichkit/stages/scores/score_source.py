@@ -40,12 +40,13 @@ from ichkit.validation.scores import (
     WEIGHTED_LOG_LOSS,
     score_rows,
 )
+from ichkit.validation.selection import LossSums
 from ichkit.validation.studies import AGGREGATIONS, MAXIMUM
 from ichkit.validation.subgroups import ALL, SLICE_PARTITIONS, STUDY_PARTITIONS, find_subgroups, own_partitions
 from ichkit.validation.tallies import ScoredRows
 from ichkit.validation.thresholds import HALF, HALF_AIM, choose_thresholds, decide
 from ichkit.work.artifacts import read_table
-from ichkit.work.schemas import check_predictions
+from ichkit.work.schemas import check_rows
 
 _LOSSES = (WEIGHTED_LOG_LOSS, LOG_LOSS)
 _RANKS = (ROC_AUC, AVERAGE_PRECISION)
@@ -57,11 +58,17 @@ _COMPARED = (*_LOSSES, ROC_AUC, F1_HALF)
 
 @dataclass(frozen=True)
 class SourceScores:
-    """Tables about one source; columns of `SCORE_DTYPES`, of `CURVE_DTYPES`, and of `DRAWS_DTYPES` and `draws`."""
+    """Tables about one source.
+
+    Attributes:
+        scores, curves, draws: columns of `SCORE_DTYPES`, of `CURVE_DTYPES`, and of `DRAWS_DTYPES` and `draws`.
+        losses: the out-of-fold losses of its patients; None for scores that were read from a file.
+    """
 
     scores: pd.DataFrame
     curves: pd.DataFrame
     draws: pd.DataFrame
+    losses: LossSums | None = None
 
 
 class _Collector:
@@ -111,12 +118,12 @@ class _Collector:
         for label, numbers in zip(self.source.task.classes, scores, strict=True):
             self._scores.append({**place, "class": label, **dict(zip(names, numbers, strict=True)), "num_left_out": 0})
 
-    def finish(self) -> SourceScores:
-        """The collected results as tables with their dtypes."""
+    def finish(self, losses: LossSums) -> SourceScores:
+        """The collected results as tables with their dtypes, and the out-of-fold losses."""
         draws = self._make_table(self._draws, DRAWS_DTYPES)
         draws["draws"] = pd.Series([row["draws"] for row in self._draws], dtype=object)
         scores, curves = self._make_table(self._scores, SCORE_DTYPES), self._make_table(self._curves, CURVE_DTYPES)
-        return SourceScores(scores, curves, draws)
+        return SourceScores(scores, curves, draws, losses)
 
     def _make_table(self, rows: list[dict[str, Any]], dtypes: dict[str, str]) -> pd.DataFrame:
         columns = {name: [row[name] for row in rows] for name in dtypes if name != "source"}
@@ -131,16 +138,19 @@ def score_source(source: Source, prepared: Prepared, config: Config) -> SourceSc
         ContractError: a table does not contain exactly the expected slices, each with its own fold.
     """
     collector = _Collector(source, config)
-    by_slice, by_study = _score_out_of_fold(collector, source, prepared, config)
+    rows = read_out_of_fold(source, prepared, config)
+    losses = LossSums.of(rows.slices)
+    by_slice, by_study = _score_out_of_fold(collector, source, rows, prepared)
+    del rows  # before the external sets: it is the largest table
     for dataset in scored_external_sets(prepared):
         table = load_external(source, prepared, dataset, config.evaluate)
         if has_slice_labels(prepared, dataset):
-            rows = _slice_rows(table, prepared, dataset, source)
-            _score_at_given(collector, rows, by_slice, (*_losses_of(source), *_BY_STUDY))
+            slices = _slice_rows(table, prepared, dataset, source)
+            _score_at_given(collector, slices, by_slice, (*_losses_of(source), *_BY_STUDY))
             for name, is_inside in slice_subgroups(prepared.split(dataset), prepared).items():
-                collector.add(rows.take(is_inside, subgroup=name), (*_losses_of(source), ROC_AUC))
+                collector.add(slices.take(is_inside, subgroup=name), (*_losses_of(source), ROC_AUC))
         _score_external(collector, table, dataset, by_study, prepared, config)
-    return collector.finish()
+    return collector.finish(losses)
 
 
 def seed_of_rows(rows: ScoredRows, config: Config) -> int:
@@ -260,7 +270,7 @@ def read_out_of_fold(source: Source, prepared: Prepared, config: Config) -> OutO
     train = train[train.fold.isin(source.folds)].reset_index(drop=True)
     table = _as_scored(load_out_of_fold(source), source, config.evaluate)
     _check_slices(table, train, source, "oof")
-    check_predictions(table, task, source.path, train)
+    check_rows(table, source.path, train)
     part = _parts_of(source, train, config)
     place: dict[str, str | int] = {
         "dataset": "+".join(sorted(train.dataset.unique())),
@@ -325,10 +335,9 @@ def _losses_of(source: Source) -> tuple[str, ...]:
 
 
 def _score_out_of_fold(
-    collector: _Collector, source: Source, prepared: Prepared, config: Config
+    collector: _Collector, source: Source, rows: OutOfFold, prepared: Prepared
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Scores the out-of-fold rows; returns the thresholds of all slices, and of all studies, by aim, (C,) each."""
-    rows = read_out_of_fold(source, prepared, config)
     slices, fold = rows.slices, rows.facts.fold.to_numpy(np.int64)
     losses = _losses_of(source)
     of_slices = _score_with_thresholds(collector, slices, rows.part, source, (*losses, *_BY_STUDY))
