@@ -4,6 +4,9 @@ import shutil
 import sys
 
 import pytest
+
+pytest.importorskip("model_signing", reason="needs model-signing (extra sign)")
+
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from support.commands import call
@@ -19,8 +22,6 @@ from ichkit.stages.watch.plan import WatchOptions
 from ichkit.stages.watch.plan import plan as plan_watch
 from ichkit.work.artifacts import read_manifest
 from ichkit.work.folder import WorkFolder
-
-pytest.importorskip("model_signing", reason="needs model-signing (extra sign)")
 
 
 def write_keys(folder, name="key", key=None, password=None):

@@ -218,7 +218,7 @@ def plan(config: Config, work: WorkFolder, options: PredictOptions) -> PredictPl
 
 
 def _check_signatures(options: PredictOptions) -> None:
-    """Checks the signatures of the models before anything of them is read."""
+    """Checks the signatures of the models; of what they hold only the manifest was read before."""
     if options.verify is None:
         if options.requires_signature:
             raise ConfigError("--require-signature: name the public key of the model with --verify KEY.")
