@@ -73,9 +73,10 @@ def resample(
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 6 and 13, by cluster: a patient's
         slices are drawn together.
     """
+    tallies = _Tallies.of(sums)
     with ThreadPoolExecutor(max(1, min(len(rankings), os.cpu_count() or 1))) as pool:
         parts = [
-            _score(counts, sums, rankings, pool.map, has_precision)
+            _score(counts, tallies, rankings, pool.map, has_precision)
             for counts in draw_counts(len(sums), num_draws, seed)
         ]
     drawn, auc, precision = (np.concatenate(part)[:num_draws] for part in zip(*parts, strict=True))
@@ -84,7 +85,8 @@ def resample(
 
 def score_once(sums: np.ndarray, rankings: Sequence[Ranking]) -> Resampled:
     """The sums and scores of all groups, each once, as a single sample."""
-    return Resampled(*_score(np.ones((len(sums), 1), np.uint8), sums, rankings, map, has_precision=True))
+    once = np.ones((len(sums), 1), np.uint8)
+    return Resampled(*_score(once, _Tallies.of(sums), rankings, map, has_precision=True))
 
 
 def draw_counts(num_groups: int, num_draws: int, seed: int) -> Iterator[np.ndarray]:
@@ -102,9 +104,33 @@ def _draw_counts(num_groups: int, num_draws: int, seed: int) -> tuple[np.ndarray
     return tuple(_count(rng.integers(num_groups, size=(_DRAWS_PER_PASS, num_groups))) for _ in passes)
 
 
+@dataclass(frozen=True)
+class _Tallies:
+    """The sums of the groups that are not 0, most of which are: a patient has no row in most bins.
+
+    Attributes:
+        starts: (G + 1,) int64, where the sums of each group begin.
+        columns: (V,) int64, the quantity of each sum.
+        values: (V,) float64.
+        num_columns: number of quantities.
+    """
+
+    starts: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    num_columns: int
+
+    @classmethod
+    def of(cls, sums: np.ndarray) -> "_Tallies":
+        """The tallies of (G, K) sums."""
+        groups, columns = np.nonzero(sums)
+        starts = np.searchsorted(groups, np.arange(len(sums) + 1))
+        return cls(starts, columns, np.asarray(sums[groups, columns], np.float64), sums.shape[1])
+
+
 def _score(
     counts: np.ndarray,
-    sums: np.ndarray,
+    tallies: _Tallies,
     rankings: Sequence[Ranking],
     apply: Callable[..., Iterable[np.ndarray]],
     has_precision: bool,
@@ -118,7 +144,8 @@ def _score(
     ranks = np.empty((2, counts.shape[1], len(rankings)))
     for number, scores in enumerate(apply(lambda ranking: _rank(counts, ranking, run, has_precision), rankings)):
         ranks[..., number] = scores
-    return _weighted_sums(counts, sums).T, ranks[0], ranks[1]
+    total = _weighted_sums(counts, tallies.starts, tallies.columns, tallies.values, tallies.num_columns)
+    return total.T, ranks[0], ranks[1]
 
 
 def _rank(counts: np.ndarray, ranking: Ranking, run: int, has_precision: bool) -> np.ndarray:
@@ -140,16 +167,21 @@ def _count(picks: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _weighted_sums(counts: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """(K, D) sums over the groups of (G, K) sums, weighted by (G, D) counts."""
+def _weighted_sums(
+    counts: np.ndarray, starts: np.ndarray, columns: np.ndarray, values: np.ndarray, num_columns: int
+) -> np.ndarray:
+    """(K, D) sums over the groups, weighted by their (G, D) counts.
+
+    Args:
+        starts, columns, values, num_columns: as in `_Tallies`.
+    """
     num_groups, num_draws = counts.shape
-    total = np.zeros((sums.shape[1], num_draws))
+    total = np.zeros((num_columns, num_draws))
     for g in range(num_groups):
-        for k in range(sums.shape[1]):
-            value = sums[g, k]
-            if value != 0.0:
-                for d in range(num_draws):
-                    total[k, d] += counts[g, d] * value
+        for entry in range(starts[g], starts[g + 1]):
+            k, value = columns[entry], values[entry]
+            for d in range(num_draws):
+                total[k, d] += counts[g, d] * value
     return total
 
 

@@ -137,14 +137,15 @@ def _best_thresholds(p: np.ndarray, is_positive: np.ndarray, is_used: np.ndarray
     # Fractions are compared by their whole-number cross products, so that equal ones are equal.
     f1_hits, f1_size, best_j = 0, 1, -np.int64(positives) * negatives - 1
     f1_at, j_at = np.nan, np.nan
-    hits, alarms = 0, 0
+    hits, alarms, last_hits = 0, 0, -1
     for row in range(len(p)):
-        if is_used[row]:
-            hits += is_positive[row]
-            alarms += not is_positive[row]
+        hits += is_used[row] & is_positive[row]
+        alarms += is_used[row] & (not is_positive[row])
         is_last_of_tie = row + 1 == len(p) or p[row + 1] != p[row]
-        if not is_last_of_tie or hits + alarms == 0:
+        # Without a new hit no score is higher than the last, except the first of all.
+        if hits == last_hits or not is_last_of_tie or hits + alarms == 0:
             continue
+        last_hits = hits
         size = hits + alarms + positives
         if hits * f1_size > f1_hits * size:
             f1_hits, f1_size, f1_at = hits, size, p[row]

@@ -267,7 +267,9 @@ def read_out_of_fold(source: Source, prepared: Prepared, config: Config) -> OutO
     """
     task = prepared.task
     train = prepared.split("train")
-    train = train[train.fold.isin(source.folds)].reset_index(drop=True)
+    is_own = train.fold.isin(source.folds)
+    if not is_own.all():  # else it is no further copy of the table
+        train = train[is_own].reset_index(drop=True)
     table = _as_scored(load_out_of_fold(source), source, config.evaluate)
     _check_slices(table, train, source, "oof")
     check_rows(table, source.path, train)
