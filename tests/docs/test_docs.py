@@ -226,12 +226,12 @@ def test_every_setting_in_the_tables_of_other_tools_is_one_with_that_value(text)
         assert key not in tables or value in tables[key]
 
 
-# costs.md, and what the README takes from it
+# costs.md and experiments.md, and what the README takes from them
 
 
 def figures() -> list[tuple[str, str, str]]:
-    """(value, file, key) of every row of costs.md and of the README that names a file of results."""
-    text = read("docs/costs.md") + read("README.md")
+    """(value, file, key) of every row of these pages that names a file of results."""
+    text = read("docs/costs.md") + read("docs/experiments.md") + read("README.md")
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in row] for row in rows if len(row) == len(("figure", "value", "file", "key"))]
     return [(value, file, key) for _, value, file, key in cells if file.endswith(".json")]
