@@ -3,7 +3,8 @@
 Phantoms of 1, 4 and 16 times as many studies; CPU seconds of `prepare`, an epoch of `train`, `stack`, `evaluate` and
 `predict`, each on one core in one process. With cost = fixed + rate * size**exponent, the exponent follows from the
 differences of three sizes in equal steps, log4((c16 - c4) / (c4 - c1)), so that what every size costs (imports, models)
-cannot flatter it. Below 96 studies the second stage leaves out classes, and its cost says nothing. `--picture FILE` draws.
+cannot flatter it. Below 96 studies the second stage leaves out classes, and its cost says nothing. Medians over rounds;
+`--picture FILE` draws them.
 """
 
 import os
