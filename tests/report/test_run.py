@@ -330,9 +330,9 @@ def test_one_fold_without_stack_and_cq500_makes_a_whole_page(tmp_path):
     for command in commands:
         name, *words = shlex.split(command)[1:]
         main.commands[name].make_context(name, words)
-    # All sections but that of thresholds on patients for validation, of which a run has none unless it asks for them.
-    assert "inner" not in page.ids
-    assert len(page.headings) == len(report._SCORED) - 1 + len(report._STUDY) + 4
+    # All sections but two: a run has patients for validation only if it asks for them, and regions have a score.
+    assert not {"inner", "regions"} & set(page.ids)
+    assert len(page.headings) == len(report._SCORED) - 2 + len(report._STUDY) + 4
 
 
 def test_without_training_the_page_shows_the_data_and_says_what_comes_next(tmp_path):
