@@ -16,6 +16,16 @@ def has_content(section: Section) -> bool:
     return any(_is_content(block) for block in section.blocks)
 
 
+def start_sentence(text: str) -> str:
+    """The text with a capital at its start.
+
+    Example:
+        >>> start_sentence("AUC and loss of every fold"), start_sentence("loss"), start_sentence("")
+        ('AUC and loss of every fold', 'Loss', '')
+    """
+    return text[:1].upper() + text[1:]
+
+
 def lines_of(section: Section) -> list[str]:
     """The text of a section's blocks: a line for each paragraph, caption, title, note and row of a table.
 

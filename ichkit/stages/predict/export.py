@@ -15,7 +15,7 @@ from ichkit.imaging.store import Prepared
 from ichkit.show.plan import Forecast, Plan
 from ichkit.stages.predict.card import collect_card
 from ichkit.stages.predict.card_files import CARD_JSON, CARD_MARKDOWN, encode_card
-from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model
+from ichkit.stages.predict.model import EXPORT, RESEARCH_NOTE, Model, find_model, is_export
 from ichkit.stages.predict.signing import SIGNATURE_NAME, check_private_key, sign_export
 from ichkit.stages.predict.thresholds import THRESHOLDS_NAME, measure_thresholds
 from ichkit.work.artifacts import ArtifactWriter, Manifest, encode_json, has_artifact, read_bytes, read_manifest
@@ -205,7 +205,7 @@ def _list_parts(model: Model) -> tuple[Part, ...]:
 
 def _refuse_other_content(folder: Path) -> None:
     """Raises if the output folder has content that is not an earlier export."""
-    if has_artifact(folder) and read_manifest(folder).kind == EXPORT:
+    if is_export(folder):
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(

@@ -11,10 +11,10 @@ from ichkit.core.tasks import Task, find_task
 from ichkit.imaging.parts import WHOLE, PartSettings
 from ichkit.show.blocks import Prose, Section
 from ichkit.show.table import NOTHING, Cell, Table
-from ichkit.stages.predict.model import EXPORT, Model, find_model
+from ichkit.stages.predict.model import Model, find_model, is_export
 from ichkit.stages.predict.thresholds import STUDY, read_thresholds
 from ichkit.validation.thresholds import F1_AIM
-from ichkit.work.artifacts import has_artifact, read_manifest
+from ichkit.work.artifacts import read_manifest
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def find_gate(work: WorkFolder, folder: Path, threshold: float | None) -> Gate:
         ConfigError: no export.
         ArtifactError: it is damaged.
     """
-    if not has_artifact(folder) or read_manifest(folder).kind != EXPORT:
+    if not is_export(folder):
         raise ConfigError(
             f"--gate: expected a folder written by `ichkit export` at {folder}, found none. Export the model that "
             "shall see the studies first."

@@ -95,6 +95,15 @@ def model_of(work: WorkFolder, source: Source) -> Model:
     return Model(source.name, runs, stack, source.kind, source.data)
 
 
+def is_export(folder: Path) -> bool:
+    """Whether `ichkit export` wrote a folder.
+
+    Raises:
+        ArtifactError: its manifest is damaged.
+    """
+    return has_artifact(folder) and read_manifest(folder).kind == EXPORT
+
+
 def _model_of_folder(folder: Path, task: Task) -> Model:
     """The model in a folder of a run (with fold0, ...), of a stack (in its work folder) or of an export."""
     manifest = read_manifest(folder) if has_artifact(folder) else None

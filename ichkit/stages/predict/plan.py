@@ -17,11 +17,10 @@ from ichkit.sources.folder import image_files
 from ichkit.sources.series import read_override
 from ichkit.sources.table import SOURCES, DataSource
 from ichkit.stages.predict.gate import GATE_NAME, Gate, find_gate
-from ichkit.stages.predict.model import EXPORT, Model, find_model, model_of
+from ichkit.stages.predict.model import Model, find_model, is_export, model_of
 from ichkit.stages.predict.outcome import JUDGED_TABLES, refuse_foreign_files
 from ichkit.stages.predict.signing import check_signature
 from ichkit.validation.catalog import find_sources
-from ichkit.work.artifacts import has_artifact, read_manifest
 from ichkit.work.folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -226,7 +225,7 @@ def _check_signatures(options: PredictOptions) -> None:
     for option, folder in (("--model", options.model), ("--gate", options.gate)):
         if folder is None and option == "--gate":
             continue
-        if folder is None or not has_artifact(Path(folder)) or read_manifest(Path(folder)).kind != EXPORT:
+        if folder is None or not is_export(Path(folder)):
             raise ConfigError(
                 f"--verify: expected a folder written by `ichkit export` with {option}, found {folder or 'none'}: only "
                 "exports are signed. Export it with `ichkit export NAME --sign KEY`."

@@ -4,6 +4,7 @@ from ichkit.core.errors import ConfigError
 from ichkit.core.roles import LOCKED, title_of
 from ichkit.show.blocks import Section
 from ichkit.show.table import BLANK, NOTHING, Cell, Table
+from ichkit.show.words import start_sentence
 from ichkit.sources.external import find_external_source
 from ichkit.sources.table import SOURCES, DataSource
 from ichkit.stages.report.report_data import ReportData
@@ -52,7 +53,7 @@ def say_kind(report: ReportData) -> str:
     done = ["development of a prediction model with cross-validation by patient"]
     done += [f"external test on {join_words(outside)}"] if (outside := _tested_sets(report)) else []
     done += ["patients locked away from development"] if LOCKED in report.prepared.external_sets() else []
-    return f"Retrospective: existing scans with their labels. {_capital(join_words(done))}."
+    return f"Retrospective: existing scans with their labels. {start_sentence(join_words(done))}."
 
 
 def say_aim(report: ReportData) -> str:
@@ -115,7 +116,3 @@ def _tested_sets(report: ReportData) -> list[str]:
 def _without_scheme(text: str) -> str:
     """An address as text: a page holds no link to elsewhere."""
     return text.replace("https://", "").replace("http://", "")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -19,6 +19,7 @@ from ichkit.show.blocks import Block, Card, Gallery, Legend, Missing, Prose, Sub
 from ichkit.show.page import encode_webp
 from ichkit.show.table import format_number
 from ichkit.show.viewer import HOW_TO_SCROLL
+from ichkit.show.words import start_sentence
 from ichkit.stages.explain.held_out import Explained, explain_slices
 from ichkit.stages.report.commands import missing_of_store
 from ichkit.stages.report.report_data import ReportData, shorten
@@ -107,7 +108,7 @@ def make_galleries(report: ReportData, judged: list[Judged]) -> list[Block]:
             name = report.task.classes[c]
             none = Prose(f"{name}: none.")
             inside.append(Gallery(f"{name}: {verdict}s", cards, _legend(explained)) if cards else none)
-        blocks.append(Subsection(f"{verdict[0].upper()}{verdict[1:]}s", inside))
+        blocks.append(Subsection(f"{start_sentence(verdict)}s", inside))
     return [*blocks, _all_slices(report, judged, explained, viewers)]
 
 

@@ -13,6 +13,7 @@ from ichkit.show.blocks import Block, Chart, Charts, KeyFigure, KeyFigures, List
 from ichkit.show.drawing import COLOURS, MUTED, in_style, make_figure, to_svg
 from ichkit.show.page import render
 from ichkit.show.table import Table, format_number
+from ichkit.show.words import start_sentence
 from ichkit.stages.tune.choose import Choice
 from ichkit.stages.tune.plan import TunePlan, describe_params
 from ichkit.stages.tune.space import Dimension, Range
@@ -75,22 +76,19 @@ def _draw(plan: TunePlan, trials: Sequence[Trial], choice: Choice, epochs: pd.Da
         figure = _draw_dimension(plan, trials, choice, dimension)
         alt = f"{name} against {dimension.name}"
         charts.append(
-            Chart(to_svg(figure, f"by{number}", alt), f"{_start(alt)}: every trial, other settings as drawn.")
+            Chart(to_svg(figure, f"by{number}", alt), f"{start_sentence(alt)}: every trial, other settings as drawn.")
         )
     if epochs is not None:
         alt = f"{_epoch_label(plan)} after each epoch"
         figure = _draw_epochs(plan, choice, epochs)
-        charts.append(Chart(to_svg(figure, "epochs", alt), f"{_start(alt)}, mean over folds; thick: the best trial."))
+        charts.append(
+            Chart(to_svg(figure, "epochs", alt), f"{start_sentence(alt)}, mean over folds; thick: the best trial.")
+        )
     return charts
 
 
 def _epoch_label(plan: TunePlan) -> str:
     return plan.objective.column.replace("_", " ")
-
-
-def _start(text: str) -> str:
-    """The text with a capital at its start."""
-    return text[:1].upper() + text[1:]
 
 
 @in_style

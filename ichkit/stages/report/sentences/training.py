@@ -12,6 +12,7 @@ from ichkit.models.context import CONTEXTS
 from ichkit.models.descriptor import HUB
 from ichkit.models.losses import LOSSES
 from ichkit.models.pooling import POOLS
+from ichkit.show.words import start_sentence
 from ichkit.stages.report.sentences.counts import join_words, say_count
 
 _RUN = "run:"
@@ -209,7 +210,7 @@ def _say_regularization(train: TrainConfig, adapted: Mapping[str, Any]) -> list[
         parts.append(f"exponential moving average of the weights, decay {adapted.get('ema_decay', train.ema_decay):g}")
     parts += ["the bias of the last layer starts at the prevalence of each class"] if train.label_prior_bias else []
     text = join_words(parts)
-    return [f"{text[:1].upper()}{text[1:]}."] if text else []
+    return [f"{start_sentence(text)}."] if text else []
 
 
 def _describe(table: Mapping[str, Any], name: str) -> str:
